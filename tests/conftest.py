@@ -1,0 +1,24 @@
+"""What every test stands on: one thread, a fixed seed, no network, and a torchvision that imports."""
+
+import os
+
+# huggingface_hub reads it when it is imported, so it is set before anything can import that
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import zoo
+
+torch.set_num_threads(1)
+
+# torchvision's import fails next to a CPU build of torch until nms and qnms have a name. The models that the
+# benchmarks run on need the same, and an operator can be named only once: so theirs is the one place.
+zoo._define_torchvision_operators()
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
