@@ -1,0 +1,1 @@
+"""From a module to a measured speed-up: ONNX export, onnxruntime sessions, layout and latency."""

@@ -1,0 +1,132 @@
+"""What is put in order in an ONNX graph after torch.onnx has written it."""
+
+import re
+
+import onnx_ir as ir
+from onnxscript.rewriter import rewrite
+from onnxscript.rewriter.rules.common import (
+    fuse_batchnorm_into_conv_rule,
+    fuse_batchnorm_into_conv_transpose_rule,
+    fuse_batchnorm_into_gemm_rule,
+)
+
+WRAPPER_PREFIX = "model."
+"""What the exporting wrapper puts before the names of the model's own parameters."""
+
+_FUSIONS = (
+    fuse_batchnorm_into_conv_rule,
+    fuse_batchnorm_into_conv_transpose_rule,
+    fuse_batchnorm_into_gemm_rule,
+)
+
+
+def tidy(model: ir.Model) -> None:
+    """Fuse what is left to fuse, restore names and clear metadata, in place.
+
+    torch.onnx notes the Python stack of every node in the file; the paths of the machine that exported a
+    model are nobody else's business.
+    """
+    fuse_shared_batch_norms(model)
+    _restore_names(model.graph)
+    _name_batch_axis(model.graph)
+    _clear_metadata(model)
+
+
+def unfused_batch_norms(graph: ir.Graph) -> list[ir.Node]:
+    """The BatchNormalization nodes that could be folded into the convolution before them and are not.
+
+    Not among them: one whose convolution is read by others as well, or whose statistics are computed from
+    its input.
+    """
+    return [node for node in graph if node.op_type == "BatchNormalization" and _foldable(node)]
+
+
+def fuse_shared_batch_norms(model: ir.Model) -> None:
+    """Fold BatchNormalization into convolutions that share their weight with others, in place.
+
+    The optimiser leaves these alone because the folded weights differ; each gets a copy of its own first.
+    """
+    nodes = unfused_batch_norms(model.graph)
+    for node in nodes:
+        producer = node.inputs[0].producer()  # type: ignore[union-attr]
+        assert producer is not None  # because the node is foldable
+        for index, value in enumerate(producer.inputs[1:], start=1):
+            if value is None or len(value.uses()) == 1:
+                continue
+            name = _free_name(f"{value.name}_{producer.outputs[0].name}", _names(model.graph))
+            copy = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
+            model.graph.register_initializer(copy)
+            producer.replace_input_with(index, copy)
+    if nodes:
+        rewrite(model, pattern_rewrite_rules=_FUSIONS)
+
+
+def _foldable(node: ir.Node) -> bool:
+    inner = node.inputs[0]
+    if inner is None or inner.is_graph_output() or len(inner.uses()) != 1:
+        return False
+    producer = inner.producer()
+    if producer is None or producer.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+        return False
+    constants = [value for value in (*producer.inputs[1:], *node.inputs[1:]) if value is not None]
+    return all(value.is_initializer() and value.const_value is not None for value in constants)
+
+
+def _restore_names(graph: ir.Graph) -> None:
+    """Parameters get the names of the model's `state_dict` again."""
+    names = _names(graph)
+    for value in list(graph.initializers.values()):
+        if value.name is not None and value.name.startswith(WRAPPER_PREFIX):
+            value.name = _free_name(value.name.removeprefix(WRAPPER_PREFIX), names)
+            names.add(value.name)
+
+
+def _name_batch_axis(graph: ir.Graph) -> None:
+    """The symbol of the inputs' first axis is called `batch`, alone and inside expressions like `49*s77`."""
+    symbols: dict[str, str] = {}
+    for value in graph.inputs:
+        first = value.shape[0] if value.shape is not None and len(value.shape) else None
+        if isinstance(first, ir.SymbolicDim) and first.value is not None and first.value not in symbols:
+            symbols[first.value] = "batch" if not symbols else f"batch_{len(symbols)}"
+    if not symbols:
+        return
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
+    values = [*graph.inputs, *(out for node in graph.all_nodes() for out in node.outputs)]
+    for value in values:
+        if value.shape is None:
+            continue
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, ir.SymbolicDim) and size.value is not None:
+                renamed = pattern.sub(lambda match: symbols[match.group()], size.value)
+                value.shape[axis] = ir.SymbolicDim(renamed)
+
+
+def _clear_metadata(model: ir.Model) -> None:
+    model.doc_string = None
+    model.metadata_props.clear()
+    model.graph.doc_string = None
+    model.graph.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        _clear_value(value)
+    for node in model.graph.all_nodes():
+        node.doc_string = None
+        node.metadata_props.clear()
+        for value in node.outputs:
+            _clear_value(value)
+
+
+def _clear_value(value: ir.Value) -> None:
+    value.doc_string = None
+    value.metadata_props.clear()
+
+
+def _names(graph: ir.Graph) -> set[str]:
+    values = [*graph.inputs, *graph.initializers.values()]
+    values += [output for node in graph.all_nodes() for output in node.outputs]
+    return {value.name for value in values if value.name is not None}
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name

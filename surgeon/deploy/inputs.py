@@ -1,0 +1,173 @@
+"""How a model is called: its example inputs by name, other inputs like them, and its outputs by name."""
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from surgeon.errors import InvalidInputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a model, its tensors taken out and named; whatever else was passed stays as it was.
+
+    >>> call = read_call(nn.Linear(3, 2), torch.ones(4, 3))
+    >>> call.names, call.batch, call.batched
+    (('input',), 4, (0,))
+    >>> args, kwargs = call.bind((torch.zeros(1, 3),))
+    >>> args[0].shape, kwargs
+    (torch.Size([1, 3]), {})
+    """
+
+    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    leaves: tuple[Any, ...]
+    spec: pytree.TreeSpec
+
+    @property
+    def batch(self) -> int | None:
+        """Size of the first axis of the first input that has one."""
+        return next((tensor.shape[0] for tensor in self.tensors if tensor.ndim), None)
+
+    @property
+    def batched(self) -> tuple[int, ...]:
+        """Positions of the tensors whose first axis has the size of the batch."""
+        batch = self.batch
+        return tuple(i for i, tensor in enumerate(self.tensors) if tensor.ndim and tensor.shape[0] == batch)
+
+    def bind(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments with `tensors` in the places of the example's."""
+        rest = iter(tensors)
+        leaves = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        return args, kwargs
+
+    def with_batch(self, batch: int) -> "Call":
+        """The example repeated, or cut, along the first axis to `batch` rows."""
+        rows = torch.arange(batch)
+        chosen = {i: self.tensors[i].index_select(0, rows % self.tensors[i].shape[0]) for i in self.batched}
+        return dataclasses.replace(
+            self, tensors=tuple(chosen.get(i, tensor) for i, tensor in enumerate(self.tensors))
+        )
+
+    def sample(self, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Random inputs of the example's shapes, types and value ranges, see `sample_like`."""
+        return tuple(sample_like(tensor, generator) for tensor in self.tensors)
+
+
+def read_call(model: nn.Module, example_inputs: object) -> Call:
+    """Read example inputs: a tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
+
+    The call's tensors are detached copies on the CPU, floating-point ones in float32. Raises
+    `InvalidInputs` if there is no tensor among them or one of them is empty.
+    """
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    if isinstance(example_inputs, Tensor):
+        args, kwargs = (example_inputs,), {}
+    elif isinstance(example_inputs, Mapping):
+        args, kwargs = (), dict(example_inputs)
+    elif isinstance(example_inputs, (tuple, list)):
+        args, kwargs = tuple(example_inputs), {}
+    else:
+        raise InvalidInputs(
+            f"example_inputs is a {type(example_inputs).__name__}; "
+            "pass a tensor, a tuple of positional inputs or a dict of keyword inputs"
+        )
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    names = [name for name, leaf in zip(_leaf_names(model, args, kwargs), leaves) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise InvalidInputs("example_inputs holds no tensor; an exported file needs at least one input")
+    for name, tensor in zip(names, tensors):
+        if not tensor.numel():
+            raise InvalidInputs(f"example input {name!r} is empty, its shape is {tuple(tensor.shape)}")
+    return Call(unique(names), tuple(_to_float32(tensor) for tensor in tensors), tuple(leaves), spec)
+
+
+def sample_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """A random tensor of `tensor`'s shape and type.
+
+    Integers and booleans are drawn from the example's own values, so that an index stays in range. Floats
+    are normal with the example's mean and standard deviation, clamped to its range; a constant example
+    says nothing of its spread and gets a standard deviation of 1.
+
+    >>> ids = sample_like(torch.tensor([[3, 7, 7]]), torch.Generator().manual_seed(0))
+    >>> ids.shape, set(ids.flatten().tolist()) <= {3, 7}
+    (torch.Size([1, 3]), True)
+    """
+    if not tensor.is_floating_point():
+        values = tensor.flatten()
+        return values[torch.randint(values.numel(), tensor.shape, generator=generator)]
+    noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+    low, high = tensor.aminmax()
+    if low == high:
+        return noise + low
+    return (noise * tensor.std() + tensor.mean()).clamp(low, high)
+
+
+def named_outputs(output: object) -> Iterator[tuple[str, object]]:
+    """The leaves of a model's output with their names; a leaf that is None is left out.
+
+    A lone tensor is `output`, a tuple's are `output_0`, `output_1`, a dict's (a Hugging Face `ModelOutput`
+    is one) have its keys. What is neither a container nor a tensor comes as it is.
+
+    >>> [name for name, _ in named_outputs({"logits": torch.ones(1), "states": (torch.ones(1), None)})]
+    ['logits', 'states_0']
+    """
+    yield from _walk("", output)
+
+
+def unique(names: list[str], taken: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """`names` with a number added to those that stand twice or are `taken`."""
+    seen = set(taken)
+    result: list[str] = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate in seen:
+            candidate, number = f"{name}_{number}", number + 1
+        seen.add(candidate)
+        result.append(candidate)
+    return tuple(result)
+
+
+def _walk(prefix: str, value: object) -> Iterator[tuple[str, object]]:
+    if value is None:
+        return
+    children: list[tuple[str, object]] | None = None
+    if isinstance(value, Mapping):
+        children = [(str(key), child) for key, child in value.items()]
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        children = list(zip(value._fields, value))
+    elif isinstance(value, (tuple, list)):
+        children = [(str(index), child) for index, child in enumerate(value)]
+        prefix = prefix or "output"
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        children = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if children is None:
+        yield prefix or "output", value
+        return
+    for key, child in children:
+        yield from _walk(f"{prefix}_{key}" if prefix else key, child)
+
+
+def _leaf_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """A name for each leaf of `(args, kwargs)`: the parameter of `forward`, and the place inside it."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional += [f"input_{index}" for index in range(len(positional), len(args))]
+    names: list[str] = []
+    for name, value in [*zip(positional, args), *kwargs.items()]:
+        count = len(pytree.tree_leaves(value))
+        names += [name] if count == 1 else [f"{name}_{index}" for index in range(count)]
+    return names
+
+
+def _to_float32(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu().clone()
+    return tensor.float() if tensor.is_floating_point() else tensor

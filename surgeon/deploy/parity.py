@@ -1,0 +1,109 @@
+"""Does an ONNX file compute what the PyTorch module computes?"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from surgeon.deploy.session import ORT_ERRORS, open_session
+from surgeon.errors import BenchmarkError, ExportError, InvalidArgument
+
+Function = Callable[..., Sequence[Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """The largest relative deviation found, and the outputs compared."""
+
+    deviation: float
+    outputs: tuple[str, ...]
+
+
+def relative_deviation(expected: np.ndarray, actual: np.ndarray) -> float:
+    """max |a - b| / max |b| over the elements, in float64; where b is all zero, max |a - b|.
+
+    NaN equals NaN and an infinity itself; an infinity or NaN on one side only deviates infinitely.
+
+    >>> relative_deviation(np.array([1.0, -2.0]), np.array([1.0, -1.5]))
+    0.25
+    """
+    a, b = np.asarray(actual, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    finite = np.isfinite(a) & np.isfinite(b)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if not (finite | same).all():
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = float(np.abs(b[finite]).max())
+    return float(np.abs(a[finite] - b[finite]).max()) / (scale or 1.0)
+
+
+def check_parity(
+    path: str | os.PathLike[str],
+    function: Function,
+    samples: Iterable[Sequence[Tensor]],
+    *,
+    input_names: Sequence[str],
+    tolerance: float = 1e-3,
+) -> Parity:
+    """Run the file at `path` and `function` on each of `samples` and compare every output.
+
+    `function` takes the tensors of a sample, in the order of `input_names`, and returns tensors in the order
+    of the file's outputs. Raises `ExportError` that names the output, the deviation and the input's shapes if
+    one deviates by more than `tolerance` (see `relative_deviation`), has another shape, or is nowhere finite.
+    """
+    try:
+        session = open_session(path, threads=torch.get_num_threads())
+    except (BenchmarkError, InvalidArgument) as error:
+        raise ExportError(f"onnxruntime refuses the exported file: {error}") from error
+    names = tuple(output.name for output in session.get_outputs())
+    wanted = {item.name for item in session.get_inputs()}
+    largest = 0.0
+    for sample in samples:
+        shapes = {name: tuple(tensor.shape) for name, tensor in zip(input_names, sample)}
+        with torch.no_grad():
+            # Cloned, because a model may write into its input.
+            expected = [tensor.numpy() for tensor in function(*(tensor.clone() for tensor in sample))]
+        feeds = {name: tensor.numpy() for name, tensor in zip(input_names, sample) if name in wanted}
+        actual = _run(session, feeds, shapes)
+        if len(actual) != len(expected):
+            raise ExportError(
+                f"the exported file has {len(actual)} outputs ({', '.join(names)}), the model {len(expected)}"
+            )
+        for name, want, got in zip(names, expected, actual):
+            largest = max(largest, _compare(name, want, got, tolerance, shapes))
+    return Parity(largest, names)
+
+
+def _run(
+    session: ort.InferenceSession, feeds: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]
+) -> list[np.ndarray]:
+    try:
+        return session.run(None, feeds)
+    except ORT_ERRORS as error:
+        raise ExportError(f"the exported file fails in onnxruntime on inputs {shapes}: {error}") from error
+
+
+def _compare(
+    name: str, want: np.ndarray, got: np.ndarray, tolerance: float, shapes: dict[str, tuple[int, ...]]
+) -> float:
+    if want.shape != got.shape:
+        raise ExportError(
+            f"output {name!r} has shape {got.shape} in onnxruntime and {want.shape} in PyTorch, inputs {shapes}"
+        )
+    if want.size and not np.isfinite(np.asarray(want, dtype=np.float64)).any():
+        raise ExportError(
+            f"output {name!r} is nowhere finite in PyTorch itself on inputs {shapes}, so nothing can be compared; "
+            "look for NaN in the weights, or pass example inputs of the range the model is made for"
+        )
+    deviation = relative_deviation(want, got)
+    if not deviation <= tolerance:
+        raise ExportError(
+            f"output {name!r} deviates from PyTorch by {deviation:.3g} (max |a - b| / max |b|), "
+            f"more than the tolerance {tolerance:g}, on inputs {shapes}"
+        )
+    return deviation

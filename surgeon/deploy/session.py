@@ -1,0 +1,128 @@
+"""onnxruntime sessions with everything fixed that would make two runs differ."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from surgeon.errors import BenchmarkError, InvalidArgument
+
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    ort_errors.EPFail,
+)
+"""What onnxruntime raises for a file it can read but can't run."""
+
+_UNREADABLE = (ort_errors.InvalidProtobuf, ort_errors.NoSuchFile, ort_errors.NoModel)
+
+_NUMPY_TYPES = {
+    "float": np.float32,
+    "float16": np.float16,
+    "double": np.float64,
+    "bool": np.bool_,
+    "int8": np.int8,
+    "int16": np.int16,
+    "int32": np.int32,
+    "int64": np.int64,
+    "uint8": np.uint8,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+}
+
+
+def open_session(
+    path: str | os.PathLike[str], *, threads: int = 1, dump_to: str | os.PathLike[str] | None = None
+) -> ort.InferenceSession:
+    """A CPU session of the file: `threads` threads inside an operator, operators one after the other.
+
+    All graph optimisations are on, because below ORT_ENABLE_ALL there is no blocked layout; threads do not
+    spin, because a spinning thread takes CPU time from what is measured beside it. With `dump_to`, the
+    optimised graph is written there, its large weights in a file beside it.
+
+    Raises `InvalidArgument` if `threads` is below 1, or the file is missing or not ONNX, and
+    `BenchmarkError` if onnxruntime can't run it.
+    """
+    if threads < 1:
+        raise InvalidArgument(f"threads is {threads}; at least 1 is needed")
+    file = Path(path)
+    if not file.is_file():
+        raise InvalidArgument(f"{file}: there is no such file; export the model first")
+    if not file.stat().st_size:
+        raise InvalidArgument(f"{file}: the file is empty, not an ONNX model")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if dump_to is not None:
+        options.optimized_model_filepath = os.fspath(dump_to)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{Path(dump_to).name}.data"
+        )
+    try:
+        return ort.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
+    except _UNREADABLE as error:
+        raise InvalidArgument(f"{file}: not an ONNX model ({_reason(error)})") from error
+    except ORT_ERRORS as error:
+        raise BenchmarkError(f"{file}: onnxruntime can't run this model ({_reason(error)})") from error
+
+
+def make_feeds(
+    session: ort.InferenceSession,
+    *,
+    seed: int = 0,
+    feeds: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Inputs for a session: those given in `feeds`, the others made from the model's signature.
+
+    Dynamic dimensions get size 1, floats are standard normal, integers and booleans zero (a valid index
+    into any table). Raises `InvalidArgument` for a name the model does not have, or a shape that does not
+    fit, and for an input whose type can't be made up.
+    """
+    given = dict(feeds or {})
+    inputs = session.get_inputs()
+    unknown = given.keys() - {item.name for item in inputs}
+    if unknown:
+        raise InvalidArgument(
+            f"feeds holds {sorted(unknown)}, but the model's inputs are {[item.name for item in inputs]}"
+        )
+    rng = np.random.default_rng(seed)
+    result: dict[str, np.ndarray] = {}
+    for item in inputs:
+        kind = item.type.removeprefix("tensor(").removesuffix(")")
+        if item.name in given:
+            result[item.name] = np.asarray(given[item.name])
+            _check_shape(item.name, result[item.name].shape, item.shape)
+            continue
+        if kind not in _NUMPY_TYPES:
+            raise InvalidArgument(f"input {item.name!r} is a {item.type}; pass it in feeds")
+        shape = [size if isinstance(size, int) else 1 for size in item.shape]
+        dtype = _NUMPY_TYPES[kind]
+        if np.issubdtype(dtype, np.floating):
+            result[item.name] = rng.standard_normal(shape).astype(dtype)
+        else:
+            result[item.name] = np.zeros(shape, dtype)
+    return result
+
+
+def _check_shape(name: str, shape: tuple[int, ...], declared: list[int | str | None]) -> None:
+    fits = len(shape) == len(declared) and all(
+        size == want for size, want in zip(shape, declared) if isinstance(want, int)
+    )
+    if not fits:
+        raise InvalidArgument(f"feeds[{name!r}] has shape {shape}, the model wants {tuple(declared)}")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition(" : ")[2].strip() or str(error)

@@ -1,0 +1,126 @@
+"""Makes a traced graph functional: no operator writes into its inputs, and no region hides operators."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+# Composite operators that may return their own input without saying so in their schema.
+_MAY_ALIAS = {"aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::to", "aten::type_as"}
+
+
+def functionalise(program: ExportedProgram) -> fx.GraphModule:
+    """The program as a module whose operators have no side effects.
+
+    In-place operators on tensors that nothing else looks at become their functional variants. Where views are written
+    to, torch's own functionalisation does the work.
+    """
+    module = _unlifted(program)
+    if _replace_in_place(module.graph):
+        module.recompile()
+        return module
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = _unlifted(program.run_decompositions({}))
+    if not _replace_in_place(module.graph):
+        raise RuntimeError("torch's functionalisation left an operator that writes into a view")
+    return module
+
+
+def _unlifted(program: ExportedProgram) -> fx.GraphModule:
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+def _mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _returns_view(node: fx.Node) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return node.op == "call_function"
+    schema = target._schema
+    return schema.name in _MAY_ALIAS or any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+
+
+def _replace_in_place(graph: fx.Graph) -> bool:
+    """Replace in-place operators by functional ones; False, with the graph unchanged, where that is not safe."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    todo: list[tuple[fx.Node, Any]] = []
+    for node in graph.nodes:
+        if node.op != "call_function" or not _mutates(node):
+            continue
+        functional = _functional_variant(node.target)
+        target = node.args[0] if node.args else None
+        if functional is None or not isinstance(target, fx.Node) or target.op == "get_attr" or _returns_view(target):
+            return False
+        if any(_returns_view(user) and order[user] < order[node] for user in target.users):
+            return False
+        todo.append((node, functional))
+    for node, functional in todo:
+        node.target = functional
+        written = node.args[0]
+        assert isinstance(written, fx.Node)
+        written.replace_all_uses_with(node, delete_user_cb=lambda user, at=node: order[user] > order[at])
+    return True
+
+
+def _functional_variant(target: Any) -> Any:
+    namespace, _, name = target._schema.name.partition("::")
+    if not name.endswith("_") or namespace != "aten":
+        return None
+    packet = getattr(torch.ops.aten, name[:-1], None)
+    return getattr(packet, target._overloadname, None) if packet is not None else None
+
+
+def inline_wrapped_regions(module: fx.GraphModule) -> None:
+    """Replace calls of `no_grad` and `autocast(enabled=False)` regions by the operators inside them.
+
+    Gradients and autocasting apart, such a region computes what its operators compute.
+    """
+    graph = module.graph
+    wrappers = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
+    found = True
+    while found:
+        found = False
+        for node in list(graph.nodes):
+            skip = wrappers.get(getattr(node.target, "_name", getattr(node.target, "__name__", "")))
+            if node.op != "call_function" or skip is None:
+                continue
+            found = True
+            region, *operands = node.args[skip:]
+            _inline(module, node, region, operands)
+    graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _inline(module: fx.GraphModule, node: fx.Node, region: Any, operands: list[Any]) -> None:
+    body = module.get_submodule(str(region.target))
+    assert isinstance(body, fx.GraphModule)
+    values: dict[fx.Node, Any] = {}
+    inputs = iter(operands)
+    result: Any = None
+    with module.graph.inserting_before(node):
+        for inner in body.graph.nodes:
+            if inner.op == "placeholder":
+                values[inner] = next(inputs)
+            elif inner.op == "output":
+                result = fx.node.map_arg(inner.args[0], lambda n: values[n])
+            elif inner.op == "get_attr":
+                values[inner] = module.graph.get_attr(f"{region.target}.{inner.target}")
+                values[inner].meta = dict(inner.meta)
+            else:
+                values[inner] = module.graph.node_copy(inner, lambda n: values[n])
+    if isinstance(result, tuple | list):
+        for user in list(node.users):
+            user.replace_all_uses_with(result[user.args[1]])
+            module.graph.erase_node(user)
+    else:
+        node.replace_all_uses_with(result)
+    module.graph.erase_node(node)

@@ -1,0 +1,14 @@
+"""Axis rules for ATen operators, a family a file."""
+
+from surgeon.rules import (  # noqa: F401  (importing a family registers its rules)
+    contraction,
+    indexing,
+    layout,
+    normalization,
+    pointwise,
+    pooling,
+    recurrence,
+)
+from surgeon.rules.base import RULES, Axes, Context, Kept, Typed, arguments, find, rule, size_of, where
+
+__all__ = ["RULES", "Axes", "Context", "Kept", "Typed", "arguments", "find", "rule", "size_of", "where"]

@@ -1,0 +1,196 @@
+"""What a rule is: from the axes of an operator's inputs to those of its outputs, and to its new arguments.
+
+A rule is a function of a node and a `Context`, registered under the names of the ATen operators it covers. It unifies
+and pins axes through the context and returns a `Typed`: the axes of the output, what is contracted or reduced, and how
+the arguments that depend on widths are printed for a smaller graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from surgeon.axes import ONE, Axis, Space
+from surgeon.trace import hint
+
+Axes = tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which units of every leaf are left; answers the questions that printing arguments asks."""
+
+    space: Space
+    keep: Mapping[int, Sequence[int]]
+    widths: Mapping[int, int]
+
+    def width(self, axis: Axis) -> int:
+        """How many positions of `axis` are left."""
+        return self.space.width(axis, self.widths)
+
+    def changed(self, axis: Axis) -> bool:
+        """Whether any position of `axis` is removed."""
+        return self.width(axis) != axis.size
+
+    def positions(self, axis: Axis) -> np.ndarray:
+        """The positions of `axis` that are left, ascending."""
+        return self.space.kept(axis, self.keep)
+
+    def sizes(self, axes: Sequence[Axis], old: Sequence[Any]) -> list[Any]:
+        """New sizes for a list of size arguments: what does not change stays as written, be it symbolic or -1."""
+        new: list[Any] = []
+        for axis, size in zip(axes, old, strict=True):
+            if not self.changed(axis) or (isinstance(size, int) and size < 0):
+                new.append(size)
+            else:
+                new.append(self.width(axis) if isinstance(size, int) else -1)
+        return new
+
+
+Printer = Callable[[Kept], Any]
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What a rule says about a node.
+
+    `out`: the axes of the output, or of each output. `contracted`: axes that are summed over, so that a removed unit's
+    contribution is simply missing. `reduced`: axes that a statistic is taken over, which changes when units are
+    removed. `macs`: the axes whose sizes multiply to the multiply-accumulate operations, times `scale`; a list of such
+    products is added up. `args`:
+    how arguments, by their name in the operator's schema, are printed for a smaller graph. `target` replaces the
+    operator when any printed argument differs.
+    """
+
+    out: Axes | list[Axes]
+    contracted: Axes = ()
+    reduced: Axes = ()
+    macs: Axes | list[Axes] = ()
+    scale: float = 1.0
+    args: Mapping[str, Printer] = field(default_factory=dict)
+    target: Any = None
+
+
+class Context:
+    """The axes found so far, and the space that knows what is the same."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.axes: dict[fx.Node, Axes | list[Axes]] = {}
+
+    def of(self, node: Any) -> Axes:
+        """The axes of the tensor that `node` computes; `()` for a number."""
+        if not isinstance(node, fx.Node):
+            return ()
+        axes = self.axes.get(node, ())
+        if isinstance(axes, list):
+            raise TypeError(f"{node.name} computes several tensors")
+        return axes
+
+    def fresh(self, size: int, pin: str | None = None) -> Axis:
+        return self.space.fresh(size, pin)
+
+    def pinned(self, sizes: Sequence[int], why: str) -> Axes:
+        """Fresh axes of these sizes, none of whose units may be removed."""
+        return tuple(self.space.fresh(size, why) for size in sizes)
+
+    def pin(self, axes: Sequence[Axis], why: str) -> None:
+        for axis in axes:
+            self.space.pin(axis, why)
+
+    def unify(self, a: Axis, b: Axis, why: str) -> None:
+        self.space.unify(a, b, why)
+
+    def broadcast(self, operands: Sequence[Axes], why: str) -> Axes:
+        """The axes of an elementwise result: operands align at their last axes, and axes of size 1 are stretched."""
+        rank = max((len(axes) for axes in operands), default=0)
+        out: list[Axis] = []
+        for position in range(-rank, 0):
+            axis: Axis = ONE
+            for axes in operands:
+                if len(axes) < -position or axes[position].size == 1:
+                    continue
+                if axis.size == 1:
+                    axis = axes[position]
+                else:
+                    self.unify(axis, axes[position], why)
+            out.append(axis)
+        return tuple(out)
+
+
+Rule = Callable[[fx.Node, dict[str, Any], Context], Typed]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule under ATen operator names; a name without an overload covers all of its overloads."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            if name in RULES:
+                raise ValueError(f"{name} has a rule already")
+            RULES[name] = function
+        return function
+
+    return register
+
+
+def find(target: Any) -> Rule | None:
+    """The rule for an operator, or None."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return None
+    name = target._schema.name.removeprefix("aten::")
+    return RULES.get(f"{name}.{target._overloadname}") or RULES.get(name)
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The node's arguments by their names in the operator's schema, defaults filled in."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    found: dict[str, Any] = {}
+    for index, argument in enumerate(schema.arguments):
+        if index < len(node.args) and not argument.kwarg_only:
+            found[argument.name] = node.args[index]
+        elif argument.name in node.kwargs:
+            found[argument.name] = node.kwargs[argument.name]
+        else:
+            found[argument.name] = argument.default_value if argument.has_default_value() else None
+    return found
+
+
+def size_of(node: fx.Node) -> tuple[int, ...]:
+    """The sizes of the tensor that `node` computes, a dynamic batch at the size it was traced with."""
+    value = node.meta.get("val")
+    return tuple(hint(size) for size in value.shape) if isinstance(value, Tensor) else ()
+
+
+def sizes_of(node: fx.Node) -> list[tuple[int, ...]]:
+    """The sizes of each of the tensors that `node` computes."""
+    value = node.meta.get("val")
+    return [tuple(hint(s) for s in v.shape) if isinstance(v, Tensor) else () for v in value or ()]
+
+
+def same(axes: Axes, **more: Any) -> Typed:
+    """The output has the axes of the input."""
+    return Typed(out=axes, **more)
+
+
+def dims(value: Any, rank: int) -> list[int]:
+    """A dim argument as ascending, non-negative dims; None means all."""
+    if value is None or value == []:
+        return list(range(rank))
+    values = [value] if isinstance(value, int) else list(value)
+    return sorted(v % rank for v in values) if rank else []
+
+
+def where(node: fx.Node) -> str:
+    """The node's place in the user's model, for messages."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(list(stack.values())), ("", None))[0] if stack else ""
+    path = str(path).removeprefix("L['self'].").removeprefix("L['self']")
+    operator = str(node.target).removeprefix("aten.").split(".")[0]
+    return f"{operator} in {path}" if path else operator

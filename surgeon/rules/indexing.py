@@ -1,0 +1,130 @@
+"""Operators that read or write positions by number, and those that make tensors out of nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from surgeon.rules.base import Context, Typed, dims, rule, size_of, sizes_of, where
+
+
+@rule("embedding")
+def embedding(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    w, index = c.of(a["weight"]), c.of(a["indices"])
+    c.pin((w[0],), f"{where(node)}: rows are looked up by number")
+    return Typed((*index, *w[1:]))
+
+
+@rule("index", "_unsafe_index")
+def index(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    """Advanced indexing: the indexed axes are replaced by the broadcast axes of the indices."""
+    x, indices = c.of(a["self"]), list(a["indices"])
+    why = f"{where(node)}: positions are read by number"
+    sizes = size_of(node)
+    if any(i is not None and _is_mask(i) for i in indices):
+        c.pin(x, why)
+        return Typed(c.pinned(sizes, why))
+    at = [d for d, i in enumerate(indices) if i is not None]
+    c.pin([x[d] for d in at], why)
+    looked_up = c.broadcast([c.of(indices[d]) for d in at], why)
+    adjacent = at == list(range(at[0], at[-1] + 1))
+    kept = [axis for d, axis in enumerate(x) if d not in at]
+    place = at[0] if adjacent else 0
+    return Typed((*kept[:place], *looked_up, *kept[place:]))
+
+
+def _is_mask(node: Any) -> bool:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return value is not None and not value.dtype.is_floating_point and str(value.dtype) in ("torch.bool", "torch.uint8")
+
+
+@rule("index_select", "index_add", "index_copy")
+def index_select(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    x = list(c.of(a["self"]))
+    dim = a["dim"] % len(x)
+    why = f"{where(node)}: positions are read by number"
+    c.pin((x[dim], *c.of(a["index"])), why)
+    if a.get("source") is not None:
+        c.broadcast([tuple(x[:dim] + x[dim + 1 :]), tuple(v for i, v in enumerate(c.of(a["source"])) if i != dim)], why)
+        c.pin((c.of(a["source"])[dim],), why)
+        return Typed(tuple(x))
+    x[dim] = c.of(a["index"])[0] if c.of(a["index"]) else x[dim]
+    return Typed(tuple(x))
+
+
+@rule("gather", "take_along_dim", "scatter", "scatter_add", "scatter_reduce")
+def gather(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    x, i = c.of(a["self"]), c.of(a.get("index", a.get("indices")))
+    why = f"{where(node)}: positions are read or written by number"
+    dim = a["dim"] % len(x) if a["dim"] is not None else None
+    others = [c.of(a[name]) for name in ("src",) if isinstance(a.get(name), fx.Node)]
+    for axes in (i, *others):
+        for d, (axis, other) in enumerate(zip(x, axes, strict=False)):
+            if d == dim or axis.size != other.size:
+                c.pin((axis, other), why)
+            else:
+                c.unify(axis, other, why)
+    reads = "gather" in str(node.target) or "take" in str(node.target)
+    return Typed(i if reads else x)
+
+
+@rule("index_put")
+def index_put(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    x = c.of(a["self"])
+    why = f"{where(node)}: positions are written by number"
+    indices = [i for i in a["indices"] if i is not None]
+    c.pin((*x, *c.of(a["values"])), why)
+    for i in indices:
+        c.pin(c.of(i), why)
+    return Typed(x)
+
+
+@rule("topk", "sort", "sort.stable", "kthvalue")
+def ordered(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    x = list(c.of(a["self"]))
+    why = f"{where(node)}: positions along the axis are ordered by value"
+    dim = a["dim"] % len(x)
+    c.pin((x[dim],), why)
+    x[dim] = c.fresh(sizes_of(node)[0][dim], why)
+    return Typed([tuple(x), tuple(x)])
+
+
+@rule("argmax", "argmin", "argsort", "argsort.stable", "msort")
+def positions(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    x = c.of(a["self"])
+    over = dims(a.get("dim"), len(x))
+    c.pin([x[d] for d in over], f"{where(node)}: positions along the axis are returned")
+    if len(size_of(node)) == len(x):
+        return Typed(tuple(c.fresh(s) if s != axis.size else axis for axis, s in zip(x, size_of(node), strict=True)))
+    return Typed(tuple(axis for d, axis in enumerate(x) if d not in over))
+
+
+@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "empty.memory_format", "rand",
+      "randn")
+def uniform(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    """A tensor whose elements do not depend on their position: its units may go with those that they meet."""
+    axes = tuple(c.fresh(size) for size in size_of(node))
+    return Typed(axes, args={"size": lambda kept: kept.sizes(axes, a["size"])})
+
+
+@rule("arange", "linspace", "eye", "scalar_tensor", "one_hot", "randperm", "tril_indices", "triu_indices", "bucketize",
+      "searchsorted", "nonzero", "masked_select", "hann_window", "fft_fftfreq", "unique_consecutive", "bincount")
+def numbered(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    """A tensor whose elements depend on their position, or on values: no position may disappear."""
+    why = f"{where(node)}: values that depend on the position"
+    for value in a.values():
+        c.pin(c.of(value), why)
+    return Typed(c.pinned(size_of(node), why))
+
+
+@rule("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "_assert_async", "sym_size",
+      "item", "_local_scalar_dense")
+def effect_free(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    """Computes no tensor. An assertion about metadata still holds: it is dropped when the graph is rewritten."""
+    for value in a.values():
+        if "item" in str(node.target) or "scalar_dense" in str(node.target):
+            c.pin(c.of(value), f"{where(node)}: a value is read")
+    return Typed(())
+
+

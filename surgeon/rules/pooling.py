@@ -1,0 +1,44 @@
+"""Operators over spatial windows: pooling and interpolation. Leading axes pass through, spatial ones are pinned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from surgeon.rules.base import Context, Typed, rule, size_of, sizes_of, where
+
+_RANK = {"1d": 1, "2d": 2, "3d": 3}
+
+
+@rule(*[f"{kind}_pool{rank}" for rank in _RANK for kind in ("max", "avg", "adaptive_avg")],
+      "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d", "upsample_bilinear2d",
+      "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+      "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+      "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
+def windows(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    rank = next(n for tag, n in _RANK.items() if tag in str(node.target))
+    x = c.of(a.get("self", a.get("input")))
+    why = f"{where(node)}: spatial axis"
+    c.pin(x[-rank:], why)
+    return Typed((*x[:-rank], *c.pinned(size_of(node)[-rank:], why)))
+
+
+@rule(*[f"{kind}_pool{rank}{tail}" for rank in _RANK for kind, tail in (("adaptive_max", ""), ("max", "_with_indices"))])
+def windows_with_indices(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    rank = next(n for tag, n in _RANK.items() if tag in str(node.target))
+    x = c.of(a["self"])
+    why = f"{where(node)}: spatial axis"
+    c.pin(x[-rank:], why)
+    out = (*x[:-rank], *c.pinned(sizes_of(node)[0][-rank:], why))
+    return Typed([out, out])
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def grid_sampler(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    """Input (N, C, *spatial), grid (N, *out, rank)."""
+    x, grid = c.of(a["input"]), c.of(a["grid"])
+    why = f"{where(node)}: sampled positions"
+    c.pin((*x[2:], *grid[1:]), why)
+    c.unify(x[0], grid[0], why)
+    return Typed((*x[:2], *c.pinned(size_of(node)[2:], why)))

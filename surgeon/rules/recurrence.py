@@ -1,0 +1,56 @@
+"""Recurrent layers: their hidden units are shared by gates, layers, directions and the initial state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from surgeon.axes import Axis, concat
+from surgeon.rules.base import Axes, Context, Typed, rule, sizes_of, where
+
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+@rule("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input")
+def recurrent(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    """Input (N, L, I) with batch_first, else (L, N, I); weights (gates·hidden, …), stacked by layer and direction."""
+    kind = str(node.target).removeprefix("aten.").split(".")[0]
+    why = f"{where(node)}: hidden units do not align"
+    states = [c.of(h) for h in (a["hx"] if isinstance(a["hx"], tuple | list) else [a["hx"]])]
+    directions = 2 if a["bidirectional"] else 1
+    hidden = states[0][-1]
+    for state in states[1:]:
+        c.unify(hidden, state[-1], why)
+    parameters = [c.of(p) for p in a["params"]]
+    each = 4 if a["has_biases"] else 2
+    x = c.of(a["input"])
+    step, batch = (x[-2], x[0]) if len(x) == 3 and a["batch_first"] else (x[0], x[-2] if len(x) == 3 else None)
+    c.pin((step,), f"{where(node)}: time axis")
+    if len(parameters) != each * a["num_layers"] * directions:
+        return _projected(node, [*parameters, *states, x], c)
+    feature: Axis = x[-1]
+    for layer in range(a["num_layers"]):
+        for direction in range(directions):
+            index = (layer * directions + direction) * each
+            own = parameters[index : index + each]
+            c.unify(feature, own[0][1], why)
+            c.unify(hidden, own[1][1], why)
+            for axes in own:
+                gate, units = c.space.divide(axes[0], [_GATES[kind], hidden.size], why)
+                c.pin((gate,), f"{where(node)}: gates")
+                c.unify(units, hidden, why)
+        feature = concat([hidden] * directions)
+    for state in states:
+        c.pin(state[:1], f"{where(node)}: layers and directions")
+        if batch is not None and len(state) == 3:
+            c.unify(batch, state[1], why)
+    gates: Axes = tuple(axis for own in parameters for axis in own[1:])
+    return Typed([(*x[:-1], feature), *states], contracted=gates, macs=[(*x[:-1], *own) for own in parameters if len(own) == 2])
+
+
+def _projected(node: fx.Node, operands: list[Axes], c: Context) -> Typed:
+    why = f"{where(node)}: a recurrent layer with projections"
+    for axes in operands:
+        c.pin(axes, why)
+    return Typed([c.pinned(size, why) for size in sizes_of(node)])

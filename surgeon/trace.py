@@ -1,0 +1,230 @@
+"""The front end: a model and example inputs become a functional `torch.fx` graph of ATen operators."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+from surgeon.errors import InvalidArgument, InvalidInputs, TraceError
+from surgeon.functional import functionalise, inline_wrapped_regions
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a model computes.
+
+    `module` is a functional FX graph of ATen operators; its parameters and buffers are the model's own, under their
+    original names, and are shared with it. `tensors` maps the name of a `get_attr` node to the name of the tensor it
+    reads, `canonical` a tensor's name to the first name of the same tensor (tied weights have several). `dynamic` says
+    whether the first axis of the inputs may have any size.
+    """
+
+    module: fx.GraphModule
+    inputs: Inputs
+    tensors: Mapping[str, str]
+    canonical: Mapping[str, str]
+    dynamic: bool
+    batch: int
+    values: Mapping[str, Tensor] = field(repr=False, default_factory=dict)
+
+    @property
+    def nodes(self) -> Iterator[fx.Node]:
+        return iter(self.module.graph.nodes)
+
+    @property
+    def output(self) -> fx.Node:
+        return next(iter(reversed(self.module.graph.nodes)))
+
+    def tensor(self, name: str) -> Tensor:
+        """The parameter, buffer or constant of this name."""
+        return self.values[name]
+
+    def fingerprint(self) -> str:
+        """A digest of the architecture: names, shapes and kinds of the tensors that the graph reads, not their values.
+
+        >>> from torch import nn
+        >>> a, b = (trace(nn.Linear(3, 2), torch.zeros(2, 3)).fingerprint() for _ in range(2))
+        >>> a == b
+        True
+        """
+        shapes = sorted((name, list(tensor.shape)) for name, tensor in self.values.items())
+        operators = sorted(str(node.target) for node in self.nodes if node.op == "call_function")
+        kinds = {name: operators.count(name) for name in operators if name.startswith("aten.")}
+        return hashlib.sha256(json.dumps([shapes, kinds]).encode()).hexdigest()
+
+
+def shape(node: fx.Node) -> tuple[int, ...]:
+    """The sizes of the tensor that `node` computes, a dynamic batch at the size it was traced with."""
+    return tuple(hint(size) for size in node.meta["val"].shape)
+
+
+def hint(size: int | torch.SymInt) -> int:
+    """A size as a plain integer; a symbolic one at the value it was traced with."""
+    return size if isinstance(size, int) else int(size.node.hint)
+
+
+def normalise_inputs(example_inputs: Any) -> Inputs:
+    """A tensor, a tuple of positional inputs or a dict of keyword inputs as `(args, kwargs)`."""
+    match example_inputs:
+        case Tensor():
+            args, kwargs = (example_inputs,), {}
+        case tuple() | list():
+            args, kwargs = tuple(example_inputs), {}
+        case Mapping():
+            args, kwargs = (), dict(example_inputs)
+        case _:
+            raise InvalidInputs(
+                f"example_inputs is a {type(example_inputs).__name__}; "
+                "give a tensor, a tuple of positional inputs, or a dict of keyword inputs"
+            )
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        raise InvalidInputs("example_inputs holds no tensor; give the inputs that the model's forward takes")
+    return args, kwargs
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy of the module tree that shares every parameter and buffer with `model`."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    for module in model.modules():
+        shared |= {id(v): v for v in vars(module).values() if isinstance(v, Tensor)}
+    return copy.deepcopy(model, memo=dict(shared))
+
+
+def batched(inputs: Inputs, size: int) -> Inputs:
+    """The inputs with their common batch axis repeated or cut to `size`; inputs without that axis stay as they are."""
+    common = batch_size(inputs)
+
+    def resize(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != common:
+            return value
+        return torch.cat([value] * -(-size // common))[:size]
+
+    return pytree.tree_map(resize, inputs)
+
+
+def batch_size(inputs: Inputs) -> int:
+    """The size of the first axis of the first input that has axes."""
+    sizes = [t.shape[0] for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor) and t.dim()]
+    return sizes[0] if sizes else 1
+
+
+def trace(model: nn.Module, example_inputs: Any) -> Graph:
+    """The graph that `model` computes in eval mode for inputs like `example_inputs`.
+
+    The model is left as it is; the graph shares its tensors. The batch is dynamic where the model allows it.
+
+    Raises:
+        InvalidArgument: `model` is not a module.
+        InvalidInputs: the model's `forward` does not take these inputs.
+        TraceError: `torch.export` can't trace the model.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    args, kwargs = inputs = normalise_inputs(example_inputs)
+    shared = skeleton(model).eval()
+    common = batch_size(inputs)
+    wide = batched(inputs, 2) if common == 1 else inputs
+    program = None
+    if all(t.dim() and t.shape[0] == common for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)):
+        try:
+            program = _export(shared, wide, dynamic=True)
+        except Exception as error:  # whatever export can't do with a dynamic batch, it may do with a fixed one
+            _refuse_unfit(shared, inputs, error)
+    if program is None or not _is_dynamic(program):
+        program = _export_or_explain(shared, inputs)
+    dynamic = _is_dynamic(program)
+    module = functionalise(program)
+    inline_wrapped_regions(module)
+    return _graph(module, shared, wide if dynamic else inputs, dynamic)
+
+
+def _graph(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: bool) -> Graph:
+    named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    first: dict[int, str] = {}
+    for name, tensor in named.items():
+        first.setdefault(id(tensor), name)
+    tensors: dict[str, str] = {}
+    values: dict[str, Tensor] = {}
+    for node in module.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        value: Any = module
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        if isinstance(value, Tensor):
+            tensors[node.name] = str(node.target)
+            values[str(node.target)] = value
+    canonical = {name: first.get(id(named.get(name, value)), name) for name, value in values.items()}
+    return Graph(module, inputs, tensors, canonical, dynamic, batch_size(inputs), values)
+
+
+def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> torch.export.ExportedProgram:
+    args, kwargs = inputs
+
+    def axes(value: Any) -> Any:
+        return {0: Dim.AUTO} if isinstance(value, Tensor) and dynamic else None
+
+    shapes = pytree.tree_map(axes, (args, kwargs))
+    names = None
+    if dynamic:
+        names = {**_positional_names(model, args, shapes[0]), **shapes[1]} if kwargs else shapes[0]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=names)
+
+
+def _positional_names(model: nn.Module, args: tuple[Any, ...], shapes: Any) -> dict[str, Any]:
+    import inspect
+
+    parameters = list(inspect.signature(model.forward).parameters)
+    return dict(zip(parameters, shapes, strict=False))
+
+
+def _export_or_explain(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
+    try:
+        return _export(model, inputs, dynamic=False)
+    except Exception as error:
+        _refuse_unfit(model, inputs, error)
+        reason = str(error).strip().splitlines()
+        raise TraceError(
+            f"torch.export can't trace {type(model).__name__}: {reason[0] if reason else type(error).__name__}\n"
+            "Remedy: make forward free of Python control flow that depends on tensor values (torch.cond, torch.where), "
+            "or give surgeon the submodule that can be exported."
+        ) from error
+
+
+def _refuse_unfit(model: nn.Module, inputs: Inputs, error: Exception) -> None:
+    """Raise InvalidInputs when the model itself can't run on these inputs: then export is not to blame."""
+    args, kwargs = inputs
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as reason:
+        sizes = [tuple(t.shape) for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
+        raise InvalidInputs(
+            f"{type(model).__name__}.forward does not run on example inputs of shapes {sizes}: {reason}\n"
+            "Remedy: pass example_inputs= a tensor, a tuple, or a dict of keyword inputs that forward takes."
+        ) from error
+
+
+def _is_dynamic(program: torch.export.ExportedProgram) -> bool:
+    user = set(program.graph_signature.user_inputs)
+    sizes = [
+        node.meta["val"].shape[0]
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in user
+        and isinstance(node.meta.get("val"), Tensor) and node.meta["val"].dim()
+    ]
+    return bool(sizes) and all(isinstance(size, torch.SymInt) for size in sizes)
