@@ -38,7 +38,7 @@ class Recipe:
 RECIPES = {
     "residual": Recipe("sgd", 0.1, 5e-4, 8, True),
     "depthwise": Recipe("sgd", 0.1, 2e-4, 10, False),
-    "transformer": Recipe("adamw", 1.5e-3, 5e-2, 8, True),
+    "transformer": Recipe("adamw", 1.5e-3, 5e-2, 7, True),
 }
 BATCH = 128
 SMOOTHING = 0.05
