@@ -1,0 +1,74 @@
+"""Progress on stderr for what takes long, and the seconds that each stage took."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+PATIENCE = 2.0
+"""Seconds after which a stage says that it is running."""
+
+_seconds: ContextVar[dict[str, float] | None] = ContextVar("seconds", default=None)
+_running: list[str] = []  # names of the stages of this process, the innermost last: it alone is shown
+
+
+@contextmanager
+def collect() -> Iterator[dict[str, float]]:
+    """The seconds of every stage that ends inside the block, by name; stages of one name are added up.
+
+    >>> with collect() as seconds:
+    ...     with stage("trace"):
+    ...         pass
+    >>> list(seconds)
+    ['trace']
+    """
+    seconds: dict[str, float] = {}
+    token = _seconds.set(seconds)
+    try:
+        yield seconds
+    finally:
+        _seconds.reset(token)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Time the block under `name`, and show it on stderr once it takes longer than two seconds.
+
+    Nothing is shown where stderr is not a terminal.
+    """
+    start = time.perf_counter()
+    done = threading.Event()
+    shown = _show(name, start, done) if sys.stderr is not None and sys.stderr.isatty() else None
+    _running.append(name)
+    try:
+        yield
+    finally:
+        _running.remove(name)
+        done.set()
+        if shown is not None:
+            shown.join()
+        seconds = _seconds.get()
+        if seconds is not None:
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _show(name: str, start: float, done: threading.Event) -> threading.Thread:
+    def draw() -> None:
+        wait, drawn = PATIENCE, False
+        while not done.wait(wait):
+            wait = 0.5
+            if _running and _running[-1] == name:
+                sys.stderr.write(f"\r\033[K{name} … {time.perf_counter() - start:.0f} s")
+                sys.stderr.flush()
+                drawn = True
+        if drawn:
+            sys.stderr.write(f"\r\033[K{name}: {time.perf_counter() - start:.1f} s\n")
+            sys.stderr.flush()
+
+    thread = threading.Thread(target=draw, name=f"progress of {name}", daemon=True)
+    thread.start()
+    return thread
