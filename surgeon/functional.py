@@ -34,7 +34,15 @@ def functionalise(program: ExportedProgram) -> fx.GraphModule:
 def _unlifted(program: ExportedProgram) -> fx.GraphModule:
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
+    for node in list(module.graph.nodes):
+        # Assertions about types and sizes hold by construction, and would forbid another dtype later.
+        if node.op == "call_function" and _operator_name(node).startswith("aten::_assert") and not node.users:
+            module.graph.erase_node(node)
     return module
+
+
+def _operator_name(node: fx.Node) -> str:
+    return node.target._schema.name if isinstance(node.target, torch._ops.OpOverload) else ""
 
 
 def _mutates(node: fx.Node) -> bool:

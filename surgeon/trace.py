@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -132,7 +133,11 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     """
     if not isinstance(model, nn.Module):
         raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    args, kwargs = inputs = normalise_inputs(example_inputs)
+    return trace_inputs(model, normalise_inputs(example_inputs))
+
+
+def trace_inputs(model: nn.Module, inputs: Inputs) -> Graph:
+    """As trace, for inputs that are `(args, kwargs)` already."""
     shared = skeleton(model).eval()
     common = batch_size(inputs)
     wide = batched(inputs, 2) if common == 1 else inputs
@@ -186,8 +191,6 @@ def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> torch.export.Exp
 
 
 def _positional_names(model: nn.Module, args: tuple[Any, ...], shapes: Any) -> dict[str, Any]:
-    import inspect
-
     parameters = list(inspect.signature(model.forward).parameters)
     return dict(zip(parameters, shapes, strict=False))
 

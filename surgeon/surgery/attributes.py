@@ -1,0 +1,154 @@
+"""Rewrites the numbers that the user's own modules hold, so that their Python code fits the smaller tensors.
+
+torch's own modules describe their tensors by documented attributes. In other modules, an integer is a size when it is
+one that an operator of that module was called with; it becomes the size that the operator is called with now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from surgeon.coupling import Groups
+from surgeon.rules import Kept, arguments
+
+_Conv = nn.modules.conv._ConvNd
+_Transposed = nn.modules.conv._ConvTransposeNd
+_Norm = nn.modules.batchnorm._NormBase
+
+
+def describe_tensors(module: nn.Module, groups_of: Mapping[str, int] | None = None) -> None:
+    """Make the documented size attributes of a torch.nn module agree with its tensors.
+
+    `groups_of` may give the new `groups` of a convolution or `num_groups` of a GroupNorm.
+    """
+    new = dict(groups_of or {})
+    match module:
+        case _Conv() if isinstance(getattr(module, "weight", None), torch.Tensor):
+            module.groups = new.get("groups", module.groups)
+            first, second = module.weight.shape[:2]
+            transposed = isinstance(module, _Transposed)
+            module.in_channels = first if transposed else second * module.groups
+            module.out_channels = second * module.groups if transposed else first
+        case nn.Linear() if isinstance(getattr(module, "weight", None), torch.Tensor):
+            module.out_features, module.in_features = module.weight.shape
+        case _Norm():
+            sized = next((t for t in (module.weight, module.running_mean) if t is not None), None)
+            module.num_features = sized.shape[0] if sized is not None else module.num_features
+        case nn.LayerNorm() | nn.RMSNorm() if module.weight is not None:
+            module.normalized_shape = tuple(module.weight.shape)
+        case nn.GroupNorm():
+            module.num_groups = new.get("num_groups", module.num_groups)
+            module.num_channels = module.weight.shape[0] if module.weight is not None else module.num_channels
+        case nn.Embedding() | nn.EmbeddingBag():
+            module.num_embeddings, module.embedding_dim = module.weight.shape
+        case nn.PReLU():
+            module.num_parameters = module.weight.shape[0]
+        case nn.RNNBase():
+            module.input_size = module.weight_ih_l0.shape[1]
+            module.hidden_size = module.weight_hh_l0.shape[1]
+
+
+def renumber(model: nn.Module, groups: Groups, kept: Kept) -> list[tuple[str, str, Any, Any]]:
+    """Rewrite integers on the modules of `model`, in place; (module, attribute, old, new) for each.
+
+    `model` is a copy whose tensors are already cut.
+    """
+    changes: list[tuple[str, str, Any, Any]] = []
+    printed = _printed(groups, kept)
+    for name, module in model.named_modules():
+        sizes = printed.get(name, {})
+        before = {k: v for k, v in vars(module).items() if isinstance(v, int | tuple) and not isinstance(v, bool)}
+        describe_tensors(module, {k: v[1] for k, v in sizes.items() if k in ("groups", "num_groups")})
+        if not type(module).__module__.startswith("torch.nn.modules") or isinstance(module, nn.MultiheadAttention):
+            _replace_sizes(module, _pairs(sizes))
+        changes += [(name, k, v, vars(module)[k]) for k, v in before.items() if vars(module)[k] != v]
+    return changes
+
+
+def _printed(groups: Groups, kept: Kept) -> dict[str, dict[Any, tuple[Any, Any]]]:
+    """For each module: the arguments of its operators that are printed from axes, old and new.
+
+    Keys are argument names, or (node name, argument name) where the same name occurs several times.
+    """
+    found: dict[str, dict[Any, tuple[Any, Any]]] = {}
+    for node, typed in groups.typed.items():
+        if not typed.args or node.op != "call_function":
+            continue
+        path = module_path(node)
+        if path is None:
+            continue
+        old = arguments(node)
+        here = found.setdefault(path, {})
+        for name, print_ in typed.args.items():
+            before = old.get(name) if name in old else [_size(part) for part in _outs(typed)]
+            after = print_(kept)
+            here[(node.name, name)] = (before, after)
+            here[name] = (before, after)
+    return found
+
+
+def _outs(typed: Any) -> list[Any]:
+    return list(typed.out) if isinstance(typed.out, list) else [typed.out]
+
+
+def _size(axes: Any) -> Any:
+    return [axis.size for axis in axes]
+
+
+def _pairs(sizes: Mapping[Any, tuple[Any, Any]]) -> dict[Any, set[Any]]:
+    """Old size -> the new sizes it was printed as; also for whole lists of sizes."""
+    pairs: dict[Any, set[Any]] = {}
+
+    def add(old: Any, new: Any) -> None:
+        if isinstance(old, int) and isinstance(new, int) and old > 1:
+            pairs.setdefault(old, set()).add(new)
+
+    for old, new in sizes.values():
+        add(old, new)
+        if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+            if all(isinstance(v, int) for v in (*old, *new)):
+                pairs.setdefault(tuple(old), set()).add(tuple(new))
+            for a, b in zip(old, new, strict=True):
+                add(a, b)
+    return pairs
+
+
+def _replace_sizes(module: nn.Module, pairs: Mapping[Any, set[Any]]) -> None:
+    for key, value in list(vars(module).items()):
+        if key.startswith("_") or isinstance(value, bool) or not isinstance(value, int | list | tuple):
+            continue
+        if isinstance(value, int):
+            vars(module)[key] = _only(pairs, value)
+        elif value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+            whole = pairs.get(tuple(value), set()) - {tuple(value)}
+            new = next(iter(whole)) if len(whole) == 1 else [_only(pairs, v) for v in value]
+            vars(module)[key] = type(value)(new)
+
+
+def _only(pairs: Mapping[Any, set[Any]], value: int) -> int:
+    """The one size that `value` became; `value` itself where it became several, or none."""
+    changed = pairs.get(value, set()) - {value}
+    return int(next(iter(changed))) if len(changed) == 1 else value
+
+
+def module_path(node: fx.Node) -> str | None:
+    """The name of the innermost module that `node` was traced in."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return None
+    path = str(next(reversed(list(stack.values())))[0])
+    path = path.removeprefix("L['self']").lstrip(".")
+    return path.split("@")[0]
+
+
+def module_call(node: fx.Node) -> tuple[str, str] | None:
+    """The innermost module and the call of it that `node` belongs to: a shared module is called several times."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return None
+    path = module_path(node)
+    return (path, str(next(reversed(stack)))) if path is not None else None

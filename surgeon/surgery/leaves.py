@@ -1,0 +1,92 @@
+"""Puts the original leaf modules back into a graph of operators, so that modes and hooks work as they did."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+
+from surgeon.surgery.attributes import describe_tensors, module_call
+from surgeon.surgery.rewrite import is_getitem
+
+# What a torch.nn leaf module's forward calls when it is in eval mode: one of these operators and nothing else.
+_MODULE_OPERATORS = (torch._ops.OpOverload,)
+
+
+def restore_leaves(module: fx.GraphModule, model: nn.Module, groups_of: dict[str, dict[str, int]]) -> list[str]:
+    """Replace operators by calls of the torch.nn modules they were traced from; the names of the modules restored.
+
+    Only calls that consist of a single operator on one activation, with the module's own tensors, are replaced: there
+    the operator is all that the module does. `groups_of` gives new group counts by module name.
+    """
+    calls: dict[tuple[str, str], list[fx.Node]] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_function" and (call := module_call(node)) is not None:
+            calls.setdefault(call, []).append(node)
+    restored: dict[str, nn.Module] = {}
+    for (path, _), nodes in calls.items():
+        leaf = _leaf(model, path)
+        operator_node = nodes[0]
+        if leaf is None or not _is_whole_call(operator_node, nodes[1:], path):
+            continue
+        activations = [n for n in operator_node.all_input_nodes if n.op != "get_attr"]
+        if path not in restored:
+            restored[path] = _rebuild(module, leaf, path, groups_of.get(path, {}))
+        with module.graph.inserting_before(operator_node):
+            call_node = module.graph.call_module(path, (activations[0],))
+        call_node.meta = dict(nodes[-1].meta)
+        nodes[-1].replace_all_uses_with(call_node)
+        for node in reversed(nodes):
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return list(restored)
+
+
+def _leaf(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        leaf = model.get_submodule(path) if path else None
+    except AttributeError:
+        return None
+    if leaf is None or next(leaf.children(), None) is not None:
+        return None
+    hooked = leaf._forward_hooks or leaf._forward_pre_hooks
+    return leaf if type(leaf).__module__.startswith("torch.nn.modules") and not hooked else None
+
+
+def _is_whole_call(first: fx.Node, rest: list[fx.Node], path: str) -> bool:
+    if not isinstance(first.target, _MODULE_OPERATORS) or not all(is_getitem(n) and n.args[0] is first for n in rest):
+        return False
+    if any(user not in rest for user in first.users) if rest else False:
+        return False
+    tensors = first.all_input_nodes
+    activations = [n for n in tensors if n.op != "get_attr"]
+    own = [n for n in tensors if n.op == "get_attr"]
+    return (
+        len(rest) <= 1
+        and len(activations) == 1
+        and first.args[0] is activations[0]
+        and isinstance(activations[0].meta.get("val"), Tensor)
+        and all(str(n.target).rpartition(".")[0] == path for n in own)
+    )
+
+
+def _rebuild(module: fx.GraphModule, leaf: nn.Module, path: str, groups_of: dict[str, int]) -> nn.Module:
+    """A copy of `leaf` that holds the smaller tensors already standing under its name."""
+    memo = {id(t): t for t in (*leaf.parameters(), *leaf.buffers())}
+    fresh = copy.deepcopy(leaf, memo)
+    holder: nn.Module | None
+    try:
+        holder = module.get_submodule(path)
+    except AttributeError:
+        holder = None
+    for name in list(fresh._parameters):
+        if fresh._parameters[name] is not None:
+            fresh._parameters[name] = getattr(holder, name)
+    for name, buffer in list(fresh._buffers.items()):
+        if buffer is not None:
+            fresh._buffers[name] = getattr(holder, name, buffer.clone())
+    describe_tensors(fresh, groups_of)
+    module.add_submodule(path, fresh)
+    return fresh

@@ -1,0 +1,140 @@
+"""Builds the smaller model: in the user's own class where that is provably right, else as a graph of its operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, fx, nn
+
+from surgeon.coupling import Groups
+from surgeon.errors import SurgeonError, SurgeryError
+from surgeon.rules import Kept
+from surgeon.surgery.attributes import module_path, renumber
+from surgeon.surgery.leaves import restore_leaves
+from surgeon.surgery.rewrite import assemble, check_shapes, slim_graph
+from surgeon.surgery.same import pair
+from surgeon.surgery.tensors import like, slim_tensors, take
+from surgeon.trace import Graph, skeleton, trace_inputs
+
+
+@dataclass(frozen=True)
+class Operation:
+    """The smaller model and how it came to be.
+
+    `module` is what the user gets; `form` is "module" (the user's own class) or "graph" (a `torch.fx.GraphModule`), for
+    the `reason` given. `traced` is the graph of `module`; `pairs` maps each operator of the original graph to the one
+    in `traced` that stands for it. `renumbered` lists the integers that were rewritten: module, attribute, old, new.
+    """
+
+    module: nn.Module
+    form: str
+    reason: str
+    traced: Graph = field(repr=False)
+    pairs: Mapping[fx.Node, fx.Node] = field(repr=False)
+    renumbered: tuple[tuple[str, str, object, object], ...] = ()
+
+
+def operate(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], form: str = "auto") -> Operation:
+    """The model with only the kept units; `model` is left as it is.
+
+    `keep` maps a leaf's id to its kept units. `form` may be "module" or "graph" to insist on one.
+
+    Raises:
+        SurgeryError: the rewritten graph does not have the shapes that its axes predict, or `form="module"` and the
+            user's class can't hold the smaller tensors; the message says why.
+    """
+    kept = groups.kept(keep)
+    _, copies = slim_graph(groups, kept)
+    tensors = slim_tensors(groups, kept)
+    check_shapes(groups, kept, copies, tensors)
+    reason = "asked for"
+    if form != "graph":
+        candidate, renumbered = own_class(model, groups, kept, tensors)
+        match _retrace(candidate, groups, copies):
+            case str(why):
+                reason = why
+            case traced, pairs:
+                _copy_modes(model, candidate)
+                why = "sizes rewritten on its modules"
+                return Operation(candidate, "module", why, traced, pairs, tuple(renumbered))
+        if form == "module":
+            raise SurgeryError(f"{type(model).__name__} can't hold the smaller tensors in its own class: {reason}")
+    module = as_graph(model, groups, kept, tensors)
+    match _retrace(module, groups, copies):
+        case str(why):
+            raise SurgeryError(f"the smaller graph of {type(model).__name__} is not the predicted one: {why}")
+        case traced, pairs:
+            _copy_modes(model, module)
+            return Operation(module, "graph", reason, traced, pairs)
+
+
+def own_class(
+    model: nn.Module, groups: Groups, kept: Kept, tensors: Mapping[str, Tensor]
+) -> tuple[nn.Module, list[tuple[str, str, object, object]]]:
+    """A copy of the user's module with smaller tensors and rewritten integers; not yet known to be right."""
+    slim = skeleton(model)
+    new: dict[int, Tensor] = {}
+    for path, module in slim.named_modules():
+        for table in (module._parameters, module._buffers, vars(module)):
+            for key, value in table.items():
+                name = f"{path}.{key}" if path else key
+                if isinstance(value, Tensor) and name in tensors:
+                    new[id(value)] = tensors[name]
+    for module in slim.modules():
+        for table in (module._parameters, module._buffers, vars(module)):
+            for key, value in list(table.items()):
+                if isinstance(value, Tensor):
+                    if id(value) not in new:
+                        new[id(value)] = like(value, take(value, {}))
+                    table[key] = new[id(value)]
+    return slim, renumber(slim, groups, kept)
+
+
+def _retrace(
+    candidate: nn.Module, groups: Groups, copies: Mapping[fx.Node, fx.Node]
+) -> str | tuple[Graph, dict[fx.Node, fx.Node]]:
+    """The candidate's own graph, paired with the original's operators; or why it is not the predicted graph."""
+    try:
+        traced = trace_inputs(candidate, groups.graph.inputs)
+    except SurgeonError as error:
+        return f"its Python code does not run at the new sizes ({_first_line(error)})"
+    found = pair(groups, traced, copies)
+    return found if isinstance(found, str) else (traced, found)
+
+
+def as_graph(
+    model: nn.Module, groups: Groups, kept: Kept, tensors: Mapping[str, Tensor]
+) -> fx.GraphModule:
+    """The smaller graph as a module, with torch.nn's leaf modules under their original names."""
+    read = {groups.graph.tensors[n.name] for n in groups.graph.nodes if n.name in groups.graph.tensors and n.users}
+    graph, _ = slim_graph(groups, kept)
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+    module = assemble(graph, {name: value for name, value in tensors.items() if name in read}, _persistent(model))
+    counts: dict[str, dict[str, int]] = {}
+    for node, typed in groups.typed.items():
+        path = module_path(node)
+        for name in ("groups", "num_groups"):
+            if path is not None and name in typed.args:
+                counts.setdefault(path, {})[name] = typed.args[name](kept)
+    restore_leaves(module, model, counts)
+    return module
+
+
+def _copy_modes(model: nn.Module, slim: nn.Module) -> None:
+    """Train or eval, module by module, as in the original."""
+    slim.train(model.training)
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in slim.named_modules():
+        module.training = modes.get(name, model.training)
+
+
+def _persistent(model: nn.Module) -> set[str]:
+    return set(model.state_dict(keep_vars=True))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+

@@ -1,0 +1,144 @@
+"""The graph of the smaller model: the same operators with their size arguments printed from the axes."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree as pytree
+
+from surgeon.coupling import Groups
+from surgeon.errors import SurgeryError
+from surgeon.rules import Kept, Typed, arguments, where
+from surgeon.surgery.tensors import place
+
+
+def slim_graph(groups: Groups, kept: Kept) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A copy of the graph with new arguments, and which new node stands for which old one."""
+    old = groups.graph.module.graph
+    new = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in old.nodes:
+        if node.op == "output":
+            new.output(fx.node.map_arg(node.args[0], lambda n: copies[n]))
+            continue
+        copy = new.node_copy(node, lambda n: copies[n])
+        copy.meta = {**node.meta, "predicted": expected(groups, node, kept)}
+        copies[node] = copy
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            _print_arguments(node, copy, groups.typed[node], kept, copies)
+    new.set_codegen(old._codegen)
+    return new, copies
+
+
+def _print_arguments(
+    node: fx.Node, copy: fx.Node, typed: Typed, kept: Kept, copies: dict[fx.Node, fx.Node]
+) -> None:
+    if not typed.args:
+        return
+    old = arguments(node)
+    if typed.target is not None:
+        outs = typed.out if isinstance(typed.out, list) else [typed.out]
+        if any(kept.changed(axis) for axes in outs for axis in axes):
+            new = {name: print_(kept) for name, print_ in typed.args.items()}
+            copy.target = typed.target
+            copy.args = (copies[old["self"]], *new.values())
+            copy.kwargs = {"dim": old["dim"]}
+        return
+    for name, print_ in typed.args.items():
+        value = print_(kept)
+        if not _same(value, old[name]):
+            _set_argument(copy, name, fx.node.map_arg(value, lambda n: copies[n]))
+
+
+def _same(new: Any, old: Any) -> bool:
+    if isinstance(new, list | tuple) and isinstance(old, list | tuple):
+        return len(new) == len(old) and all(_same(a, b) for a, b in zip(new, old, strict=True))
+    return bool(new is old or new == old)
+
+
+def _set_argument(node: fx.Node, name: str, value: Any) -> None:
+    schema = node.target._schema  # type: ignore[union-attr]
+    for index, argument in enumerate(schema.arguments):
+        if argument.name == name and index < len(node.args) and not argument.kwarg_only:
+            node.update_arg(index, value)
+            return
+    node.update_kwarg(name, value)
+
+
+def expected(groups: Groups, node: fx.Node, kept: Kept) -> list[tuple[int, ...]]:
+    """The sizes of each tensor that `node` computes in the smaller graph."""
+    axes = groups.axes[node]
+    return [tuple(kept.width(axis) for axis in each) for each in (axes if isinstance(axes, list) else [axes])]
+
+
+def check_shapes(groups: Groups, kept: Kept, copies: dict[fx.Node, fx.Node], tensors: dict[str, Tensor]) -> None:
+    """Propagate fake tensors through the new graph: every shape must be the predicted one.
+
+    Raises:
+        SurgeryError: an operator can't run, or computes other shapes than its axes say.
+    """
+    values: dict[fx.Node, Any] = {}
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    inputs = iter(pytree.tree_leaves(groups.graph.inputs))
+    fakes: dict[int, Any] = {}
+
+    def fake(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in fakes:
+            with mode:
+                fakes[id(value)] = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+        return fakes[id(value)]
+
+    with torch.no_grad(), mode:
+        for old, node in copies.items():
+            try:
+                values[node] = _propagate(groups, old, node, values, tensors, inputs, fake)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                raise SurgeryError(f"{where(old)} ({old.name}) can't run in the smaller graph: {error}") from error
+            _compare(groups, old, values[node], kept)
+
+
+def _propagate(
+    groups: Groups, old: fx.Node, node: fx.Node, values: dict[fx.Node, Any], tensors: dict[str, Tensor],
+    inputs: Any, fake: Any,
+) -> Any:
+    if node.op == "placeholder":
+        return fake(next(inputs))
+    if node.op == "get_attr":
+        name = groups.graph.tensors.get(old.name)
+        return fake(tensors[name]) if name is not None else None
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _compare(groups: Groups, node: fx.Node, value: Any, kept: Kept) -> None:
+    if node.op != "call_function":
+        return
+    found = [value] if isinstance(value, Tensor) else value if isinstance(value, tuple | list) else []
+    for have, want in zip(found, expected(groups, node, kept), strict=False):
+        if isinstance(have, Tensor) and tuple(have.shape) != want and have.numel():
+            raise SurgeryError(
+                f"{where(node)} ({node.name}) computes {tuple(have.shape)} in the smaller graph, "
+                f"where its axes say {want}"
+            )
+
+
+def assemble(graph: fx.Graph, tensors: dict[str, Tensor], persistent: set[str]) -> fx.GraphModule:
+    """A module of `graph` whose tensors stand under their own names."""
+    root = nn.Module()
+    for name, value in tensors.items():
+        place(root, name, value, persistent=name in persistent)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch copies its own tree specs in a deprecated way
+        return fx.GraphModule(root, graph)
+
+
+def is_getitem(node: fx.Node) -> bool:
+    return node.target is operator.getitem
