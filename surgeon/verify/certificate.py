@@ -1,0 +1,46 @@
+"""What was proved about a smaller model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The smaller model computes what the original computes less the removed units.
+
+    `deviation` is the largest relative deviation of any operator's result, in float64, from the original run at full
+    size with removed positions zeroed; `worst` is that operator and `operators` how many were compared. `outputs` has
+    the deviation of each output. `end_to_end` is the deviation of the outputs from the original with the removed units'
+    parameters set to zero, an independent check; None where it does not apply, for the reason `end_to_end_reason`.
+    `statistics` lists the operators that now take their statistic over the kept units only: there the function is not
+    the original's, whatever the weights.
+    """
+
+    deviation: float
+    worst: str
+    operators: int
+    outputs: tuple[float, ...]
+    end_to_end: float | None
+    end_to_end_reason: str
+    statistics: tuple[str, ...]
+    tolerance: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The certificate as plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        whole = f"{self.end_to_end:.1e}" if self.end_to_end is not None else f"does not apply: {self.end_to_end_reason}"
+        lines = [
+            f"node by node: {self.operators} operators, largest relative deviation {self.deviation:.1e}"
+            + (f" ({self.worst})" if self.worst else ""),
+            f"outputs: {', '.join(f'{d:.1e}' for d in self.outputs)}",
+            f"end to end with zeroed parameters: {whole}",
+        ]
+        if self.statistics:
+            first = "; ".join(self.statistics[:3])
+            more = f" and {len(self.statistics) - 3} more" if len(self.statistics) > 3 else ""
+            lines.append(f"statistics over kept units only: {first}{more}")
+        return "\n".join(lines)

@@ -1,0 +1,205 @@
+"""Two independent proofs in float64 that the smaller model is the original less the removed units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from surgeon.axes import Axis
+from surgeon.coupling import Groups
+from surgeon.errors import NotEquivalent
+from surgeon.rules import Axes, Kept, arguments, where
+from surgeon.trace import Graph
+from surgeon.verify.certificate import Certificate
+from surgeon.verify.interpreter import Runner, double, outputs
+from surgeon.verify.reference import STATISTICS
+
+TOLERANCE = 1e-9
+
+
+def certify(
+    groups: Groups, kept: Kept, slim: Graph, pairs: Mapping[fx.Node, fx.Node], tolerance: float = TOLERANCE
+) -> Certificate:
+    """Hold the smaller graph against the original.
+
+    `pairs` maps each operator of the original graph to the one in `slim` that stands for it.
+
+    Raises:
+        NotEquivalent: an operator's result deviates by more than `tolerance`, relative to the largest magnitude in it;
+            the message names the first such operator.
+    """
+    inputs = checked_inputs(groups.graph)
+    deviation, worst, count, results = _node_by_node(groups, kept, slim, pairs, inputs, tolerance)
+    statistics = groups.reductions(kept)
+    names = tuple(dict.fromkeys(f"{where(n)} over {axis.size} -> {kept.width(axis)}" for n, axis in statistics))
+    per_output = tuple(relative(a, b) for a, b in results)
+    reason = _not_end_to_end(groups, kept) if not statistics else "statistics are taken over the kept units only"
+    whole: float | None = None
+    if not reason:
+        zeroed = outputs(groups.graph, inputs, _zeroing(groups, kept))
+        whole = max((relative(z, b) for z, (_, b) in zip(zeroed, results, strict=True)), default=0.0)
+        if whole > tolerance:
+            raise NotEquivalent(
+                f"the original with its removed units' parameters set to zero differs from the smaller model by {whole:.1e}"
+                " (relative), though every operator agrees; please report this network"
+            )
+    return Certificate(deviation, worst, count, per_output, whole, reason, names, tolerance)
+
+
+def checked_inputs(graph: Graph) -> Any:
+    """The example inputs; floating inputs that are constant, and so would hide mistakes, are drawn at random."""
+    generator = torch.Generator().manual_seed(0)
+
+    def vary(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel() and value.min() == value.max():
+            return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device)
+        return value
+
+    return torch.utils._pytree.tree_map(vary, graph.inputs)
+
+
+def _node_by_node(
+    groups: Groups, kept: Kept, slim: Graph, pairs: Mapping[fx.Node, fx.Node], inputs: Any, tolerance: float
+) -> tuple[float, str, int, list[tuple[Tensor, Tensor]]]:
+    full, small = Runner(groups.graph, inputs), Runner(slim, inputs)
+    for node in slim.nodes:
+        if node.op == "get_attr":
+            small.keep(node, small.compute(node))
+    worst, place, count = 0.0, "", 0
+    results: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        for node in groups.graph.nodes:
+            if node.op == "output":
+                results = list(zip(full.compute(node), small.compute(slim.output), strict=True))
+                break
+            value = masked(groups, kept, node, _reference(groups, kept, node, full))
+            full.keep(node, value)
+            if node.op == "get_attr":
+                continue
+            twin = pairs[node]
+            small.keep(twin, small.compute(twin))
+            found = _deviation(groups, kept, node, value, small.values.get(twin)) if twin in small.values else 0.0
+            count += node.op == "call_function"
+            if found > tolerance:
+                raise NotEquivalent(
+                    f"{where(node)} ({node.name}) deviates by {found:.1e} (relative), more than {tolerance:.0e}: "
+                    "it is the first operator of the smaller model that does not compute the original's result "
+                    "less the removed units"
+                )
+            if found > worst:
+                worst, place = found, where(node)
+    return worst, place, count, results
+
+
+def _reference(groups: Groups, kept: Kept, node: fx.Node, runner: Runner) -> Any:
+    """The node's value at full size; a statistic over removed positions is taken over the kept ones."""
+    reduced = groups.typed[node].reduced
+    if not any(kept.changed(axis) for axis in reduced):
+        return runner.compute(node)
+    name = node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
+    if name not in STATISTICS:
+        raise NotEquivalent(f"{where(node)}: there is no reference for {name} over removed units")
+    operand, formula = STATISTICS[name]
+    given = arguments(node)
+    axes = groups.axes[given[operand]]
+    assert isinstance(axes, tuple)
+    values = {key: fx.node.map_arg(value, lambda n: runner.values[n]) for key, value in given.items()}
+    values = {key: double(value) for key, value in values.items()}
+    x = values[operand]
+    mask = torch.ones_like(x, dtype=torch.float64)
+    for dim, axis in enumerate(axes):
+        if kept.changed(axis):
+            mask.index_fill_(dim, removed(kept, axis, x.device), 0)
+    return formula(values, mask)
+
+
+def removed(kept: Kept, axis: Axis, device: torch.device) -> Tensor:
+    """The positions of `axis` that are gone."""
+    gone = torch.ones(axis.size, dtype=torch.bool)
+    gone[torch.as_tensor(kept.positions(axis))] = False
+    return gone.nonzero().flatten().to(device)
+
+
+def masked(groups: Groups, kept: Kept, node: fx.Node, value: Any) -> Any:
+    """`value` with zeros at the removed positions of each of its axes."""
+    axes = groups.axes[node]
+    if isinstance(value, Tensor):
+        return _zeroed(value, axes, kept) if isinstance(axes, tuple) else value
+    if isinstance(value, tuple | list) and isinstance(axes, list):
+        pairs = zip(value, axes, strict=False)
+        return [_zeroed(v, a, kept) if isinstance(v, Tensor) else v for v, a in pairs]
+    return value
+
+
+def _zeroed(value: Tensor, axes: Axes, kept: Kept) -> Tensor:
+    for dim, axis in enumerate(axes):
+        if kept.changed(axis):
+            value = value.index_fill(dim, removed(kept, axis, value.device), 0)
+    return value
+
+
+def gathered(value: Tensor, axes: Axes, kept: Kept) -> Tensor:
+    """`value` at its kept positions."""
+    for dim, axis in enumerate(axes):
+        if kept.changed(axis):
+            value = value.index_select(dim, torch.as_tensor(kept.positions(axis), device=value.device))
+    return value
+
+
+def _deviation(groups: Groups, kept: Kept, node: fx.Node, full: Any, small: Any) -> float:
+    axes = groups.axes[node]
+    if isinstance(full, Tensor) and isinstance(small, Tensor) and isinstance(axes, tuple):
+        return relative(gathered(full, axes, kept), small)
+    if isinstance(full, tuple | list) and isinstance(axes, list):
+        each = [
+            relative(gathered(f, a, kept), s)
+            for f, s, a in zip(full, small, axes, strict=False)
+            if isinstance(f, Tensor) and isinstance(s, Tensor) and len(a) == f.dim()
+        ]
+        return max(each, default=0.0)
+    return 0.0
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """max |a - b| / max |b|; equal infinities and NaN in the same places do not deviate."""
+    if a.shape != b.shape:
+        return float("inf")
+    if a.numel() == 0:
+        return 0.0
+    if not a.is_floating_point():
+        return 0.0 if torch.equal(a, b) else float("inf")
+    same = (a == b) | (a.isnan() & b.isnan())
+    difference = torch.where(same, 0.0, (a - b).abs())
+    scale = torch.where(b.isfinite(), b.abs(), 0.0).max()
+    largest = float(difference.max())
+    if largest != largest:
+        return float("inf")
+    return largest / float(scale) if scale > 0 else (0.0 if largest == 0 else float("inf"))
+
+
+def _zeroing(groups: Groups, kept: Kept) -> Any:
+    """Sets every entry of a parameter to zero that belongs to a removed unit; buffers are left alone."""
+
+    def change(name: str, value: Tensor) -> Tensor:
+        if isinstance(groups.graph.tensor(name), nn.Parameter):
+            return _zeroed(value, groups.tensors[name], kept)
+        return value
+
+    return change
+
+
+def _not_end_to_end(groups: Groups, kept: Kept) -> str:
+    """Why zeroing parameters would not remove units: something else than a parameter sums over them."""
+    from_parameters: set[fx.Node] = set()
+    for node, typed in groups.typed.items():
+        operands = node.all_input_nodes
+        if node.op == "get_attr" or (node.op == "call_function" and operands and from_parameters.issuperset(operands)):
+            from_parameters.add(node)
+        if not any(kept.changed(axis) for axis in typed.contracted):
+            continue
+        if not from_parameters.intersection(operands):
+            return f"{where(node)} sums over removed units of activations"
+    return ""

@@ -1,0 +1,88 @@
+"""Runs a traced graph in float64, converting tensors as they are needed and dropping values after their last use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from surgeon.trace import Graph
+
+_REDUCED = {torch.float32, torch.float16, torch.bfloat16}
+
+
+def double(value: Any) -> Any:
+    """Floating tensors, and the names of floating types, at double precision; everything else as it is."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().to(torch.float64)
+    if isinstance(value, torch.dtype) and value in _REDUCED:
+        return torch.float64
+    return value
+
+
+def last_uses(graph: Graph) -> dict[fx.Node, list[fx.Node]]:
+    """For each node: the nodes whose values nobody needs after it."""
+    done: dict[fx.Node, list[fx.Node]] = {}
+    seen: set[fx.Node] = set()
+    for node in reversed(list(graph.nodes)):
+        for operand in (*node.all_input_nodes, node):
+            if operand not in seen:
+                seen.add(operand)
+                done.setdefault(node, []).append(operand)
+    return done
+
+
+class Runner:
+    """Computes one node after the other; `values` holds what later nodes still need.
+
+    `parameter` may change a tensor before it is used, given its name.
+    """
+
+    def __init__(self, graph: Graph, inputs: Any, parameter: Callable[[str, Tensor], Tensor] | None = None) -> None:
+        self.graph = graph
+        self.values: dict[fx.Node, Any] = {}
+        self._inputs: Iterator[Any] = iter(pytree.tree_leaves(inputs))
+        self._parameter = parameter
+        self._drop = last_uses(graph)
+
+    def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The values of the node's arguments, floating types at double precision."""
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n])
+        return pytree.tree_map(double, args), pytree.tree_map(double, kwargs)
+
+    def compute(self, node: fx.Node) -> Any:
+        """The node's value, from the values of its operands."""
+        match node.op:
+            case "placeholder":
+                return double(next(self._inputs))
+            case "get_attr":
+                name = self.graph.tensors.get(node.name)
+                if name is None or not node.users:
+                    return None
+                value = double(self.graph.tensor(name))
+                return self._parameter(name, value) if self._parameter else value
+            case "output":
+                return [value for value in pytree.tree_leaves(self.arguments(node)) if isinstance(value, Tensor)]
+            case _:
+                args, kwargs = self.arguments(node)
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def keep(self, node: fx.Node, value: Any) -> None:
+        """Remember the node's value, and forget those that nobody needs any more."""
+        self.values[node] = value
+        for dead in self._drop.get(node, ()):
+            self.values.pop(dead, None)
+
+
+def outputs(graph: Graph, inputs: Any, parameter: Callable[[str, Tensor], Tensor] | None = None) -> list[Tensor]:
+    """The graph's output tensors in float64."""
+    runner = Runner(graph, inputs, parameter)
+    value: Any = None
+    with torch.no_grad():
+        for node in graph.nodes:
+            value = runner.compute(node)
+            runner.keep(node, value)
+    return list(value)
