@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -92,8 +91,7 @@ class Groups:
             for member in group.members:
                 axes = ", ".join(self.space.text(axis, self.names) for axis in self.tensors[member.tensor])
                 lines.append(f"  {member.tensor} axis {member.axis}  [{axes}]")
-        for pin in self.pinned:
-            lines.append(f"pinned {pin.tensor} axis {pin.axis} ({pin.size}): {pin.reason}")
+        lines += [f"pinned {pin.tensor} axis {pin.axis} ({pin.size}): {pin.reason}" for pin in self.pinned]
         return "\n".join(lines)
 
 
@@ -232,8 +230,3 @@ def _pinned(graph: Graph, space: Space, tensors: Mapping[str, Axes]) -> tuple[Pi
             if axis.size > 1 and reasons:
                 found.append(Pinned(name, index, axis.size, "; ".join(reasons)))
     return tuple(found)
-
-
-def is_sparse(tensor: Tensor) -> bool:
-    """Whether a tensor is stored in a layout that can't be sliced along an axis."""
-    return tensor.layout is not torch.strided

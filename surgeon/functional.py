@@ -54,7 +54,8 @@ def _returns_view(node: fx.Node) -> bool:
     if not isinstance(target, torch._ops.OpOverload):
         return node.op == "call_function"
     schema = target._schema
-    return schema.name in _MAY_ALIAS or any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+    aliases = [result.alias_info for result in schema.returns if result.alias_info is not None]
+    return schema.name in _MAY_ALIAS or any(not alias.is_write for alias in aliases)
 
 
 def _replace_in_place(graph: fx.Graph) -> bool:
@@ -75,7 +76,8 @@ def _replace_in_place(graph: fx.Graph) -> bool:
         node.target = functional
         written = node.args[0]
         assert isinstance(written, fx.Node)
-        written.replace_all_uses_with(node, delete_user_cb=lambda user, at=node: order[user] > order[at])
+        later = {user for user in written.users if order[user] > order[node]}
+        written.replace_all_uses_with(node, delete_user_cb=later.__contains__)
     return True
 
 
@@ -127,7 +129,8 @@ def _inline(module: fx.GraphModule, node: fx.Node, region: Any, operands: list[A
                 values[inner] = module.graph.node_copy(inner, lambda n: values[n])
     if isinstance(result, tuple | list):
         for user in list(node.users):
-            user.replace_all_uses_with(result[user.args[1]])
+            position: Any = user.args[1]
+            user.replace_all_uses_with(result[position])
             module.graph.erase_node(user)
     else:
         node.replace_all_uses_with(result)

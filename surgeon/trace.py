@@ -78,13 +78,15 @@ def hint(size: int | torch.SymInt) -> int:
 
 def normalise_inputs(example_inputs: Any) -> Inputs:
     """A tensor, a tuple of positional inputs or a dict of keyword inputs as `(args, kwargs)`."""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
     match example_inputs:
         case Tensor():
-            args, kwargs = (example_inputs,), {}
+            args = (example_inputs,)
         case tuple() | list():
-            args, kwargs = tuple(example_inputs), {}
+            args = tuple(example_inputs)
         case Mapping():
-            args, kwargs = (), dict(example_inputs)
+            kwargs = dict(example_inputs)
         case _:
             raise InvalidInputs(
                 f"example_inputs is a {type(example_inputs).__name__}; "
@@ -145,7 +147,7 @@ def trace_inputs(model: nn.Module, inputs: Inputs) -> Graph:
     if all(t.dim() and t.shape[0] == common for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)):
         try:
             program = _export(shared, wide, dynamic=True)
-        except Exception as error:  # whatever export can't do with a dynamic batch, it may do with a fixed one
+        except Exception as error:  # noqa: BLE001  (export raises all kinds; a fixed batch may do)
             _refuse_unfit(shared, inputs, error)
     if program is None or not _is_dynamic(program):
         program = _export_or_explain(shared, inputs)
@@ -156,7 +158,8 @@ def trace_inputs(model: nn.Module, inputs: Inputs) -> Graph:
 
 
 def _graph(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: bool) -> Graph:
-    named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    named.update(model.named_buffers(remove_duplicate=False))
     first: dict[int, str] = {}
     for name, tensor in named.items():
         first.setdefault(id(tensor), name)
@@ -214,7 +217,7 @@ def _refuse_unfit(model: nn.Module, inputs: Inputs, error: Exception) -> None:
     try:
         with torch.no_grad():
             model(*args, **kwargs)
-    except Exception as reason:
+    except Exception as reason:  # noqa: BLE001  (the user's forward may raise anything)
         sizes = [tuple(t.shape) for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
         raise InvalidInputs(
             f"{type(model).__name__}.forward does not run on example inputs of shapes {sizes}: {reason}\n"

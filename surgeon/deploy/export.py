@@ -5,18 +5,18 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx_ir as ir
 import torch
+from onnxscript import ir
 from torch import Tensor, nn
 
 from surgeon.deploy.files import publish, scratch_beside
-from surgeon.deploy.graph import tidy, unfused_batch_norms
+from surgeon.deploy.graph import has_fixed_batch, tidy, unfused_batch_norms
 from surgeon.deploy.inputs import Call, named_outputs, read_call, unique
 from surgeon.deploy.parity import check_parity
 from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, InvalidModel, OutputError, TraceError
@@ -27,6 +27,8 @@ OPSET = 20
 SINGLE_FILE_BYTES = 2**31 - 2**24
 """Weights below this go inside the file: protobuf ends at 2 GiB, and the graph takes some of it."""
 
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default)
+
 _NOISY_LOGGERS = ("torch", "torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
 
 
@@ -35,7 +37,7 @@ class ExportReport:
     """What was written, and how closely it follows PyTorch.
 
     `bytes` counts weights in a file beside it too; `deviation` is the largest max |a - b| / max |b| of an
-    output over all inputs tried, of the batch sizes `batches_checked`; `notes` say what a user may not expect.
+    output over all inputs tried, of the batch sizes `batches_checked`; `notes` say what may be unexpected.
     """
 
     path: Path
@@ -137,7 +139,7 @@ class _Flat(nn.Module):
                 leaves = list(named_outputs(self.model(*args, **kwargs)))
         # A user's forward may raise anything.
         except Exception as error:
-            shapes = {name: tuple(tensor.shape) for name, tensor in zip(self.call.names, self.call.tensors)}
+            shapes = self.call.shapes(self.call.tensors)
             raise InvalidInputs(
                 f"the model does not run on the example inputs {shapes}: {_first_line(error)}"
             ) from error
@@ -154,10 +156,13 @@ def _attempt(
     """Export and check; the opset, the deviation, the batch sizes checked, and notes."""
     with _quiet():
         program = _trace(wrapped, call, dynamic)
-        model = _to_onnx(program, call.names, wrapped.output_names)
-        if dynamic and any(isinstance(model.graph.inputs[index].shape[0], int) for index in call.batched):
+        model = _to_onnx(program)
+        found, expected = len(model.graph.outputs), len(wrapped.output_names)
+        if found != expected:
+            raise ExportError(f"torch.onnx wrote {found} outputs, the model has {expected}")
+        if dynamic and any(has_fixed_batch(model.graph.inputs[index]) for index in call.batched):
             raise ExportError("torch.export fixed the batch size of an input that should be dynamic")
-        tidy(model)
+        tidy(model, call.names, wrapped.output_names)
         _write(model, path)
     generator = torch.Generator().manual_seed(seed)
     samples = [call.tensors, call.sample(generator), call.sample(generator)]
@@ -180,9 +185,7 @@ def _trace(wrapped: _Flat, call: Call, dynamic: bool) -> torch.export.ExportedPr
         # A batch of 1 is specialised away and gets baked into reshapes.
         call = call.with_batch(max(2, call.batch or 0))
         batched = set(call.batched)
-        shapes = (
-            tuple({0: torch.export.Dim.AUTO} if i in batched else None for i in range(len(call.tensors))),
-        )
+        shapes = (tuple({0: torch.export.Dim.AUTO} if i in batched else None for i in range(len(call.tensors))),)
     try:
         with torch.no_grad():
             return torch.export.export(wrapped, call.tensors, dynamic_shapes=shapes, strict=False)
@@ -191,25 +194,45 @@ def _trace(wrapped: _Flat, call: Call, dynamic: bool) -> torch.export.ExportedPr
         raise TraceError(f"torch.export can't trace the model: {_first_line(error)}") from error
 
 
-def _to_onnx(
-    program: torch.export.ExportedProgram, input_names: Sequence[str], output_names: Sequence[str]
-) -> ir.Model:
+def _to_onnx(program: torch.export.ExportedProgram) -> ir.Model:
     try:
-        result = torch.onnx.export(
-            program,
-            dynamo=True,
-            verbose=False,
-            optimize=True,
-            opset_version=OPSET,
-            input_names=input_names,
-            output_names=output_names,
-        )
-    # torch.onnx raises errors of many unrelated kinds.
+        try:
+            return _convert(program)
+        # torch.onnx raises errors of many unrelated kinds.
+        except Exception:
+            if not _copy_before_views(program):
+                raise
+            return _convert(program)
     except Exception as error:
         raise ExportError(f"torch.onnx can't translate the model: {_first_line(error)}") from error
+
+
+def _convert(program: torch.export.ExportedProgram) -> ir.Model:
+    result = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True, opset_version=OPSET)
     assert result is not None  # because dynamo=True
     model: ir.Model = result.model
     return model
+
+
+def _copy_before_views(program: torch.export.ExportedProgram) -> int:
+    """Put a contiguous copy before every view, in place; how many.
+
+    A view insists on strides, and those of attention's result while tracing are not those it has once
+    torch.onnx has decomposed it. The optimiser removes the copies, for ONNX has no strides.
+    """
+    graph = program.graph
+    views = [node for node in graph.nodes if node.target in _VIEWS]
+    for node in views:
+        source = node.args[0]
+        with graph.inserting_before(node):
+            copied = graph.call_function(
+                torch.ops.aten.clone.default, (source,), {"memory_format": torch.contiguous_format}
+            )
+        copied.meta.update(source.meta)
+        copied.meta["val"] = source.meta["val"].clone(memory_format=torch.contiguous_format)
+        node.replace_input_with(source, copied)
+    program.graph_module.recompile()
+    return len(views)
 
 
 def _write(model: ir.Model, path: Path) -> None:
@@ -257,10 +280,13 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels):
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
 def _first_line(error: BaseException) -> str:
+    """The first line of what went wrong at the bottom: torch.onnx wraps the reason in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

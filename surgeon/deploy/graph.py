@@ -1,8 +1,9 @@
 """What is put in order in an ONNX graph after torch.onnx has written it."""
 
 import re
+from collections.abc import Sequence
 
-import onnx_ir as ir
+from onnxscript import ir
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules.common import (
     fuse_batchnorm_into_conv_rule,
@@ -20,16 +21,22 @@ _FUSIONS = (
 )
 
 
-def tidy(model: ir.Model) -> None:
-    """Fuse what is left to fuse, restore names and clear metadata, in place.
+def tidy(model: ir.Model, input_names: Sequence[str], output_names: Sequence[str]) -> None:
+    """Fuse what is left to fuse, give inputs, outputs and parameters their names, clear metadata, in place.
 
     torch.onnx notes the Python stack of every node in the file; the paths of the machine that exported a
     model are nobody else's business.
     """
     fuse_shared_batch_norms(model)
     _restore_names(model.graph)
+    _name_ends(model.graph, input_names, output_names)
     _name_batch_axis(model.graph)
     _clear_metadata(model)
+
+
+def has_fixed_batch(value: ir.Value) -> bool:
+    """Is the size of the first axis a number?"""
+    return value.shape is not None and isinstance(value.shape[0], int)
 
 
 def unfused_batch_norms(graph: ir.Graph) -> list[ir.Node]:
@@ -81,6 +88,19 @@ def _restore_names(graph: ir.Graph) -> None:
             names.add(value.name)
 
 
+def _name_ends(graph: ir.Graph, input_names: Sequence[str], output_names: Sequence[str]) -> None:
+    """Name the inputs and outputs; another value that has such a name gives it up."""
+    ends = dict(zip((*graph.inputs, *graph.outputs), (*input_names, *output_names), strict=True))
+    wanted = set(ends.values())
+    names = _names(graph) | wanted
+    for value in _values(graph):
+        if value.name in wanted and ends.get(value) != value.name:
+            value.name = _free_name(f"{value.name}_", names)
+            names.add(value.name)
+    for value, name in ends.items():
+        value.name = name
+
+
 def _name_batch_axis(graph: ir.Graph) -> None:
     """The symbol of the inputs' first axis is called `batch`, alone and inside expressions like `49*s77`."""
     symbols: dict[str, str] = {}
@@ -91,8 +111,7 @@ def _name_batch_axis(graph: ir.Graph) -> None:
     if not symbols:
         return
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
-    values = [*graph.inputs, *(out for node in graph.all_nodes() for out in node.outputs)]
-    for value in values:
+    for value in _values(graph):
         if value.shape is None:
             continue
         for axis, size in enumerate(value.shape):
@@ -106,24 +125,19 @@ def _clear_metadata(model: ir.Model) -> None:
     model.metadata_props.clear()
     model.graph.doc_string = None
     model.graph.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        _clear_value(value)
-    for node in model.graph.all_nodes():
-        node.doc_string = None
-        node.metadata_props.clear()
-        for value in node.outputs:
-            _clear_value(value)
+    items: list[ir.Value | ir.Node] = [*_values(model.graph), *model.graph.all_nodes()]
+    for item in items:
+        item.doc_string = None
+        item.metadata_props.clear()
 
 
-def _clear_value(value: ir.Value) -> None:
-    value.doc_string = None
-    value.metadata_props.clear()
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    values = [*graph.inputs, *graph.initializers.values()]
+    return values + [output for node in graph.all_nodes() for output in node.outputs]
 
 
 def _names(graph: ir.Graph) -> set[str]:
-    values = [*graph.inputs, *graph.initializers.values()]
-    values += [output for node in graph.all_nodes() for output in node.outputs]
-    return {value.name for value in values if value.name is not None}
+    return {value.name for value in _values(graph) if value.name is not None}
 
 
 def _free_name(name: str, taken: set[str]) -> str:

@@ -40,6 +40,10 @@ class Call:
         batch = self.batch
         return tuple(i for i, tensor in enumerate(self.tensors) if tensor.ndim and tensor.shape[0] == batch)
 
+    def shapes(self, tensors: tuple[Tensor, ...]) -> dict[str, tuple[int, ...]]:
+        """The shapes of a sample's tensors by name, for messages."""
+        return {name: tuple(tensor.shape) for name, tensor in zip(self.names, tensors, strict=True)}
+
     def bind(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments with `tensors` in the places of the example's."""
         rest = iter(tensors)
@@ -51,9 +55,7 @@ class Call:
         """The example repeated, or cut, along the first axis to `batch` rows."""
         rows = torch.arange(batch)
         chosen = {i: self.tensors[i].index_select(0, rows % self.tensors[i].shape[0]) for i in self.batched}
-        return dataclasses.replace(
-            self, tensors=tuple(chosen.get(i, tensor) for i, tensor in enumerate(self.tensors))
-        )
+        return dataclasses.replace(self, tensors=tuple(chosen.get(i, tensor) for i, tensor in enumerate(self.tensors)))
 
     def sample(self, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Random inputs of the example's shapes, types and value ranges, see `sample_like`."""
@@ -80,11 +82,12 @@ def read_call(model: nn.Module, example_inputs: object) -> Call:
             "pass a tensor, a tuple of positional inputs or a dict of keyword inputs"
         )
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    names = [name for name, leaf in zip(_leaf_names(model, args, kwargs), leaves) if isinstance(leaf, Tensor)]
+    named = zip(_leaf_names(model, args, kwargs), leaves, strict=True)
+    names = [name for name, leaf in named if isinstance(leaf, Tensor)]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if not tensors:
         raise InvalidInputs("example_inputs holds no tensor; an exported file needs at least one input")
-    for name, tensor in zip(names, tensors):
+    for name, tensor in zip(names, tensors, strict=True):
         if not tensor.numel():
             raise InvalidInputs(f"example input {name!r} is empty, its shape is {tuple(tensor.shape)}")
     return Call(unique(names), tuple(_to_float32(tensor) for tensor in tensors), tuple(leaves), spec)
@@ -143,7 +146,7 @@ def _walk(prefix: str, value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping):
         children = [(str(key), child) for key, child in value.items()]
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        children = list(zip(value._fields, value))
+        children = list(zip(value._fields, value, strict=True))
     elif isinstance(value, (tuple, list)):
         children = [(str(index), child) for index, child in enumerate(value)]
         prefix = prefix or "output"
@@ -162,7 +165,7 @@ def _leaf_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     positional += [f"input_{index}" for index in range(len(positional), len(args))]
     names: list[str] = []
-    for name, value in [*zip(positional, args), *kwargs.items()]:
+    for name, value in [*zip(positional, args, strict=False), *kwargs.items()]:
         count = len(pytree.tree_leaves(value))
         names += [name] if count == 1 else [f"{name}_{index}" for index in range(count)]
     return names

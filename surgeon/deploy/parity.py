@@ -64,19 +64,27 @@ def check_parity(
     wanted = {item.name for item in session.get_inputs()}
     largest = 0.0
     for sample in samples:
-        shapes = {name: tuple(tensor.shape) for name, tensor in zip(input_names, sample)}
-        with torch.no_grad():
-            # Cloned, because a model may write into its input.
-            expected = [tensor.numpy() for tensor in function(*(tensor.clone() for tensor in sample))]
-        feeds = {name: tensor.numpy() for name, tensor in zip(input_names, sample) if name in wanted}
+        shapes = {name: tuple(tensor.shape) for name, tensor in zip(input_names, sample, strict=True)}
+        expected = _reference(function, sample, shapes)
+        feeds = {name: tensor.numpy() for name, tensor in zip(input_names, sample, strict=True) if name in wanted}
         actual = _run(session, feeds, shapes)
         if len(actual) != len(expected):
             raise ExportError(
                 f"the exported file has {len(actual)} outputs ({', '.join(names)}), the model {len(expected)}"
             )
-        for name, want, got in zip(names, expected, actual):
+        for name, want, got in zip(names, expected, actual, strict=True):
             largest = max(largest, _compare(name, want, got, tolerance, shapes))
     return Parity(largest, names)
+
+
+def _reference(function: Function, sample: Sequence[Tensor], shapes: dict[str, tuple[int, ...]]) -> list[np.ndarray]:
+    try:
+        with torch.no_grad():
+            # Cloned, because a model may write into its input.
+            return [tensor.numpy() for tensor in function(*(tensor.clone() for tensor in sample))]
+    # A user's forward may raise anything.
+    except Exception as error:
+        raise ExportError(f"the model itself fails in PyTorch on inputs {shapes}: {error}") from error
 
 
 def _run(
@@ -97,8 +105,8 @@ def _compare(
         )
     if want.size and not np.isfinite(np.asarray(want, dtype=np.float64)).any():
         raise ExportError(
-            f"output {name!r} is nowhere finite in PyTorch itself on inputs {shapes}, so nothing can be compared; "
-            "look for NaN in the weights, or pass example inputs of the range the model is made for"
+            f"output {name!r} is nowhere finite in PyTorch itself on inputs {shapes}, so nothing "
+            "can be compared; look for NaN in the weights, or pass example inputs of the range it is made for"
         )
     deviation = relative_deviation(want, got)
     if not deviation <= tolerance:

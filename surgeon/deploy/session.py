@@ -62,7 +62,7 @@ def open_session(
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # an error is raised; it need not be printed as well
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if dump_to is not None:
@@ -87,8 +87,8 @@ def make_feeds(
     """Inputs for a session: those given in `feeds`, the others made from the model's signature.
 
     Dynamic dimensions get size 1, floats are standard normal, integers and booleans zero (a valid index
-    into any table). Raises `InvalidArgument` for a name the model does not have, or a shape that does not
-    fit, and for an input whose type can't be made up.
+    into any table). Raises `InvalidArgument` for a name the model does not have, a shape or type that does
+    not fit, and for an input whose type can't be made up.
     """
     given = dict(feeds or {})
     inputs = session.get_inputs()
@@ -103,7 +103,7 @@ def make_feeds(
         kind = item.type.removeprefix("tensor(").removesuffix(")")
         if item.name in given:
             result[item.name] = np.asarray(given[item.name])
-            _check_shape(item.name, result[item.name].shape, item.shape)
+            _check_feed(item.name, result[item.name], item.shape, kind)
             continue
         if kind not in _NUMPY_TYPES:
             raise InvalidArgument(f"input {item.name!r} is a {item.type}; pass it in feeds")
@@ -116,12 +116,15 @@ def make_feeds(
     return result
 
 
-def _check_shape(name: str, shape: tuple[int, ...], declared: list[int | str | None]) -> None:
-    fits = len(shape) == len(declared) and all(
-        size == want for size, want in zip(shape, declared) if isinstance(want, int)
+def _check_feed(name: str, value: np.ndarray, declared: list[int | str | None], kind: str) -> None:
+    fits = value.ndim == len(declared) and all(
+        size == want for size, want in zip(value.shape, declared, strict=True) if isinstance(want, int)
     )
     if not fits:
-        raise InvalidArgument(f"feeds[{name!r}] has shape {shape}, the model wants {tuple(declared)}")
+        raise InvalidArgument(f"feeds[{name!r}] has shape {value.shape}, the model wants {tuple(declared)}")
+    if kind in _NUMPY_TYPES and value.dtype != _NUMPY_TYPES[kind]:
+        wanted = np.dtype(_NUMPY_TYPES[kind])
+        raise InvalidArgument(f"feeds[{name!r}] is {value.dtype}, the model wants {wanted}")
 
 
 def _reason(error: Exception) -> str:

@@ -8,6 +8,7 @@ from surgeon.rules import (  # noqa: F401  (importing a family registers its rul
     pointwise,
     pooling,
     recurrence,
+    segments,
 )
 from surgeon.rules.base import RULES, Axes, Context, Kept, Typed, arguments, find, rule, size_of, where
 

@@ -62,16 +62,16 @@ def einsum(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
         for axes in operands:
             c.pin(axes, f"{where(node)}: surgeon has no rule for the equation {a['equation']!r}")
         return Typed(c.pinned(size_of(node), f"output of {where(node)}"))
-    axes: dict[str, Axis] = {}
+    named: dict[str, Axis] = {}
     for term, operand in zip(terms, operands, strict=True):
         for letter, axis in zip(term, operand, strict=True):
-            known = axes.get(letter, ONE)
+            known = named.get(letter, ONE)
             if known.size == 1:
-                axes[letter] = axis
+                named[letter] = axis
             elif axis.size != 1:
                 c.unify(known, axis, f"{where(node)}: axis {letter} of {a['equation']!r} does not align")
-    summed = tuple(axis for letter, axis in axes.items() if letter not in right)
-    return Typed(tuple(axes[letter] for letter in right), contracted=summed, macs=tuple(axes.values()))
+    summed = tuple(axis for letter, axis in named.items() if letter not in right)
+    return Typed(tuple(named[letter] for letter in right), contracted=summed, macs=tuple(named.values()))
 
 
 @rule("conv1d", "conv2d", "conv3d", "convolution")

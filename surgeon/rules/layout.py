@@ -1,4 +1,4 @@
-"""Operators that only move data: reshapes, transpositions, concatenation, slicing, repetition, shuffles."""
+"""Operators that only move data: reshapes, transpositions, shuffles and windows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
-from surgeon.axes import ONE, Axis, concat, prod
-from surgeon.rules.base import Axes, Context, Kept, Typed, rule, size_of, sizes_of, where
+from surgeon.axes import ONE, Axis, prod
+from surgeon.rules.base import Axes, Context, Typed, rule, size_of, sizes_of, where
 
 
 def regroup(node: fx.Node, axes: Axes, sizes: Sequence[int], c: Context) -> Axes:
@@ -104,54 +103,6 @@ def unsqueeze(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     return Typed(tuple(x))
 
 
-@rule("cat", "concat", "concatenate")
-def cat(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    operands = [axes for axes in map(c.of, a["tensors"]) if len(axes) == len(size_of(node))]
-    dim = a["dim"] % len(size_of(node))
-    out = list(operands[0])
-    for axes in operands[1:]:
-        for i, (axis, other) in enumerate(zip(out, axes, strict=True)):
-            if i != dim:
-                c.unify(axis, other, f"{where(node)}: the operands do not align")
-    out[dim] = concat(axes[dim] for axes in operands)
-    return Typed(tuple(out))
-
-
-@rule("stack", "hstack", "vstack", "column_stack", "dstack")
-def stack(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    operands = [c.of(t) for t in a["tensors"]]
-    if "aten.stack." not in str(node.target):
-        for axes in operands:
-            c.pin(axes, f"{where(node)}: use cat, for which surgeon has a rule")
-        return Typed(c.pinned(size_of(node), f"output of {where(node)}"))
-    out = list(operands[0])
-    for axes in operands[1:]:
-        for axis, other in zip(out, axes, strict=True):
-            c.unify(axis, other, f"{where(node)}: the operands do not align")
-    out.insert(a["dim"] % (len(out) + 1), concat([ONE] * len(operands)))
-    return Typed(tuple(out))
-
-
-@rule("split", "split_with_sizes", "chunk", "tensor_split.indices", "tensor_split.sections", "unsafe_split",
-      "unsafe_chunk", "split_copy", "split_with_sizes_copy")
-def split(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    x = c.of(a["self"])
-    dim = a["dim"] % len(x)
-    sizes = [size[dim] for size in sizes_of(node)]
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    parts = iter(c.space.cut(x[dim], ends[:-1], f"{where(node)}: a split across units"))
-    segments = [next(parts) if size else concat([]) for size in sizes]
-
-    def split_sizes(kept: Kept) -> list[int]:
-        return [kept.width(part) for part in segments]
-
-    return Typed(
-        [(*x[:dim], part, *x[dim + 1 :]) for part in segments],
-        args={"split_sizes": split_sizes},
-        target=torch.ops.aten.split_with_sizes.default,
-    )
-
-
 @rule("unbind", "unbind_copy")
 def unbind(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
@@ -167,191 +118,6 @@ def select(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     dim = a["dim"] % len(x)
     c.pin((x[dim],), f"{where(node)}: one position is taken by its number")
     return Typed((*x[:dim], *x[dim + 1 :]))
-
-
-def _segment(node: fx.Node, axis: Axis, start: int, stop: int, c: Context) -> tuple[Axis, Axis]:
-    """The axes of the positions before `start`, and from `start` up to `stop`."""
-    parts = iter(c.space.cut(axis, [start, stop], f"{where(node)}: a slice across units"))
-    before = next(parts) if start else concat([])
-    return before, next(parts) if stop > start else concat([])
-
-
-@rule("slice", "narrow", "slice_copy")
-def slice_(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    x = c.of(a["self"])
-    dim = (a["dim"] or 0) % len(x)
-    axis, size, step = x[dim], x[dim].size, a.get("step") or 1
-    rest = lambda part: (*x[:dim], part, *x[dim + 1 :])  # noqa: E731
-    if not all(isinstance(a.get(n), int | None) for n in ("start", "end", "length")):
-        c.pin((axis,), f"{where(node)}: the bounds are computed")
-        return Typed(rest(c.fresh(size_of(node)[dim], f"output of {where(node)}")))
-    start, end = _bounds(a, size)
-    if step != 1:
-        return _strided(node, x, dim, start, end, step, c)
-    before, part = _segment(node, axis, start, end, c)
-    if "length" in a:
-        args = {"start": lambda k: k.width(before), "length": lambda k: k.width(part)}
-    else:
-        args = {
-            "start": lambda k: k.width(before) if k.changed(axis) else a["start"],
-            "end": lambda k: k.width(before) + k.width(part) if k.changed(axis) else a["end"],
-        }
-    return Typed(rest(part), args=args)
-
-
-def _bounds(a: dict[str, Any], size: int) -> tuple[int, int]:
-    start = a.get("start") or 0
-    start = min(max(start + size if start < 0 else start, 0), size)
-    end = start + a["length"] if "length" in a else a.get("end")
-    end = size if end is None else end
-    return start, max(start, min(max(end + size if end < 0 else end, 0), size))
-
-
-def _strided(node: fx.Node, x: Axes, dim: int, start: int, end: int, step: int, c: Context) -> Typed:
-    axis = x[dim]
-    why = f"{where(node)}: every {step}th position is taken"
-    if axis.size % step == 0 and start < step and end > axis.size - step + start:
-        outer, inner = c.space.divide(axis, [axis.size // step, step], why)
-        c.pin((inner,), why)
-        return Typed((*x[:dim], outer, *x[dim + 1 :]), args={"end": lambda k: k.width(axis)})
-    c.pin((axis,), why)
-    return Typed((*x[:dim], c.fresh(size_of(node)[dim], why), *x[dim + 1 :]))
-
-
-@rule("slice_scatter", "select_scatter")
-def scatter(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """`src` replaces a slice, or one position, of `self`."""
-    x, y = c.of(a["self"]), c.of(a["src"])
-    dim = (a["dim"] or 0) % len(x)
-    why = f"{where(node)}: what is written does not align"
-    if "index" in a:
-        c.pin((x[dim],), f"{where(node)}: one position is written by its number")
-        c.broadcast([(*x[:dim], *x[dim + 1 :]), y], why)
-        return Typed(x)
-    others = [(p, q) for i, (p, q) in enumerate(zip(x, y, strict=True)) if i != dim]
-    for p, q in others:
-        c.unify(p, q, why)
-    if (a.get("step") or 1) != 1:
-        c.pin((x[dim], y[dim]), f"{where(node)}: strided positions are written")
-        return Typed(x)
-    start, end = _bounds(a, x[dim].size)
-    before, part = _segment(node, x[dim], start, end, c)
-    if part.size == y[dim].size:
-        c.unify(part, y[dim], why)
-    else:
-        c.pin((x[dim], y[dim]), why)
-    changed = x[dim]
-    return Typed(x, args={
-        "start": lambda k: k.width(before) if k.changed(changed) else a["start"],
-        "end": lambda k: k.width(before) + k.width(part) if k.changed(changed) else a["end"],
-    })
-
-
-@rule("expand", "broadcast_to", "expand_copy", "expand_as")
-def expand(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    x, sizes = c.of(a["self"]), size_of(node)
-    old = (*[ONE] * (len(sizes) - len(x)), *x)
-    out = tuple(axis if axis.size == size else c.fresh(size) for axis, size in zip(old, sizes, strict=True))
-    if "other" in a:
-        for axis, other in zip(out, c.of(a["other"]), strict=True):
-            c.unify(axis, other, f"{where(node)}: the shapes do not align")
-        return Typed(out)
-    return Typed(out, args={"size": lambda kept: kept.sizes(out, a["size"])})
-
-
-@rule("repeat", "tile")
-def repeat(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """The whole axis, several times over: its units are repeated and die together."""
-    x = c.of(a["self"])
-    times = a["repeats"] if "repeats" in a else a["dims"]
-    rank = max(len(x), len(times))
-    old = (*[ONE] * (rank - len(x)), *x)
-    counts = [new // axis.size if axis.size else 1 for new, axis in zip(size_of(node), old, strict=True)]
-    copies = [c.fresh(count) for count in counts]
-    out = tuple(prod([n, axis]) for n, axis in zip(copies, old, strict=True))
-    offset = rank - len(times)
-    name = "repeats" if "repeats" in a else "dims"
-    return Typed(out, args={name: lambda kept: kept.sizes(copies[offset:], times)})
-
-
-@rule("repeat_interleave.self_int")
-def repeat_interleave(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    x = c.of(a["self"])
-    copies = c.fresh(a["repeats"])
-    if a["dim"] is None:
-        return Typed((prod([*x, copies]),), args={"repeats": lambda kept: kept.width(copies)})
-    dim = a["dim"] % len(x)
-    out = (*x[:dim], prod([x[dim], copies]), *x[dim + 1 :])
-    return Typed(out, args={"repeats": lambda kept: kept.width(copies)})
-
-
-@rule("roll")
-def roll(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    x = list(c.of(a["self"]))
-    if not a["dims"]:
-        c.pin(x, f"{where(node)}: rolled over the flattened tensor")
-        return Typed(tuple(x))
-    amounts: list[tuple[Axis, Axis]] = []
-    for shift, dim in zip(a["shifts"], a["dims"], strict=True):
-        axis = x[dim]
-        point = -shift % axis.size
-        if point == 0:
-            amounts.append((concat([]), axis))
-            continue
-        left, right = c.space.cut(axis, [point], f"{where(node)}: rolled across units")
-        x[dim] = concat([right, left])
-        amounts.append((right, axis))
-    old = a["shifts"]
-
-    def shifts(kept: Kept) -> list[int]:
-        return [kept.width(right) if kept.changed(axis) else shift
-                for (right, axis), shift in zip(amounts, old, strict=True)]
-
-    return Typed(tuple(x), args={"shifts": shifts})
-
-
-@rule("flip", "fliplr", "flipud", "rot90")
-def flip(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    x = c.of(a["self"])
-    if "dims" in a and "rot90" not in str(node.target):
-        c.pin([x[d] for d in a["dims"]], f"{where(node)}: the order of the units is reversed")
-        return Typed(x)
-    c.pin(x, f"{where(node)}: the order of the units is reversed")
-    return Typed(c.pinned(size_of(node), f"output of {where(node)}"))
-
-
-@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
-      "replication_pad2d", "replication_pad3d", "_pad_circular")
-def pad(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """Constant padding adds units that no parameter computes; the other modes read neighbours, and so pin."""
-    x = list(c.of(a["self"]))
-    sizes = size_of(node)
-    amounts = list(a["padding" if "padding" in a else "pad"])
-    constant = a.get("mode", "constant") == "constant" and "flection" not in str(node.target) \
-        and "replication" not in str(node.target) and "circular" not in str(node.target)
-    printed: list[tuple[int, Axis]] = []
-    for i in range(0, len(amounts), 2):
-        dim = len(x) - 1 - i // 2
-        left, right = amounts[i], amounts[i + 1]
-        if not (isinstance(left, int) and isinstance(right, int)) or not constant or left < 0 or right < 0:
-            if left == right == 0:
-                continue
-            c.pin((x[dim],), f"{where(node)}: padded by its neighbours, cropped, or by a computed amount")
-            x[dim] = c.fresh(sizes[dim], f"output of {where(node)}")
-            continue
-        ends = [c.fresh(n) if n else concat([]) for n in (left, right)]
-        printed += [(i, ends[0]), (i + 1, ends[1])]
-        if left or right:
-            x[dim] = concat([ends[0], x[dim], ends[1]])
-    name = "padding" if "padding" in a else "pad"
-
-    def new(kept: Kept) -> list[Any]:
-        values = list(amounts)
-        for index, axis in printed:
-            values[index] = kept.width(axis)
-        return values
-
-    return Typed(tuple(x), args={name: new})
 
 
 @rule("pixel_shuffle")

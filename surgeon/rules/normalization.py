@@ -122,7 +122,7 @@ def running_sum(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 
 @rule("_weight_norm_interface", "_weight_norm")
 def weight_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """v / ||v|| · g: a norm over all axes of the weight but one. Those are pinned, so that the weight stays what it is."""
+    """v / ||v|| · g, a norm over all axes but one: those are pinned, so that the weight stays what it is."""
     v, g = c.of(a["v"]), c.of(a["g"])
     dim = a["dim"] % len(v)
     c.pin([axis for i, axis in enumerate(v) if i != dim], f"{where(node)}: weight norm is taken over this axis")

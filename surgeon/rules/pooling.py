@@ -24,7 +24,7 @@ def windows(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     return Typed((*x[:-rank], *c.pinned(size_of(node)[-rank:], why)))
 
 
-@rule(*[f"{kind}_pool{rank}{tail}" for rank in _RANK for kind, tail in (("adaptive_max", ""), ("max", "_with_indices"))])
+@rule(*[f"adaptive_max_pool{rank}" for rank in _RANK], *[f"max_pool{rank}_with_indices" for rank in _RANK])
 def windows_with_indices(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     rank = next(n for tag, n in _RANK.items() if tag in str(node.target))
     x = c.of(a["self"])

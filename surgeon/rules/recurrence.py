@@ -46,7 +46,8 @@ def recurrent(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
         if batch is not None and len(state) == 3:
             c.unify(batch, state[1], why)
     gates: Axes = tuple(axis for own in parameters for axis in own[1:])
-    return Typed([(*x[:-1], feature), *states], contracted=gates, macs=[(*x[:-1], *own) for own in parameters if len(own) == 2])
+    macs: list[Axes] = [(*x[:-1], *own) for own in parameters if len(own) == 2]
+    return Typed([(*x[:-1], feature), *states], contracted=gates, macs=macs)
 
 
 def _projected(node: fx.Node, operands: list[Axes], c: Context) -> Typed:

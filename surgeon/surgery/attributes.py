@@ -38,7 +38,7 @@ def describe_tensors(module: nn.Module, groups_of: Mapping[str, int] | None = No
         case _Norm():
             sized = next((t for t in (module.weight, module.running_mean) if t is not None), None)
             module.num_features = sized.shape[0] if sized is not None else module.num_features
-        case nn.LayerNorm() | nn.RMSNorm() if module.weight is not None:
+        case nn.LayerNorm() | nn.RMSNorm() if module.elementwise_affine:
             module.normalized_shape = tuple(module.weight.shape)
         case nn.GroupNorm():
             module.num_groups = new.get("num_groups", module.num_groups)
@@ -48,8 +48,8 @@ def describe_tensors(module: nn.Module, groups_of: Mapping[str, int] | None = No
         case nn.PReLU():
             module.num_parameters = module.weight.shape[0]
         case nn.RNNBase():
-            module.input_size = module.weight_ih_l0.shape[1]
-            module.hidden_size = module.weight_hh_l0.shape[1]
+            module.input_size = module.get_parameter("weight_ih_l0").shape[1]
+            module.hidden_size = module.get_parameter("weight_hh_l0").shape[1]
 
 
 def renumber(model: nn.Module, groups: Groups, kept: Kept) -> list[tuple[str, str, Any, Any]]:

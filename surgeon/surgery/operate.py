@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -76,19 +77,24 @@ def own_class(
     slim = skeleton(model)
     new: dict[int, Tensor] = {}
     for path, module in slim.named_modules():
-        for table in (module._parameters, module._buffers, vars(module)):
+        for table in _tables(module):
             for key, value in table.items():
                 name = f"{path}.{key}" if path else key
                 if isinstance(value, Tensor) and name in tensors:
                     new[id(value)] = tensors[name]
     for module in slim.modules():
-        for table in (module._parameters, module._buffers, vars(module)):
+        for table in _tables(module):
             for key, value in list(table.items()):
                 if isinstance(value, Tensor):
                     if id(value) not in new:
                         new[id(value)] = like(value, take(value, {}))
                     table[key] = new[id(value)]
     return slim, renumber(slim, groups, kept)
+
+
+def _tables(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    """Where a module keeps its tensors: parameters, buffers and plain attributes."""
+    return module._parameters, module._buffers, vars(module)
 
 
 def _retrace(

@@ -67,7 +67,8 @@ def _same_operator(a: fx.Node, b: fx.Node) -> bool:
 
 def _symbolic(node: fx.Node) -> bool:
     """Whether sizes computed from a dynamic batch are among the operands: those may be written in other ways."""
-    return any(not isinstance(n.meta.get("val"), Tensor | tuple | list) for n in node.all_input_nodes if n.op != "get_attr")
+    operands = [n.meta.get("val") for n in node.all_input_nodes if n.op != "get_attr"]
+    return any(not isinstance(value, Tensor | tuple | list) for value in operands)
 
 
 def _shapes(node: fx.Node) -> list[tuple[int, ...]] | None:

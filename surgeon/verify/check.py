@@ -43,8 +43,8 @@ def certify(
         whole = max((relative(z, b) for z, (_, b) in zip(zeroed, results, strict=True)), default=0.0)
         if whole > tolerance:
             raise NotEquivalent(
-                f"the original with its removed units' parameters set to zero differs from the smaller model by {whole:.1e}"
-                " (relative), though every operator agrees; please report this network"
+                f"the original with its removed units' parameters set to zero differs from the smaller model by "
+                f"{whole:.1e} (relative), though every operator agrees; please report this network"
             )
     return Certificate(deviation, worst, count, per_output, whole, reason, names, tolerance)
 

@@ -22,7 +22,7 @@ def _dims(value: Any, rank: int) -> list[int]:
     return [d % rank for d in ([value] if isinstance(value, int) else value)]
 
 
-def _moments(x: Tensor, mask: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(x: Tensor, mask: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance and count over the kept positions of `dims`."""
     count = mask.sum(dims, keepdim=True)
     mean = (x * mask).sum(dims, keepdim=True) / count.clamp(min=1)

@@ -1,0 +1,394 @@
+"""How many units of each group stay, so that a given share of a budget goes.
+
+Every group has a ladder of widths it may take. Stepping down one rung has an order, and the rungs of all groups are
+taken in that order until the budget is met; then single rungs are put back or taken to come closest to it.
+
+- `scope="global"` orders rungs by the share of the group's importance that would be lost in all, so that every group
+  ends with about the same share of its importance. Where units are worth alike, that is the same share of units.
+- `scope="local"` orders them by the share of the group's units, whatever those are worth.
+
+Three things hold a rung back or bring it forward, all read off the axes and the costs, never off a model's kind:
+
+- Of leaves whose product forms one axis of a weight, such as heads · head size or groups · channels in a group, the
+  outermost is cut first: removing heads saves time in proportion, making heads smaller saves half as much.
+- Convolutions on fewer than 16 channels leave the fast kernels, so a wider group gets there late.
+- Groups whose MACs stand for more time than other groups' (depthwise convolutions, which move more than they compute)
+  are cut deeper, groups that save next to nothing are left alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from surgeon.axes import leaves
+from surgeon.cost import Cost, positions_inside, products
+from surgeon.coupling import Group, Groups
+from surgeon.errors import Infeasible, InvalidArgument, NothingToPrune
+
+Keep = float | int | Mapping[str, float | int] | None
+
+SCOPES = ("global", "local")
+#: How far the share that is removed may lie from the one asked for.
+TOLERANCE = 0.02
+#: The share of a group's units that stays unless the budget can't be met otherwise: a layer never collapses unasked.
+LEAST_SHARE = 0.125
+#: Below this many channels convolutions are computed by slower kernels.
+NARROW = 16
+
+_CLOSE = 0.002
+_LISTED = 6
+_HELD_NARROW = 3.0
+_HELD_INNER = 4.0
+_HELD_USELESS = 100.0
+
+
+@dataclass(frozen=True)
+class _Ladder:
+    """The widths that a group may take, ascending, and the order in which stepping down to each is taken."""
+
+    group: Group
+    widths: tuple[int, ...]
+    orders: np.ndarray
+
+
+def allocate(
+    groups: Groups,
+    scores: Mapping[int, np.ndarray],
+    cost: Cost,
+    *,
+    budget: str = "macs",
+    ratio: float = 0.5,
+    scope: str = "global",
+    align: int | None = None,
+    keep: Keep = None,
+) -> dict[int, int]:
+    """The width of every group, by the id of its leaf, so that `ratio` of the budget is removed.
+
+    Args:
+        groups: what may be removed.
+        scores: a number a unit, by leaf: `(units,)`.
+        cost: the costs of the same groups.
+        budget: "macs", "params", or "channels": that share of each group's units.
+        ratio: the share to remove, at least 0 and less than 1. "macs" and "params" are met within 2 %.
+        scope: "global" compares groups by importance, "local" takes the same share of each.
+        align: widths are multiples of it; what a unit is made of counts, so that heads of 64 are aligned at any number.
+            By default 16 for groups of 32 and more, 8 from 24, 4 from 8, and any width below; finer only where the
+            budget can't be met so. 1 allows every width. The full width is always allowed.
+        keep: what is left of a group at least: a share (float) or a width (int), for all groups or by glob of names.
+
+    Raises:
+        InvalidArgument: an argument is out of range, or `keep` names no group.
+        NothingToPrune: there are no groups.
+        Infeasible: the budget can't be met; the message says how far it could go and what holds the rest.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from surgeon.coupling import couple
+    >>> from surgeon.trace import trace
+    >>> groups = couple(trace(nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 5)), torch.zeros(2, 10)))
+    >>> scores = {groups.groups[0].leaf.id: np.ones(64)}
+    >>> list(allocate(groups, scores, Cost(groups), ratio=0.5).values())
+    [32]
+    >>> list(allocate(groups, scores, Cost(groups), ratio=0.3, align=1).values())
+    [45]
+    """
+    ratio = check_ratio(ratio)
+    cost.check(budget)
+    if scope not in SCOPES:
+        raise InvalidArgument(f"scope={scope!r} is none that surgeon knows; choose one of {', '.join(SCOPES)}")
+    if align is not None and (isinstance(align, bool) or not isinstance(align, int) or align < 1):
+        raise InvalidArgument(f"align={align!r}: give an integer of at least 1, or None for the default")
+    floors = _floors(groups, keep)
+    if not groups.groups:
+        raise NothingToPrune(_nothing(groups))
+    full = {group.leaf.id: group.size for group in groups}
+    if ratio == 0:
+        return full
+    builder = _Builder(groups, scores, cost, budget, scope, align, floors)
+    if budget == "channels":
+        return _uniform(builder, ratio)
+    best: tuple[float, dict[int, int]] | None = None
+    for finest in (NARROW, 8, 4, 2, 1) if align is None else (align,):
+        for least in (LEAST_SHARE, 0.0):
+            ladders = builder.ladders(finest, least, floors)
+            widths, error = _meet(cost, budget, ratio, ladders)
+            if best is None or error < best[0]:
+                best = error, widths
+            if error <= TOLERANCE / 2:
+                return widths
+    assert best is not None
+    if best[0] <= TOLERANCE:
+        return best[1]
+    raise Infeasible(_infeasible(cost, budget, ratio, best[1], floors))
+
+
+def check_ratio(ratio: Any) -> float:
+    """`ratio` as a float, if it is a number of at least 0 and less than 1."""
+    number = isinstance(ratio, int | float | np.floating | np.integer) and not isinstance(ratio, bool)
+    if not number or not 0 <= ratio < 1:
+        raise InvalidArgument(
+            f"ratio={ratio!r}: give the share of the budget to remove, a number of at least 0 and less than 1"
+        )
+    return float(ratio)
+
+
+def _floors(groups: Groups, keep: Keep) -> dict[int, int]:
+    """The least width that `keep` asks for, by leaf."""
+    if keep is None:
+        return {}
+    wanted = keep if isinstance(keep, Mapping) else {"*": keep}
+    floors: dict[int, int] = {}
+    for pattern, value in wanted.items():
+        matched = [group for group in groups if fnmatchcase(group.name, pattern)]
+        if not matched and isinstance(keep, Mapping):
+            names = ", ".join(group.name for group in groups.groups[:8])
+            raise InvalidArgument(f"keep: no group is named {pattern!r}; there are {names}, …")
+        for group in matched:
+            least = min(_least(value, group.size), group.size)
+            floors[group.leaf.id] = max(floors.get(group.leaf.id, 1), least)
+    return floors
+
+
+def _least(value: Any, size: int) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    if isinstance(value, float) and 0 <= value <= 1:
+        return max(1, math.ceil(value * size - 1e-9))
+    raise InvalidArgument(f"keep={value!r}: give a share from 0.0 to 1.0, or a width as an integer of at least 1")
+
+
+class _Builder:
+    """Makes the groups' ladders."""
+
+    def __init__(
+        self,
+        groups: Groups,
+        scores: Mapping[int, np.ndarray],
+        cost: Cost,
+        budget: str,
+        scope: str,
+        align: int | None,
+        floors: Mapping[int, int],
+    ) -> None:
+        self.groups, self.cost, self.budget, self.scope = groups, cost, budget, scope
+        self.align, self.floors = align, floors
+        self.inside, self.inner = _products(groups, cost)
+        self.retained = {group.leaf.id: _retained(scores[group.leaf.id], group.size) for group in groups}
+        self.pace = self._paces()
+
+    def ladders(self, finest: int, least: float, floors: Mapping[int, int]) -> list[_Ladder]:
+        """`finest` bounds the default alignment from above; groups without a floor keep the share `least`."""
+        return [
+            self._ladder(group, finest, floors.get(group.leaf.id, max(1, math.ceil(least * group.size))))
+            for group in self.groups
+        ]
+
+    def _ladder(self, group: Group, finest: int, floor: int) -> _Ladder:
+        leaf, size = group.leaf.id, group.size
+        step = self._step(group, finest)
+        widths = (*(width for width in range(step, size, step) if width >= floor), size)
+        inner = leaf in self.inner
+        if self.scope == "local" or self.budget == "channels":
+            # A share p of the group is removed, rounded: the rung is taken where (1 - p) · size is nearer to it.
+            orders = [1 - (a + b) / 2 / size for a, b in pairwise(widths)]
+            held = 1.0 if inner and self.budget != "channels" else 0.0
+            return _Ladder(group, widths, np.array([*orders, -1.0]) + held)
+        counts = np.array(widths)
+        orders_ = -np.log(self.retained[leaf][counts - 1]) / self.pace[leaf]
+        if inner:
+            orders_ *= _HELD_INNER
+        unit = min(self.inside[leaf])
+        if self.align is None and size * unit >= NARROW:
+            orders_ = np.where(counts * unit < NARROW, orders_ * _HELD_NARROW, orders_)
+        return _Ladder(group, widths, orders_)
+
+    def _step(self, group: Group, finest: int) -> int:
+        """The least number of units by which a group's width may vary."""
+        size = group.size
+        if size < 8:
+            return 1
+        steps = []
+        for inside in self.inside[group.leaf.id]:
+            total = size * inside
+            align = self.align
+            if align is None:
+                align = min(16 if total >= 32 else 8 if total >= 24 else 4, finest)
+            steps.append(align // math.gcd(align, inside))
+        step = max(steps)
+        while self.align is None and step > 1 and size // step < 2:
+            step //= 2
+        return step
+
+    def _paces(self) -> dict[int, float]:
+        """How much faster than others a group goes: by the time its MACs stand for, and 0.01 where they are few."""
+        widths = self.cost.vector({})
+        wanted, time = self.cost.polynomial(self.budget), self.cost.time
+        shares, times = {}, {}
+        for group in self.groups:
+            place = self.cost.order[group.leaf.id]
+            shares[group.leaf.id] = -wanted.change(widths, place, group.size // 2)
+            times[group.leaf.id] = -time.change(widths, place, group.size // 2)
+        few = 0.05 * sum(shares.values()) / max(len(shares), 1)
+        speed = sum(times.values()) / max(sum(shares.values()), 1e-9)
+        paces = {}
+        for leaf, share in shares.items():
+            if share <= few:
+                paces[leaf] = 1 / _HELD_USELESS
+            elif self.budget == "macs":
+                paces[leaf] = float(np.clip(times[leaf] / share / speed, 0.5, 2.0))
+            else:
+                paces[leaf] = 1.0
+        return paces
+
+
+def _retained(scores: np.ndarray, size: int) -> np.ndarray:
+    """The share of the importance that the best 1, 2, … units hold together."""
+    total = scores.sum()
+    if not total > 0:
+        return np.arange(1, size + 1) / size
+    return np.minimum(np.cumsum(np.sort(scores)[::-1]) / total, 1.0)
+
+
+def _products(groups: Groups, cost: Cost) -> tuple[dict[int, set[int]], set[int]]:
+    """For each leaf how many positions a unit has on end in weights; and the leaves that are inner factors."""
+    weights = {name for share in cost.shares("macs") for name in share.tensors}
+    inside: dict[int, set[int]] = {}
+    others: dict[int, set[int]] = {}
+    outer: set[int] = set()
+    inner: set[int] = set()
+    for name, axes in groups.tensors.items():
+        for axis in axes:
+            resolved = groups.space.resolve(axis)
+            for leaf, positions in positions_inside(resolved):
+                (inside if name in weights else others).setdefault(leaf, set()).add(positions)
+            for factors in products(resolved):
+                found = [leaf.id for factor in factors for leaf in leaves(factor) if leaf.id in cost.order]
+                if len(found) > 1:
+                    outer.add(found[0])
+                    inner.update(found[1:])
+    every = {leaf: inside.get(leaf) or others.get(leaf) or {1} for leaf in cost.order}
+    return every, inner - outer
+
+
+def _meet(cost: Cost, budget: str, ratio: float, ladders: list[_Ladder]) -> tuple[dict[int, int], float]:
+    """The widths whose cost comes closest to the budget, and the share by which they miss it."""
+    polynomial = cost.polynomial(budget)
+    total = polynomial(cost.vector({}))
+    target = (1 - ratio) * total
+    rungs = sorted(
+        (float(order), -width, place, index)
+        for place, ladder in enumerate(ladders)
+        for index, (width, order) in enumerate(zip(ladder.widths[:-1], ladder.orders[:-1], strict=True))
+    )
+    places = np.array([rung[2] for rung in rungs], dtype=np.int64)
+    indices = np.array([rung[3] for rung in rungs], dtype=np.int64)
+    top = np.array([len(ladder.widths) - 1 for ladder in ladders])
+
+    def standing(count: int) -> np.ndarray:
+        """The rung of each ladder after the first `count` rungs were taken."""
+        found = top.copy()
+        np.minimum.at(found, places[:count], indices[:count])
+        return found
+
+    def widths(at: np.ndarray) -> np.ndarray:
+        return np.array([ladder.widths[index] for ladder, index in zip(ladders, at, strict=True)], dtype=np.float64)
+
+    low, high = 0, len(rungs)
+    while low < high:
+        middle = (low + high) // 2
+        if polynomial(widths(standing(middle))) <= target:
+            high = middle
+        else:
+            low = middle + 1
+    level = rungs[low - 1][0] if low else 0.0
+    at = _refine(polynomial, target, total, ladders, standing(low), level)
+    error = abs(polynomial(widths(at)) - target) / total
+    found = {ladder.group.leaf.id: ladder.widths[index] for ladder, index in zip(ladders, at, strict=True)}
+    return found, error
+
+
+def _refine(
+    polynomial: Any, target: float, total: float, ladders: list[_Ladder], at: np.ndarray, level: float
+) -> np.ndarray:
+    """Take or put back single rungs, and pairs of them, for as long as that brings the cost closer to its target.
+
+    Of the moves that land close enough, the one whose order is nearest to the `level` reached is made.
+    """
+    at = at.copy()
+    for _ in range(4 * len(ladders)):
+        now = np.array([ladder.widths[index] for ladder, index in zip(ladders, at, strict=True)], dtype=np.float64)
+        error = (polynomial(now) - target) / total
+        if abs(error) <= _CLOSE:
+            break
+        moves = [
+            (place, index)
+            for place, ladder in enumerate(ladders)
+            for index in (at[place] - 1, at[place] + 1)
+            if 0 <= index < len(ladder.widths)
+        ]
+        if not moves:
+            break
+        deltas = np.array([polynomial.change(now, p, ladders[p].widths[i]) / total for p, i in moves])
+        strain = np.array([abs(ladders[p].orders[min(i, at[p])] - level) for p, i in moves])
+        left = np.abs(error + deltas)
+        if left.min() < abs(error):
+            near = left <= _CLOSE
+            best = int(np.argmin(np.where(near, strain, np.inf))) if near.any() else int(np.argmin(left))
+            at[moves[best][0]] = moves[best][1]
+            continue
+        pairs = np.abs(error + deltas[:, None] + deltas[None])
+        owner = np.array([place for place, _ in moves])
+        pairs[owner[:, None] == owner[None]] = np.inf
+        first, second = divmod(int(np.argmin(pairs)), len(moves))
+        trial = at.copy()
+        for place, index in (moves[first], moves[second]):
+            trial[place] = index
+        then = np.array([ladder.widths[index] for ladder, index in zip(ladders, trial, strict=True)], dtype=np.float64)
+        if abs(polynomial(then) - target) / total >= abs(error):
+            break
+        at = trial
+    return at
+
+
+def _uniform(builder: _Builder, ratio: float) -> dict[int, int]:
+    """The same share of each group's units, to the nearest width that is allowed."""
+    found, held = {}, []
+    for ladder in builder.ladders(NARROW, 0.0, {}):
+        group = ladder.group
+        wanted = (1 - ratio) * group.size
+        width = min(ladder.widths, key=lambda width, wanted=wanted: (abs(width - wanted), width))  # type: ignore[misc]
+        floor = builder.floors.get(group.leaf.id, 1)
+        if width < floor:
+            held.append(f"  {group.name}: {width} of {group.size} units would stay, keep= asks for {floor}")
+        found[group.leaf.id] = width
+    if held:
+        head = f"{ratio:.1%} of every group's units can't be removed:"
+        raise Infeasible("\n".join([head, *held[:_LISTED], "Remedy: lower ratio or keep=."]))
+    return found
+
+
+def _infeasible(cost: Cost, budget: str, ratio: float, widths: Mapping[int, int], floors: Mapping[int, int]) -> str:
+    total, left = cost.of(budget)({}), cost.of(budget)(widths)
+    removed = 1 - left / total if total else 0.0
+    lines = [f"  {line}" for line in cost.explain(budget, widths, _LISTED)]
+    held = [group for group in cost.groups if floors.get(group.leaf.id, 1) > 1]
+    lines += [f"  keep= holds {group.name} at {floors[group.leaf.id]} of {group.size}" for group in held[:_LISTED]]
+    reach = "at most" if removed < ratio else "the nearest is that"
+    return (
+        f"removing {ratio:.1%} of the {budget} is out of reach: {reach} {removed:.1%} can go. What holds the rest:\n"
+        + "\n".join(lines)
+        + "\nRemedy: change ratio, or leave more to be pruned with ignore=, keep= and align=."
+    )
+
+
+def _nothing(groups: Groups) -> str:
+    pins = sorted(groups.pinned, key=lambda pin: -pin.size)[:_LISTED]
+    lines = [f"  {pin.tensor} axis {pin.axis} ({pin.size}): {pin.reason}" for pin in pins]
+    return "nothing can be pruned, every axis is pinned:\n" + "\n".join(lines or ["  the model has no parameters"])

@@ -1,0 +1,205 @@
+"""How much faster is one ONNX file than another on this CPU, and can the answer be trusted?"""
+
+import dataclasses
+import gc
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from surgeon.deploy.layout import Comparison as LayoutComparison
+from surgeon.deploy.layout import compare as compare_layouts
+from surgeon.deploy.layout import layout
+from surgeon.deploy.session import ORT_ERRORS, make_feeds, open_session
+from surgeon.deploy.statistics import LOW, NO_DIFFERENCE, Decision, Ratio, compare_timings
+from surgeon.errors import BenchmarkError, InvalidArgument
+
+MIN_RUNS = 30
+MAX_RUNS = 2000
+MIN_SAMPLE_SECONDS = 5e-4
+"""A timing shorter than this repeats the model, because the clock itself takes a microsecond."""
+
+_WARM_UP = 3
+
+Clock = Callable[[], float]
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Milliseconds a run: 10th percentile and median of CPU time, and median of wall time."""
+
+    low: float
+    median: float
+    wall: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """A measured speed-up: `ratio` is the base's time over the slim model's, of 10th percentiles of CPU time.
+
+    `control` is the same ratio of the base against itself, `noise` how far from 1 that reaches. `runs` is
+    the number of timings of each model, `repeats` that of the model's runs inside one timing.
+    """
+
+    decision: Decision
+    ratio: Ratio
+    control: Ratio
+    noise: float
+    base: Latency
+    slim: Latency
+    threads: int
+    runs: int
+    repeats: int
+    layout: LayoutComparison
+
+    def __str__(self) -> str:
+        before, after = self.layout.base, self.layout.slim
+        reorders = [side.reorders_in + side.reorders_out for side in (before, after)]
+        rows = [
+            ("", "base", "slim"),
+            (f"CPU time, {LOW}th percentile", f"{self.base.low:.3f} ms", f"{self.slim.low:.3f} ms"),
+            ("CPU time, median", f"{self.base.median:.3f} ms", f"{self.slim.median:.3f} ms"),
+            ("wall time, median", f"{self.base.wall:.3f} ms", f"{self.slim.wall:.3f} ms"),
+            ("blocked convolutions", str(before.blocked), str(after.blocked)),
+            ("plain convolutions", str(before.plain + before.fused), str(after.plain + after.fused)),
+            ("layout changes", str(reorders[0]), str(reorders[1])),
+        ]
+        lines = [f"{name:<26}{base:>14}{slim:>14}" for name, base, slim in rows]
+        lines += [
+            "",
+            f"speed-up  {self.ratio}  (95 % interval)",
+            f"verdict   {'' if self.decision == NO_DIFFERENCE else 'slim is '}{self.decision}",
+            f"noise     {self.noise:.1%} (the base against itself: {self.control})",
+            f"measured  {self.runs} timings each, {self.repeats} runs a timing, {self.threads} "
+            f"thread{'s' if self.threads > 1 else ''}",
+        ]
+        lines += [f"no longer blocked: {convolution}" for convolution in self.layout.fallen]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The verdict as JSON, all fields by their names."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+def benchmark(
+    base_path: str | os.PathLike[str],
+    slim_path: str | os.PathLike[str],
+    *,
+    threads: int = 1,
+    runs: int | None = None,
+    seconds: float = 5.0,
+    feeds: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Verdict:
+    """Measure two ONNX files against each other with onnxruntime, in this process.
+
+    Every round times the base, the slim model and a second session of the base in an order drawn anew.
+    What is timed is CPU time: of the calling thread with one thread, which does all the work then, and of
+    the whole process with more. `runs` is the number of rounds; by default as many as fit into `seconds`,
+    at least 30. `feeds` gives inputs by name (batch and sizes too), otherwise see `make_feeds`.
+    `progress` is called with the rounds done and their number.
+
+    Raises `InvalidArgument` for an argument out of range, a file that is missing or not ONNX, or two
+    models with different inputs, and `BenchmarkError` if a model can't be run.
+    """
+    if runs is not None and runs < MIN_RUNS:
+        raise InvalidArgument(f"runs is {runs}; an interval needs at least {MIN_RUNS}")
+    if not seconds > 0:
+        raise InvalidArgument(f"seconds is {seconds}; it must be positive")
+    base, slim, control = (open_session(path, threads=threads) for path in (base_path, slim_path, base_path))
+    _same_inputs(base, slim, Path(base_path), Path(slim_path))
+    inputs = make_feeds(base, seed=seed, feeds=feeds)
+    clock: Clock = time.thread_time if threads == 1 else time.process_time
+    sessions = (base, slim, control)
+    try:
+        estimates = [_warm_up(session, inputs) for session in sessions]
+        repeats = max(1, int(np.ceil(MIN_SAMPLE_SECONDS / max(min(estimates), 1e-9))))
+        if runs is None:
+            runs = int(np.clip(seconds / (repeats * sum(estimates)), MIN_RUNS, MAX_RUNS))
+        cpu, wall = _measure(sessions, inputs, runs, repeats, clock, seed, progress)
+    except ORT_ERRORS as error:
+        raise BenchmarkError(f"{base_path} against {slim_path}: onnxruntime can't run them: {error}") from error
+    comparison = compare_timings(cpu[0], cpu[1], cpu[2], seed=seed)
+    return Verdict(
+        decision=comparison.decision,
+        ratio=comparison.ratio,
+        control=comparison.control,
+        noise=comparison.noise,
+        base=_latency(cpu[0], wall[0]),
+        slim=_latency(cpu[1], wall[1]),
+        threads=threads,
+        runs=runs,
+        repeats=repeats,
+        layout=compare_layouts(layout(base_path, threads), layout(slim_path, threads)),
+    )
+
+
+def _measure(
+    sessions: tuple[ort.InferenceSession, ...],
+    feeds: dict[str, np.ndarray],
+    runs: int,
+    repeats: int,
+    clock: Clock,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """CPU and wall seconds a run, each of shape (sessions, runs)."""
+    rng = np.random.default_rng(seed)
+    cpu, wall = np.zeros((2, len(sessions), runs))
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        for index in range(runs):
+            for which in rng.permutation(len(sessions)):
+                session = sessions[which]
+                wall_start, cpu_start = time.perf_counter(), clock()
+                for _ in range(repeats):
+                    session.run(None, feeds)
+                cpu[which, index] = (clock() - cpu_start) / repeats
+                wall[which, index] = (time.perf_counter() - wall_start) / repeats
+            if progress is not None:
+                progress(index + 1, runs)
+    finally:
+        if collects:
+            gc.enable()
+    if not cpu.all():
+        raise BenchmarkError("this system's CPU clock is too coarse: a run took no time by it")
+    return cpu, wall
+
+
+def _warm_up(session: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> float:
+    """Wall seconds of the quickest of a few first runs."""
+    quickest = float("inf")
+    for _ in range(_WARM_UP):
+        start = time.perf_counter()
+        session.run(None, feeds)
+        quickest = min(quickest, time.perf_counter() - start)
+    return quickest
+
+
+def _latency(cpu: np.ndarray, wall: np.ndarray) -> Latency:
+    return Latency(
+        low=float(np.percentile(cpu, LOW)) * 1e3,
+        median=float(np.median(cpu)) * 1e3,
+        wall=float(np.median(wall)) * 1e3,
+    )
+
+
+def _same_inputs(base: ort.InferenceSession, slim: ort.InferenceSession, base_path: Path, slim_path: Path) -> None:
+    signatures = []
+    for session in (base, slim):
+        inputs = session.get_inputs()
+        signatures.append(
+            {i.name: (i.type, [size if isinstance(size, int) else "any" for size in i.shape]) for i in inputs}
+        )
+    if signatures[0] != signatures[1]:
+        raise InvalidArgument(
+            f"{base_path} takes {signatures[0]}, {slim_path} {signatures[1]}; "
+            "only models with the same inputs can be compared"
+        )

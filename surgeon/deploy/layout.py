@@ -1,0 +1,143 @@
+"""Which convolutions onnxruntime runs in its blocked layout: a look at a file's speed without any noise."""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from surgeon.deploy.session import open_session
+
+BLOCKED_DOMAIN = "com.microsoft.nchwc"
+"""The domain of operators on tensors whose channels are stored in blocks of the CPU's vector width."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """A convolution of a file, by the name of its weight, and whether onnxruntime blocked it."""
+
+    name: str
+    in_channels: int
+    out_channels: int
+    group: int
+    blocked: bool
+
+    def __str__(self) -> str:
+        group = f", {self.group} groups" if self.group > 1 else ""
+        return f"{self.name} ({self.in_channels} to {self.out_channels} channels{group})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The convolutions and layout changes of the graph onnxruntime makes of a file on this CPU.
+
+    `fused` counts the plain convolutions that took in their activation (FusedConv), `plain` the others;
+    `blocked` those in the blocked layout. `reorders_in` and `reorders_out` count the changes into and out
+    of the blocked layout.
+    """
+
+    convolutions: tuple[Convolution, ...]
+    blocked: int
+    plain: int
+    fused: int
+    reorders_in: int
+    reorders_out: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.blocked} blocked, {self.plain + self.fused} plain convolutions, "
+            f"{self.reorders_in + self.reorders_out} reorders"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two layouts, and the convolutions of `slim` that are plain although blocked in `base`."""
+
+    base: Layout
+    slim: Layout
+    fallen: tuple[Convolution, ...]
+
+    def __str__(self) -> str:
+        lines = [f"base: {self.base}", f"slim: {self.slim}"]
+        lines += [f"  no longer blocked: {convolution}" for convolution in self.fallen]
+        return "\n".join(lines)
+
+
+def layout(path: str | os.PathLike[str], threads: int = 1) -> Layout:
+    """The layout onnxruntime chooses for the file on this CPU, with all its optimisations.
+
+    Raises what `open_session` raises for a file that is missing, not ONNX or can't be run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder) / "optimised.onnx"
+        open_session(path, threads=threads, dump_to=dump)
+        optimised = onnx.load(dump, load_external_data=False).graph
+    original = onnx.load(Path(path), load_external_data=False).graph
+    kinds = [(node.domain, node.op_type) for node in optimised.node]
+    plain = [node for node in optimised.node if _is_plain(node)]
+    return Layout(
+        convolutions=tuple(_convolutions(original, plain)),
+        blocked=kinds.count((BLOCKED_DOMAIN, "Conv")),
+        plain=sum(node.op_type == "Conv" for node in plain),
+        fused=sum(node.op_type == "FusedConv" for node in plain),
+        reorders_in=kinds.count((BLOCKED_DOMAIN, "ReorderInput")),
+        reorders_out=kinds.count((BLOCKED_DOMAIN, "ReorderOutput")),
+    )
+
+
+def compare(base: Layout, slim: Layout) -> Comparison:
+    """Match the convolutions of two layouts by name and list those of `slim` that fell out of the blocks.
+
+    >>> def make(blocked, width):
+    ...     return Layout((Convolution("a.weight", 3, width, 1, blocked),), blocked, not blocked, 0, 0, 0)
+    >>> [str(convolution) for convolution in compare(make(True, 64), make(False, 63)).fallen]
+    ['a.weight (3 to 63 channels)']
+    """
+    blocked = {convolution.name for convolution in base.convolutions if convolution.blocked}
+    fallen = tuple(c for c in slim.convolutions if not c.blocked and c.name in blocked)
+    return Comparison(base, slim, fallen)
+
+
+def _is_plain(node: onnx.NodeProto) -> bool:
+    return (node.domain, node.op_type) in (("", "Conv"), ("ai.onnx", "Conv"), ("com.microsoft", "FusedConv"))
+
+
+def _convolutions(graph: onnx.GraphProto, plain: Sequence[onnx.NodeProto]) -> list[Convolution]:
+    """The convolutions of the file as written; blocked is each one that is not among the plain ones.
+
+    A blocked convolution has neither its weight's nor its output's name any more. A plain one has kept its
+    weight's, or, where onnxruntime computed its weight anew, the name of its output or of the output of the
+    BatchNorm or activation that it took in.
+    """
+    sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    convolutions = [node for node in graph.node if node.op_type == "Conv" and node.input[1] in sizes]
+    own = {node.input[1] for node in convolutions}
+    weights = [node.input[1] for node in plain]
+    outputs = {node.output[0] for node in plain if node.input[1] not in own}
+    result: list[Convolution] = []
+    for node in convolutions:
+        weight = node.input[1]
+        if weight in weights:
+            weights.remove(weight)
+            blocked = False
+        else:
+            blocked = outputs.isdisjoint(_chain(node.output[0], readers))
+        group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+        out_channels, per_group = sizes[weight][:2]
+        result.append(Convolution(weight, per_group * group, out_channels, group, blocked))
+    return result
+
+
+def _chain(value: str, readers: dict[str, list[onnx.NodeProto]]) -> list[str]:
+    """`value` and the outputs of the next two operators, as long as each is the only reader."""
+    chain = [value]
+    while len(chain) < 3 and len(readers.get(chain[-1], [])) == 1:
+        chain.append(readers[chain[-1]][0].output[0])
+    return chain

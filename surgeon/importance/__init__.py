@@ -1,0 +1,10 @@
+"""Criteria: how much each unit of a group is worth.
+
+A criterion is a plain function of the groups, one group and a random generator that gives a non-negative number for
+each unit. `register` adds one to the table under a name.
+"""
+
+from surgeon.importance.criteria import CRITERIA, Criterion, register
+from surgeon.importance.scoring import check_finite, score
+
+__all__ = ["CRITERIA", "Criterion", "check_finite", "register", "score"]

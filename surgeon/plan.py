@@ -1,0 +1,381 @@
+"""Which units stay: a `Plan`, as a frozen value and as JSON. The format is written down in docs/plan-format.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from surgeon.coupling import Group, Groups
+from surgeon.errors import InvalidInputs, OutputError, PlanError
+from surgeon.rules import Axes
+
+FORMAT = "surgeon-plan"
+VERSION = 1
+
+_REPLAN = "make a plan for this model with surgeon.plan"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The positions `keep`, ascending, of one tensor's `axis` of `size` positions that stay."""
+
+    tensor: str
+    axis: int
+    size: int
+    keep: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.tensor} axis {self.axis}: {self.size} → {len(self.keep)}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is kept of every tensor of an architecture, whatever the tensors' values.
+
+    `fingerprint` is that of the model; `inputs` describes example inputs; `settings` says how the plan came about.
+
+    Raises:
+        PlanError: a cut's indices are empty, unsorted, repeated or out of range, or an axis is cut twice.
+
+    >>> plan = Plan("0" * 64, (Cut("fc.weight", 0, 4, (0, 2)),))
+    >>> plan.tensor("fc.weight")
+    {0: (0, 2)}
+    >>> Plan("0" * 64, (Cut("fc.weight", 0, 4, (2, 0)),))
+    Traceback (most recent call last):
+        ...
+    surgeon.errors.PlanError: cut of fc.weight axis 0: the kept indices are not strictly ascending
+    """
+
+    fingerprint: str
+    cuts: tuple[Cut, ...]
+    inputs: Mapping[str, Any] = field(default_factory=lambda: {"args": [], "kwargs": {}})
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        seen: set[tuple[str, int]] = set()
+        for cut in self.cuts:
+            _check_cut(cut)
+            if (cut.tensor, cut.axis) in seen:
+                raise PlanError(f"cut of {cut.tensor} axis {cut.axis}: the axis is cut twice")
+            seen.add((cut.tensor, cut.axis))
+
+    @classmethod
+    def of(
+        cls,
+        groups: Groups,
+        keep: Mapping[int, Iterable[int]],
+        settings: Mapping[str, Any] | None = None,
+        *,
+        model: nn.Module | None = None,
+    ) -> Plan:
+        """The plan that leaves the units `keep`, by leaf; leaves that are not named stay whole.
+
+        `model` is the module that was traced; without it the fingerprint is taken of the traced graph, whose tensors
+        are the same for most models.
+        """
+        units = {leaf: tuple(sorted(int(unit) for unit in kept)) for leaf, kept in keep.items()}
+        for group in groups:
+            _check_units(group, units.get(group.leaf.id))
+        cuts = [
+            Cut(name, index, axis.size, tuple(positions.tolist()))
+            for name, axes in _tensors(groups).items()
+            for index, axis in enumerate(axes)
+            if (positions := groups.space.kept(axis, units)).size != axis.size
+        ]
+        digest = fingerprint(model if model is not None else groups.graph.module)
+        return cls(digest, tuple(cuts), describe(groups.graph.inputs), _plain(settings or {}))
+
+    def keep(self, groups: Groups) -> dict[int, tuple[int, ...]]:
+        """The kept units of every leaf that loses some: what `of` was given.
+
+        Raises:
+            PlanError: the cuts are not those of any choice of units; the message names the tensor.
+        """
+        axes = _tensors(groups)
+        for cut in self.cuts:
+            known = axes.get(cut.tensor)
+            if known is None or cut.axis >= len(known) or known[cut.axis].size != cut.size:
+                held = "no such tensor" if known is None else str(tuple(axis.size for axis in known))
+                raise PlanError(f"{cut}: the model has {held} there; {_REPLAN}")
+        found: dict[int, tuple[int, ...]] = {}
+        for group in groups:
+            for member in group.members:
+                positions = self.tensor(member.tensor).get(member.axis)
+                if positions is not None:
+                    found[group.leaf.id] = _units(groups, group, axes[member.tensor], member.axis, positions)
+                    break
+        for name, known in axes.items():
+            cuts = self.tensor(name)
+            for index, axis in enumerate(known):
+                expected = tuple(groups.space.kept(axis, found).tolist())
+                if cuts.get(index, tuple(range(axis.size))) != expected:
+                    pins = [p.reason for p in groups.pinned if (p.tensor, p.axis) == (name, index)]
+                    why = f" ({pins[0]})" if pins else ""
+                    raise PlanError(
+                        f"{name} axis {index} of {axis.size}: the plan keeps {len(cuts.get(index, range(axis.size)))} "
+                        f"positions, but {len(expected)} belong to the units that its other cuts keep{why}; {_REPLAN}"
+                    )
+        return {leaf: kept for leaf, kept in found.items() if len(kept) != _size(groups, leaf)}
+
+    def tensor(self, name: str) -> dict[int, tuple[int, ...]]:
+        """The kept positions of each axis of this tensor that loses some."""
+        return self._by_tensor.get(name, {})
+
+    @cached_property
+    def _by_tensor(self) -> dict[str, dict[int, tuple[int, ...]]]:
+        found: dict[str, dict[int, tuple[int, ...]]] = {}
+        for cut in self.cuts:
+            found.setdefault(cut.tensor, {})[cut.axis] = cut.keep
+        return found
+
+    def check(self, model: nn.Module) -> None:
+        """Make sure that the plan was made for this architecture.
+
+        Raises:
+            PlanError: it was made for another one; the message names the first tensor that differs, where one does.
+        """
+        tensors = dict(_named(model))
+        same = fingerprint(model) == self.fingerprint
+        for cut in self.cuts:
+            tensor = tensors.get(cut.tensor)
+            if tensor is None and same:  # a constant of the graph
+                continue
+            if tensor is None or cut.axis >= tensor.dim() or tensor.shape[cut.axis] != cut.size:
+                held = "has no such tensor" if tensor is None else f"has shape {tuple(tensor.shape)} there"
+                raise PlanError(f"the plan is of another architecture: {cut}, but the model {held}; {_REPLAN}")
+        if not same:
+            raise PlanError(
+                "the plan is of another architecture: the tensors that it cuts fit, but others of the model have other "
+                f"names or shapes than when it was made; {_REPLAN}"
+            )
+
+    def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Inputs of zeros like those that the plan was made with, as `(args, kwargs)`.
+
+        >>> plan = Plan("", (), {"args": [{"dtype": "float32", "shape": [2, 3]}], "kwargs": {"flag": True}})
+        >>> args, kwargs = plan.example_inputs()
+        >>> args[0].shape, kwargs
+        (torch.Size([2, 3]), {'flag': True})
+
+        Raises:
+            InvalidInputs: an input was neither a tensor nor made of plain values.
+        """
+        args = tuple(_zeros(value) for value in self.inputs["args"])
+        return args, {name: _zeros(value) for name, value in self.inputs["kwargs"].items()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON. What was at `path` before stays until the whole file is written.
+
+        Raises:
+            OutputError: the file can't be written.
+        """
+        cuts = [{"tensor": c.tensor, "axis": c.axis, "size": c.size, "keep": list(c.keep)} for c in self.cuts]
+        head = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
+        rest = {"inputs": dict(self.inputs), "settings": dict(self.settings), "cuts": cuts}
+        _write(Path(path), json.dumps({**head, **rest}, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan that `save` wrote.
+
+        Raises:
+            PlanError: the file is missing, not a plan, of a newer version, or malformed; the message says where.
+        """
+        try:
+            data = json.loads(Path(path).read_bytes().decode())
+        except OSError as error:
+            raise PlanError(f"{path} can't be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise PlanError(f"{path} is no plan, or was cut short: {error}; save the plan again") from error
+        try:
+            return cls._parse(data)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error
+
+    @classmethod
+    def _parse(cls, data: Any) -> Plan:
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise PlanError(f'this is no plan: the entry "format" must be "{FORMAT}"')
+        version = _typed(data, "version", int)
+        if version > VERSION:
+            raise PlanError(f"the plan is of version {version}, this surgeon reads up to {VERSION}; update surgeon")
+        if version < 1:
+            raise PlanError(f"version {version} does not exist")
+        inputs = _typed(data, "inputs", dict)
+        _typed(inputs, "args", list, "inputs: ")
+        _typed(inputs, "kwargs", dict, "inputs: ")
+        cuts = []
+        for index, entry in enumerate(_typed(data, "cuts", list)):
+            place = f"cuts[{index}]: "
+            if not isinstance(entry, dict):
+                raise PlanError(f"{place}an object is expected, not {type(entry).__name__}")
+            keep = _typed(entry, "keep", list, place)
+            if not all(type(position) is int for position in keep):
+                raise PlanError(f'{place}"keep" must hold integers only')
+            axis, size = _typed(entry, "axis", int, place), _typed(entry, "size", int, place)
+            cuts.append(Cut(_typed(entry, "tensor", str, place), axis, size, tuple(keep)))
+        return cls(_typed(data, "fingerprint", str), tuple(cuts), inputs, _typed(data, "settings", dict))
+
+    def __str__(self) -> str:
+        chosen = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        rows = [(f"{cut.tensor} axis {cut.axis}", str(cut.size), str(len(cut.keep))) for cut in self.cuts]
+        wide = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+        lines = [f"{a:<{wide[0]}}  {b:>{wide[1]}} → {c:>{wide[2]}}" for a, b, c in rows]
+        head = f"plan of {len(rows)} cuts in {len(self._by_tensor)} tensors"
+        return "\n".join([f"{head}: {chosen}" if chosen else head, *lines])
+
+
+def choose(groups: Groups, scores: Mapping[int, np.ndarray], widths: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
+    """The best units of each leaf that gets narrower, ascending; of equals the first are kept.
+
+    >>> from surgeon.importance.criteria import _example
+    >>> groups, group = _example()
+    >>> choose(groups, {group.leaf.id: np.array([1.0, 2.0])}, {group.leaf.id: 1}) == {group.leaf.id: (1,)}
+    True
+    """
+    kept = {}
+    for group in groups:
+        width = widths.get(group.leaf.id, group.size)
+        if width < group.size:
+            best = np.argsort(-scores[group.leaf.id], kind="stable")[:width]
+            kept[group.leaf.id] = tuple(sorted(best.tolist()))
+    return kept
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of the names and shapes of all parameters and buffers; values, dtypes and devices do not count.
+
+    >>> fingerprint(nn.Linear(2, 3)) == fingerprint(nn.Linear(2, 3).half()) != fingerprint(nn.Linear(3, 2))
+    True
+    """
+    shapes = sorted((name, list(tensor.shape)) for name, tensor in _named(model))
+    return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All parameters and buffers, tied ones under each of their names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def describe(inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) -> dict[str, Any]:
+    """Example inputs as JSON: tensors by dtype and shape, numbers and strings as they are."""
+    args, kwargs = inputs
+    return {"args": [_described(v) for v in args], "kwargs": {name: _described(v) for name, v in kwargs.items()}}
+
+
+def _described(value: Any) -> Any:
+    match value:
+        case Tensor():
+            return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+        case None | bool() | int() | float() | str():
+            return value
+        case list():
+            return [_described(item) for item in value]
+        case tuple() if type(value) is tuple:
+            return {"tuple": [_described(item) for item in value]}
+        case dict() if all(isinstance(key, str) for key in value):
+            return {"dict": {key: _described(item) for key, item in value.items()}}
+        case _:
+            return {"unknown": type(value).__name__}
+
+
+def _zeros(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case list():
+            return [_zeros(item) for item in value]
+        case {"tuple": list(items)}:
+            return tuple(_zeros(item) for item in items)
+        case {"dict": dict(items)}:
+            return {key: _zeros(item) for key, item in items.items()}
+        case {"dtype": str(name), "shape": list(shape)} if isinstance(getattr(torch, name, None), torch.dtype):
+            if all(type(size) is int and size >= 0 for size in shape):
+                return torch.zeros(shape, dtype=getattr(torch, name))
+    raise InvalidInputs(f"the plan's inputs hold {value!r}, which can't be rebuilt; pass example_inputs=")
+
+
+def _tensors(groups: Groups) -> dict[str, Axes]:
+    """The axes of every tensor of the graph, tied ones under each of their names."""
+    graph = groups.graph
+    found = dict(groups.tensors)
+    same = {id(graph.tensor(name)): axes for name, axes in groups.tensors.items()}
+    for name, tensor in _named(graph.module):
+        if id(tensor) in same:
+            found.setdefault(name, same[id(tensor)])
+    for name, canonical in graph.canonical.items():
+        found.setdefault(canonical, groups.tensors[name])
+    return found
+
+
+def _units(groups: Groups, group: Group, axes: Axes, axis: int, positions: tuple[int, ...]) -> tuple[int, ...]:
+    """The units of a group that have a position left in a tensor's axis."""
+    left = np.array(positions)
+    found = [units[left] for units in groups.space.units(axes[axis], group.leaf)]
+    units = np.unique(np.concatenate(found))
+    return tuple(units[units >= 0].tolist())
+
+
+def _size(groups: Groups, leaf: int) -> int:
+    return next(group.size for group in groups if group.leaf.id == leaf)
+
+
+def _check_units(group: Group, units: tuple[int, ...] | None) -> None:
+    if units is not None and (not units or len(set(units)) != len(units) or units[0] < 0 or units[-1] >= group.size):
+        raise PlanError(f"group {group.name}: keep at least one of its {group.size} units, each once, from 0 on")
+
+
+def _check_cut(cut: Cut) -> None:
+    place, keep = f"cut of {cut.tensor} axis {cut.axis}", cut.keep
+    if cut.axis < 0 or cut.size < 1:
+        raise PlanError(f"{place} of {cut.size} positions: there is no such axis")
+    if not keep:
+        raise PlanError(f"{place}: no index is kept; at least one must be")
+    if any(a >= b for a, b in pairwise(keep)):
+        repeated = len(set(keep)) != len(keep)
+        raise PlanError(f"{place}: the kept indices are {'repeated' if repeated else 'not strictly ascending'}")
+    if keep[0] < 0 or keep[-1] >= cut.size:
+        wrong = keep[0] if keep[0] < 0 else keep[-1]
+        raise PlanError(f"{place}: index {wrong} is out of range for {cut.size} positions")
+
+
+def _typed(data: Mapping[str, Any], key: str, kind: type, place: str = "") -> Any:
+    value = data.get(key)
+    if type(value) is not kind:
+        found = "is missing" if key not in data else f"is of type {type(value).__name__}"
+        raise PlanError(f'{place}the entry "{key}" {found}; expected {kind.__name__}')
+    return value
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON has them, so that a plan equals what is read back; a function is its name."""
+    return json.loads(json.dumps(dict(settings), default=lambda value: getattr(value, "__name__", str(value))))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {error.strerror}; choose a folder that can be") from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {error.strerror}; what was there is intact") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
