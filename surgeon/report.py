@@ -123,7 +123,7 @@ class Report:
         if changed > ROWS:
             lines.append(f"and {changed - ROWS} more groups")
         if changed < len(self.groups):
-            lines.append(f"{len(self.groups) - changed} groups keep their width")
+            lines.append(f"not cut: {len(self.groups) - changed} of {len(self.groups)} groups")
         if self.pinned:
             reasons = Counter(pin.reason for pin in self.pinned)
             lines.append(f"pinned: {len(self.pinned)} axes")

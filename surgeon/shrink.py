@@ -16,11 +16,13 @@ from surgeon.importance import Criterion, check_finite, score
 from surgeon.inputs import infer
 from surgeon.plan import Plan, choose
 from surgeon.progress import collect, stage
+from surgeon.replay import carry_out
 from surgeon.report import Change, Report
 from surgeon.select import Ignored, ignoring
-from surgeon.surgery import Operation, operate
+from surgeon.storage import ATTRIBUTE
+from surgeon.surgery import Operation
 from surgeon.trace import Graph, normalise_inputs, trace_inputs
-from surgeon.verify import Certificate, certify
+from surgeon.verify import Certificate
 
 Form = Literal["auto", "module", "graph"]
 
@@ -90,7 +92,7 @@ def shrink(
             importance=importance, scope=scope, seed=seed,
         )
         operation, certificate = carry_out(model, made.groups, made.keep, form)
-        operation.module.surgeon_plan = made.plan
+        vars(operation.module)[ATTRIBUTE] = made.plan
     if not return_report:
         return operation.module
     return operation.module, _report(model, made, operation, certificate, budget, float(ratio), seconds)
@@ -177,18 +179,7 @@ def decide(
         kept = choose(groups, scores, widths)
         name = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")
         settings = {"ratio": ratio, "budget": budget, "scope": scope, "align": align, "importance": name, "seed": seed}
-        return _Decision(groups, Plan.of(groups, kept, settings), kept, cost)
-
-
-def carry_out(
-    model: nn.Module, groups: Groups, keep: dict[int, Any], form: Form = "auto"
-) -> tuple[Operation, Certificate]:
-    """Operate, and prove the result."""
-    with stage("operate"):
-        operation = operate(model, groups, keep, form)
-    with stage("verify"):
-        certificate = certify(groups, groups.kept(keep), operation.traced, operation.pairs)
-    return operation, certificate
+        return _Decision(groups, Plan.of(groups, kept, settings, model=model), kept, cost)
 
 
 def _report(

@@ -64,10 +64,8 @@ def checked_inputs(graph: Graph) -> Any:
 def _node_by_node(
     groups: Groups, kept: Kept, slim: Graph, pairs: Mapping[fx.Node, fx.Node], inputs: Any, tolerance: float
 ) -> tuple[float, str, int, list[tuple[Tensor, Tensor]]]:
-    full, small = Runner(groups.graph, inputs), Runner(slim, inputs)
-    for node in slim.nodes:
-        if node.op == "get_attr":
-            small.keep(node, small.compute(node))
+    full = Runner(groups.graph, inputs, lambda name, value: _zeroed(value, groups.tensors[name], kept))
+    small = Runner(slim, inputs)
     worst, place, count = 0.0, "", 0
     results: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
@@ -75,13 +73,14 @@ def _node_by_node(
             if node.op == "output":
                 results = list(zip(full.compute(node), small.compute(slim.output), strict=True))
                 break
-            value = masked(groups, kept, node, _reference(groups, kept, node, full))
-            full.keep(node, value)
             if node.op == "get_attr":
                 continue
             twin = pairs[node]
-            small.keep(twin, small.compute(twin))
-            found = _deviation(groups, kept, node, value, small.values.get(twin)) if twin in small.values else 0.0
+            value = masked(groups, kept, node, _reference(groups, kept, node, full))
+            other = small.compute(twin)
+            full.keep(node, value)
+            small.keep(twin, other)
+            found = _deviation(groups, kept, node, value, other)
             count += node.op == "call_function"
             if found > tolerance:
                 raise NotEquivalent(
@@ -106,7 +105,7 @@ def _reference(groups: Groups, kept: Kept, node: fx.Node, runner: Runner) -> Any
     given = arguments(node)
     axes = groups.axes[given[operand]]
     assert isinstance(axes, tuple)
-    values = {key: fx.node.map_arg(value, lambda n: runner.values[n]) for key, value in given.items()}
+    values = {key: fx.node.map_arg(value, runner.value) for key, value in given.items()}
     values = {key: double(value) for key, value in values.items()}
     x = values[operand]
     mask = torch.ones_like(x, dtype=torch.float64)

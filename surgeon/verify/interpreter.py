@@ -48,9 +48,22 @@ class Runner:
         self._parameter = parameter
         self._drop = last_uses(graph)
 
+    def value(self, node: fx.Node) -> Any:
+        """The value of an operand; a tensor of the model is converted when it is first needed."""
+        if node not in self.values and node.op == "get_attr":
+            self.values[node] = self._tensor(node)
+        return self.values[node]
+
+    def _tensor(self, node: fx.Node) -> Any:
+        name = self.graph.tensors.get(node.name)
+        if name is None:
+            return None
+        value = double(self.graph.tensor(name))
+        return self._parameter(name, value) if self._parameter else value
+
     def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The values of the node's arguments, floating types at double precision."""
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n])
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.value)
         return pytree.tree_map(double, args), pytree.tree_map(double, kwargs)
 
     def compute(self, node: fx.Node) -> Any:
@@ -58,12 +71,6 @@ class Runner:
         match node.op:
             case "placeholder":
                 return double(next(self._inputs))
-            case "get_attr":
-                name = self.graph.tensors.get(node.name)
-                if name is None or not node.users:
-                    return None
-                value = double(self.graph.tensor(name))
-                return self._parameter(name, value) if self._parameter else value
             case "output":
                 return [value for value in pytree.tree_leaves(self.arguments(node)) if isinstance(value, Tensor)]
             case _:
@@ -72,7 +79,8 @@ class Runner:
 
     def keep(self, node: fx.Node, value: Any) -> None:
         """Remember the node's value, and forget those that nobody needs any more."""
-        self.values[node] = value
+        if node.users:
+            self.values[node] = value
         for dead in self._drop.get(node, ()):
             self.values.pop(dead, None)
 
@@ -83,6 +91,7 @@ def outputs(graph: Graph, inputs: Any, parameter: Callable[[str, Tensor], Tensor
     value: Any = None
     with torch.no_grad():
         for node in graph.nodes:
-            value = runner.compute(node)
-            runner.keep(node, value)
+            if node.op != "get_attr":
+                value = runner.compute(node)
+                runner.keep(node, value)
     return list(value)
