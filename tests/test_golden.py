@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def plain() -> tuple[nn.Module, Tensor]:
 
 
 def residual() -> tuple[nn.Module, Tensor]:
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Tensor:
         x = F.relu(m.stem(x))
         return m.head(F.relu(x + m.second(F.relu(m.first(x)))))
 
@@ -73,7 +74,7 @@ def grouped() -> tuple[nn.Module, Tensor]:
 
 
 def shuffle() -> tuple[nn.Module, Tensor]:
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Tensor:
         a, b = m.stem(x).chunk(2, dim=1)
         x = torch.cat([a, m.branch(b)], dim=1)
         n, c, h, w = x.shape
@@ -86,7 +87,7 @@ def shuffle() -> tuple[nn.Module, Tensor]:
 
 
 def fused_attention() -> tuple[nn.Module, Tensor]:
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Tensor:
         b, n, _ = x.shape
         q, k, v = m.qkv(x).reshape(b, n, 3, 2, 6).permute(2, 0, 3, 1, 4).unbind(0)
         y = (q @ k.transpose(-2, -1) * 6**-0.5).softmax(-1) @ v
@@ -99,7 +100,7 @@ def rotary_grouped_query() -> tuple[nn.Module, Tensor]:
     def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return x * cos + torch.cat((-x[..., 2:], x[..., :2]), -1) * sin
 
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Tensor:
         b, n, _ = x.shape
         q = rotate(m.q(x).view(b, n, 6, 4).transpose(1, 2), m.cos, m.sin)
         k = rotate(m.k(x).view(b, n, 2, 4).transpose(1, 2), m.cos, m.sin)
@@ -133,7 +134,7 @@ def pixel_shuffle() -> tuple[nn.Module, Tensor]:
 
 
 def concat_split() -> tuple[nn.Module, Tensor]:
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Tensor:
         y = torch.cat([m.left(x), m.right(x)], dim=1)
         first, second = y.split([3, 7], dim=1)
         return m.a(first) + m.b(second)
@@ -143,7 +144,7 @@ def concat_split() -> tuple[nn.Module, Tensor]:
 
 
 def layer_norm_stream() -> tuple[nn.Module, Tensor]:
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Tensor:
         x = m.embed(x)
         return m.head(m.norm(x + m.down(F.gelu(m.up(m.inner(x))))))
 
@@ -152,12 +153,12 @@ def layer_norm_stream() -> tuple[nn.Module, Tensor]:
 
 
 def tied() -> tuple[nn.Module, Tensor]:
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Tensor:
         return m.head(F.relu(m.embed(x)))
 
-    model = Function(forward, embed=nn.Embedding(11, 6), head=nn.Linear(6, 11, bias=False))
-    model.head.weight = model.embed.weight
-    return model, torch.zeros(2, 5, dtype=torch.int64)
+    embed, head = nn.Embedding(11, 6), nn.Linear(6, 11, bias=False)
+    head.weight = embed.weight
+    return Function(forward, embed=embed, head=head), torch.zeros(2, 5, dtype=torch.int64)
 
 
 NETWORKS = (plain, residual, depthwise, grouped, shuffle, fused_attention, rotary_grouped_query, lstm, gated, flatten,
