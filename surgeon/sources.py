@@ -51,26 +51,27 @@ def load(spec: str, *, pretrained: bool = False, seed: int = 0) -> Loaded:
         torch.manual_seed(seed)
         match source:
             case "timm":
-                model, inputs = _timm(name, pretrained), None
+                model, inputs = _timm(name, pretrained, seed), None
             case "torchvision":
-                model, inputs = _torchvision(name, pretrained)
+                model, inputs = _torchvision(name, pretrained, seed)
             case _:
-                model, inputs = _own(source, name)
+                model, inputs = _own(source, name, seed)
     return model.eval(), inputs
 
 
-def _timm(name: str, pretrained: bool) -> nn.Module:
+def _timm(name: str, pretrained: bool, seed: int) -> nn.Module:
     timm = _library("timm")
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         raise InvalidArgument(f"timm has no model {name!r}{_near(architecture, timm.list_models())}")
+    torch.manual_seed(seed)
     try:
         return timm.create_model(name, pretrained=pretrained)
     except (RuntimeError, ValueError, OSError) as error:
         raise InvalidArgument(f"timm can't build {name!r}: {_first_line(error)}") from error
 
 
-def _torchvision(name: str, pretrained: bool) -> Loaded:
+def _torchvision(name: str, pretrained: bool, seed: int) -> Loaded:
     models = importlib.import_module(f"{_library('torchvision').__name__}.models")
     if name not in (known := models.list_models()):
         raise InvalidArgument(f"torchvision has no model {name!r}{_near(name, known)}")
@@ -80,6 +81,7 @@ def _torchvision(name: str, pretrained: bool) -> Loaded:
         options["weights_backbone"] = None  # its default downloads a file
     if "init_weights" in parameters and not pretrained:
         options["init_weights"] = False  # its default draws every weight slowly, and warns
+    torch.manual_seed(seed)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # some announce another initialisation
@@ -121,7 +123,7 @@ def _library(name: str) -> ModuleType:
         raise InvalidArgument(f"{name} can't be imported: {reason}. {remedy}") from error
 
 
-def _own(package: str, name: str) -> Loaded:
+def _own(package: str, name: str, seed: int) -> Loaded:
     with _current_folder_importable():
         try:
             module = importlib.import_module(package)
@@ -142,6 +144,7 @@ def _own(package: str, name: str) -> Loaded:
             raise InvalidArgument(
                 f"{package}:{name} is {kind}, neither a torch.nn.Module nor a function that gives one{near}"
             )
+        torch.manual_seed(seed)  # again: the first import may have drawn from it, a second one does not
         try:
             result = found(*arguments)
         except Exception as error:  # the user's own code may raise anything
