@@ -43,6 +43,7 @@ LEAST_SHARE = 0.125
 NARROW = 16
 
 _CLOSE = 0.002
+_STRAIN = 0.01
 _LISTED = 6
 _HELD_NARROW = 3.0
 _HELD_INNER = 4.0
@@ -103,7 +104,7 @@ def allocate(
     cost.check(budget)
     if scope not in SCOPES:
         raise InvalidArgument(f"scope={scope!r} is none that surgeon knows; choose one of {', '.join(SCOPES)}")
-    if align is not None and (isinstance(align, bool) or not isinstance(align, int) or align < 1):
+    if align is not None and (type(align) is not int or align < 1):
         raise InvalidArgument(f"align={align!r}: give an integer of at least 1, or None for the default")
     floors = _floors(groups, keep)
     if not groups.groups:
@@ -117,15 +118,14 @@ def allocate(
     best: tuple[float, dict[int, int]] | None = None
     for finest in (NARROW, 8, 4, 2, 1) if align is None else (align,):
         for least in (LEAST_SHARE, 0.0):
-            ladders = builder.ladders(finest, least, floors)
-            widths, error = _meet(cost, budget, ratio, ladders)
+            widths, error = _meet(cost, budget, ratio, builder.ladders(finest, least, floors))
             if best is None or error < best[0]:
                 best = error, widths
             if error <= TOLERANCE / 2:
                 return widths
+        if best is not None and best[0] <= TOLERANCE:
+            return best[1]
     assert best is not None
-    if best[0] <= TOLERANCE:
-        return best[1]
     raise Infeasible(_infeasible(cost, budget, ratio, best[1], floors))
 
 
@@ -297,19 +297,16 @@ def _meet(cost: Cost, budget: str, ratio: float, ladders: list[_Ladder]) -> tupl
         np.minimum.at(found, places[:count], indices[:count])
         return found
 
-    def widths(at: np.ndarray) -> np.ndarray:
-        return np.array([ladder.widths[index] for ladder, index in zip(ladders, at, strict=True)], dtype=np.float64)
-
     low, high = 0, len(rungs)
     while low < high:
         middle = (low + high) // 2
-        if polynomial(widths(standing(middle))) <= target:
+        if polynomial(_widths(ladders, standing(middle))) <= target:
             high = middle
         else:
             low = middle + 1
     level = rungs[low - 1][0] if low else 0.0
     at = _refine(polynomial, target, total, ladders, standing(low), level)
-    error = abs(polynomial(widths(at)) - target) / total
+    error = abs(polynomial(_widths(ladders, at)) - target) / total
     found = {ladder.group.leaf.id: ladder.widths[index] for ladder, index in zip(ladders, at, strict=True)}
     return found, error
 
@@ -319,42 +316,45 @@ def _refine(
 ) -> np.ndarray:
     """Take or put back single rungs, and pairs of them, for as long as that brings the cost closer to its target.
 
-    Of the moves that land close enough, the one whose order is nearest to the `level` reached is made.
+    A move far from the `level` of order that was reached must bring it the closer, unless the budget is missed without.
     """
     at = at.copy()
     for _ in range(4 * len(ladders)):
-        now = np.array([ladder.widths[index] for ladder, index in zip(ladders, at, strict=True)], dtype=np.float64)
+        now = _widths(ladders, at)
         error = (polynomial(now) - target) / total
-        if abs(error) <= _CLOSE:
-            break
         moves = [
             (place, index)
             for place, ladder in enumerate(ladders)
             for index in (at[place] - 1, at[place] + 1)
             if 0 <= index < len(ladder.widths)
         ]
-        if not moves:
+        if abs(error) <= _CLOSE or not moves:
             break
         deltas = np.array([polynomial.change(now, p, ladders[p].widths[i]) / total for p, i in moves])
         strain = np.array([abs(ladders[p].orders[min(i, at[p])] - level) for p, i in moves])
-        left = np.abs(error + deltas)
-        if left.min() < abs(error):
-            near = left <= _CLOSE
-            best = int(np.argmin(np.where(near, strain, np.inf))) if near.any() else int(np.argmin(left))
-            at[moves[best][0]] = moves[best][1]
-            continue
-        pairs = np.abs(error + deltas[:, None] + deltas[None])
-        owner = np.array([place for place, _ in moves])
-        pairs[owner[:, None] == owner[None]] = np.inf
-        first, second = divmod(int(np.argmin(pairs)), len(moves))
+        strain *= _STRAIN if abs(error) <= TOLERANCE else 0.0
+        price = np.maximum(np.abs(error + deltas), _CLOSE) + strain
+        best = int(np.argmin(price))
+        if price[best] < abs(error):
+            chosen = [moves[best]]
+        else:
+            owner = np.array([place for place, _ in moves])
+            pairs = np.abs(error + deltas[:, None] + deltas[None]) + strain[:, None] + strain[None]
+            pairs[owner[:, None] == owner[None]] = np.inf
+            chosen = [moves[index] for index in divmod(int(np.argmin(pairs)), len(moves))]
         trial = at.copy()
-        for place, index in (moves[first], moves[second]):
+        for place, index in chosen:
             trial[place] = index
-        then = np.array([ladder.widths[index] for ladder, index in zip(ladders, trial, strict=True)], dtype=np.float64)
-        if abs(polynomial(then) - target) / total >= abs(error):
+        if abs(polynomial(_widths(ladders, trial)) - target) / total >= abs(error):
+            break
+        if len(chosen) == 2 and pairs.min() >= abs(error):
             break
         at = trial
     return at
+
+
+def _widths(ladders: list[_Ladder], at: np.ndarray) -> np.ndarray:
+    return np.array([ladder.widths[index] for ladder, index in zip(ladders, at, strict=True)], dtype=np.float64)
 
 
 def _uniform(builder: _Builder, ratio: float) -> dict[int, int]:

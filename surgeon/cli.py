@@ -121,7 +121,7 @@ def shrink(
 ) -> None:
     """Write base.onnx, slim.onnx, plan.json, weights.safetensors and report.json to a folder."""
     import surgeon
-    from surgeon.files import ensure_folder
+    from surgeon.files import ensure_folder, replace_many
     from surgeon.progress import collect, stage
 
     folder = ensure_folder(out)
@@ -141,19 +141,21 @@ def shrink(
             seed=seed,
             return_report=True,
         )
-        with stage("save"):
-            surgeon.save(slim, folder)
-        exports: dict[str, object] = {}
-        for name, each in (("base", model), ("slim", slim)):
-            with stage(f"export {name}"):
-                exports[name] = surgeon.export(each, folder / f"{name}.onnx", example_inputs=inputs)
-        verdict = None
-        if bench:
-            with stage("benchmark"):
-                verdict = surgeon.benchmark(folder / "base.onnx", folder / "slim.onnx", threads=threads)
-    taken = {**seconds, **report.seconds}
-    report = dataclasses.replace(report, exports=exports, benchmark=verdict, seconds=taken)
-    report.save(folder / "report.json")
+        with replace_many(folder) as scratch:  # all files of one run, or those of an earlier one
+            with stage("save"):
+                surgeon.save(slim, scratch)
+            exports = {}
+            for name, each in (("base", model), ("slim", slim)):
+                with stage(f"export {name}"):
+                    found = surgeon.export(each, scratch / f"{name}.onnx", example_inputs=inputs)
+                exports[name] = dataclasses.replace(found, path=folder / found.path.name)
+            verdict = None
+            if bench:
+                with stage("benchmark"):
+                    verdict = surgeon.benchmark(scratch / "base.onnx", scratch / "slim.onnx", threads=threads)
+            taken = {**seconds, **report.seconds}
+            report = dataclasses.replace(report, exports=exports, benchmark=verdict, seconds=taken)
+            report.save(scratch / "report.json")
     _show(report)
 
 
@@ -179,15 +181,17 @@ def apply(
 ) -> None:
     """Replay a plan on a model of the same architecture; write slim.onnx, plan.json and weights.safetensors."""
     import surgeon
-    from surgeon.files import ensure_folder
+    from surgeon.files import ensure_folder, replace_many
 
     folder = ensure_folder(out)
     made = surgeon.Plan.load(plan)
     model, inputs = _load(spec, shape or [], pretrained, seed)
     slim = made.apply(model)
     certificate = surgeon.verify(model, slim, made, example_inputs=inputs)
-    surgeon.save(slim, folder)
-    print(surgeon.export(slim, folder / "slim.onnx", example_inputs=inputs))
+    with replace_many(folder) as scratch:
+        surgeon.save(slim, scratch)
+        found = surgeon.export(slim, scratch / "slim.onnx", example_inputs=inputs)
+    print(dataclasses.replace(found, path=folder / "slim.onnx"))
     print(certificate)
 
 

@@ -40,8 +40,8 @@ Terms = dict[tuple[int, ...], float]
 BUDGETS = ("macs", "params", "channels")
 
 # What moving one element to or from memory costs, in multiply-accumulate operations: about the balance of a CPU core,
-# 40 billion operations and 10 GB a second. It only ever ranks groups by how much time their MACs stand for.
-MACS_PER_ELEMENT = 16.0
+# 50 billion operations and 8 GB a second. It only ever ranks groups by how much time their MACs stand for.
+MACS_PER_ELEMENT = 24.0
 
 
 def _sum(parts: Iterable[Terms]) -> Terms:
@@ -201,10 +201,11 @@ class Cost:
 
     @cached_property
     def time(self) -> Polynomial:
-        """A rough running time in units of one MAC: the operations, and the elements that are moved for them."""
+        """A rough time of one sample in units of one MAC: the operations, and the elements that are moved for them."""
         moved = (self._moved(node) for node in self.groups.graph.nodes)
         elements = _sum(_product(part, {(): MACS_PER_ELEMENT / self._batch}) for part in moved if part)
-        return Polynomial(_sum([*(share.terms for share in self._operators), elements]), self.order)
+        weights = _sum(_product(share.terms, {(): MACS_PER_ELEMENT}) for share in self._parameters)
+        return Polynomial(_sum([*(share.terms for share in self._operators), elements, weights]), self.order)
 
     @property
     def _batch(self) -> int:

@@ -28,7 +28,25 @@ def functionalise(program: ExportedProgram) -> fx.GraphModule:
         module = _unlifted(program.run_decompositions({}))
     if not _replace_in_place(module.graph):
         raise RuntimeError("torch's functionalisation left an operator that writes into a view")
+    _restore_batch_norm(module.graph)
     return module
+
+
+def _restore_batch_norm(graph: fx.Graph) -> None:
+    """Functionalisation splits batch_norm in eval mode into an operator of three results, of which one is used."""
+    split = torch.ops.aten._native_batch_norm_legit_no_training.default
+    for node in graph.find_nodes(op="call_function", target=split):
+        x, weight, bias, mean, variance, momentum, eps = node.args
+        with graph.inserting_before(node):
+            whole = graph.call_function(
+                torch.ops.aten.batch_norm.default, (x, weight, bias, mean, variance, False, momentum, eps, False)
+            )
+        for user in list(node.users):
+            if user.args[1] == 0:
+                whole.meta = dict(user.meta)
+                user.replace_all_uses_with(whole)
+            graph.erase_node(user)
+        graph.erase_node(node)
 
 
 def _unlifted(program: ExportedProgram) -> fx.GraphModule:
@@ -67,9 +85,7 @@ def _replace_in_place(graph: fx.Graph) -> bool:
             continue
         functional = _functional_variant(node.target)
         target = node.args[0] if node.args else None
-        if functional is None or not isinstance(target, fx.Node) or target.op == "get_attr" or _returns_view(target):
-            return False
-        if any(_returns_view(user) and order[user] < order[node] for user in target.users):
+        if functional is None or not isinstance(target, fx.Node) or not _unseen(target, node, order):
             return False
         todo.append((node, functional))
     for node, functional in todo:
@@ -79,6 +95,22 @@ def _replace_in_place(graph: fx.Graph) -> bool:
         later = {user for user in written.users if order[user] > order[node]}
         written.replace_all_uses_with(node, delete_user_cb=later.__contains__)
     return True
+
+
+def _unseen(target: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Whether what `writer` writes into `target` is seen through `target` alone, so that a new tensor does as well."""
+    child, at = writer, target
+    while True:
+        if at.op == "get_attr":
+            return False
+        others = [user for user in at.users if user is not child]
+        if any(_returns_view(user) and order[user] < order[writer] for user in others):
+            return False
+        if at is not target and any(order[user] > order[writer] for user in others):
+            return False
+        if not _returns_view(at) or not isinstance(base := at.args[0], fx.Node):
+            return not _returns_view(at)
+        child, at = at, base
 
 
 def _functional_variant(target: Any) -> Any:

@@ -10,8 +10,8 @@ from surgeon.coupling import Groups
 from surgeon.errors import NotEquivalent
 from surgeon.progress import stage
 from surgeon.surgery import Operation, operate
-from surgeon.surgery.same import pair
 from surgeon.surgery.rewrite import slim_graph
+from surgeon.surgery.same import pair
 from surgeon.trace import trace_inputs
 from surgeon.verify import Certificate, certify
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
@@ -12,8 +13,13 @@ from surgeon.coupling import Groups
 from surgeon.rules import where
 from surgeon.trace import Graph, hint
 
-# Operators that cut an axis into pieces; which of them is used does not matter where the pieces are the same.
-_SPLITS = {"aten.split.Tensor", "aten.chunk.default", "aten.split_with_sizes.default", "aten.split.sizes"}
+# Operators that do the same when the shapes of what they compute are the same.
+_ALIKE = [
+    {"split", "chunk", "split_with_sizes"},
+    {"view", "reshape", "flatten", "unflatten", "_unsafe_view"},
+]
+# Operators that compute their input; in eval mode dropout does.
+_IDENTITIES = {"clone", "contiguous", "dropout", "alias", "detach", "lift_fresh_copy"}
 
 
 def pair(groups: Groups, traced: Graph, copies: Mapping[fx.Node, fx.Node]) -> str | dict[fx.Node, fx.Node]:
@@ -23,52 +29,55 @@ def pair(groups: Groups, traced: Graph, copies: Mapping[fx.Node, fx.Node]) -> st
     all numbers but sizes must be the predicted ones (sizes are told by the shapes); otherwise the first place where
     they are not is told.
     """
-    predicted = [n for n in groups.graph.nodes if n.op not in ("get_attr", "output")]
-    found = [n for n in traced.nodes if n.op not in ("get_attr", "output")]
-    names = _wiring(groups.graph)
-    other = _wiring(traced)
+    predicted = _operators(groups.graph)
+    found = _operators(traced)
+    names, other = _wiring(groups.graph), _wiring(traced)
     for old, new in zip(predicted, found, strict=False):
         copy = copies[old]
         if not _same_operator(copy, new):
             return f"{where(old)}: {copy.target} became {new.target}"
         shapes, want = _shapes(new), copy.meta["predicted"]
-        if shapes is not None and shapes != want:
+        if shapes != want:
             return f"{where(old)} computes {shapes}, not {want}"
-        a = [names[n] for n in old.all_input_nodes]
-        b = [other[n] for n in new.all_input_nodes]
-        if a != b and not _symbolic(old):
+        if _operands(old, names) != _operands(new, other):
             return f"{where(old)} reads other operands"
         integers = not groups.typed[old].args
-        if (have := _numbers(new, integers)) != (want := _numbers(copy, integers)):
-            return f"{where(old)} is called with other numbers: {have}, not {want}"
+        if (have := _numbers(new, integers)) != (wanted := _numbers(copy, integers)):
+            return f"{where(old)} is called with other numbers: {have}, not {wanted}"
     if len(predicted) != len(found):
         return f"it has {len(found)} operators, not {len(predicted)}"
     return dict(zip(predicted, found, strict=True))
 
 
+def _operators(graph: Graph) -> list[fx.Node]:
+    """Inputs and operators that compute tensors. Sizes computed from a dynamic batch may be written in other ways."""
+    nodes = [n for n in graph.nodes if n.op not in ("get_attr", "output") and _shapes(n) is not None]
+    return [n for n in nodes if _name(n) not in _IDENTITIES]
+
+
 def _wiring(graph: Graph) -> dict[fx.Node, Any]:
-    """A name for each node that does not depend on the tracer's: its position, or the tensor that it reads."""
-    names: dict[fx.Node, Any] = {}
-    position = 0
+    """A name for each tensor that does not depend on the tracer's: its position, or the tensor that it reads."""
+    names: dict[fx.Node, Any] = {node: position for position, node in enumerate(_operators(graph))}
     for node in graph.nodes:
         if node.op == "get_attr":
             names[node] = graph.canonical.get(graph.tensors.get(node.name, ""), str(node.target))
-        else:
-            names[node] = position
-            position += 1
+        elif _name(node) in _IDENTITIES and node.args[0] in names:
+            names[node] = names[node.args[0]]
     return names
 
 
+def _operands(node: fx.Node, names: Mapping[fx.Node, Any]) -> list[Any]:
+    return [names[operand] for operand in node.all_input_nodes if operand in names]
+
+
+def _name(node: fx.Node) -> str:
+    return node.target._opname if isinstance(node.target, torch._ops.OpOverload) else ""
+
+
 def _same_operator(a: fx.Node, b: fx.Node) -> bool:
-    if str(a.target) in _SPLITS and str(b.target) in _SPLITS:
+    if any(_name(a) in alike and _name(b) in alike for alike in _ALIKE):
         return True
     return a.op == b.op and (a.op == "placeholder" or a.target == b.target)
-
-
-def _symbolic(node: fx.Node) -> bool:
-    """Whether sizes computed from a dynamic batch are among the operands: those may be written in other ways."""
-    operands = [n.meta.get("val") for n in node.all_input_nodes if n.op != "get_attr"]
-    return any(not isinstance(value, Tensor | tuple | list) for value in operands)
 
 
 def _shapes(node: fx.Node) -> list[tuple[int, ...]] | None:

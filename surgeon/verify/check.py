@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from surgeon.errors import NotEquivalent
 from surgeon.rules import Axes, Kept, arguments, where
 from surgeon.trace import Graph
 from surgeon.verify.certificate import Certificate
-from surgeon.verify.interpreter import Runner, double, outputs
+from surgeon.verify.interpreter import Runner, double
 from surgeon.verify.reference import STATISTICS
 
 TOLERANCE = 1e-9
@@ -36,16 +36,19 @@ def certify(
     statistics = groups.reductions(kept)
     names = tuple(dict.fromkeys(f"{where(n)} over {axis.size} -> {kept.width(axis)}" for n, axis in statistics))
     per_output = tuple(relative(a, b) for a, b in results)
-    reason = _not_end_to_end(groups, kept) if not statistics else "statistics are taken over the kept units only"
+    reason = "statistics are taken over the kept units only" if statistics else ""
     whole: float | None = None
     if not reason:
-        zeroed = outputs(groups.graph, inputs, _zeroing(groups, kept))
-        whole = max((relative(z, b) for z, (_, b) in zip(zeroed, results, strict=True)), default=0.0)
-        if whole > tolerance:
-            raise NotEquivalent(
-                f"the original with its removed units' parameters set to zero differs from the smaller model by "
-                f"{whole:.1e} (relative), though every operator agrees; please report this network"
-            )
+        zeroed = _with_zeroed_parameters(groups, kept, inputs)
+        if isinstance(zeroed, str):
+            reason = zeroed
+        else:
+            whole = max((relative(z, b) for z, (_, b) in zip(zeroed, results, strict=True)), default=0.0)
+    if whole is not None and whole > tolerance:
+        raise NotEquivalent(
+            f"the original with its removed units' parameters set to zero differs from the smaller model by "
+            f"{whole:.1e} (relative), though every operator agrees; please report this network"
+        )
     return Certificate(deviation, worst, count, per_output, whole, reason, names, tolerance)
 
 
@@ -64,6 +67,7 @@ def checked_inputs(graph: Graph) -> Any:
 def _node_by_node(
     groups: Groups, kept: Kept, slim: Graph, pairs: Mapping[fx.Node, fx.Node], inputs: Any, tolerance: float
 ) -> tuple[float, str, int, list[tuple[Tensor, Tensor]]]:
+    remaining = iter(slim.nodes)
     full = Runner(groups.graph, inputs, lambda name, value: _zeroed(value, groups.tensors[name], kept))
     small = Runner(slim, inputs)
     worst, place, count = 0.0, "", 0
@@ -71,15 +75,15 @@ def _node_by_node(
     with torch.no_grad():
         for node in groups.graph.nodes:
             if node.op == "output":
-                results = list(zip(full.compute(node), small.compute(slim.output), strict=True))
+                results = list(zip(full.compute(node), _advance(small, remaining, slim.output), strict=True))
                 break
             if node.op == "get_attr":
                 continue
-            twin = pairs[node]
             value = masked(groups, kept, node, _reference(groups, kept, node, full))
-            other = small.compute(twin)
             full.keep(node, value)
-            small.keep(twin, other)
+            if node not in pairs:
+                continue
+            other = _advance(small, remaining, pairs[node])
             found = _deviation(groups, kept, node, value, other)
             count += node.op == "call_function"
             if found > tolerance:
@@ -91,6 +95,18 @@ def _node_by_node(
             if found > worst:
                 worst, place = found, where(node)
     return worst, place, count, results
+
+
+def _advance(runner: Runner, remaining: Iterator[fx.Node], goal: fx.Node) -> Any:
+    """Compute the remaining nodes up to `goal`, and give its value."""
+    for node in remaining:
+        if node.op == "get_attr":
+            continue
+        value = runner.compute(node)
+        runner.keep(node, value)
+        if node is goal:
+            return value
+    raise NotEquivalent(f"{goal.name}: the smaller model computes its operators in another order")
 
 
 def _reference(groups: Groups, kept: Kept, node: fx.Node, runner: Runner) -> Any:
@@ -179,26 +195,40 @@ def relative(a: Tensor, b: Tensor) -> float:
     return largest / float(scale) if scale > 0 else (0.0 if largest == 0 else float("inf"))
 
 
-def _zeroing(groups: Groups, kept: Kept) -> Any:
-    """Sets every entry of a parameter to zero that belongs to a removed unit; buffers are left alone."""
+def _with_zeroed_parameters(groups: Groups, kept: Kept, inputs: Any) -> list[Tensor] | str:
+    """The outputs of the original whose removed units have parameters of zero; buffers are left alone.
 
-    def change(name: str, value: Tensor) -> Tensor:
+    That removes a unit where its consumers are parameters. Where something else sums over it, it must be zero there:
+    if it is not, because an operator made a constant of it, the reason why this check does not apply is returned.
+    """
+
+    def zeroing(name: str, value: Tensor) -> Tensor:
         if isinstance(groups.graph.tensor(name), nn.Parameter):
             return _zeroed(value, groups.tensors[name], kept)
         return value
 
-    return change
+    runner = Runner(groups.graph, inputs, zeroing)
+    value: Any = None
+    with torch.no_grad():
+        for node in groups.graph.nodes:
+            if node.op == "get_attr":
+                continue
+            lost = [axis for axis in groups.typed[node].contracted if kept.changed(axis)]
+            if lost and not any(_is_zero(groups, kept, operand, lost, runner) for operand in node.all_input_nodes):
+                return f"{where(node)} sums over removed units that are constant but not zero"
+            value = runner.compute(node)
+            runner.keep(node, value)
+    return list(value)
 
 
-def _not_end_to_end(groups: Groups, kept: Kept) -> str:
-    """Why zeroing parameters would not remove units: something else than a parameter sums over them."""
-    from_parameters: set[fx.Node] = set()
-    for node, typed in groups.typed.items():
-        operands = node.all_input_nodes
-        if node.op == "get_attr" or (node.op == "call_function" and operands and from_parameters.issuperset(operands)):
-            from_parameters.add(node)
-        if not any(kept.changed(axis) for axis in typed.contracted):
-            continue
-        if not from_parameters.intersection(operands):
-            return f"{where(node)} sums over removed units of activations"
-    return ""
+def _is_zero(groups: Groups, kept: Kept, operand: fx.Node, lost: list[Axis], runner: Runner) -> bool:
+    """Whether an operand is zero at the removed positions of one of the axes."""
+    axes, value = groups.axes[operand], runner.value(operand)
+    if not isinstance(axes, tuple) or not isinstance(value, Tensor):
+        return False
+    wanted = [groups.space.resolve(axis) for axis in lost]
+    return any(
+        not value.index_select(dim, removed(kept, axis, value.device)).any()
+        for dim, axis in enumerate(axes)
+        if groups.space.resolve(axis) in wanted
+    )

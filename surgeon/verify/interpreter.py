@@ -83,15 +83,3 @@ class Runner:
             self.values[node] = value
         for dead in self._drop.get(node, ()):
             self.values.pop(dead, None)
-
-
-def outputs(graph: Graph, inputs: Any, parameter: Callable[[str, Tensor], Tensor] | None = None) -> list[Tensor]:
-    """The graph's output tensors in float64."""
-    runner = Runner(graph, inputs, parameter)
-    value: Any = None
-    with torch.no_grad():
-        for node in graph.nodes:
-            if node.op != "get_attr":
-                value = runner.compute(node)
-                runner.keep(node, value)
-    return list(value)
