@@ -69,7 +69,7 @@ def load(
 
 
 def _torchvision(name: str, spec: Spec | None) -> tuple[nn.Module, Inputs]:
-    _define_torchvision_operators()
+    define_torchvision_operators()
     models = importlib.import_module("torchvision.models")
     builder = models.get_model_builder(name)
     parameters = inspect.signature(builder).parameters
@@ -101,7 +101,7 @@ def _torchvision_shape(models: Any, name: str) -> list[int]:
 
 
 def _timm(name: str, spec: Spec | None) -> tuple[nn.Module, Inputs]:
-    _define_torchvision_operators()  # timm imports torchvision
+    define_torchvision_operators()  # timm imports torchvision
     model = importlib.import_module("timm").create_model(name, pretrained=False)
     shape = spec["input"] if spec is not None else model.pretrained_cfg["input_size"]
     torch.manual_seed(SEED)
@@ -111,7 +111,7 @@ def _timm(name: str, spec: Spec | None) -> tuple[nn.Module, Inputs]:
 def _transformers(name: str, spec: Spec | None) -> tuple[nn.Module, Inputs]:
     if spec is None:
         raise ValueError(f"{name!r} is not in the list; pass a spec with config, args, model and inputs")
-    _define_torchvision_operators()  # transformers imports torchvision where it is installed
+    define_torchvision_operators()  # transformers imports torchvision where it is installed
     transformers = importlib.import_module("transformers")
     config = getattr(transformers, spec["config"])(**spec["args"])
     model = getattr(transformers, spec["model"])(config)
@@ -130,7 +130,7 @@ def _tensor(spec: Spec) -> Tensor:
 _libraries: list[torch.library.Library] = []
 
 
-def _define_torchvision_operators() -> None:
+def define_torchvision_operators() -> None:
     """Declare the operators without which `import torchvision` fails.
 
     torchvision attaches shape functions to `nms` and `qnms` on import, but its compiled extension,

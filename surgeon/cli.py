@@ -153,7 +153,7 @@ def shrink(
             if bench:
                 with stage("benchmark"):
                     verdict = surgeon.benchmark(scratch / "base.onnx", scratch / "slim.onnx", threads=threads)
-            taken = {**seconds, **report.seconds}
+            taken = {**report.seconds, **seconds}
             report = dataclasses.replace(report, exports=exports, benchmark=verdict, seconds=taken)
             report.save(scratch / "report.json")
     _show(report)

@@ -26,7 +26,14 @@ class NothingToPrune(SurgeonError):
 
 
 class Infeasible(SurgeonError):
-    """The budget can't be met; the message says how far pruning could go and what holds the rest."""
+    """The budget can't be met; the message says how far pruning could go and what holds the rest.
+
+    `reachable` is the share of the budget that could be removed, where it is known.
+    """
+
+    def __init__(self, message: str, reachable: float | None = None) -> None:
+        super().__init__(message)
+        self.reachable = reachable
 
 
 class PlanError(SurgeonError, ValueError):

@@ -125,7 +125,7 @@ class Report:
         if changed < len(self.groups):
             lines.append(f"not cut: {len(self.groups) - changed} of {len(self.groups)} groups")
         if self.pinned:
-            reasons = Counter(pin.reason for pin in self.pinned)
+            reasons = Counter(_without_place(pin.reason) for pin in self.pinned)
             lines.append(f"pinned: {len(self.pinned)} axes")
             ranked = reasons.most_common()
             lines += [f"  {count:4} {reason}" for reason, count in ranked[:REASONS]]
@@ -142,6 +142,11 @@ class Report:
 
 def _cells(change: Change) -> tuple[str, str, str]:
     return f"{change.before:,}", f"{change.after:,}", _percent(change.removed)
+
+
+def _without_place(reason: str) -> str:
+    """The reason for a pin less the operators that it names, so that equal ones can be counted."""
+    return "; ".join(dict.fromkeys(part.rpartition(": ")[2] for part in reason.split("; ")))
 
 
 def _percent(share: float) -> str:

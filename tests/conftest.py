@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 # torchvision's import fails next to a CPU build of torch until nms and qnms have a name. The models that the
 # benchmarks run on need the same, and an operator can be named only once: so theirs is the one place.
-zoo._define_torchvision_operators()
+zoo.define_torchvision_operators()
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from surgeon.trace import Graph, hint
 
 # Operators that do the same when the shapes of what they compute are the same.
 _ALIKE = [
-    {"split", "chunk", "split_with_sizes"},
+    {"split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"},
     {"view", "reshape", "flatten", "unflatten", "_unsafe_view"},
 ]
 # Operators that compute their input; in eval mode dropout does.
@@ -31,7 +31,8 @@ def pair(groups: Groups, traced: Graph, copies: Mapping[fx.Node, fx.Node]) -> st
     """
     predicted = _operators(groups.graph)
     found = _operators(traced)
-    names, other = _wiring(groups.graph), _wiring(traced)
+    canonical = groups.graph.canonical
+    names, other = _wiring(groups.graph, canonical), _wiring(traced, canonical)
     for old, new in zip(predicted, found, strict=False):
         copy = copies[old]
         if not _same_operator(copy, new):
@@ -55,12 +56,16 @@ def _operators(graph: Graph) -> list[fx.Node]:
     return [n for n in nodes if _name(n) not in _IDENTITIES]
 
 
-def _wiring(graph: Graph) -> dict[fx.Node, Any]:
-    """A name for each tensor that does not depend on the tracer's: its position, or the tensor that it reads."""
+def _wiring(graph: Graph, canonical: Mapping[str, str]) -> dict[fx.Node, Any]:
+    """A name for each tensor that does not depend on the tracer's: its position, or the tensor that it reads.
+
+    `canonical` gives one name to tied tensors.
+    """
     names: dict[fx.Node, Any] = {node: position for position, node in enumerate(_operators(graph))}
     for node in graph.nodes:
         if node.op == "get_attr":
-            names[node] = graph.canonical.get(graph.tensors.get(node.name, ""), str(node.target))
+            name = graph.tensors.get(node.name, str(node.target))
+            names[node] = canonical.get(name, name)
         elif _name(node) in _IDENTITIES and node.args[0] in names:
             names[node] = names[node.args[0]]
     return names

@@ -1,0 +1,241 @@
+"""Every model of the list: traced, cut at half the MACs, certified, run forward and backward, exported, held in ONNX.
+
+    python -m benchmarks.coverage                       # all, resuming where a run was broken off
+    python -m benchmarks.coverage --only timm:swin --redo
+    python -m benchmarks.coverage --table               # print the table of the results so far
+
+A process a model, with a time limit; one line of JSON a model in `benchmarks/results/coverage.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import surgeon
+from benchmarks import zoo
+from surgeon.errors import Infeasible, SurgeonError
+
+RESULTS = Path(__file__).parent / "results" / "coverage.jsonl"
+TABLE = Path(__file__).parent / "results" / "coverage.md"
+
+
+def redraw(model: nn.Module) -> int:
+    """Draw parameters and buffers at random whose values are all the same; how many there were.
+
+    Libraries initialise gains, biases and heads with constants: with those, mistakes would cancel out or be switched
+    off.
+    """
+    generator = torch.Generator().manual_seed(0)
+    count = 0
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.numel() > 1 and tensor.min() == tensor.max():
+            noise = torch.rand(tensor.shape, generator=generator)
+            tensor.data.copy_(tensor.data + 0.1 + 0.4 * noise if tensor.max() > 0 else 0.02 * (noise - 0.5))
+            count += 1
+    return count
+
+
+def one(library: str, name: str, ratio: float) -> dict[str, Any]:
+    """What became of one model."""
+    row: dict[str, Any] = {"model": f"{library}:{name}", "ok": False, "stage": "load"}
+    start = time.perf_counter()
+    try:
+        _stages(row, library, name, ratio)
+    except SurgeonError as error:
+        row["error"] = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  (a crash is a result too)
+        row["error"] = traceback.format_exc()[-1500:]
+    row["seconds"] = round(time.perf_counter() - start, 1)
+    row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return row
+
+
+def _stages(row: dict[str, Any], library: str, name: str, ratio: float) -> None:
+    model, inputs = zoo.load(library, name)
+    row["redrawn"] = redraw(model)
+    row["model_mb"] = sum(p.numel() * p.element_size() for p in model.parameters()) >> 20
+    row["stage"] = "shrink"
+    slim, report, asked = _shrink(model, inputs, ratio)
+    row |= {
+        "asked": round(asked, 4), "reached": round(report.reached, 4), "form": report.form, "reason": report.form_reason,
+        "macs": [report.macs.before, report.macs.after], "params": [report.params.before, report.params.after],
+        "groups": len(report.groups), "pinned": len(report.pinned), "times": dict(report.seconds),
+        "unruled": sorted({p.reason for p in report.pinned if "no rule" in p.reason or "does not cover" in p.reason}),
+        "deviation": report.certificate.deviation, "outputs": list(report.certificate.outputs),
+        "end_to_end": report.certificate.end_to_end, "statistics": len(report.certificate.statistics),
+    }
+    if asked < ratio:
+        row["why_pinned"] = Counter(pin.reason for pin in report.pinned).most_common(8)
+    row["stage"] = "backward"
+    slim.train()
+    row["gradients"] = _backward(slim, inputs)
+    slim.eval()
+    row["stage"] = "export"
+    with tempfile.TemporaryDirectory() as folder:
+        exported = surgeon.export(slim, Path(folder) / "slim.onnx", example_inputs=inputs)
+    row |= {"onnx": exported.deviation, "dynamic": exported.dynamic_batch, "batches": list(exported.batches_checked)}
+    row |= {"stage": "done", "ok": True}
+
+
+def _shrink(model: nn.Module, inputs: Any, ratio: float) -> tuple[nn.Module, Any, float]:
+    """Cut by `ratio`; where that is out of reach, as far as it goes."""
+    try:
+        return *surgeon.shrink(model, ratio, example_inputs=inputs, return_report=True), ratio
+    except Infeasible as error:
+        reachable = error.reachable
+        if reachable is None or reachable <= 0:
+            raise
+        return *surgeon.shrink(model, reachable, example_inputs=inputs, return_report=True), reachable
+
+
+def _backward(model: nn.Module, inputs: Any) -> int:
+    """Run forward and backward in train mode; how many parameters got a finite gradient."""
+    args, kwargs = (inputs, {}) if isinstance(inputs, tuple) else ((), inputs)
+    outputs = [t for t in pytree.tree_leaves(_plain(model(*args, **kwargs))) if isinstance(t, Tensor) and t.requires_grad]
+    if not outputs:
+        raise SurgeonError("no output of the smaller model has a gradient")
+    sum(output.float().square().mean() for output in outputs).backward()  # type: ignore[union-attr]
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if not all(torch.isfinite(g).all() for g in gradients):
+        raise SurgeonError("a gradient of the smaller model is not finite")
+    return len(gradients)
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if hasattr(value, "keys") else value
+
+
+def _child(connection: Any, library: str, name: str, ratio: float) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    connection.send(one(library, name, ratio))
+
+
+def run(todo: list[tuple[str, str]], ratio: float, limit: float, processes: int, results: Path) -> None:
+    """Run the models, `processes` at a time, each for at most `limit` seconds; append a line for each."""
+    context = multiprocessing.get_context("fork")
+    running: dict[Any, tuple[Any, str, float]] = {}
+    waiting = list(todo)
+    results.parent.mkdir(exist_ok=True)
+    while waiting or running:
+        while waiting and len(running) < processes:
+            library, name = waiting.pop(0)
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_child, args=(sender, library, name, ratio))
+            process.start()
+            sender.close()
+            running[receiver] = (process, f"{library}:{name}", time.perf_counter())
+        for receiver in multiprocessing.connection.wait(list(running), timeout=1):
+            process, model, _ = running.pop(receiver)
+            try:
+                row = receiver.recv()  # type: ignore[union-attr]
+            except EOFError:
+                row = {"model": model, "ok": False, "error": "the process died (out of memory?)"}
+            _write(results, row)
+            process.join()
+        for receiver, (process, model, start) in list(running.items()):
+            if time.perf_counter() - start > limit:
+                process.kill()
+                del running[receiver]
+                _write(results, {"model": model, "ok": False, "error": f"unfinished after {limit:.0f} s"})
+
+
+def _write(results: Path, row: dict[str, Any]) -> None:
+    with results.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    verdict = f"{row['form']:6} -{row['reached']:.1%}" if row.get("ok") else f"FAILED {str(row.get('error'))[-200:]}"
+    sys.stderr.write(f"{row['model']:45} {row.get('seconds', 0):6.0f} s  {verdict}\n")
+
+
+def read(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """The last row of each model."""
+    if not results.exists():
+        return {}
+    rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return {row["model"]: row for row in rows}
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The results in Markdown."""
+    good = [row for row in rows.values() if row["ok"]]
+    own = [row for row in good if row["form"] == "module"]
+    whole = [row for row in good if row["asked"] == 0.5]
+    lines = [
+        f"{len(good)} of {len(rows)} models traced, cut, certified, run forward and backward, exported and equal in "
+        f"onnxruntime; {len(whole)} at half their MACs, the others as far as they go; {len(own)} in the user's own class.",
+        "",
+        "| model | form | MACs removed | parameters ÷ | node by node | end to end | ONNX | batch | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in rows.items():
+        if not row["ok"]:
+            lines.append(f"| {name} | **failed** at {row.get('stage', '?')} | | | | | | | {row.get('seconds', '')} |")
+            continue
+        whole_check = f"{row['end_to_end']:.0e}" if row["end_to_end"] is not None else "statistics"
+        lines.append(
+            f"| {name} | {row['form']} | {row['reached']:.1%} | {row['params'][0] / row['params'][1]:.2f} "
+            f"| {row['deviation']:.0e} | {whole_check} | {row['onnx']:.0e} | {'any' if row['dynamic'] else 'fixed'} "
+            f"| {row['seconds']:.0f} |"
+        )
+    lines += ["", "Not in the user's own class, and why:", ""]
+    lines += [f"- {row['model']}: {row['reason']}" for row in good if row["form"] != "module"]
+    lines += ["", "Less than half, and what is pinned:", ""]
+    for row in good:
+        if row["asked"] < 0.5:
+            reasons = "; ".join(f"{reason} ({count})" for reason, count in row.get("why_pinned", [])[:4])
+            lines.append(f"- {row['model']}: {row['reached']:.1%}. {reasons}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", default=[], help="models whose library:name contains this")
+    parser.add_argument("--redo", action="store_true", help="run again what has a result")
+    parser.add_argument("--failed", action="store_true", help="run again what failed")
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--ratio", type=float, default=0.5)
+    parser.add_argument("--limit", type=float, default=900, help="seconds a model")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    done = read()
+    names = [(library, name) for library, name, _ in zoo.entries()]
+    if not options.table:
+        todo = [
+            (library, name)
+            for library, name in names
+            if (not options.only or any(part in f"{library}:{name}" for part in options.only))
+            and (options.redo or f"{library}:{name}" not in done
+                 or (options.failed and not done[f"{library}:{name}"]["ok"]))
+        ]
+        zoo.define_torchvision_operators()
+        import timm  # noqa: F401  (once, before the processes are forked)
+        import torchvision  # noqa: F401
+        import transformers  # noqa: F401
+
+        run(todo, options.ratio, options.limit, options.processes, RESULTS)
+        done = read()
+    ordered = {f"{library}:{name}": done[f"{library}:{name}"] for library, name in names if f"{library}:{name}" in done}
+    TABLE.write_text(table(ordered), encoding="utf-8")
+    sys.stdout.write(table(ordered))
+
+
+if __name__ == "__main__":
+    main()
