@@ -100,7 +100,7 @@ class ImageNetwork(nn.Module):
         width = rng.randint(4, 12)
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.condition = nn.Linear(4, width) if rng.random() < 0.25 else None
-        self.blocks, width = image_blocks_of(rng, width, self.side, rng.randint(1, 3))
+        self.blocks, width = image_blocks_of(rng, width, self.side, rng.choice([1, 1, 2, 3]))
         self.both = rng.random() < 0.25
         self.head = ImageHead(rng, width, self.side)
 
@@ -124,7 +124,7 @@ class TextNetwork(nn.Module):
         self.length, d, self.words = rng.randint(3, 6), rng.randint(4, 12), 11
         self.embed = nn.Embedding(self.words, d)
         self.positions = nn.Parameter(torch.zeros(8, d)) if rng.random() < 0.5 else nn.Embedding(8, d)
-        self.blocks = sequence_blocks_of(rng, d, self.length, rng.randint(1, 3))
+        self.blocks = sequence_blocks_of(rng, d, self.length, rng.choice([1, 1, 2]))
         self.norm = sequence_blocks.norm(rng, d)
         self.head = nn.Linear(d, self.words, bias=False)
         if rng.random() < 0.5:
@@ -150,7 +150,7 @@ class PatchNetwork(nn.Module):
         self.token = nn.Parameter(torch.zeros(1, 1, d)) if rng.random() < 0.6 else None
         length = (self.side // 2) ** 2 + (self.token is not None)
         self.positions = nn.Parameter(torch.zeros(1, length, d))
-        self.blocks = sequence_blocks_of(rng, d, length, rng.randint(1, 3))
+        self.blocks = sequence_blocks_of(rng, d, length, rng.choice([1, 1, 2]))
         self.norm, self.head = sequence_blocks.norm(rng, d), nn.Linear(d, 5)
 
     def inputs(self) -> tuple[Tensor, ...]:
@@ -202,7 +202,7 @@ class SignalNetwork(nn.Module):
         self.first = nn.Conv1d(2, c, 3, padding=1)
         self.norm = rng.choice([nn.BatchNorm1d(c), nn.GroupNorm(groups, c), nn.InstanceNorm1d(c, affine=True)])
         self.second = nn.Conv1d(c, d, 4, stride=2, padding=1, groups=groups)
-        self.blocks = sequence_blocks_of(rng, d, 4, rng.randint(0, 2))
+        self.blocks = sequence_blocks_of(rng, d, 4, rng.choice([0, 1, 1]))
         self.back = nn.ConvTranspose1d(d, c, 4, stride=2, padding=1, groups=rng.choice([1, groups]))
         self.last = nn.Conv1d(2 * c, 2, 1)
 

@@ -93,11 +93,9 @@ def test_units_name_what_each_position_belongs_to(seed: int, size: int) -> None:
 def test_unified_axes_keep_the_same_positions(seed: int, size: int) -> None:
     rng, space = Random(seed), Space()
     a, b = random_axis(rng, space, size), random_axis(rng, space, size)
-    before = labels(space.resolve(a))
     agreed = space.unify(a, b, "test")
     keep = random_keep(rng, space, [a, b])
     assert space.kept(a, keep).tolist() == space.kept(b, keep).tolist()
-    assert len(before) == len(space.kept(a, {}))
     if not agreed:
         assert all(leaf.id in space.pins for axis in (a, b) for leaf in space.leaves(axis))
     assert space.unify(b, a) is agreed or not agreed
