@@ -60,7 +60,7 @@ def replace(path: StrPath) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(f"{path} can't be written: {_reason(error)}") from error
+        raise OutputError(f"{path} can't be written: {_reason(error)}; what was there is intact") from error
 
 
 @contextmanager
@@ -100,9 +100,9 @@ def write_text(path: StrPath, text: str) -> None:
 def _target(path: StrPath) -> Path:
     target = Path(os.path.realpath(path))
     if target.is_dir():
-        raise OutputError(f"{path} is a folder; name a file")
+        raise OutputError(f"{path} can't be written: it is a folder; name a file")
     if target.exists() and not target.is_file():
-        raise OutputError(f"{path} is not a regular file, and can't be replaced by one")
+        raise OutputError(f"{path} can't be written: it is not a regular file")
     if not target.parent.is_dir():
         raise OutputError(f"{path} can't be written: the folder {target.parent} does not exist")
     return target

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.coupling import Group, Groups
-from surgeon.errors import InvalidInputs, OutputError, PlanError
+from surgeon.errors import InvalidInputs, PlanError
+from surgeon.files import write_text
 from surgeon.rules import Axes
 
 FORMAT = "surgeon-plan"
@@ -184,7 +184,7 @@ class Plan:
         cuts = [{"tensor": c.tensor, "axis": c.axis, "size": c.size, "keep": list(c.keep)} for c in self.cuts]
         head = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
         rest = {"inputs": dict(self.inputs), "settings": dict(self.settings), "cuts": cuts}
-        _write(Path(path), json.dumps({**head, **rest}, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps({**head, **rest}, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -363,19 +363,3 @@ def _typed(data: Mapping[str, Any], key: str, kind: type, place: str = "") -> An
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON has them, so that a plan equals what is read back; a function is its name."""
     return json.loads(json.dumps(dict(settings), default=lambda value: getattr(value, "__name__", str(value))))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror}; choose a folder that can be") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror}; what was there is intact") from error
-    finally:
-        Path(name).unlink(missing_ok=True)

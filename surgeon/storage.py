@@ -61,7 +61,7 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
     form = "graph" if isinstance(model, fx.GraphModule) else "module"
     with replace_many(folder) as scratch:
         plan.save(scratch / PLAN)
-        metadata = {"format": "pt", "plan": _digest(scratch / PLAN)}
+        metadata = {"plan": _digest(scratch / PLAN)}  # one entry: safetensors writes several in any order
         try:
             save_file(tensors, scratch / WEIGHTS, metadata)
         except (SafetensorError, ValueError, KeyError) as error:

@@ -73,6 +73,11 @@ def test_many_reasons_are_counted() -> None:
     assert "3 for 3 other reasons" in text
 
 
+def test_equal_reasons_at_several_operators_are_counted_as_one() -> None:
+    pins = (Pinned(f"conv{n}.weight", 2, 3, f"conv2d in conv{n}: kernel axis") for n in range(4))
+    assert "   4 kernel axis" in str(report(pinned=tuple(pins)))
+
+
 def test_names_are_not_markup() -> None:
     assert "[red]conv" in str(report(groups={"[red]conv": Change(4, 2)}))
 
