@@ -186,7 +186,7 @@ def apply(
     folder = ensure_folder(out)
     made = surgeon.Plan.load(plan)
     model, inputs = _load(spec, shape or [], pretrained, seed)
-    slim = made.apply(model)
+    slim = made.apply(model, example_inputs=inputs)
     certificate = surgeon.verify(model, slim, made, example_inputs=inputs)
     with replace_many(folder) as scratch:
         surgeon.save(slim, scratch)
