@@ -56,9 +56,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 500)
     The model's mode is put back afterwards. Raises ValueError where there is no image, or not a label each.
     """
     if len(images) == 0 or len(images) != len(labels):
-        raise ValueError(
-            f"accuracy needs images and a label for each: {len(images)} images, {len(labels)} labels"
-        )
+        raise ValueError(f"accuracy needs images and a label for each: {len(images)} images, {len(labels)} labels")
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
