@@ -126,7 +126,8 @@ def allocate(
         if best is not None and best[0] <= TOLERANCE:
             return best[1]
     assert best is not None
-    raise Infeasible(_infeasible(cost, budget, ratio, best[1], floors))
+    left = cost.of(budget)(best[1]) / cost.of(budget)(full)
+    raise Infeasible(_infeasible(cost, budget, ratio, best[1], floors), reachable=1 - left)
 
 
 def check_ratio(ratio: Any) -> float:

@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from surgeon.coupling import Group, Groups
-from surgeon.errors import InvalidInputs, PlanError
+from surgeon.coupling import Group, Groups, couple
+from surgeon.errors import InvalidArgument, PlanError
 from surgeon.files import write_text
+from surgeon.replay import carry_out, hold_against
 from surgeon.rules import Axes
+from surgeon.signature import describe, zeros
+from surgeon.trace import normalise_inputs, trace_inputs
+from surgeon.verify import Certificate
 
 FORMAT = "surgeon-plan"
 VERSION = 1
+#: Where a smaller model carries the plan that it was made by.
+ATTRIBUTE = "surgeon_plan"
 
 _REPLAN = "make a plan for this model with surgeon.plan"
 
@@ -172,8 +177,39 @@ class Plan:
         Raises:
             InvalidInputs: an input was neither a tensor nor made of plain values.
         """
-        args = tuple(_zeros(value) for value in self.inputs["args"])
-        return args, {name: _zeros(value) for name, value in self.inputs["kwargs"].items()}
+        args = tuple(zeros(value) for value in self.inputs["args"])
+        return args, {name: zeros(value) for name, value in self.inputs["kwargs"].items()}
+
+    def apply(self, model: nn.Module, example_inputs: Any = None, form: str = "auto") -> nn.Module:
+        """The smaller model, from any weights of the same architecture; `model` is left as it is.
+
+        `example_inputs` are by default zeros like those that the plan was made with.
+
+        Raises:
+            PlanError: the plan is of another architecture.
+            NotEquivalent: the result is not the model less the removed units.
+        """
+        groups = self._couple(model, example_inputs)
+        operation, _ = carry_out(model, groups, self.keep(groups), form)
+        vars(operation.module)[ATTRIBUTE] = self
+        return operation.module
+
+    def verify(self, model: nn.Module, slim: nn.Module, example_inputs: Any = None) -> Certificate:
+        """Prove that `slim` is `model` less what the plan removes.
+
+        Raises:
+            PlanError: the plan is of another architecture.
+            NotEquivalent: it is not; the message names the first operator that differs.
+        """
+        groups = self._couple(model, example_inputs)
+        return hold_against(groups, self.keep(groups), slim)
+
+    def _couple(self, model: nn.Module, example_inputs: Any) -> Groups:
+        if not isinstance(model, nn.Module):
+            raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
+        self.check(model)
+        inputs = self.example_inputs() if example_inputs is None else normalise_inputs(example_inputs)
+        return couple(trace_inputs(model, inputs))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON. What was at `path` before stays until the whole file is written.
@@ -268,44 +304,6 @@ def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """All parameters and buffers, tied ones under each of their names."""
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
-
-
-def describe(inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) -> dict[str, Any]:
-    """Example inputs as JSON: tensors by dtype and shape, numbers and strings as they are."""
-    args, kwargs = inputs
-    return {"args": [_described(v) for v in args], "kwargs": {name: _described(v) for name, v in kwargs.items()}}
-
-
-def _described(value: Any) -> Any:
-    match value:
-        case Tensor():
-            return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
-        case None | bool() | int() | float() | str():
-            return value
-        case list():
-            return [_described(item) for item in value]
-        case tuple() if type(value) is tuple:
-            return {"tuple": [_described(item) for item in value]}
-        case dict() if all(isinstance(key, str) for key in value):
-            return {"dict": {key: _described(item) for key, item in value.items()}}
-        case _:
-            return {"unknown": type(value).__name__}
-
-
-def _zeros(value: Any) -> Any:
-    match value:
-        case None | bool() | int() | float() | str():
-            return value
-        case list():
-            return [_zeros(item) for item in value]
-        case {"tuple": list(items)}:
-            return tuple(_zeros(item) for item in items)
-        case {"dict": dict(items)}:
-            return {key: _zeros(item) for key, item in items.items()}
-        case {"dtype": str(name), "shape": list(shape)} if isinstance(getattr(torch, name, None), torch.dtype):
-            if all(type(size) is int and size >= 0 for size in shape):
-                return torch.zeros(shape, dtype=getattr(torch, name))
-    raise InvalidInputs(f"the plan's inputs hold {value!r}, which can't be rebuilt; pass example_inputs=")
 
 
 def _tensors(groups: Groups) -> dict[str, Axes]:

@@ -14,12 +14,11 @@ from surgeon.coupling import Groups, couple
 from surgeon.errors import InvalidArgument
 from surgeon.importance import Criterion, check_finite, score
 from surgeon.inputs import infer
-from surgeon.plan import Plan, choose
+from surgeon.plan import ATTRIBUTE, Plan, choose
 from surgeon.progress import collect, stage
 from surgeon.replay import carry_out
 from surgeon.report import Change, Report
 from surgeon.select import Ignored, ignoring
-from surgeon.storage import ATTRIBUTE
 from surgeon.surgery import Operation
 from surgeon.trace import Graph, normalise_inputs, trace_inputs
 from surgeon.verify import Certificate

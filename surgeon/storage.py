@@ -25,15 +25,13 @@ from torch import Tensor, fx, nn
 
 from surgeon.errors import InvalidArgument, InvalidModel, WeightsError
 from surgeon.files import StrPath, replace_many
-from surgeon.plan import Plan
+from surgeon.plan import ATTRIBUTE, Plan
 
 PLAN = "plan.json"
 WEIGHTS = "weights.safetensors"
 MODEL = "model.json"
 FORMAT = "surgeon-model"
 VERSION = 1
-ATTRIBUTE = "surgeon_plan"
-"""Where a smaller model carries the plan that it was made by."""
 LISTED = 8
 """Tensors that an error names, before it counts the rest."""
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -51,24 +49,6 @@ class Graph:
     def tensor(self, name: str) -> Tensor:
         """The parameter, buffer or constant of this name."""
         return self.values[name]
-
-    def fingerprint(self) -> str:
-        """A digest of the architecture: names, shapes and kinds of the tensors that the graph reads, not their values.
-
-        >>> from torch import nn
-        >>> a, b = (trace(nn.Linear(3, 2), torch.zeros(2, 3)).fingerprint() for _ in range(2))
-        >>> a == b
-        True
-        """
-        shapes = sorted((name, list(tensor.shape)) for name, tensor in self.values.items())
-        operators = sorted(str(node.target) for node in self.nodes if node.op == "call_function")
-        kinds = {name: operators.count(name) for name in operators if name.startswith("aten.")}
-        return hashlib.sha256(json.dumps([shapes, kinds]).encode()).hexdigest()
-
-
-def shape(node: fx.Node) -> tuple[int, ...]:
-    """The sizes of the tensor that `node` computes, a dynamic batch at the size it was traced with."""
-    return tuple(hint(size) for size in node.meta["val"].shape)
 
 
 def hint(size: int | torch.SymInt) -> int:

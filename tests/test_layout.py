@@ -21,6 +21,7 @@ RANKS = {
     "trace": 2,
     "rules/": 3,
     "inputs": 3,
+    "signature": 3,
     "select": 3,
     "coupling": 4,
     "importance/": 5,

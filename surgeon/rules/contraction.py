@@ -159,7 +159,6 @@ def attention(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
         (*batch, q[-2], v[-1]),
         contracted=(q[-1],),
         reduced=(k[-2],),
-        macs=(*batch, q[-2], k[-2], q[-1]),
-        scale=(q[-1].size + v[-1].size) / q[-1].size,
+        macs=[(*batch, q[-2], k[-2], q[-1]), (*batch, q[-2], k[-2], v[-1])],
         args={"scale": scale},
     )

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from surgeon.axes import ONE, Axis, prod
-from surgeon.rules.base import Axes, Context, Typed, rule, size_of, sizes_of, where
+from surgeon.rules.base import Axes, Context, Kept, Typed, rule, size_of, sizes_of, where
 
 
 def regroup(node: fx.Node, axes: Axes, sizes: Sequence[int], c: Context) -> Axes:
@@ -40,7 +40,15 @@ def view(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
         return Typed(c.of(a["self"]))
     out = regroup(node, c.of(a["self"]), size_of(node), c)
     name = "shape" if "shape" in a else "size"
-    return Typed(out, args={name: lambda kept: kept.sizes(out, a[name])})
+    fixed = [isinstance(size, int) for size in node.meta["val"].shape]
+
+    def sizes(kept: Kept) -> list[Any]:
+        new = kept.sizes(out, a[name])
+        if sum(isinstance(size, int) and size < 0 for size in new) > 1:
+            new = [kept.width(axis) if known else size for axis, size, known in zip(out, new, fixed, strict=True)]
+        return new
+
+    return Typed(out, args={name: sizes})
 
 
 @rule("flatten", "view_as", "reshape_as", "ravel")

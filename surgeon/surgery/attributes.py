@@ -59,8 +59,12 @@ def renumber(model: nn.Module, groups: Groups, kept: Kept) -> list[tuple[str, st
     """
     changes: list[tuple[str, str, Any, Any]] = []
     printed = _printed(groups, kept)
-    for name, module in model.named_modules():
-        sizes = printed.get(name, {})
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    for module, known_as in names.items():
+        name = known_as[0]
+        sizes = {key: pair for alias in known_as for key, pair in printed.get(alias, {}).items()}
         before = {k: v for k, v in vars(module).items() if isinstance(v, int | tuple) and not isinstance(v, bool)}
         describe_tensors(module, {k: v[1] for k, v in sizes.items() if k in ("groups", "num_groups")})
         if not type(module).__module__.startswith("torch.nn.modules") or isinstance(module, nn.MultiheadAttention):

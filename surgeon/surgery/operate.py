@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from surgeon.coupling import Groups
@@ -52,7 +54,7 @@ def operate(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]],
     reason = "asked for"
     if form != "graph":
         candidate, renumbered = own_class(model, groups, kept, tensors)
-        match _retrace(candidate, groups, copies):
+        match _retrace(candidate, groups, copies) if not (why := _train_only(candidate, groups)) else why:
             case str(why):
                 reason = why
             case traced, pairs:
@@ -76,7 +78,7 @@ def own_class(
     """A copy of the user's module with smaller tensors and rewritten integers; not yet known to be right."""
     slim = skeleton(model)
     new: dict[int, Tensor] = {}
-    for path, module in slim.named_modules():
+    for path, module in slim.named_modules(remove_duplicate=False):
         for table in _tables(module):
             for key, value in table.items():
                 name = f"{path}.{key}" if path else key
@@ -107,6 +109,22 @@ def _retrace(
         return f"its Python code does not run at the new sizes ({_first_line(error)})"
     found = pair(groups, traced, copies)
     return found if isinstance(found, str) else (traced, found)
+
+
+def _train_only(candidate: nn.Module, groups: Groups) -> str:
+    """Why the candidate can't run in train mode, where it has parameters that eval mode does not read; else empty."""
+    read = {groups.graph.tensors[n.name] for n in groups.graph.nodes if n.name in groups.graph.tensors and n.users}
+    same = {groups.graph.canonical[name] for name in read}
+    unread = [name for name, _ in candidate.named_parameters() if name not in read | same]
+    if not unread:
+        return ""
+    args, kwargs = groups.graph.inputs
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(candidate).train()(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
+        return f"parts that run in train mode only ({unread[0]} …) do not fit the smaller rest ({_first_line(error)})"
+    return ""
 
 
 def as_graph(

@@ -30,6 +30,9 @@ def slim_graph(groups: Groups, kept: Kept) -> tuple[fx.Graph, dict[fx.Node, fx.N
         copy = new.node_copy(node, lambda n: copies[n])
         copy.meta = {**node.meta, "predicted": expected(groups, node, kept)}
         copies[node] = copy
+        if copy.target is torch.ops.aten.view.default:
+            # Kernels may lay out a smaller result in another way in memory, of which there may be no view.
+            copy.target = torch.ops.aten.reshape.default
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
             _print_arguments(node, copy, groups.typed[node], kept, copies)
     new.set_codegen(old._codegen)
@@ -53,7 +56,7 @@ def _print_arguments(
     for name, print_ in typed.args.items():
         value = print_(kept)
         if not _same(value, old[name]):
-            _set_argument(copy, name, fx.node.map_arg(value, lambda n: copies[n]))
+            _set_argument(copy, _position(node, name), name, fx.node.map_arg(value, lambda n: copies[n]))
 
 
 def _same(new: Any, old: Any) -> bool:
@@ -62,13 +65,17 @@ def _same(new: Any, old: Any) -> bool:
     return bool(new is old or new == old)
 
 
-def _set_argument(node: fx.Node, name: str, value: Any) -> None:
-    schema = node.target._schema  # type: ignore[union-attr]
-    for index, argument in enumerate(schema.arguments):
-        if argument.name == name and index < len(node.args) and not argument.kwarg_only:
-            node.update_arg(index, value)
-            return
-    node.update_kwarg(name, value)
+def _position(node: fx.Node, name: str) -> int:
+    """The place of an argument in the operator's schema."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return names.index(name)
+
+
+def _set_argument(copy: fx.Node, position: int, name: str, value: Any) -> None:
+    if position < len(copy.args):
+        copy.update_arg(position, value)
+    else:
+        copy.update_kwarg(name, value)
 
 
 def expected(groups: Groups, node: fx.Node, kept: Kept) -> list[tuple[int, ...]]:

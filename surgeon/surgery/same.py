@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from surgeon.coupling import Groups
-from surgeon.rules import where
+from surgeon.rules import arguments, where
 from surgeon.trace import Graph, hint
 
 # Operators that do the same when the shapes of what they compute are the same.
@@ -95,5 +95,6 @@ def _shapes(node: fx.Node) -> list[tuple[int, ...]] | None:
 
 def _numbers(node: fx.Node, integers: bool) -> list[Any]:
     """The numbers an operator is called with; without `integers` where those are sizes printed from axes."""
-    leaves = pytree.tree_leaves((node.args, node.kwargs))
+    given = arguments(node) if isinstance(node.target, torch._ops.OpOverload) else (node.args, node.kwargs)
+    leaves = pytree.tree_leaves(given)
     return [v for v in leaves if isinstance(v, bool | float | str) or (integers and isinstance(v, int))]

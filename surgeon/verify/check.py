@@ -14,7 +14,7 @@ from surgeon.errors import NotEquivalent
 from surgeon.rules import Axes, Kept, arguments, where
 from surgeon.trace import Graph
 from surgeon.verify.certificate import Certificate
-from surgeon.verify.interpreter import Runner, double
+from surgeon.verify.interpreter import Runner, double, precisely
 from surgeon.verify.reference import STATISTICS
 
 TOLERANCE = 1e-9
@@ -72,7 +72,7 @@ def _node_by_node(
     small = Runner(slim, inputs)
     worst, place, count = 0.0, "", 0
     results: list[tuple[Tensor, Tensor]] = []
-    with torch.no_grad():
+    with precisely():
         for node in groups.graph.nodes:
             if node.op == "output":
                 results = list(zip(full.compute(node), _advance(small, remaining, slim.output), strict=True))
@@ -209,7 +209,7 @@ def _with_zeroed_parameters(groups: Groups, kept: Kept, inputs: Any) -> list[Ten
 
     runner = Runner(groups.graph, inputs, zeroing)
     value: Any = None
-    with torch.no_grad():
+    with precisely():
         for node in groups.graph.nodes:
             if node.op == "get_attr":
                 continue

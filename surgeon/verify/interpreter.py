@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +34,18 @@ def last_uses(graph: Graph) -> dict[fx.Node, list[fx.Node]]:
                 seen.add(operand)
                 done.setdefault(node, []).append(operand)
     return done
+
+
+@contextmanager
+def precisely() -> Iterator[None]:
+    """Without gradients, and with new floating tensors at double precision."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 class Runner:
@@ -75,6 +88,8 @@ class Runner:
                 return [value for value in pytree.tree_leaves(self.arguments(node)) if isinstance(value, Tensor)]
             case _:
                 args, kwargs = self.arguments(node)
+                if node.target is torch.ops.aten.view.default:
+                    return args[0].reshape(*args[1:])  # kernels lay out float64 in other ways than float32
                 return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def keep(self, node: fx.Node, value: Any) -> None:

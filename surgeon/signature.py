@@ -1,0 +1,54 @@
+"""Example inputs as JSON: enough to rebuild inputs of the same types and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgeon.errors import InvalidInputs
+
+
+def describe(inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) -> dict[str, Any]:
+    """Example inputs as JSON: tensors by dtype and shape, numbers and strings as they are."""
+    args, kwargs = inputs
+    return {"args": [_described(v) for v in args], "kwargs": {name: _described(v) for name, v in kwargs.items()}}
+
+
+def _described(value: Any) -> Any:
+    match value:
+        case Tensor():
+            return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+        case None | bool() | int() | float() | str():
+            return value
+        case list():
+            return [_described(item) for item in value]
+        case tuple() if type(value) is tuple:
+            return {"tuple": [_described(item) for item in value]}
+        case dict() if all(isinstance(key, str) for key in value):
+            return {"dict": {key: _described(item) for key, item in value.items()}}
+        case _:
+            return {"unknown": type(value).__name__}
+
+
+def zeros(value: Any) -> Any:
+    """An input as described, its tensors filled with zeros.
+
+    Raises:
+        InvalidInputs: it was neither a tensor nor made of plain values.
+    """
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case list():
+            return [zeros(item) for item in value]
+        case {"tuple": list(items)}:
+            return tuple(zeros(item) for item in items)
+        case {"dict": dict(items)}:
+            return {key: zeros(item) for key, item in items.items()}
+        case {"dtype": str(name), "shape": list(shape)} if isinstance(getattr(torch, name, None), torch.dtype):
+            if all(type(size) is int and size >= 0 for size in shape):
+                return torch.zeros(shape, dtype=getattr(torch, name))
+    raise InvalidInputs(f"the plan's inputs hold {value!r}, which can't be rebuilt; pass example_inputs=")
