@@ -10,9 +10,10 @@ from functools import cached_property
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from surgeon.axes import Axis, Leaf, Space
+from surgeon.axes import Axis, Leaf
 from surgeon.rules import Axes, Context, Kept, Typed, arguments, find, where
 from surgeon.rules.base import size_of, sizes_of
+from surgeon.space import Space
 from surgeon.trace import Graph
 
 

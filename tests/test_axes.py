@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgeon.axes import MAX_SEGMENTS, ONE, Axis, Leaf, Prod, Space, Sum, concat, leaves, prod
+from surgeon.axes import ONE, Axis, Leaf, Prod, Sum, concat, leaves, prod
+from surgeon.space import MAX_SEGMENTS, Space
 
 SIZES = [1, 2, 3, 4, 6, 8, 12, 24]
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from surgeon.axes import ONE, Axis, Space
+from surgeon.axes import ONE, Axis
+from surgeon.space import Space
 from surgeon.trace import hint
 
 Axes = tuple[Axis, ...]
