@@ -73,7 +73,23 @@ def replace_many(folder: StrPath) -> Iterator[Path]:
     Raises:
         OutputError: `folder` can't be created or written, or a folder stands where a file belongs.
     """
-    target = ensure_folder(folder)
+    with _moved_into(ensure_folder(folder)) as scratch:
+        yield scratch
+
+
+@contextmanager
+def replace_beside(path: StrPath) -> Iterator[Path]:
+    """As replace_many, for `path` and the files that go with it, in a folder that is there already.
+
+    Raises:
+        OutputError: `path` is a folder, or its folder is missing or can't be written.
+    """
+    with _moved_into(_target(path).parent) as scratch:
+        yield scratch
+
+
+@contextmanager
+def _moved_into(target: Path) -> Iterator[Path]:
     try:
         with tempfile.TemporaryDirectory(prefix=".surgeon-", dir=target) as scratch:
             yield Path(scratch)

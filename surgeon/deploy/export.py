@@ -15,11 +15,11 @@ import torch
 from onnxscript import ir
 from torch import Tensor, nn
 
-from surgeon.deploy.files import publish, scratch_beside
 from surgeon.deploy.graph import has_fixed_batch, tidy, unfused_batch_norms
 from surgeon.deploy.inputs import Call, named_outputs, read_call, unique
 from surgeon.deploy.parity import check_parity
 from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, InvalidModel, OutputError, TraceError
+from surgeon.files import replace_beside
 
 OPSET = 20
 """The newest opset torch.onnx converts to by default; onnxruntime reads it since 1.17."""
@@ -92,7 +92,7 @@ def export(
     if not tolerance > 0:
         raise InvalidArgument(f"tolerance is {tolerance}; it must be positive")
     target = Path(path)
-    with scratch_beside(target) as scratch:
+    with replace_beside(target) as scratch:
         call = read_call(model, example_inputs)
         frozen, notes = _float32_copy(model)
         wrapped = _Flat(frozen, call)
@@ -111,7 +111,7 @@ def export(
                 notes.append(f"the batch is fixed, because a dynamic one failed: {_first_line(error)}")
                 for left in scratch.iterdir():
                     left.unlink()
-        size = publish(scratch, target)
+        size = sum(file.stat().st_size for file in scratch.iterdir())
     return ExportReport(target, size, opset, dynamic, deviation, batches, (*notes, *more))
 
 
