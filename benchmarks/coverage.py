@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import sys
@@ -21,7 +22,7 @@ import traceback
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,8 @@ def _stages(row: dict[str, Any], library: str, name: str, ratio: float) -> None:
     row["stage"] = "shrink"
     slim, report, asked = _shrink(model, inputs, ratio)
     row |= {
-        "asked": round(asked, 4), "reached": round(report.reached, 4), "form": report.form, "reason": report.form_reason,
+        "asked": round(asked, 4), "reached": round(report.reached, 4),
+        "form": report.form, "reason": report.form_reason,
         "macs": [report.macs.before, report.macs.after], "params": [report.params.before, report.params.after],
         "groups": len(report.groups), "pinned": len(report.pinned), "times": dict(report.seconds),
         "unruled": sorted({p.reason for p in report.pinned if "no rule" in p.reason or "does not cover" in p.reason}),
@@ -107,7 +109,8 @@ def _shrink(model: nn.Module, inputs: Any, ratio: float) -> tuple[nn.Module, Any
 def _backward(model: nn.Module, inputs: Any) -> int:
     """Run forward and backward in train mode; how many parameters got a finite gradient."""
     args, kwargs = (inputs, {}) if isinstance(inputs, tuple) else ((), inputs)
-    outputs = [t for t in pytree.tree_leaves(_plain(model(*args, **kwargs))) if isinstance(t, Tensor) and t.requires_grad]
+    leaves = pytree.tree_leaves(_plain(model(*args, **kwargs)))
+    outputs = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
     if not outputs:
         raise SurgeonError("no output of the smaller model has a gradient")
     sum(output.float().square().mean() for output in outputs).backward()  # type: ignore[union-attr]
@@ -142,10 +145,10 @@ def run(todo: list[tuple[str, str]], ratio: float, limit: float, processes: int,
             process.start()
             sender.close()
             running[receiver] = (process, f"{library}:{name}", time.perf_counter())
-        for receiver in multiprocessing.connection.wait(list(running), timeout=1):
-            process, model, _ = running.pop(receiver)
+        for ready in multiprocessing.connection.wait(list(running), timeout=1):
+            process, model, _ = running.pop(ready)
             try:
-                row = receiver.recv()  # type: ignore[union-attr]
+                row = cast(multiprocessing.connection.Connection, ready).recv()
             except EOFError:
                 row = {"model": model, "ok": False, "error": "the process died (out of memory?)"}
             _write(results, row)
@@ -179,7 +182,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     whole = [row for row in good if row["asked"] == 0.5]
     lines = [
         f"{len(good)} of {len(rows)} models traced, cut, certified, run forward and backward, exported and equal in "
-        f"onnxruntime; {len(whole)} at half their MACs, the others as far as they go; {len(own)} in the user's own class.",
+        f"onnxruntime; {len(whole)} at half their MACs, the others as far as they go; {len(own)} in the user's own "
+        "class.",
         "",
         "| model | form | MACs removed | parameters ÷ | node by node | end to end | ONNX | batch | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

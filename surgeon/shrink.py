@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from torch import nn
 
@@ -34,12 +34,6 @@ class _Decision:
     cost: Cost
 
 
-@overload
-def shrink(model: nn.Module, ratio: float, *, return_report: Literal[False] = ..., **options: Any) -> nn.Module: ...
-@overload
-def shrink(
-    model: nn.Module, ratio: float, *, return_report: Literal[True], **options: Any
-) -> tuple[nn.Module, Report]: ...
 def shrink(
     model: nn.Module,
     ratio: float,
@@ -54,7 +48,7 @@ def shrink(
     seed: int = 0,
     form: Form = "auto",
     return_report: bool = False,
-) -> nn.Module | tuple[nn.Module, Report]:
+) -> Any:
     """A physically smaller copy of `model`, proved to be the original less the removed units.
 
     Args:
@@ -72,6 +66,9 @@ def shrink(
         seed: seeds the criteria that draw at random.
         form: "module" or "graph" insists on the user's own class, or on a `torch.fx.GraphModule`.
         return_report: return `(slim, report)`.
+
+    Returns:
+        The smaller module, or `(module, Report)`.
 
     Raises:
         InvalidArgument, InvalidInputs, InvalidModel: bad input.

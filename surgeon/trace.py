@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +84,22 @@ def skeleton(model: nn.Module) -> nn.Module:
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     for module in model.modules():
         shared |= {id(v): v for v in vars(module).values() if isinstance(v, Tensor)}
-    return copy.deepcopy(model, memo=dict(shared))
+    with _quietly():
+        return copy.deepcopy(model, memo=dict(shared))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what torch warns of and logs on the way: an export that fails is told by its error alone."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    was = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = was
 
 
 def batched(inputs: Inputs, size: int) -> Inputs:
@@ -168,8 +185,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> torch.export.Exp
     names = None
     if dynamic:
         names = {**_positional_names(model, args, shapes[0]), **shapes[1]} if kwargs else shapes[0]
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with _quietly(), torch.no_grad():
         return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=names)
 
 

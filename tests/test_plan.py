@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from surgeon.coupling import Groups, couple
 from surgeon.errors import InvalidInputs, OutputError, PlanError
 from surgeon.importance import score
-from surgeon.plan import Cut, Plan, choose, describe, fingerprint
+from surgeon.plan import Cut, Plan, choose, fingerprint
+from surgeon.signature import describe
 from surgeon.trace import trace
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from surgeon.coupling import Groups
@@ -27,17 +26,17 @@ def describe_tensors(module: nn.Module, groups_of: Mapping[str, int] | None = No
     """
     new = dict(groups_of or {})
     match module:
-        case _Conv() if isinstance(getattr(module, "weight", None), torch.Tensor):
+        case _Conv():
             module.groups = new.get("groups", module.groups)
             first, second = module.weight.shape[:2]
             transposed = isinstance(module, _Transposed)
             module.in_channels = first if transposed else second * module.groups
             module.out_channels = second * module.groups if transposed else first
-        case nn.Linear() if isinstance(getattr(module, "weight", None), torch.Tensor):
+        case nn.Linear():
             module.out_features, module.in_features = module.weight.shape
         case _Norm():
-            sized = next((t for t in (module.weight, module.running_mean) if t is not None), None)
-            module.num_features = sized.shape[0] if sized is not None else module.num_features
+            tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+            module.num_features = next((t.shape[0] for t in tensors if t.dim()), module.num_features)
         case nn.LayerNorm() | nn.RMSNorm() if module.elementwise_affine:
             module.normalized_shape = tuple(module.weight.shape)
         case nn.GroupNorm():

@@ -18,6 +18,8 @@ _ALIKE = [
     {"split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"},
     {"view", "reshape", "flatten", "unflatten", "_unsafe_view"},
 ]
+# Printed arguments that the shapes of what an operator computes do not tell.
+_PLACES = ("start", "end", "shifts", "groups", "num_groups", "pad", "padding")
 # Operators that compute their input; in eval mode dropout does.
 _IDENTITIES = {"clone", "contiguous", "dropout", "alias", "detach", "lift_fresh_copy"}
 
@@ -37,14 +39,17 @@ def pair(groups: Groups, traced: Graph, copies: Mapping[fx.Node, fx.Node]) -> st
         copy = copies[old]
         if not _same_operator(copy, new):
             return f"{where(old)}: {copy.target} became {new.target}"
-        shapes, want = _shapes(new), copy.meta["predicted"]
-        if shapes != want:
-            return f"{where(old)} computes {shapes}, not {want}"
+        shapes, predicted_shapes = _shapes(new), copy.meta["predicted"]
+        if shapes != predicted_shapes:
+            return f"{where(old)} computes {shapes}, not {predicted_shapes}"
         if _operands(old, names) != _operands(new, other):
             return f"{where(old)} reads other operands"
         integers = not groups.typed[old].args
-        if (have := _numbers(new, integers)) != (wanted := _numbers(copy, integers)):
-            return f"{where(old)} is called with other numbers: {have}, not {wanted}"
+        have, want = _numbers(new, integers), _numbers(copy, integers)
+        if have != want:
+            return f"{where(old)} is called with other numbers: {have}, not {want}"
+        if (places := _places(new, groups.typed[old].args)) != (wanted := _places(copy, groups.typed[old].args)):
+            return f"{where(old)} is called with {places}, not {wanted}"
     if len(predicted) != len(found):
         return f"it has {len(found)} operators, not {len(predicted)}"
     return dict(zip(predicted, found, strict=True))
@@ -66,8 +71,8 @@ def _wiring(graph: Graph, canonical: Mapping[str, str]) -> dict[fx.Node, Any]:
         if node.op == "get_attr":
             name = graph.tensors.get(node.name, str(node.target))
             names[node] = canonical.get(name, name)
-        elif _name(node) in _IDENTITIES and node.args[0] in names:
-            names[node] = names[node.args[0]]
+        elif _name(node) in _IDENTITIES:
+            names[node] = names[node.all_input_nodes[0]]
     return names
 
 
@@ -95,6 +100,26 @@ def _shapes(node: fx.Node) -> list[tuple[int, ...]] | None:
 
 def _numbers(node: fx.Node, integers: bool) -> list[Any]:
     """The numbers an operator is called with; without `integers` where those are sizes printed from axes."""
-    given = arguments(node) if isinstance(node.target, torch._ops.OpOverload) else (node.args, node.kwargs)
-    leaves = pytree.tree_leaves(given)
+    by_name = isinstance(node.target, torch._ops.OpOverload)
+    leaves = pytree.tree_leaves(arguments(node) if by_name else (node.args, node.kwargs))
     return [v for v in leaves if isinstance(v, bool | float | str) or (integers and isinstance(v, int))]
+
+
+def _places(node: fx.Node, printed: Mapping[str, Any]) -> dict[str, Any]:
+    """The printed arguments that say where to read, or in how many groups; bounds of slices counted from the front."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not any(name in printed for name in _PLACES):
+        return {}
+    given = arguments(node)
+    found = {name: given[name] for name in _PLACES if name in printed and name in given}
+    for name in found.keys() & {"start", "end"}:
+        size = _size_along(given)
+        bound = found[name] if found[name] is not None else (0 if name == "start" else size)
+        if isinstance(bound, int):
+            found[name] = min(max(bound + size if bound < 0 else bound, 0), size)
+    return {name: value for name, value in found.items() if all(isinstance(v, int) for v in pytree.tree_leaves(value))}
+
+
+def _size_along(given: Mapping[str, Any]) -> int:
+    source = given["self"].meta
+    sizes = source["predicted"][0] if "predicted" in source else [hint(size) for size in source["val"].shape]
+    return int(sizes[given["dim"] or 0])

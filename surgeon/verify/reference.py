@@ -47,7 +47,7 @@ def rms_norm(a: dict[str, Any], mask: Tensor) -> Tensor:
     x = a["input"]
     dims = list(range(x.dim() - len(a["normalized_shape"]), x.dim()))
     square = (x**2 * mask).sum(dims, keepdim=True) / mask.sum(dims, keepdim=True)
-    eps = a["eps"] if a["eps"] is not None else torch.finfo(torch.float32).eps
+    eps = a["eps"] if a["eps"] is not None else torch.finfo(x.dtype).eps
     return _affine(x / torch.sqrt(square + eps), a, a["normalized_shape"])
 
 
