@@ -67,8 +67,9 @@ def cut(model: nn.Module, inputs: tuple[Tensor, ...], ratio: float, round_to: in
     """A copy of `model` without `ratio` of its channels; torchvision's transformers are told their new width."""
     slim = copy.deepcopy(model)
     build(slim, inputs, ratio, round_to).step()
-    if isinstance(getattr(slim, "hidden_dim", None), int) and isinstance(getattr(slim, "conv_proj", None), nn.Conv2d):
-        slim.hidden_dim = slim.conv_proj.out_channels
+    patches: Any = getattr(slim, "conv_proj", None)
+    if isinstance(patches, nn.Conv2d):
+        vars(slim)["hidden_dim"] = patches.out_channels
     with torch.no_grad():
         slim(*inputs)
     return slim
