@@ -12,7 +12,7 @@ from surgeon.progress import stage
 from surgeon.surgery import Operation, operate
 from surgeon.surgery.rewrite import slim_graph
 from surgeon.surgery.same import pair
-from surgeon.trace import trace_inputs
+from surgeon.trace import refuse_unfit, skeleton, trace_inputs
 from surgeon.verify import Certificate, certify
 
 Keep = Mapping[int, Iterable[int]]
@@ -22,13 +22,20 @@ def carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str = "auto") 
     """The model with only the kept units, and the proof.
 
     Raises:
+        InvalidArgument: there is no such form.
+        InvalidInputs: the model does not run on the inputs that it was traced with.
         SurgeryError: it can't be built.
         NotEquivalent: it is not the original less the removed units.
     """
     with stage("operate"):
         operation = operate(model, groups, keep, form)
     with stage("verify"):
-        certificate = certify(groups, groups.kept(keep), operation.traced, operation.pairs)
+        try:
+            certificate = certify(groups, groups.kept(keep), operation.traced, operation.pairs)
+        except RuntimeError as error:
+            # Tracing knows shapes alone: only now that the operators run does an input of a wrong type show.
+            refuse_unfit(skeleton(model).eval(), groups.graph.inputs, error)
+            raise
     return operation, certificate
 
 

@@ -26,7 +26,7 @@ def ignoring(model: nn.Module, ignore: Ignored | Iterable[Ignored]) -> Callable[
     >>> [name for name, _ in model.named_parameters() if left_alone(name)]
     ['0.bias', '1.weight', '1.bias']
     """
-    single = isinstance(ignore, str | nn.Module | Tensor)
+    single = isinstance(ignore, str | nn.Module | Tensor) or not isinstance(ignore, Iterable)
     entries: list[Ignored] = [ignore] if single else list(ignore)  # type: ignore[list-item, arg-type]
     modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
     tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))

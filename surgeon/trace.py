@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from surgeon.errors import InvalidArgument, InvalidInputs, TraceError
+from surgeon.errors import InvalidArgument, InvalidInputs, InvalidModel, TraceError
 from surgeon.functional import functionalise, inline_wrapped_regions
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -128,6 +129,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     Raises:
         InvalidArgument: `model` is not a module.
         InvalidInputs: the model's `forward` does not take these inputs.
+        InvalidModel: a tensor of the model is sparse, quantized or without values.
         TraceError: `torch.export` can't trace the model.
     """
     if not isinstance(model, nn.Module):
@@ -137,6 +139,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
 
 def trace_inputs(model: nn.Module, inputs: Inputs) -> Graph:
     """As trace, for inputs that are `(args, kwargs)` already."""
+    _check_dense(model)
     shared = skeleton(model).eval()
     common = batch_size(inputs)
     wide = batched(inputs, 2) if common == 1 else inputs
@@ -145,13 +148,26 @@ def trace_inputs(model: nn.Module, inputs: Inputs) -> Graph:
         try:
             program = _export(shared, wide, dynamic=True)
         except Exception as error:  # noqa: BLE001  (export raises all kinds; a fixed batch may do)
-            _refuse_unfit(shared, inputs, error)
+            refuse_unfit(shared, inputs, error)
     if program is None or not _is_dynamic(program):
         program = _export_or_explain(shared, inputs)
     dynamic = _is_dynamic(program)
     module = functionalise(program)
     inline_wrapped_regions(module)
     return _graph(module, shared, wide if dynamic else inputs, dynamic)
+
+
+def _check_dense(model: nn.Module) -> None:
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        fault = ""
+        if is_lazy(value):
+            fault = "has no shape yet; run the model once on example inputs"
+        elif value.is_meta:
+            fault = "is on the meta device and holds no values; load its weights"
+        elif value.layout is not torch.strided or value.is_quantized:
+            fault = f"is {'quantized' if value.is_quantized else value.layout}; make it a dense floating tensor"
+        if fault:
+            raise InvalidModel(f"{name} {fault} before pruning")
 
 
 def _graph(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: bool) -> Graph:
@@ -198,7 +214,7 @@ def _export_or_explain(model: nn.Module, inputs: Inputs) -> torch.export.Exporte
     try:
         return _export(model, inputs, dynamic=False)
     except Exception as error:
-        _refuse_unfit(model, inputs, error)
+        refuse_unfit(model, inputs, error)
         reason = str(error).strip().splitlines()
         raise TraceError(
             f"torch.export can't trace {type(model).__name__}: {reason[0] if reason else type(error).__name__}\n"
@@ -207,7 +223,7 @@ def _export_or_explain(model: nn.Module, inputs: Inputs) -> torch.export.Exporte
         ) from error
 
 
-def _refuse_unfit(model: nn.Module, inputs: Inputs, error: Exception) -> None:
+def refuse_unfit(model: nn.Module, inputs: Inputs, error: Exception) -> None:
     """Raise InvalidInputs when the model itself can't run on these inputs: then export is not to blame."""
     args, kwargs = inputs
     try:

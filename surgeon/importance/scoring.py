@@ -24,9 +24,12 @@ def score(groups: Groups, criterion: str | Criterion = "magnitude", seed: int = 
     [2.0, 1.0]
 
     Raises:
-        InvalidArgument: no criterion of this name, or it gave something other than a number a unit.
+        InvalidArgument: no criterion of this name, or it gave something other than a number a unit; or a seed that
+            is no integer of at least 0.
     """
     name, function = _named(criterion)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InvalidArgument(f"seed={seed!r}: give an integer of at least 0")
     rng = np.random.default_rng(seed)
     with shared(groups):
         return {

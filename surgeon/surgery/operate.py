@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from surgeon.coupling import Groups
-from surgeon.errors import SurgeonError, SurgeryError
+from surgeon.errors import InvalidArgument, SurgeonError, SurgeryError
 from surgeon.rules import Kept
 from surgeon.surgery.attributes import module_path, renumber
 from surgeon.surgery.leaves import restore_leaves
@@ -19,6 +19,8 @@ from surgeon.surgery.rewrite import assemble, check_shapes, slim_graph
 from surgeon.surgery.same import pair
 from surgeon.surgery.tensors import like, slim_tensors, take
 from surgeon.trace import Graph, skeleton, trace_inputs
+
+FORMS = ("auto", "module", "graph")
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,12 @@ def operate(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]],
     `keep` maps a leaf's id to its kept units. `form` may be "module" or "graph" to insist on one.
 
     Raises:
+        InvalidArgument: there is no such form.
         SurgeryError: the rewritten graph does not have the shapes that its axes predict, or `form="module"` and the
             user's class can't hold the smaller tensors; the message says why.
     """
+    if form not in FORMS:
+        raise InvalidArgument(f"form={form!r} is none that surgeon knows; choose one of {', '.join(FORMS)}")
     kept = groups.kept(keep)
     _, copies = slim_graph(groups, kept)
     tensors = slim_tensors(groups, kept)
