@@ -19,16 +19,16 @@ def recurrent(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     why = f"{where(node)}: hidden units do not align"
     states = [c.of(h) for h in (a["hx"] if isinstance(a["hx"], tuple | list) else [a["hx"]])]
     directions = 2 if a["bidirectional"] else 1
-    hidden = states[0][-1]
-    for state in states[1:]:
-        c.unify(hidden, state[-1], why)
     parameters = [c.of(p) for p in a["params"]]
     each = 4 if a["has_biases"] else 2
     x = c.of(a["input"])
-    step, batch = (x[-2], x[0]) if len(x) == 3 and a["batch_first"] else (x[0], x[-2] if len(x) == 3 else None)
-    c.pin((step,), f"{where(node)}: time axis")
     if len(parameters) != each * a["num_layers"] * directions:
         return _projected(node, [*parameters, *states, x], c)
+    hidden = states[0][-1]
+    for state in states[1:]:
+        c.unify(hidden, state[-1], why)
+    step, batch = (x[-2], x[0]) if len(x) == 3 and a["batch_first"] else (x[0], x[-2] if len(x) == 3 else None)
+    c.pin((step,), f"{where(node)}: time axis")
     feature: Axis = x[-1]
     for layer in range(a["num_layers"]):
         for direction in range(directions):
