@@ -104,26 +104,29 @@ def couple(graph: Graph, ignore: Callable[[str], bool] | None = None) -> Groups:
     context = Context(Space())
     tensors: dict[str, Axes] = {}
     typed: dict[fx.Node, Typed] = {}
-    for node in graph.nodes:
-        result = _type(node, graph, context, tensors)
-        typed[node] = result
-        context.axes[node] = result.out
+    beside: dict[fx.Node, Typed] = {}
+    for each, into in ((graph, typed), (graph.train_only, beside)):
+        for node in each.nodes if each is not None else ():
+            into[node] = _type(node, each or graph, context, tensors, graph.canonical)
+            context.axes[node] = into[node].out
     axes_by_name = {name: tensors[graph.canonical[name]] for name in graph.values}
     for name, axes in axes_by_name.items():
         if ignore is not None and ignore(name):
             context.pin(axes, "left alone, as asked by ignore")
     space = context.space
-    _pin_unread(space, typed, axes_by_name)
+    _pin_unread(space, (*typed.values(), *beside.values()), axes_by_name)
     groups = _groups(graph, space, axes_by_name)
     return Groups(graph, space, typed, context.axes, axes_by_name, groups, _pinned(graph, space, axes_by_name))
 
 
-def _type(node: fx.Node, graph: Graph, c: Context, tensors: dict[str, Axes]) -> Typed:
+def _type(
+    node: fx.Node, graph: Graph, c: Context, tensors: dict[str, Axes], canonical: Mapping[str, str]
+) -> Typed:
     match node.op:
         case "placeholder":
             return Typed(c.pinned(size_of(node), "an input of the model"))
         case "get_attr":
-            return Typed(_tensor(node, graph, c, tensors))
+            return Typed(_tensor(node, graph, c, tensors, canonical))
         case "output":
             for leaf in pytree.tree_leaves(node.args):
                 c.pin(c.of(leaf), "an output of the model")
@@ -135,11 +138,13 @@ def _type(node: fx.Node, graph: Graph, c: Context, tensors: dict[str, Axes]) -> 
     return _operator(node, c)
 
 
-def _tensor(node: fx.Node, graph: Graph, c: Context, tensors: dict[str, Axes]) -> Axes:
+def _tensor(
+    node: fx.Node, graph: Graph, c: Context, tensors: dict[str, Axes], canonical: Mapping[str, str]
+) -> Axes:
     name = graph.tensors.get(node.name)
     if name is None:
         return ()
-    name = graph.canonical[name]
+    name = canonical.get(name, graph.canonical[name])
     if name not in tensors:
         tensors[name] = tuple(c.fresh(size) for size in graph.tensor(graph.tensors[node.name]).shape)
     return tensors[name]
@@ -184,11 +189,11 @@ def _fits(node: fx.Node, typed: Typed) -> bool:
     return True
 
 
-def _pin_unread(space: Space, typed: Mapping[fx.Node, Typed], tensors: Mapping[str, Axes]) -> None:
+def _pin_unread(space: Space, typed: Iterable[Typed], tensors: Mapping[str, Axes]) -> None:
     """Units that nothing sums over, such as the unused rows of a position table, have no consumer to lose them to."""
     read = {
         leaf.id
-        for result in typed.values()
+        for result in typed
         for axis in (*result.contracted, *result.reduced)
         for leaf in space.leaves(axis)
     }

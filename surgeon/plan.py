@@ -21,7 +21,7 @@ from surgeon.files import write_text
 from surgeon.replay import carry_out, hold_against
 from surgeon.rules import Axes
 from surgeon.signature import describe, zeros
-from surgeon.trace import normalise_inputs, trace_inputs
+from surgeon.trace import normalise_inputs, trace_inputs, with_train_only
 from surgeon.verify import Certificate
 
 FORMAT = "surgeon-plan"
@@ -209,7 +209,7 @@ class Plan:
             raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
         self.check(model)
         inputs = self.example_inputs() if example_inputs is None else normalise_inputs(example_inputs)
-        return couple(trace_inputs(model, inputs))
+        return couple(with_train_only(trace_inputs(model, inputs), model))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON. What was at `path` before stays until the whole file is written.

@@ -20,7 +20,7 @@ from surgeon.replay import carry_out
 from surgeon.report import Change, Report
 from surgeon.select import Ignored, ignoring
 from surgeon.surgery import Operation
-from surgeon.trace import Graph, normalise_inputs, trace_inputs
+from surgeon.trace import normalise_inputs, trace_inputs, with_train_only
 from surgeon.verify import Certificate
 
 Form = Literal["auto", "module", "graph"]
@@ -130,7 +130,7 @@ def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iter
     group 0: 32 units
       0.weight axis 0  [0:32, a1:8]
       0.bias axis 0  [0:32]
-      2.weight axis 1  [a4:4, 0:32]
+      2.weight axis 1  [a5:4, 0:32]
     pinned 0.weight axis 1 (8): an input of the model
     pinned 2.weight axis 0 (4): an output of the model
     pinned 2.bias axis 0 (4): an output of the model
@@ -155,7 +155,7 @@ def analyse(model: nn.Module, example_inputs: Any, ignore: Ignored | Iterable[Ig
     left_alone = ignoring(model, ignore)
     with stage("trace"):
         inputs = infer(model) if example_inputs is None else normalise_inputs(example_inputs)
-        graph: Graph = trace_inputs(model, inputs)
+        graph = with_train_only(trace_inputs(model, inputs), model)
     with stage("couple"):
         return couple(graph, left_alone)
 

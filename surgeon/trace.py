@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,7 +30,8 @@ class Graph:
     `module` is a functional FX graph of ATen operators; its parameters and buffers are the model's own, under their
     original names, and are shared with it. `tensors` maps the name of a `get_attr` node to the name of the tensor it
     reads, `canonical` a tensor's name to the first name of the same tensor (tied weights have several). `dynamic` says
-    whether the first axis of the inputs may have any size.
+    whether the first axis of the inputs may have any size. `train_only` is the graph with the parts that run in train
+    mode alone, such as auxiliary heads, where the model has such parts.
     """
 
     module: fx.GraphModule
@@ -40,6 +41,7 @@ class Graph:
     dynamic: bool
     batch: int
     values: Mapping[str, Tensor] = field(repr=False, default_factory=dict)
+    train_only: Graph | None = field(repr=False, default=None)
 
     @property
     def nodes(self) -> Iterator[fx.Node]:
@@ -134,17 +136,17 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     """
     if not isinstance(model, nn.Module):
         raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    return trace_inputs(model, normalise_inputs(example_inputs))
+    return with_train_only(trace_inputs(model, normalise_inputs(example_inputs)), model)
 
 
-def trace_inputs(model: nn.Module, inputs: Inputs) -> Graph:
-    """As trace, for inputs that are `(args, kwargs)` already."""
+def trace_inputs(model: nn.Module, inputs: Inputs, dynamic: bool = True) -> Graph:
+    """As trace, for inputs that are `(args, kwargs)` already; without `dynamic`, of fixed sizes, which is quicker."""
     _check_dense(model)
     shared = skeleton(model).eval()
     common = batch_size(inputs)
     wide = batched(inputs, 2) if common == 1 else inputs
     program = None
-    if all(t.dim() and t.shape[0] == common for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)):
+    if dynamic and all(t.dim() and t.shape[0] == common for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)):
         try:
             program = _export(shared, wide, dynamic=True)
         except Exception as error:  # noqa: BLE001  (export raises all kinds; a fixed batch may do)
@@ -155,6 +157,40 @@ def trace_inputs(model: nn.Module, inputs: Inputs) -> Graph:
     module = functionalise(program)
     inline_wrapped_regions(module)
     return _graph(module, shared, wide if dynamic else inputs, dynamic)
+
+
+def unread(graph: Graph, model: nn.Module) -> list[str]:
+    """The model's parameters that no operator of the graph reads, under none of their names."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    read = {id(named.get(graph.tensors[n.name])) for n in graph.nodes if n.name in graph.tensors and n.users}
+    return [name for name, parameter in named.items() if id(parameter) not in read]
+
+
+def with_train_only(graph: Graph, model: nn.Module) -> Graph:
+    """The graph with `train_only`, if some of the model's parameters are read in train mode alone.
+
+    For it, the modules around those parameters are told that they are in train mode. Norms and dropout stay in eval
+    mode, so that nothing else changes.
+    """
+    idle = unread(graph, model)
+    around = {name.rsplit(".", depth)[0] for name in idle for depth in range(1, name.count(".") + 1)} | {""}
+    if not idle:
+        return graph
+    shared = skeleton(model).eval()
+    for path, module in shared.named_modules(remove_duplicate=False):
+        if path in around and not type(module).__module__.startswith("torch.nn.modules"):
+            module.training = True
+    try:
+        program = _export(shared, graph.inputs, graph.dynamic)
+    except Exception:  # noqa: BLE001  (then the smaller model is tried in train mode before it is handed out)
+        return graph
+    module = functionalise(program)
+    inline_wrapped_regions(module)
+    found = _graph(module, shared, graph.inputs, graph.dynamic)
+    if not set(unread(found, shared)) < set(idle):
+        return graph
+    values, canonical = {**found.values, **graph.values}, {**found.canonical, **graph.canonical}
+    return replace(graph, values=values, canonical=canonical, train_only=found)
 
 
 def _check_dense(model: nn.Module) -> None:
@@ -203,6 +239,17 @@ def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> torch.export.Exp
         names = {**_positional_names(model, args, shapes[0]), **shapes[1]} if kwargs else shapes[0]
     with _quietly(), torch.no_grad():
         return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=names)
+
+
+@contextmanager
+def _no_stack_traces() -> Iterator[None]:
+    """Leave out the Python stack of every node, which takes a fifth of the time; modules' names are kept anyway."""
+    before = fx.config.do_not_emit_stack_traces
+    fx.config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        fx.config.do_not_emit_stack_traces = before
 
 
 def _positional_names(model: nn.Module, args: tuple[Any, ...], shapes: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from surgeon.deploy.graph import has_fixed_batch, tidy, unfused_batch_norms
 from surgeon.deploy.inputs import Call, named_outputs, read_call, unique
+from surgeon.deploy.lowering import copy_before_views, write_out_attention
 from surgeon.deploy.parity import check_parity
 from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, InvalidModel, OutputError, TraceError
 from surgeon.files import replace_beside
@@ -26,8 +27,6 @@ OPSET = 20
 
 SINGLE_FILE_BYTES = 2**31 - 2**24
 """Weights below this go inside the file: protobuf ends at 2 GiB, and the graph takes some of it."""
-
-_VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default)
 
 _NOISY_LOGGERS = ("torch", "torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
 
@@ -196,11 +195,12 @@ def _trace(wrapped: _Flat, call: Call, dynamic: bool) -> torch.export.ExportedPr
 
 def _to_onnx(program: torch.export.ExportedProgram) -> ir.Model:
     try:
+        write_out_attention(program)
         try:
             return _convert(program)
         # torch.onnx raises errors of many unrelated kinds.
         except Exception:
-            if not _copy_before_views(program):
+            if not copy_before_views(program):
                 raise
             return _convert(program)
     except Exception as error:
@@ -212,27 +212,6 @@ def _convert(program: torch.export.ExportedProgram) -> ir.Model:
     assert result is not None  # because dynamo=True
     model: ir.Model = result.model
     return model
-
-
-def _copy_before_views(program: torch.export.ExportedProgram) -> int:
-    """Put a contiguous copy before every view, in place; how many.
-
-    A view insists on strides, and those of attention's result while tracing are not those it has once
-    torch.onnx has decomposed it. The optimiser removes the copies, for ONNX has no strides.
-    """
-    graph = program.graph
-    views = [node for node in graph.nodes if node.target in _VIEWS]
-    for node in views:
-        source = node.args[0]
-        with graph.inserting_before(node):
-            copied = graph.call_function(
-                torch.ops.aten.clone.default, (source,), {"memory_format": torch.contiguous_format}
-            )
-        copied.meta.update(source.meta)
-        copied.meta["val"] = source.meta["val"].clone(memory_format=torch.contiguous_format)
-        node.replace_input_with(source, copied)
-    program.graph_module.recompile()
-    return len(views)
 
 
 def _write(model: ir.Model, path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx
 
 from surgeon.axes import ONE, Axis, prod
-from surgeon.rules.base import Axes, Context, Typed, dims, rule, size_of, sizes_of, where
+from surgeon.rules.base import Axes, Context, Typed, dims, rule, size_of, where
 
 
 def _per_channel(node: fx.Node, a: dict[str, Any], c: Context, channel: Axis, names: tuple[str, ...]) -> None:
@@ -127,7 +127,7 @@ def weight_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     dim = a["dim"] % len(v)
     c.pin([axis for i, axis in enumerate(v) if i != dim], f"{where(node)}: weight norm is taken over this axis")
     c.broadcast([v, g] if len(g) == len(v) else [(v[dim],), g], f"{where(node)}: the scale does not align")
-    if len(sizes_of(node)) == 2:
+    if "interface" in str(node.target):
         return Typed([v, g])
     return Typed(v)
 

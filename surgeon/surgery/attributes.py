@@ -41,7 +41,7 @@ def describe_tensors(module: nn.Module, groups_of: Mapping[str, int] | None = No
             module.normalized_shape = tuple(module.weight.shape)
         case nn.GroupNorm():
             module.num_groups = new.get("num_groups", module.num_groups)
-            module.num_channels = module.weight.shape[0] if module.weight is not None else module.num_channels
+            module.num_channels = module.weight.shape[0] if module.affine else module.num_channels
         case nn.Embedding() | nn.EmbeddingBag():
             module.num_embeddings, module.embedding_dim = module.weight.shape
         case nn.PReLU():

@@ -18,7 +18,7 @@ from surgeon.surgery.leaves import restore_leaves
 from surgeon.surgery.rewrite import assemble, check_shapes, slim_graph
 from surgeon.surgery.same import pair
 from surgeon.surgery.tensors import like, slim_tensors, take
-from surgeon.trace import Graph, skeleton, trace_inputs
+from surgeon.trace import Graph, skeleton, trace_inputs, unread
 
 FORMS = ("auto", "module", "graph")
 
@@ -108,27 +108,31 @@ def _retrace(
     candidate: nn.Module, groups: Groups, copies: Mapping[fx.Node, fx.Node]
 ) -> str | tuple[Graph, dict[fx.Node, fx.Node]]:
     """The candidate's own graph, paired with the original's operators; or why it is not the predicted graph."""
-    try:
-        traced = trace_inputs(candidate, groups.graph.inputs)
-    except SurgeonError as error:
-        return f"its Python code does not run at the new sizes ({_first_line(error)})"
-    found = pair(groups, traced, copies)
-    return found if isinstance(found, str) else (traced, found)
+    why = ""
+    # Fixed sizes trace in half the time; where they hide how a number came about, it may not be found to be a size.
+    for dynamic in (False, True) if groups.graph.dynamic else (False,):
+        try:
+            traced = trace_inputs(candidate, groups.graph.inputs, dynamic)
+        except SurgeonError as error:
+            return f"its Python code does not run at the new sizes ({_first_line(error)})"
+        found = pair(groups, traced, copies)
+        if not isinstance(found, str):
+            return traced, found
+        why = found
+    return why
 
 
 def _train_only(candidate: nn.Module, groups: Groups) -> str:
     """Why the candidate can't run in train mode, where it has parameters that eval mode does not read; else empty."""
-    read = {groups.graph.tensors[n.name] for n in groups.graph.nodes if n.name in groups.graph.tensors and n.users}
-    same = {groups.graph.canonical[name] for name in read}
-    unread = [name for name, _ in candidate.named_parameters() if name not in read | same]
-    if not unread:
+    idle = unread(groups.graph, candidate)
+    if not idle:
         return ""
     args, kwargs = groups.graph.inputs
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             copy.deepcopy(candidate).train()(*args, **kwargs)
     except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
-        return f"parts that run in train mode only ({unread[0]} …) do not fit the smaller rest ({_first_line(error)})"
+        return f"parts that run in train mode only ({idle[0]} …) do not fit the smaller rest ({_first_line(error)})"
     return ""
 
 

@@ -218,6 +218,8 @@ def _with_zeroed_parameters(groups: Groups, kept: Kept, inputs: Any) -> list[Ten
                 return f"{where(node)} sums over removed units that are constant but not zero"
             value = runner.compute(node)
             runner.keep(node, value)
+    if any(output.isnan().any() for output in value if output.is_floating_point()):
+        return "the zeros that stand for removed units become NaN, as 0 / 0 does"
     return list(value)
 
 

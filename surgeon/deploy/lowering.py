@@ -1,0 +1,122 @@
+"""A torch.export program brought into a form that torch.onnx can translate."""
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+_aten = torch.ops.aten
+
+_ATTENTION = _aten.scaled_dot_product_attention.default
+
+_VIEWS = (_aten.view.default, _aten.reshape.default)
+
+
+def write_out_attention(program: torch.export.ExportedProgram) -> int:
+    """Replace every scaled dot-product attention by the matrix products that it stands for, in place; how many.
+
+    ONNX has no attention before opset 23, and torch.onnx writes out only that of four axes, with a positive scale,
+    and without rows that are masked altogether. Query `(…, L, E)`, key `(…, S, E)` and value `(…, S, F)` may
+    have any number of leading axes here, each broadcast as PyTorch does. Left alone is what has no one translation:
+    attention with dropout, or a scale that depends on the batch.
+    """
+    nodes = [node for node in program.graph.nodes if node.target is _ATTENTION and _can_be_written_out(node)]
+    for node in nodes:
+        with program.graph.inserting_before(node):
+            result = _attention(node)
+        node.replace_all_uses_with(result)
+        program.graph_signature.replace_all_uses(node.name, result.name)
+        program.graph.erase_node(node)
+    program.graph_module.recompile()
+    return len(nodes)
+
+
+def copy_before_views(program: torch.export.ExportedProgram) -> int:
+    """Put a contiguous copy before every view, in place; how many.
+
+    A view insists on strides, and those of a tensor while tracing are not always those it has once torch.onnx
+    has decomposed what computes it. The optimiser removes the copies, for ONNX has no strides.
+    """
+    nodes = [node for node in program.graph.nodes if node.target in _VIEWS]
+    for node in nodes:
+        source = node.args[0]
+        with program.graph.inserting_before(node):
+            copied = _call(source, _aten.clone.default, source, memory_format=torch.contiguous_format)
+        node.replace_input_with(source, copied)
+    program.graph_module.recompile()
+    return len(nodes)
+
+
+def _can_be_written_out(node: fx.Node) -> bool:
+    arguments = _arguments(node)
+    known = arguments["scale"] is not None or isinstance(arguments["query"].meta["val"].shape[-1], int)
+    return known and not arguments["dropout_p"]
+
+
+def _attention(node: fx.Node) -> fx.Node:
+    """softmax(query · keyᵀ · scale + mask) · value, its nodes inserted at the graph's current place."""
+    arguments = _arguments(node)
+    query, key, value, mask = (arguments[name] for name in ("query", "key", "value", "attn_mask"))
+    size, dtype = query.meta["val"].shape, query.meta["val"].dtype
+
+    def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return _call(node, target, *args, **kwargs)
+
+    if arguments["enable_gqa"]:
+        key, value = (_with_heads(node, tensor, size[-3]) for tensor in (key, value))
+    scale = 1 / math.sqrt(size[-1]) if arguments["scale"] is None else arguments["scale"]
+    scores = call(_aten.matmul.default, call(_aten.mul.Scalar, query, scale), call(_aten.transpose.int, key, -2, -1))
+    open_rows = None
+    if arguments["is_causal"]:
+        sizes = [_size(node, query), _size(node, key)]
+        closed = call(_aten.full.default, sizes, -math.inf, dtype=dtype, device=query.meta["val"].device)
+        scores = call(_aten.add.Tensor, scores, call(_aten.triu.default, closed, 1))
+    elif mask is not None:
+        if mask.meta["val"].dtype is torch.bool:
+            scores = call(_aten.where.ScalarOther, mask, scores, -math.inf)
+            open_rows = call(_aten.any.dim, mask, -1, True)
+        else:
+            scores = call(_aten.add.Tensor, scores, mask)
+            open_rows = call(_aten.gt.Scalar, call(_aten.amax.default, mask, [-1], True), -math.inf)
+    result = call(_aten.matmul.default, call(_aten.softmax.int, scores, -1), value)
+    if open_rows is None:
+        return result
+    # A query that may look at nothing gets zeros in PyTorch; a softmax of nothing but -inf is anything elsewhere.
+    return call(_aten.where.ScalarOther, open_rows, result, 0.0)
+
+
+def _with_heads(place: fx.Node, tensor: fx.Node, heads: int) -> fx.Node:
+    """A key or value `(…, heads of its own, S, E)` with each head repeated, for grouped queries of `heads`."""
+    shape = tensor.meta["val"].shape
+    times = heads // shape[-3]
+    if times == 1:
+        return tensor
+    tensor = _call(place, _aten.unsqueeze.default, tensor, -3)
+    kept = len(shape) - 2
+    tensor = _call(place, _aten.expand.default, tensor, [-1] * kept + [times, -1, -1])
+    return _call(place, _aten.flatten.using_ints, tensor, -4, -3)
+
+
+def _size(place: fx.Node, tensor: fx.Node) -> int | fx.Node:
+    """The size of the last axis but one: a number, or the node that reads it where it depends on the batch."""
+    size = tensor.meta["val"].shape[-2]
+    return size if isinstance(size, int) else _call(place, _aten.sym_size.int, tensor, -2)
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """All arguments of a call by name, its defaults among them."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
+    defaults = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    return defaults | given | node.kwargs
+
+
+def _call(place: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    """A new node at the graph's current place that belongs to the module of `place`, its fake value computed."""
+    node = place.graph.call_function(target, args, kwargs)
+    values, named = fx.node.map_arg((args, kwargs), lambda argument: argument.meta["val"])
+    node.meta.update(place.meta)
+    with place.meta["val"].fake_mode:
+        node.meta["val"] = target(*values, **named)
+    return node
