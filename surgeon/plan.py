@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from surgeon.coupling import Group, Groups, couple
 from surgeon.errors import InvalidArgument, PlanError
@@ -28,6 +28,19 @@ FORMAT = "surgeon-plan"
 VERSION = 1
 #: Where a smaller model carries the plan that it was made by.
 ATTRIBUTE = "surgeon_plan"
+
+
+def attach(module: nn.Module, plan: Plan) -> None:
+    """Let a smaller model carry its plan; in a graph's `meta` too, which a copy of it has as well."""
+    vars(module)[ATTRIBUTE] = plan
+    if isinstance(module, fx.GraphModule):
+        module.meta[ATTRIBUTE] = plan
+
+
+def attached(module: nn.Module) -> Plan | None:
+    """The plan that a smaller model carries."""
+    return getattr(module, ATTRIBUTE, None) or getattr(module, "meta", {}).get(ATTRIBUTE)
+
 
 _REPLAN = "make a plan for this model with surgeon.plan"
 
@@ -191,7 +204,7 @@ class Plan:
         """
         groups = self._couple(model, example_inputs)
         operation, _ = carry_out(model, groups, self.keep(groups), form)
-        vars(operation.module)[ATTRIBUTE] = self
+        attach(operation.module, self)
         return operation.module
 
     def verify(self, model: nn.Module, slim: nn.Module, example_inputs: Any = None) -> Certificate:

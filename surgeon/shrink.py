@@ -14,7 +14,7 @@ from surgeon.coupling import Groups, couple
 from surgeon.errors import InvalidArgument
 from surgeon.importance import Criterion, check_finite, score
 from surgeon.inputs import infer
-from surgeon.plan import ATTRIBUTE, Plan, choose
+from surgeon.plan import Plan, attach, choose
 from surgeon.progress import collect, stage
 from surgeon.replay import carry_out
 from surgeon.report import Change, Report
@@ -88,7 +88,7 @@ def shrink(
             importance=importance, scope=scope, seed=seed,
         )
         operation, certificate = carry_out(model, made.groups, made.keep, form)
-        vars(operation.module)[ATTRIBUTE] = made.plan
+        attach(operation.module, made.plan)
     if not return_report:
         return operation.module
     return operation.module, _report(model, made, operation, certificate, budget, float(ratio), seconds)

@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 
 from surgeon.errors import InvalidArgument, InvalidModel, WeightsError
 from surgeon.files import StrPath, replace_many
-from surgeon.plan import ATTRIBUTE, Plan
+from surgeon.plan import Plan, attached
 
 PLAN = "plan.json"
 WEIGHTS = "weights.safetensors"
@@ -49,7 +49,7 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
     """
     if not isinstance(model, nn.Module):
         raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    plan = plan if plan is not None else getattr(model, ATTRIBUTE, None)
+    plan = plan if plan is not None else attached(model)
     if plan is None:
         raise InvalidArgument(
             f"{type(model).__name__} carries no plan, so it could not be rebuilt from the folder; "
@@ -92,7 +92,6 @@ def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
     _retie(slim, tied)
     _check(stored, tied, slim)
     _copy(stored, tied, slim)
-    setattr(slim, ATTRIBUTE, plan)
     return slim
 
 
