@@ -144,6 +144,12 @@ def verify(model: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any = 
     Raises:
         PlanError: the plan is of another architecture.
         NotEquivalent: it is not; the message names the first operator that differs.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> made = plan(net, 0.5, example_inputs=torch.randn(1, 8))
+    >>> verify(net, made.apply(net), made).deviation < 1e-9
+    True
     """
     return plan.verify(model, slim, example_inputs)
 

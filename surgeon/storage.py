@@ -46,6 +46,14 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
         InvalidArgument: `model` is no module, or carries no plan.
         InvalidModel: its `state_dict` holds what is not a dense tensor.
         OutputError: `folder` can't be written; what was there is intact.
+
+    >>> import os, tempfile
+    >>> from surgeon.shrink import shrink
+    >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(shrink(net, 0.5, example_inputs=torch.zeros(1, 8)), folder)
+    ...     print(sorted(os.listdir(folder)))
+    ['model.json', 'plan.json', 'weights.safetensors']
     """
     if not isinstance(model, nn.Module):
         raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
@@ -78,6 +86,15 @@ def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
         PlanError: the plan is malformed, or of another architecture than `fresh_model`.
         WeightsError: a tensor is missing, extra, or of another shape or type than the plan leaves; or the
             file is cut short, no safetensors file, or belongs to another plan.
+
+    >>> import tempfile
+    >>> from surgeon.shrink import shrink
+    >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> fresh = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(shrink(net, 0.5, example_inputs=torch.zeros(1, 8)), folder)
+    ...     print(load(folder, fresh)[2])
+    Linear(in_features=16, out_features=4, bias=True)
     """
     path = Path(folder)
     if not isinstance(fresh_model, nn.Module):

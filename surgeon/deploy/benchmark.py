@@ -107,6 +107,10 @@ def benchmark(
 
     Raises `InvalidArgument` for an argument out of range, a file that is missing or not ONNX, or two
     models with different inputs, and `BenchmarkError` if a model can't be run.
+
+    >>> verdict = benchmark("base.onnx", "slim.onnx", seconds=10)  # doctest: +SKIP
+    >>> verdict.decision, verdict.ratio.low > 1                    # doctest: +SKIP
+    ('faster', True)
     """
     if runs is not None and runs < MIN_RUNS:
         raise InvalidArgument(f"runs is {runs}; an interval needs at least {MIN_RUNS}")

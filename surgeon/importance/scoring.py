@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -28,14 +30,18 @@ def score(groups: Groups, criterion: str | Criterion = "magnitude", seed: int = 
             is no integer of at least 0.
     """
     name, function = _named(criterion)
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise InvalidArgument(f"seed={seed!r}: give an integer of at least 0")
+    _check_seed(seed)
     rng = np.random.default_rng(seed)
     with shared(groups):
         return {
             group.leaf.id: _checked(function(groups, group, rng), group.size, f"criterion {name}, group {group.name}")
             for group in groups
         }
+
+
+def _check_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InvalidArgument(f"seed={seed!r}: give an integer of at least 0")
 
 
 def _named(criterion: str | Criterion) -> tuple[str, Criterion]:
