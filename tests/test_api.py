@@ -1,0 +1,104 @@
+"""The public functions: their names, their arguments and an example each."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from typing import Any
+
+import pytest
+
+import surgeon
+
+NAMES = """
+Certificate ExportReport Plan Report SurgeonError Verdict benchmark export inspect load plan save shrink verify
+""".split()
+
+DECISIONS = "model ratio example_inputs budget ignore keep align importance scope seed"
+
+# Arguments in their order; those after * are given by name.
+SIGNATURES = {
+    "shrink": f"{DECISIONS} form return_report".replace("ratio ", "ratio * "),
+    "plan": DECISIONS.replace("ratio ", "ratio * "),
+    "inspect": "model example_inputs ignore",
+    "verify": "model slim plan example_inputs",
+    "save": "model folder plan",
+    "load": "folder fresh_model",
+    "Plan.apply": "self model example_inputs form",
+    "Plan.save": "self path",
+    "Plan.load": "path",
+    "Plan.verify": "self model slim example_inputs",
+}
+FIRST = {"export": "model path", "benchmark": "base_path slim_path"}
+BY_NAME = {"export": "example_inputs", "benchmark": "threads"}
+
+DEFAULTS = {
+    "example_inputs": None, "budget": "macs", "ignore": (), "keep": None, "align": None, "importance": "magnitude",
+    "scope": "global", "seed": 0, "form": "auto", "return_report": False,
+}
+
+
+def function(name: str) -> Any:
+    found: Any = surgeon
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def written(name: str) -> str:
+    """The arguments of a function as in the tables above."""
+    words: list[str] = []
+    for parameter in inspect.signature(function(name)).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
+            words.append("*")
+        words.append(parameter.name)
+    return " ".join(words)
+
+
+def test_the_names_are_these_and_no_others() -> None:
+    assert sorted(surgeon.__all__) == sorted(NAMES)
+    public = {
+        name for name, value in vars(surgeon).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert public == set(NAMES)
+    assert re.fullmatch(r"\d+\.\d+\.\d+", surgeon.__version__)
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_arguments_have_their_names_and_their_order(name: str) -> None:
+    assert written(name) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_further_arguments_are_given_by_name(name: str) -> None:
+    first, _, rest = written(name).partition(" * ")
+    assert first.startswith(FIRST[name])
+    assert BY_NAME[name] in (first + " " + rest).split()
+
+
+@pytest.mark.parametrize("name", ["shrink", "plan"])
+def test_defaults_are_those_that_are_written_down(name: str) -> None:
+    parameters = inspect.signature(function(name)).parameters
+    found = {key: value.default for key, value in parameters.items() if value.default is not value.empty}
+    assert found == {key: DEFAULTS[key] for key in found}
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if inspect.isfunction(getattr(surgeon, n))])
+def test_each_function_has_an_example(name: str) -> None:
+    text = inspect.getdoc(function(name)) or ""
+    assert text.partition("\n")[0].rstrip().endswith((".", "?")), "the first line is a sentence"
+    assert ">>> " in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_name_is_documented(name: str) -> None:
+    assert len(function(name).__doc__ or "") > 40
+
+
+def test_errors_are_of_one_family() -> None:
+    kinds = [value for value in vars(surgeon.errors).values() if isinstance(value, type)]
+    assert len(kinds) > 10
+    assert all(issubclass(kind, surgeon.SurgeonError) and kind.__doc__ for kind in kinds)
+    assert {kind.__module__ for kind in kinds} == {"surgeon.errors"}
