@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -82,6 +84,23 @@ def _reported() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
+@contextmanager
+def _published(folder: Path) -> Iterator[Path]:
+    """A temporary folder, whose files go to `folder` when the block succeeds; `folder` is created no sooner.
+
+    Raises `OutputError` before the block if nothing could be written there.
+    """
+    from surgeon.files import ensure_folder, replace_many
+
+    # lexists: a link to nowhere stands in the way of a folder
+    nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    with tempfile.TemporaryDirectory(prefix=".surgeon-", dir=ensure_folder(nearest)) as made:
+        yield Path(made)
+        with replace_many(folder) as scratch:
+            for file in Path(made).iterdir():
+                os.replace(file, scratch / file.name)
+
+
 @app.command()
 @_reported()
 def demo(
@@ -121,12 +140,10 @@ def shrink(
 ) -> None:
     """Write base.onnx, slim.onnx, plan.json, weights.safetensors and report.json to a folder."""
     import surgeon
-    from surgeon.files import ensure_folder, replace_many
     from surgeon.progress import collect, stage
 
-    folder = ensure_folder(out)
     least = _keep(keep or [])
-    with collect() as seconds:
+    with collect() as seconds, _published(out) as scratch:
         model, inputs = _load(spec, shape or [], pretrained, seed)
         slim, report = surgeon.shrink(
             model,
@@ -141,21 +158,20 @@ def shrink(
             seed=seed,
             return_report=True,
         )
-        with replace_many(folder) as scratch:  # all files of one run, or those of an earlier one
-            with stage("save"):
-                surgeon.save(slim, scratch)
-            exports = {}
-            for name, each in (("base", model), ("slim", slim)):
-                with stage(f"export {name}"):
-                    found = surgeon.export(each, scratch / f"{name}.onnx", example_inputs=inputs)
-                exports[name] = dataclasses.replace(found, path=folder / found.path.name)
-            verdict = None
-            if bench:
-                with stage("benchmark"):
-                    verdict = surgeon.benchmark(scratch / "base.onnx", scratch / "slim.onnx", threads=threads)
-            taken = {**report.seconds, **seconds}
-            report = dataclasses.replace(report, exports=exports, benchmark=verdict, seconds=taken)
-            report.save(scratch / "report.json")
+        with stage("save"):
+            surgeon.save(slim, scratch)
+        exports = {}
+        for name, each in (("base", model), ("slim", slim)):
+            with stage(f"export {name}"):
+                found = surgeon.export(each, scratch / f"{name}.onnx", example_inputs=inputs)
+            exports[name] = dataclasses.replace(found, path=out / found.path.name)
+        verdict = None
+        if bench:
+            with stage("benchmark"):
+                verdict = surgeon.benchmark(scratch / "base.onnx", scratch / "slim.onnx", threads=threads)
+        taken = {**report.seconds, **seconds}
+        report = dataclasses.replace(report, exports=exports, benchmark=verdict, seconds=taken)
+        report.save(scratch / "report.json")
     _show(report)
 
 
@@ -181,17 +197,15 @@ def apply(
 ) -> None:
     """Replay a plan on a model of the same architecture; write slim.onnx, plan.json and weights.safetensors."""
     import surgeon
-    from surgeon.files import ensure_folder, replace_many
 
-    folder = ensure_folder(out)
-    made = surgeon.Plan.load(plan)
-    model, inputs = _load(spec, shape or [], pretrained, seed)
-    slim = made.apply(model, example_inputs=inputs)
-    certificate = surgeon.verify(model, slim, made, example_inputs=inputs)
-    with replace_many(folder) as scratch:
+    with _published(out) as scratch:
+        made = surgeon.Plan.load(plan)
+        model, inputs = _load(spec, shape or [], pretrained, seed)
+        slim = made.apply(model, example_inputs=inputs)
+        certificate = surgeon.verify(model, slim, made, example_inputs=inputs)
         surgeon.save(slim, scratch)
         found = surgeon.export(slim, scratch / "slim.onnx", example_inputs=inputs)
-    print(dataclasses.replace(found, path=folder / "slim.onnx"))
+    print(dataclasses.replace(found, path=out / "slim.onnx"))
     print(certificate)
 
 

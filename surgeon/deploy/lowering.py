@@ -1,6 +1,7 @@
 """A torch.export program brought into a form that torch.onnx can translate."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,19 +17,20 @@ _VIEWS = (_aten.view.default, _aten.reshape.default)
 def write_out_attention(program: torch.export.ExportedProgram) -> int:
     """Replace every scaled dot-product attention by the matrix products that it stands for, in place; how many.
 
-    ONNX has no attention before opset 23, and torch.onnx writes out only that of four axes, with a positive scale,
-    and without rows that are masked altogether. Query `(…, L, E)`, key `(…, S, E)` and value `(…, S, F)` may
-    have any number of leading axes here, each broadcast as PyTorch does. Left alone is what has no one translation:
-    attention with dropout, or a scale that depends on the batch.
+    ONNX has no attention before opset 23. What torch.onnx writes in its place needs exactly four axes and a positive
+    scale, and is not PyTorch's where a query is masked off from all keys. Here query `(…, L, E)`, key `(…, S, E)`
+    and value `(…, S, F)` have any number of leading axes, broadcast as PyTorch does. Left alone are calls with
+    dropout, and those whose scale depends on the size of the batch.
     """
-    nodes = [node for node in program.graph.nodes if node.target is _ATTENTION and _can_be_written_out(node)]
+    nodes = [node for node in _nodes(program) if node.target is _ATTENTION and _can_be_written_out(node)]
     for node in nodes:
-        with program.graph.inserting_before(node):
+        with node.graph.inserting_before(node):
             result = _attention(node)
         node.replace_all_uses_with(result)
-        program.graph_signature.replace_all_uses(node.name, result.name)
-        program.graph.erase_node(node)
-    program.graph_module.recompile()
+        if node.graph is program.graph:
+            program.graph_signature.replace_all_uses(node.name, result.name)
+        node.graph.erase_node(node)
+    _recompile(program)
     return len(nodes)
 
 
@@ -38,14 +40,28 @@ def copy_before_views(program: torch.export.ExportedProgram) -> int:
     A view insists on strides, and those of a tensor while tracing are not always those it has once torch.onnx
     has decomposed what computes it. The optimiser removes the copies, for ONNX has no strides.
     """
-    nodes = [node for node in program.graph.nodes if node.target in _VIEWS]
+    nodes = [node for node in _nodes(program) if node.target in _VIEWS]
     for node in nodes:
-        source = node.args[0]
-        with program.graph.inserting_before(node):
+        source = node.all_input_nodes[0]
+        with node.graph.inserting_before(node):
             copied = _call(source, _aten.clone.default, source, memory_format=torch.contiguous_format)
         node.replace_input_with(source, copied)
-    program.graph_module.recompile()
+    _recompile(program)
     return len(nodes)
+
+
+def _modules(program: torch.export.ExportedProgram) -> Iterator[fx.GraphModule]:
+    """The program's graph, and those that it calls: of code under another autocast or gradient mode."""
+    return (module for module in program.graph_module.modules() if isinstance(module, fx.GraphModule))
+
+
+def _nodes(program: torch.export.ExportedProgram) -> list[fx.Node]:
+    return [node for module in _modules(program) for node in module.graph.nodes]
+
+
+def _recompile(program: torch.export.ExportedProgram) -> None:
+    for module in _modules(program):
+        module.recompile()
 
 
 def _can_be_written_out(node: fx.Node) -> bool:

@@ -7,12 +7,13 @@ one that an operator of that module was called with; it becomes the size that th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 
 from surgeon.coupling import Groups
-from surgeon.rules import Kept, arguments
+from surgeon.rules import Kept, Typed, arguments
 
 _Conv = nn.modules.conv._ConvNd
 _Transposed = nn.modules.conv._ConvTransposeNd
@@ -51,12 +52,31 @@ def describe_tensors(module: nn.Module, groups_of: Mapping[str, int] | None = No
             module.hidden_size = module.get_parameter("weight_hh_l0").shape[1]
 
 
-def renumber(model: nn.Module, groups: Groups, kept: Kept) -> list[tuple[str, str, Any, Any]]:
-    """Rewrite integers on the modules of `model`, in place; (module, attribute, old, new) for each.
+# The class of a module, and one of its attributes.
+Attribute = tuple[type, str]
 
-    `model` is a copy whose tensors are already cut.
+
+@dataclass(frozen=True)
+class Renumbered:
+    """The integers that were rewritten: module, attribute, old, new. And the attributes that were in doubt.
+
+    An attribute is in doubt where several sizes of a module were equal before and are not any more: then the sizes that
+    it might be instead are listed.
+    """
+
+    changes: tuple[tuple[str, str, Any, Any], ...]
+    doubts: Mapping[Attribute, tuple[int, ...]]
+
+
+def renumber(
+    model: nn.Module, groups: Groups, kept: Kept, chosen: Mapping[Attribute, int] | None = None
+) -> Renumbered:
+    """Rewrite integers on the modules of `model`, in place.
+
+    `model` is a copy whose tensors are already cut. `chosen` settles attributes that are in doubt.
     """
     changes: list[tuple[str, str, Any, Any]] = []
+    doubts: dict[Attribute, tuple[int, ...]] = {}
     printed = _printed(groups, kept)
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -67,9 +87,9 @@ def renumber(model: nn.Module, groups: Groups, kept: Kept) -> list[tuple[str, st
         before = {k: v for k, v in vars(module).items() if isinstance(v, int | tuple) and not isinstance(v, bool)}
         describe_tensors(module, {k: v[1] for k, v in sizes.items() if k in ("groups", "num_groups")})
         if not type(module).__module__.startswith("torch.nn.modules") or isinstance(module, nn.MultiheadAttention):
-            _replace_sizes(module, _pairs(sizes))
+            _replace_sizes(module, _pairs(sizes), chosen or {}, doubts)
         changes += [(name, k, v, vars(module)[k]) for k, v in before.items() if vars(module)[k] != v]
-    return changes
+    return Renumbered(tuple(changes), doubts)
 
 
 def _printed(groups: Groups, kept: Kept) -> dict[str, dict[Any, tuple[Any, Any]]]:
@@ -87,19 +107,16 @@ def _printed(groups: Groups, kept: Kept) -> dict[str, dict[Any, tuple[Any, Any]]
         old = arguments(node)
         here = found.setdefault(path, {})
         for name, print_ in typed.args.items():
-            before = old.get(name) if name in old else [_size(part) for part in _outs(typed)]
+            before = old[name] if name in old else _split_sizes(typed, old["dim"])
             after = print_(kept)
             here[(node.name, name)] = (before, after)
             here[name] = (before, after)
     return found
 
 
-def _outs(typed: Any) -> list[Any]:
-    return list(typed.out) if isinstance(typed.out, list) else [typed.out]
-
-
-def _size(axes: Any) -> Any:
-    return [axis.size for axis in axes]
+def _split_sizes(typed: Typed, dim: int) -> list[int]:
+    """The sizes of the pieces that an axis is cut into, where the operator was given their number or one size."""
+    return [axes[dim].size for axes in typed.out if isinstance(axes, tuple)]
 
 
 def _pairs(sizes: Mapping[Any, tuple[Any, Any]]) -> dict[Any, set[Any]]:
@@ -120,16 +137,22 @@ def _pairs(sizes: Mapping[Any, tuple[Any, Any]]) -> dict[Any, set[Any]]:
     return pairs
 
 
-def _replace_sizes(module: nn.Module, pairs: Mapping[Any, set[Any]]) -> None:
+def _replace_sizes(
+    module: nn.Module, pairs: Mapping[Any, set[Any]], chosen: Mapping[Attribute, int], doubts: dict[Attribute, Any]
+) -> None:
     for key, value in list(vars(module).items()):
         if key.startswith("_") or isinstance(value, bool) or not isinstance(value, int | list | tuple):
             continue
         if isinstance(value, int):
-            vars(module)[key] = _only(pairs, value)
+            attribute = (type(module), key)
+            new = chosen.get(attribute, _only(pairs, value))
+            vars(module)[key] = new
+            if len(pairs.get(value, ())) > 1:
+                doubts[attribute] = tuple(sorted(pairs[value] - {new}))
         elif value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
             whole = pairs.get(tuple(value), set()) - {tuple(value)}
-            new = next(iter(whole)) if len(whole) == 1 else [_only(pairs, v) for v in value]
-            vars(module)[key] = type(value)(new)
+            sizes = next(iter(whole)) if len(whole) == 1 else [_only(pairs, v) for v in value]
+            vars(module)[key] = type(value)(sizes)
 
 
 def _only(pairs: Mapping[Any, set[Any]], value: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from surgeon.coupling import Groups
 from surgeon.errors import InvalidArgument, SurgeonError, SurgeryError
 from surgeon.rules import Kept
-from surgeon.surgery.attributes import module_path, renumber
+from surgeon.surgery.attributes import Attribute, Renumbered, module_path, renumber
 from surgeon.surgery.leaves import restore_leaves
 from surgeon.surgery.rewrite import assemble, check_shapes, slim_graph
 from surgeon.surgery.same import pair
@@ -21,6 +21,8 @@ from surgeon.surgery.tensors import like, slim_tensors, take
 from surgeon.trace import Graph, skeleton, trace_inputs, unread
 
 FORMS = ("auto", "module", "graph")
+#: How often another reading of the attributes in doubt is tried: each takes a trace.
+MOST_TRIALS = 4
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,10 @@ def operate(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]],
     check_shapes(groups, kept, copies, tensors)
     reason = "asked for"
     if form != "graph":
-        candidate, renumbered = own_class(model, groups, kept, tensors)
-        match _retrace(candidate, groups, copies) if not (why := _train_only(candidate, groups)) else why:
-            case str(why):
-                reason = why
-            case traced, pairs:
-                _copy_modes(model, candidate)
-                why = "sizes rewritten on its modules"
-                return Operation(candidate, "module", why, traced, pairs, tuple(renumbered))
+        made = _in_own_class(model, groups, kept, tensors, copies)
+        if isinstance(made, Operation):
+            return made
+        reason = made
         if form == "module":
             raise SurgeryError(f"{type(model).__name__} can't hold the smaller tensors in its own class: {reason}")
     module = as_graph(model, groups, kept, tensors)
@@ -77,9 +75,38 @@ def operate(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]],
             return Operation(module, "graph", reason, traced, pairs)
 
 
+def _in_own_class(
+    model: nn.Module, groups: Groups, kept: Kept, tensors: Mapping[str, Tensor], copies: Mapping[fx.Node, fx.Node]
+) -> Operation | str:
+    """The operation in the user's own class, or why that can't be.
+
+    Where several sizes of a module were equal, which of them an attribute is has to be tried.
+    """
+    first = ""
+    trials: list[dict[Attribute, int]] = [{}]
+    for trial in trials:
+        candidate, renumbered = own_class(model, groups, kept, tensors, trial)
+        why = _train_only(candidate, groups)
+        match why or _retrace(candidate, groups, copies):
+            case str(reason):
+                first = first or reason
+            case traced, pairs:
+                _copy_modes(model, candidate)
+                reason = "sizes rewritten on its modules"
+                return Operation(candidate, "module", reason, traced, pairs, renumbered.changes)
+        if not trial:
+            doubts = [{key: size} for key, sizes in renumbered.doubts.items() for size in sizes]
+            trials += doubts[:MOST_TRIALS]
+    return first
+
+
 def own_class(
-    model: nn.Module, groups: Groups, kept: Kept, tensors: Mapping[str, Tensor]
-) -> tuple[nn.Module, list[tuple[str, str, object, object]]]:
+    model: nn.Module,
+    groups: Groups,
+    kept: Kept,
+    tensors: Mapping[str, Tensor],
+    chosen: Mapping[Attribute, int] | None = None,
+) -> tuple[nn.Module, Renumbered]:
     """A copy of the user's module with smaller tensors and rewritten integers; not yet known to be right."""
     slim = skeleton(model)
     new: dict[int, Tensor] = {}
@@ -96,7 +123,7 @@ def own_class(
                     if id(value) not in new:
                         new[id(value)] = like(value, take(value, {}))
                     table[key] = new[id(value)]
-    return slim, renumber(slim, groups, kept)
+    return slim, renumber(slim, groups, kept, chosen)
 
 
 def _tables(module: nn.Module) -> tuple[dict[str, Any], ...]:
