@@ -102,10 +102,10 @@ def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
     if missing := [name for name in (MODEL, PLAN, WEIGHTS) if not (path / name).is_file()]:
         lacking = ", no ".join(missing)
         raise InvalidArgument(f"{path} is not a folder that surgeon.save wrote: it has no {lacking}")
-    tied = _read_meta(path / MODEL)
+    form, tied = _read_meta(path / MODEL)
     plan = Plan.load(path / PLAN)
     stored = _read_header(path)
-    slim = plan.apply(fresh_model)
+    slim = plan.apply(fresh_model, form=form)
     _retie(slim, tied)
     _check(stored, tied, slim)
     _copy(stored, tied, slim)
@@ -157,8 +157,8 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _read_meta(path: Path) -> dict[str, str]:
-    """What is tied."""
+def _read_meta(path: Path) -> tuple[str, dict[str, str]]:
+    """The form, and what is tied."""
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -172,7 +172,9 @@ def _read_meta(path: Path) -> dict[str, str]:
     tied = meta.get("tied")
     if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
         raise WeightsError(f"{path}: tied is {tied!r}, not an object of tensor names")
-    return tied
+    if meta.get("form") not in ("module", "graph"):
+        raise WeightsError(f"{path}: form is {meta.get('form')!r}, neither module nor graph")
+    return meta["form"], tied
 
 
 def _read_header(folder: Path) -> _Header:

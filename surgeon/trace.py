@@ -144,6 +144,8 @@ def trace_inputs(model: nn.Module, inputs: Inputs, dynamic: bool = True) -> Grap
     _check_dense(model)
     shared = skeleton(model).eval()
     common = batch_size(inputs)
+    if common == 0:
+        raise InvalidInputs("the first of example_inputs has a batch of size 0; give a batch of at least 1")
     wide = batched(inputs, 2) if common == 1 else inputs
     program = None
     if dynamic and all(t.dim() and t.shape[0] == common for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)):

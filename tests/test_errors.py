@@ -126,6 +126,7 @@ ARGUMENTS: list[tuple[str, dict[str, Any], type[SurgeonError], str]] = [
     ("inputs of another size", {"example_inputs": torch.randn(2, 9)}, InvalidInputs,
      r"Net\.forward does not run on example inputs of shapes \[\(2, 9\)\]"),
     ("inputs of another type", {"example_inputs": torch.zeros(2, 8, dtype=torch.long)}, InvalidInputs, "does not run"),
+    ("a batch of nothing", {"example_inputs": torch.zeros(0, 8)}, InvalidInputs, "a batch of size 0"),
     ("too many inputs", {"example_inputs": (X, X)}, InvalidInputs, r"\(2, 8\), \(2, 8\).*positional argument"),
     ("inputs by a name that is none", {"example_inputs": {"y": X}}, InvalidInputs, "unexpected keyword argument 'y'"),
     ("inputs that are text", {"example_inputs": "x"}, InvalidInputs, "example_inputs is a str; give a tensor, a tuple"),

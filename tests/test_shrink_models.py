@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
@@ -177,6 +178,40 @@ def test_a_head_that_runs_in_train_mode_only_trains_or_is_explained() -> None:
     else:
         assert [output.shape for output in slim.train()(image())] == [(2, 4), (2, 4)]
     assert slim.stem.out_channels < 32
+
+
+class Functional(nn.Module):
+    """Dropout as a function, a table that is not stored, and a tensor that is no buffer."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 32), nn.Linear(32, 4)
+        self.register_buffer("table", torch.rand(32), persistent=False)
+        self.plain = torch.rand(32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(torch.relu(self.first(x)), 0.5, self.training)
+        return self.last(x * self.table + self.plain)
+
+
+def test_dropout_as_a_function_follows_the_mode(form: str) -> None:
+    x = torch.randn(2, 6)
+    slim, _ = shrunk(Functional(), x, form=form)
+    assert not torch.equal(slim(x), slim(x))
+    slim.eval()
+    assert torch.equal(slim(x), slim(x))
+
+
+def test_tensors_that_are_not_stored_stay_so(form: str, tmp_path: Path) -> None:
+    model, x = Functional().eval(), torch.randn(2, 6)
+    slim, _ = shrunk(model, x, form=form)
+    assert set(slim.state_dict()) == set(model.state_dict())
+    surgeon.save(slim, tmp_path)
+    again = surgeon.load(tmp_path, model)
+    assert isinstance(again, fx.GraphModule) == (form == "graph")
+    assert torch.equal(again(x), slim(x))
 
 
 class Written(nn.Module):

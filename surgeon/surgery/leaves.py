@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.surgery.attributes import describe_tensors, module_call
+from surgeon.surgery.attributes import describe_tensors, module_call, module_path
 from surgeon.surgery.rewrite import is_getitem
 
 # What a torch.nn leaf module's forward calls when it is in eval mode: one of these operators and nothing else.
@@ -39,9 +39,24 @@ def restore_leaves(module: fx.GraphModule, model: nn.Module, groups_of: dict[str
         nodes[-1].replace_all_uses_with(call_node)
         for node in reversed(nodes):
             module.graph.erase_node(node)
+    _restore_dropout(module)
     module.graph.eliminate_dead_code()
     module.recompile()
     return list(restored)
+
+
+def _restore_dropout(module: fx.GraphModule) -> None:
+    """What forward wrote as `F.dropout(x, p, self.training)` becomes a module, so that it follows `train()`."""
+    found = module.graph.find_nodes(op="call_function", target=torch.ops.aten.dropout.default)
+    for number, node in enumerate(found):
+        x, p, _ = node.args
+        path = ".".join(part for part in (module_path(node), f"functional_dropout_{number}") if part)
+        module.add_submodule(path, nn.Dropout(p))
+        with module.graph.inserting_before(node):
+            call_node = module.graph.call_module(path, (x,))
+        call_node.meta = dict(node.meta)
+        node.replace_all_uses_with(call_node)
+        module.graph.erase_node(node)
 
 
 def _leaf(model: nn.Module, path: str) -> nn.Module | None:

@@ -186,9 +186,11 @@ def as_graph(
 def _copy_modes(model: nn.Module, slim: nn.Module) -> None:
     """Train or eval, module by module, as in the original."""
     slim.train(model.training)
-    modes = {name: module.training for name, module in model.named_modules()}
+    modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
     for name, module in slim.named_modules():
-        module.training = modes.get(name, model.training)
+        while name not in modes:  # a part of the graph's own goes with the module that it was traced in
+            name = name.rpartition(".")[0]
+        module.training = modes[name]
 
 
 def _persistent(model: nn.Module) -> set[str]:

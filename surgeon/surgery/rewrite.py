@@ -144,7 +144,13 @@ def assemble(graph: fx.Graph, tensors: dict[str, Tensor], persistent: set[str]) 
         place(root, name, value, persistent=name in persistent)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch copies its own tree specs in a deprecated way
-        return fx.GraphModule(root, graph)
+        module = fx.GraphModule(root, graph)
+    for name in tensors.keys() - persistent:
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        if leaf in owner._buffers:  # torch.fx registers each tensor that it copies as one that is stored
+            owner._non_persistent_buffers_set.add(leaf)
+    return module
 
 
 def is_getitem(node: fx.Node) -> bool:
