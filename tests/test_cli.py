@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -124,7 +125,7 @@ def test_verify_tells_other_weights(made: Path) -> None:
 
 
 def test_apply(made: Path, here: Path) -> None:
-    out = here / "again"
+    out = here / "several" / "new" / "folders"
     assert "slim.onnx" in good("apply", "nets:small", made / "plan.json", "-o", out)
     assert (out / "plan.json").read_bytes() == (made / "plan.json").read_bytes()
     assert (out / "weights.safetensors").read_bytes() == (made / "weights.safetensors").read_bytes()
@@ -209,15 +210,35 @@ def test_a_mistake_ends_in_one_message(arguments: tuple[str, ...], message: str,
     assert "Traceback" not in result.output
     assert result.stdout == ""
     assert re.search(message, result.stderr, re.MULTILINE), result.stderr
+    assert set(os.listdir(here)) - {"__pycache__"} == {"nets.py", "bad_nets.py", "nets.py.pt2"}
 
 
-def test_the_output_folder_is_checked_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("folder", ["nets.py", "nets.py/out", "nowhere", "nowhere/out", "/proc/out"])
+def test_the_output_folder_is_checked_before_the_work(
+    folder: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def working(*_: object, **__: object) -> None:
         pytest.fail("the model was built before the folder was checked")
 
+    (here / "nowhere").symlink_to("missing")
     monkeypatch.setattr(sources, "load", working)
-    assert "can't be written" in call("shrink", "nets:ready", "--ratio", 0.5, "-o", "nets.py").stderr
-    assert "can't be written" in call("apply", "nets:ready", "plan.json", "-o", "nets.py").stderr
+    assert "can't be written" in call("shrink", "nets:ready", "--ratio", 0.5, "-o", folder).stderr
+    assert "can't be written" in call("apply", "nets:ready", "plan.json", "-o", folder).stderr
+
+
+@pytest.mark.parametrize("folder", ["new", "new/deep"])
+def test_a_failed_run_leaves_no_folder(
+    folder: str, made: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        assert not (here / "new").exists()
+        raise ExportError("no such operator in ONNX")
+
+    monkeypatch.setattr(surgeon, "export", failing)
+    shrinking = call("shrink", "nets:small", "--ratio", 0.5, "--align", 1, "-o", folder)
+    applying = call("apply", "nets:small", made / "plan.json", "-o", folder)
+    assert shrinking.stderr == applying.stderr == "surgeon: no such operator in ONNX\n"
+    assert set(os.listdir(here)) - {"__pycache__"} == {"nets.py", "bad_nets.py"}
 
 
 def test_a_failed_run_leaves_the_files_of_the_one_before(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +250,15 @@ def test_a_failed_run_leaves_the_files_of_the_one_before(made: Path, monkeypatch
     result = call("shrink", "nets:Two", "--shape", "2,5", "--shape", "2,5", "--ratio", 0.5, "--align", 1, "-o", made)
     assert (result.exit_code, result.stderr) == (1, "surgeon: no such operator in ONNX\n")
     assert {path.name: path.read_bytes() for path in made.iterdir()} == before
+
+
+def test_python_runs_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["surgeon", "inspect", "nets:ready"])
+    monkeypatch.delitem(sys.modules, "surgeon.__main__", raising=False)  # a test run may have imported it
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("surgeon", run_name="__main__")
+    assert end.value.code == 0
+    assert "group 0: 32 units" in capsys.readouterr().out
 
 
 def test_help_names_the_commands() -> None:

@@ -41,6 +41,7 @@ RANKS = {
     "sources": 12,
     "demo": 13,
     "cli": 14,
+    "__main__": 15,
 }
 
 # A package outside of surgeon, and the files of surgeon that may import it.
