@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from torch import fx, nn
 
@@ -19,7 +20,7 @@ Keep = Mapping[int, Iterable[int]]
 
 
 def carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str = "auto") -> tuple[Operation, Certificate]:
-    """The model with only the kept units, and the proof.
+    """The model with only the kept units, and the proof; a graph where the user's own class can't be proved.
 
     Raises:
         InvalidArgument: there is no such form.
@@ -31,12 +32,20 @@ def carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str = "auto") 
         operation = operate(model, groups, keep, form)
     with stage("verify"):
         try:
-            certificate = certify(groups, groups.kept(keep), operation.traced, operation.pairs)
+            return operation, certify(groups, groups.kept(keep), operation.traced, operation.pairs)
         except RuntimeError as error:
             # Tracing knows shapes alone: only now that the operators run does an input of a wrong type show.
             refuse_unfit(skeleton(model).eval(), groups.graph.inputs, error)
             raise
-    return operation, certificate
+        except NotEquivalent as error:
+            if form != "auto" or operation.form != "module":
+                raise
+            # The user's code computes a number from sizes, as in x / x.numel(): a graph keeps the original's.
+            reason = f"in its own class, {error}".partition(":")[0]
+    with stage("operate"):
+        operation = replace(operate(model, groups, keep, "graph"), reason=reason)
+    with stage("verify"):
+        return operation, certify(groups, groups.kept(keep), operation.traced, operation.pairs)
 
 
 def hold_against(groups: Groups, keep: Keep, slim: nn.Module) -> Certificate:

@@ -180,6 +180,27 @@ def test_a_head_that_runs_in_train_mode_only_trains_or_is_explained() -> None:
     assert slim.stem.out_channels < 32
 
 
+class Counting(nn.Module):
+    """Its code computes a number from sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        return self.last(x) / x.numel()
+
+
+def test_a_number_computed_from_sizes_makes_it_a_graph() -> None:
+    model, x = Counting().eval(), torch.randn(2, 6)
+    _, report = shrunk(model, x)
+    assert report.form == "graph"
+    assert report.form_reason.startswith("in its own class, div (div) deviates by")
+    with pytest.raises(surgeon.SurgeonError, match=r"^div \(div\) deviates by"):
+        shrunk(model, x, form="module")
+
+
 class Functional(nn.Module):
     """Dropout as a function, a table that is not stored, and a tensor that is no buffer."""
 
