@@ -150,9 +150,11 @@ def masked(groups: Groups, kept: Kept, node: fx.Node, value: Any) -> Any:
 
 
 def _zeroed(value: Tensor, axes: Axes, kept: Kept) -> Tensor:
+    original = value
     for dim, axis in enumerate(axes):
         if kept.changed(axis):
-            value = value.index_fill(dim, removed(kept, axis, value.device), 0)
+            gone = removed(kept, axis, value.device)
+            value = value.index_fill(dim, gone, 0) if value is original else value.index_fill_(dim, gone, 0)
     return value
 
 

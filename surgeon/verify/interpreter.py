@@ -71,8 +71,9 @@ class Runner:
         name = self.graph.tensors.get(node.name)
         if name is None:
             return None
-        value = double(self.graph.tensor(name))
-        return self._parameter(name, value) if self._parameter else value
+        value = self.graph.tensor(name)
+        # Changed before it is converted: the copies that this takes are smaller.
+        return double(self._parameter(name, value) if self._parameter else value)
 
     def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The values of the node's arguments, floating types at double precision."""
