@@ -239,7 +239,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> torch.export.Exp
     names = None
     if dynamic:
         names = {**_positional_names(model, args, shapes[0]), **shapes[1]} if kwargs else shapes[0]
-    with _quietly(), torch.no_grad():
+    with _quietly(), _no_stack_traces(), torch.no_grad():
         return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=names)
 
 
