@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any
@@ -31,32 +30,20 @@ from surgeon.axes import leaves
 from surgeon.cost import Cost, positions_inside, products
 from surgeon.coupling import Group, Groups
 from surgeon.errors import Infeasible, InvalidArgument, NothingToPrune
+from surgeon.ladder import TOLERANCE, Ladder, meet
 
 Keep = float | int | Mapping[str, float | int] | None
 
 SCOPES = ("global", "local")
-#: How far the share that is removed may lie from the one asked for.
-TOLERANCE = 0.02
 #: The share of a group's units that stays unless the budget can't be met otherwise: a layer never collapses unasked.
 LEAST_SHARE = 0.125
 #: Below this many channels convolutions are computed by slower kernels.
 NARROW = 16
 
-_CLOSE = 0.002
-_STRAIN = 0.01
 _LISTED = 6
 _HELD_NARROW = 3.0
 _HELD_INNER = 4.0
 _HELD_USELESS = 100.0
-
-
-@dataclass(frozen=True)
-class _Ladder:
-    """The widths that a group may take, ascending, and the order in which stepping down to each is taken."""
-
-    group: Group
-    widths: tuple[int, ...]
-    orders: np.ndarray
 
 
 def allocate(
@@ -118,7 +105,7 @@ def allocate(
     best: tuple[float, dict[int, int]] | None = None
     for finest in (NARROW, 8, 4, 2, 1) if align is None else (align,):
         for least in (LEAST_SHARE, 0.0):
-            widths, error = _meet(cost, budget, ratio, builder.ladders(finest, least, floors))
+            widths, error = meet(cost, budget, ratio, builder.ladders(finest, least, floors))
             if best is None or error < best[0]:
                 best = error, widths
             if error <= TOLERANCE / 2:
@@ -184,14 +171,14 @@ class _Builder:
         self.retained = {group.leaf.id: _retained(scores[group.leaf.id], group.size) for group in groups}
         self.pace = self._paces()
 
-    def ladders(self, finest: int, least: float, floors: Mapping[int, int]) -> list[_Ladder]:
+    def ladders(self, finest: int, least: float, floors: Mapping[int, int]) -> list[Ladder]:
         """`finest` bounds the default alignment from above; groups without a floor keep the share `least`."""
         return [
             self._ladder(group, finest, floors.get(group.leaf.id, max(1, math.ceil(least * group.size))))
             for group in self.groups
         ]
 
-    def _ladder(self, group: Group, finest: int, floor: int) -> _Ladder:
+    def _ladder(self, group: Group, finest: int, floor: int) -> Ladder:
         leaf, size = group.leaf.id, group.size
         step = self._step(group, finest)
         widths = (*(width for width in range(step, size, step) if width >= floor), size)
@@ -200,7 +187,7 @@ class _Builder:
             # A share p of the group is removed, rounded: the rung is taken where (1 - p) · size is nearer to it.
             orders = [1 - (a + b) / 2 / size for a, b in pairwise(widths)]
             held = 1.0 if inner and self.budget != "channels" else 0.0
-            return _Ladder(group, widths, np.array([*orders, -1.0]) + held)
+            return Ladder(group, widths, np.array([*orders, -1.0]) + held)
         counts = np.array(widths)
         orders_ = -np.log(self.retained[leaf][counts - 1]) / self.pace[leaf]
         if inner:
@@ -208,7 +195,7 @@ class _Builder:
         unit = min(self.inside[leaf])
         if self.align is None and size * unit >= NARROW:
             orders_ = np.where(counts * unit < NARROW, orders_ * _HELD_NARROW, orders_)
-        return _Ladder(group, widths, orders_)
+        return Ladder(group, widths, orders_)
 
     def _step(self, group: Group, finest: int) -> int:
         """The least number of units by which a group's width may vary."""
@@ -258,7 +245,10 @@ def _retained(scores: np.ndarray, size: int) -> np.ndarray:
 
 
 def _products(groups: Groups, cost: Cost) -> tuple[dict[int, set[int]], set[int]]:
-    """For each leaf how many positions a unit has on end in weights; and the leaves that are inner factors."""
+    """For each leaf how many positions a unit has on end in weights; and the leaves that are inner factors.
+
+    The head size of attention counts as one where there is but one head: its scale is worked out from it.
+    """
     weights = {name for share in cost.shares("macs") for name in share.tensors}
     inside: dict[int, set[int]] = {}
     others: dict[int, set[int]] = {}
@@ -275,87 +265,14 @@ def _products(groups: Groups, cost: Cost) -> tuple[dict[int, set[int]], set[int]
                     outer.add(found[0])
                     inner.update(found[1:])
     every = {leaf: inside.get(leaf) or others.get(leaf) or {1} for leaf in cost.order}
-    return every, inner - outer
-
-
-def _meet(cost: Cost, budget: str, ratio: float, ladders: list[_Ladder]) -> tuple[dict[int, int], float]:
-    """The widths whose cost comes closest to the budget, and the share by which they miss it."""
-    polynomial = cost.polynomial(budget)
-    total = polynomial(cost.vector({}))
-    target = (1 - ratio) * total
-    rungs = sorted(
-        (float(order), -width, place, index)
-        for place, ladder in enumerate(ladders)
-        for index, (width, order) in enumerate(zip(ladder.widths[:-1], ladder.orders[:-1], strict=True))
-    )
-    places = np.array([rung[2] for rung in rungs], dtype=np.int64)
-    indices = np.array([rung[3] for rung in rungs], dtype=np.int64)
-    top = np.array([len(ladder.widths) - 1 for ladder in ladders])
-
-    def standing(count: int) -> np.ndarray:
-        """The rung of each ladder after the first `count` rungs were taken."""
-        found = top.copy()
-        np.minimum.at(found, places[:count], indices[:count])
-        return found
-
-    low, high = 0, len(rungs)
-    while low < high:
-        middle = (low + high) // 2
-        if polynomial(_widths(ladders, standing(middle))) <= target:
-            high = middle
-        else:
-            low = middle + 1
-    level = rungs[low - 1][0] if low else 0.0
-    at = _refine(polynomial, target, total, ladders, standing(low), level)
-    error = abs(polynomial(_widths(ladders, at)) - target) / total
-    found = {ladder.group.leaf.id: ladder.widths[index] for ladder, index in zip(ladders, at, strict=True)}
-    return found, error
-
-
-def _refine(
-    polynomial: Any, target: float, total: float, ladders: list[_Ladder], at: np.ndarray, level: float
-) -> np.ndarray:
-    """Take or put back single rungs, and pairs of them, for as long as that brings the cost closer to its target.
-
-    A move far from the `level` of order that was reached must bring it the closer, unless the budget is missed without.
-    """
-    at = at.copy()
-    for _ in range(4 * len(ladders)):
-        now = _widths(ladders, at)
-        error = (polynomial(now) - target) / total
-        moves = [
-            (place, index)
-            for place, ladder in enumerate(ladders)
-            for index in (at[place] - 1, at[place] + 1)
-            if 0 <= index < len(ladder.widths)
-        ]
-        if abs(error) <= _CLOSE or not moves:
-            break
-        deltas = np.array([polynomial.change(now, p, ladders[p].widths[i]) / total for p, i in moves])
-        strain = np.array([abs(ladders[p].orders[min(i, at[p])] - level) for p, i in moves])
-        strain *= _STRAIN if abs(error) <= TOLERANCE else 0.0
-        price = np.maximum(np.abs(error + deltas), _CLOSE) + strain
-        best = int(np.argmin(price))
-        if price[best] < abs(error):
-            chosen = [moves[best]]
-        else:
-            owner = np.array([place for place, _ in moves])
-            pairs = np.abs(error + deltas[:, None] + deltas[None]) + strain[:, None] + strain[None]
-            pairs[owner[:, None] == owner[None]] = np.inf
-            chosen = [moves[index] for index in divmod(int(np.argmin(pairs)), len(moves))]
-        trial = at.copy()
-        for place, index in chosen:
-            trial[place] = index
-        if abs(polynomial(_widths(ladders, trial)) - target) / total >= abs(error):
-            break
-        if len(chosen) == 2 and pairs.min() >= abs(error):
-            break
-        at = trial
-    return at
-
-
-def _widths(ladders: list[_Ladder], at: np.ndarray) -> np.ndarray:
-    return np.array([ladder.widths[index] for ladder, index in zip(ladders, at, strict=True)], dtype=np.float64)
+    scaled = {
+        leaf.id
+        for typed in groups.typed.values()
+        if "scale" in typed.args
+        for axis in typed.contracted
+        for leaf in groups.space.leaves(axis)
+    }
+    return every, (inner - outer) | scaled
 
 
 def _uniform(builder: _Builder, ratio: float) -> dict[int, int]:
