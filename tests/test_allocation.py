@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.allocation import TOLERANCE, allocate
+from surgeon.allocation import allocate
 from surgeon.cost import Cost
 from surgeon.coupling import Groups, couple
 from surgeon.errors import Infeasible, InvalidArgument, NothingToPrune
 from surgeon.importance import score
+from surgeon.ladder import TOLERANCE
 from surgeon.trace import trace
 
 
