@@ -175,6 +175,13 @@ def read(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
     return {row["model"]: row for row in rows}
 
 
+def ordered() -> dict[str, dict[str, Any]]:
+    """The last row of each model, in the order of the list."""
+    done = read()
+    names = [f"{library}:{name}" for library, name, _ in zoo.entries()]
+    return {name: done[name] for name in names if name in done}
+
+
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The results in Markdown."""
     good = [row for row in rows.values() if row["ok"]]
@@ -235,10 +242,8 @@ def main() -> None:
         import transformers  # noqa: F401
 
         run(todo, options.ratio, options.limit, options.processes, RESULTS)
-        done = read()
-    ordered = {f"{library}:{name}": done[f"{library}:{name}"] for library, name in names if f"{library}:{name}" in done}
-    TABLE.write_text(table(ordered), encoding="utf-8")
-    sys.stdout.write(table(ordered))
+    TABLE.write_text(table(ordered()), encoding="utf-8")
+    sys.stdout.write(table(ordered()))
 
 
 if __name__ == "__main__":

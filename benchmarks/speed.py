@@ -49,7 +49,6 @@ SPEED = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "vit_b_32")
 TIME = ("resnet50", "vit_b_32")
 MEMORY = ("vgg11_bn", "resnet50", "vit_b_32")
 SYSTEMS = {"surgeon": None, "torch-pruning": None, "torch-pruning, round_to=16": 16}
-FLOORS = {"resnet18": 1.9, "resnet50": 1.9, "mobilenet_v2": 1.8, "efficientnet_b0": 1.6, "vit_b_32": 1.6}
 ROUNDS = 3
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -224,12 +223,12 @@ def table(rows: dict[str, Row]) -> str:
         "Speed-up at half the MACs: onnxruntime, one thread, float32, one image; 95 % interval. Fallen: convolutions "
         "that onnxruntime runs in its blocked layout in the base, but no longer.",
         "",
-        "| model | floor | system | MACs removed | speed-up | interval | ms | fallen |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model | system | MACs removed | speed-up | interval | ms | fallen |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     found = [(name, system, rows.get(f"speed:{name}:{system}")) for name in SPEED for system in SYSTEMS]
     lines += [
-        f"| {name} | {FLOORS[name]} | {system} | {row['removed']:.1%} | **{row['ratio']:.2f}** | "
+        f"| {name} | {system} | {row['removed']:.1%} | **{row['ratio']:.2f}** | "
         f"{row['low']:.2f}–{row['high']:.2f} | {row['base_ms']:.1f} → {row['slim_ms']:.1f} | "
         f"{row['fallen']} of {row['base_blocked']} |"
         for name, system, row in found
