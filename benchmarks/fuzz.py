@@ -13,6 +13,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import time
 import traceback
@@ -140,6 +141,19 @@ def _message(error: Exception) -> str:
     return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {error}"
 
 
+def _until_interrupted(batches: Iterator[list[Outcome]]) -> Iterator[list[Outcome]]:
+    """What is done by the time of Ctrl-C is reported as well."""
+    try:
+        yield from batches
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
 def _worker(seed: int, plans: int) -> list[Outcome]:
     return list(examine(seed, plans))
 
@@ -171,16 +185,16 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.perf_counter()
     outcomes: list[Outcome] = []
     context = multiprocessing.get_context("spawn")
-    with context.Pool(options.processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with context.Pool(options.processes, initializer=_ignore_interrupts) as pool:
         seeds = range(options.seed, options.seed + options.networks)
         work = partial(_worker, plans=options.plans)
-        for done, batch in enumerate(pool.imap_unordered(work, seeds, chunksize=4), start=1):
+        for done, batch in enumerate(_until_interrupted(pool.imap_unordered(work, seeds, chunksize=4)), start=1):
             outcomes += batch
             for o in batch:
                 if o.verdict not in ("right", "nothing"):
                     print(f"{o.verdict}: seed {o.seed} plan {o.plan} ({o.network} {o.form}) "
                           f"deviation {o.deviation:.2g}: {o.message}", flush=True)
-            if done % 500 == 0:
+            if done % 100 == 0:
                 print(f"{done} networks", flush=True)
     report = _report(outcomes, time.perf_counter() - started)
     for key, value in report.items():

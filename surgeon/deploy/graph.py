@@ -28,6 +28,7 @@ def tidy(model: ir.Model, input_names: Sequence[str], output_names: Sequence[str
     model are nobody else's business.
     """
     fuse_shared_batch_norms(model)
+    model.graph.sort()  # the optimiser may leave a node before what it reads
     _restore_names(model.graph)
     _name_ends(model.graph, input_names, output_names)
     _name_batch_axis(model.graph)
