@@ -20,6 +20,7 @@ from surgeon.plan import Cut
 from surgeon.surgery import Operation, operate, tensors
 from surgeon.trace import trace
 from surgeon.verify import certify
+from surgeon.verify.interpreter import Runner
 from surgeon.verify.reference import STATISTICS
 
 aten = torch.ops.aten
@@ -267,3 +268,31 @@ def test_a_reference_is_the_operator_on_what_is_kept(name: str, seed: int) -> No
 
 def leaves(value: Any) -> list[Tensor]:
     return torch.utils._pytree.tree_leaves(value)
+
+
+class Scratch(nn.Module):
+    """Writes into memory that has no values before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.up(x)
+        return self.down(torch.empty_like(hidden).fill_(2.0) * hidden)
+
+
+def test_memory_without_values_counts_as_zeros() -> None:
+    graph = trace(Scratch(), torch.randn(3, 4))
+    runner = Runner(graph, graph.inputs)
+    torch.use_deterministic_algorithms(True)  # fills such memory with NaN
+    try:
+        for node in graph.nodes:
+            if node.op not in ("get_attr", "output"):
+                value = runner.compute(node)
+                runner.keep(node, value)
+                if node.name == "empty_like":
+                    assert not value.any()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert "empty_like" in [node.name for node in graph.nodes]

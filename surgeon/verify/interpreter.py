@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.trace import Graph
 
+_UNINITIALISED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 _REDUCED = {torch.float32, torch.float16, torch.bfloat16}
 
 
@@ -22,6 +23,11 @@ def double(value: Any) -> Any:
     if isinstance(value, torch.dtype) and value in _REDUCED:
         return torch.float64
     return value
+
+
+def _is_uninitialised(node: fx.Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target._opname in _UNINITIALISED
 
 
 def last_uses(graph: Graph) -> dict[fx.Node, list[fx.Node]]:
@@ -91,7 +97,9 @@ class Runner:
                 args, kwargs = self.arguments(node)
                 if node.target is torch.ops.aten.view.default:
                     return args[0].reshape(*args[1:])  # kernels lay out float64 in other ways than float32
-                return node.target(*args, **kwargs)  # type: ignore[operator]
+                value = node.target(*args, **kwargs)  # type: ignore[operator]
+                # Memory without values would differ from run to run.
+                return value.zero_() if _is_uninitialised(node) else value
 
     def keep(self, node: fx.Node, value: Any) -> None:
         """Remember the node's value, and forget those that nobody needs any more."""
