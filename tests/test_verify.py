@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import surgeon
 from surgeon.coupling import Groups, couple
-from surgeon.errors import NotEquivalent
+from surgeon.errors import InvalidModel, NotEquivalent
 from surgeon.plan import Cut
 from surgeon.surgery import Operation, operate, tensors
 from surgeon.trace import trace
@@ -296,3 +296,17 @@ def test_memory_without_values_counts_as_zeros() -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert "empty_like" in [node.name for node in graph.nodes]
+
+
+class Undefined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x)) - torch.log(-x.square().sum(1, keepdim=True) - 1)
+
+
+def test_outputs_of_nan_prove_nothing() -> None:
+    with pytest.raises(InvalidModel, match="output 0 of the model holds NaN"):
+        surgeon.shrink(Undefined(), 0.5, example_inputs=torch.randn(3, 4))

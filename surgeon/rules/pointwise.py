@@ -22,7 +22,8 @@ _BINARY = """
 add addcdiv addcmul atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor copy copysign div
 divide eq floor_divide fmax fmin fmod ge greater greater_equal gt heaviside hypot ldexp le lerp less less_equal
 logaddexp logical_and logical_or logical_xor lt masked_fill maximum minimum mul multiply ne not_equal pow
-__and__ __or__ __xor__ __lshift__ __rshift__ polar remainder rsub sub subtract true_divide where xlogy nextafter float_power special_xlogy
+polar remainder rsub sub subtract true_divide where xlogy nextafter float_power special_xlogy
+__and__ __or__ __xor__ __lshift__ __rshift__
 """.split()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from surgeon.axes import Axis
 from surgeon.coupling import Groups
-from surgeon.errors import NotEquivalent
+from surgeon.errors import InvalidModel, NotEquivalent
 from surgeon.rules import Axes, Kept, arguments, where
 from surgeon.trace import Graph
 from surgeon.verify.certificate import Certificate
@@ -30,9 +30,16 @@ def certify(
     Raises:
         NotEquivalent: an operator's result deviates by more than `tolerance`, relative to the largest magnitude in it;
             the message names the first such operator.
+        InvalidModel: an output holds NaN, of which nothing can be proved.
     """
     inputs = checked_inputs(groups.graph)
     deviation, worst, count, results = _node_by_node(groups, kept, slim, pairs, inputs, tolerance)
+    for position, (full, _) in enumerate(results):
+        if full.is_floating_point() and full.isnan().any():
+            raise InvalidModel(
+                f"output {position} of the model holds NaN on the example inputs, so nothing can be proved of it; "
+                "pass example_inputs= on which the model gives numbers"
+            )
     statistics = groups.reductions(kept)
     names = tuple(dict.fromkeys(f"{where(n)} over {axis.size} -> {kept.width(axis)}" for n, axis in statistics))
     per_output = tuple(relative(a, b) for a, b in results)
