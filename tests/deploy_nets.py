@@ -138,3 +138,21 @@ def tamper(path: Path, weight: str) -> None:
     tensor = next(t for t in model.graph.initializer if t.name == weight)
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.05), weight))
     onnx.save(model, path)
+
+
+class Clamped(nn.Module):
+    """One tensor between two pairs of bounds that are tensors themselves."""
+
+    low: Tensor
+    high: Tensor
+    lower: Tensor
+    higher: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, value in {"low": -1.0, "high": 1.0, "lower": -2.0, "higher": 2.0}.items():
+            self.register_buffer(name, torch.tensor(value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 3
+        return torch.clamp(y, self.low, self.high) + torch.clamp(y, self.lower, self.higher)

@@ -377,3 +377,7 @@ def test_an_unwritable_folder_is_noticed_first(tmp_path: Path, monkeypatch: pyte
 def test_report_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         ExportReport(Path("a"), 1, 20, True, 0.0, (1,)).bytes = 2  # type: ignore[misc]
+
+
+def test_several_clamps_of_one_tensor(tmp_path: Path) -> None:
+    assert export(Clamped(), tmp_path / "m.onnx", example_inputs=torch.randn(2, 5)).deviation < 1e-6

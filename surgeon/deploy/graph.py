@@ -28,7 +28,7 @@ def tidy(model: ir.Model, input_names: Sequence[str], output_names: Sequence[str
     model are nobody else's business.
     """
     fuse_shared_batch_norms(model)
-    model.graph.sort()  # the optimiser may leave a node before what it reads
+    _register_constants(model.graph)
     _restore_names(model.graph)
     _name_ends(model.graph, input_names, output_names)
     _name_batch_axis(model.graph)
@@ -78,6 +78,21 @@ def _foldable(node: ir.Node) -> bool:
         return False
     constants = [value for value in (*producer.inputs[1:], *node.inputs[1:]) if value is not None]
     return all(value.is_initializer() and value.const_value is not None for value in constants)
+
+
+def _register_constants(graph: ir.Graph) -> None:
+    """The optimiser's fusion of clips may make constants that it does not add to the graph."""
+    known = {id(value) for value in (*graph.inputs, *graph.initializers.values())}
+    names = _names(graph)
+    for node in graph.all_nodes():
+        for value in node.inputs:
+            if value is None or value.const_value is None or value.producer() is not None or id(value) in known:
+                continue
+            known.add(id(value))
+            if value.name is None or value.name in names:
+                value.name = _free_name(value.name or "constant", names)
+            names.add(value.name)
+            graph.register_initializer(value)
 
 
 def _restore_names(graph: ir.Graph) -> None:

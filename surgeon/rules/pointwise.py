@@ -15,7 +15,7 @@ hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu lgamma
 log1p log2 log_sigmoid logical_not logit mish nan_to_num native_dropout neg positive pow.Tensor_Scalar reciprocal relu
 relu6 round rrelu rsqrt selu sigmoid sign silu sin sinc sinh softplus softshrink sqrt square tan tanh tanhshrink
 threshold to to.dtype trunc type_as _to_copy alias feature_alpha_dropout hardtanh threshold bernoulli float
-zeros_like ones_like full_like empty_like rand_like randn_like new_tensor requires_grad
+zero zeros_like ones_like full_like empty_like rand_like randn_like new_tensor requires_grad
 """.split()
 
 _BINARY = """
