@@ -20,6 +20,7 @@ from surgeon.deploy.lowering import write_out_attention
 from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, OutputError, TraceError
 from tests.deploy_nets import (
     Attention,
+    Clamped,
     FixedBatch,
     Masked,
     Opaque,
