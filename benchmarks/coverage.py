@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 
 import surgeon
 from benchmarks import zoo
+from benchmarks.rows import last
 from surgeon.errors import Infeasible, SurgeonError
 
 RESULTS = Path(__file__).parent / "results" / "coverage.jsonl"
@@ -169,10 +170,7 @@ def _write(results: Path, row: dict[str, Any]) -> None:
 
 def read(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
     """The last row of each model."""
-    if not results.exists():
-        return {}
-    rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return {row["model"]: row for row in rows}
+    return last(results, "model")
 
 
 def ordered() -> dict[str, dict[str, Any]]:
@@ -189,8 +187,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     whole = [row for row in good if row["asked"] == 0.5]
     lines = [
         f"{len(good)} of {len(rows)} models traced, cut, certified, run forward and backward, exported and equal in "
-        f"onnxruntime; {len(whole)} at half their MACs, the others as far as they go; {len(own)} in the user's own "
-        "class.",
+        f"onnxruntime; {len(whole)} of them at half their MACs, {len(own)} in the user's own class.",
         "",
         "| model | form | MACs removed | parameters ÷ | node by node | end to end | ONNX | batch | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -207,11 +204,11 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         )
     lines += ["", "Not in the user's own class, and why:", ""]
     lines += [f"- {row['model']}: {row['reason']}" for row in good if row["form"] != "module"]
-    lines += ["", "Less than half, and what is pinned:", ""]
-    for row in good:
-        if row["asked"] < 0.5:
-            reasons = "; ".join(f"{reason} ({count})" for reason, count in row.get("why_pinned", [])[:4])
-            lines.append(f"- {row['model']}: {row['reached']:.1%}. {reasons}")
+    less = [row for row in good if row["asked"] < 0.5]
+    lines += ["", "Less than half, and what is pinned:", ""] if less else []
+    for row in less:
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in row.get("why_pinned", [])[:4])
+        lines.append(f"- {row['model']}: {row['reached']:.1%}. {reasons}")
     return "\n".join(lines) + "\n"
 
 

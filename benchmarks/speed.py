@@ -36,6 +36,7 @@ from torch import Tensor, nn
 import surgeon
 from benchmarks import peers, zoo
 from benchmarks.coverage import redraw
+from benchmarks.rows import last
 from surgeon.cost import Cost
 from surgeon.coupling import couple
 from surgeon.shrink import decide
@@ -211,10 +212,7 @@ def run(todo: Iterable[str], files: Path, seconds: float, results: Path = RESULT
 
 def read(results: Path = RESULTS) -> dict[str, Row]:
     """The last result of each row."""
-    if not results.exists():
-        return {}
-    rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return {row["row"]: row for row in rows}
+    return last(results, "row")
 
 
 def table(rows: dict[str, Row]) -> str:
