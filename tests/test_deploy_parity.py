@@ -1,5 +1,6 @@
 """How a file is held against PyTorch, and on which inputs."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,31 @@ def test_parity_of_a_perturbed_file(tmp_path: Path) -> None:
         check_parity(path, lambda x: (net(x),), [(x[:, :2],)], input_names=["input"])
     with pytest.raises(ExportError, match="fails in onnxruntime"):
         check_parity(path, lambda x: (net(x.float()),), [(x.double(),)], input_names=["input"])
+
+
+class Magnified(torch.nn.Module):
+    """A sum of many products, whose last digits decide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = torch.nn.Linear(2048, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(self.linear(x) * 3000)
+
+
+def test_a_model_that_magnifies_rounding_is_held_against_its_own_rounding(tmp_path: Path) -> None:
+    net, x = Magnified(), torch.rand(8, 2048)
+    report = export(net, tmp_path / "m.onnx", example_inputs=x)
+    assert 1e-3 < report.deviation < 1e-2
+    assert "float32 rounds the model's own output" in str(report)
+    tamper(report.path, "linear.weight")
+    double = copy.deepcopy(net).double()
+    with pytest.raises(ExportError, match="deviates"):
+        check_parity(
+            report.path, lambda x: (net(x),), [(x,)], input_names=["x"], precise=lambda x: (double(x),)
+        )
 
 
 DEVIATIONS = [

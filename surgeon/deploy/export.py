@@ -130,6 +130,11 @@ class _Flat(nn.Module):
         leaves = named_outputs(self.model(*args, **kwargs))
         return tuple(leaf for _, leaf in leaves if isinstance(leaf, Tensor))
 
+    def in_double(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The same outputs, computed in float64 throughout."""
+        double = _Flat(copy.deepcopy(self.model).double(), self.call)
+        return double(*tensors)  # type: ignore[no-any-return]
+
     def learn_outputs(self) -> None:
         """Run the model on the example and note its outputs' names; `InvalidInputs` if it does not run."""
         args, kwargs = self.call.bind(tuple(tensor.clone() for tensor in self.call.tensors))
@@ -167,10 +172,12 @@ def _attempt(
     samples = [call.tensors, call.sample(generator), call.sample(generator)]
     if dynamic:
         samples += [call.with_batch(batch).sample(generator) for batch in (1, 2, 3)]
-    parity = check_parity(path, wrapped, samples, input_names=call.names, tolerance=tolerance)
+    parity = check_parity(
+        path, wrapped, samples, input_names=call.names, tolerance=tolerance, precise=wrapped.in_double
+    )
     first = call.batched[0] if call.batched else None
     batches = set() if first is None else {sample[first].shape[0] for sample in samples}
-    notes = []
+    notes = list(parity.notes)
     if left := unfused_batch_norms(model.graph):
         notes.append(f"{len(left)} BatchNorm could not be folded into the convolution before it")
     return model.opset_imports[""], parity.deviation, tuple(sorted(batches)), notes
