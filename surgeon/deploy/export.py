@@ -133,7 +133,7 @@ class _Flat(nn.Module):
     def in_double(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The same outputs, computed in float64 throughout."""
         double = _Flat(copy.deepcopy(self.model).double(), self.call)
-        return double(*tensors)  # type: ignore[no-any-return]
+        return double(*tensors)
 
     def learn_outputs(self) -> None:
         """Run the model on the example and note its outputs' names; `InvalidInputs` if it does not run."""

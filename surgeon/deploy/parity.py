@@ -130,8 +130,7 @@ def _in_double(precise: Function, sample: Sequence[Tensor]) -> list[np.ndarray]:
     try:
         with torch.no_grad():
             return [tensor.numpy() for tensor in precise(*doubles)]
-    # A user's forward may raise anything.
-    except Exception:
+    except Exception:  # noqa: BLE001  (a user's forward may raise anything)
         return []
 
 
