@@ -5,8 +5,8 @@
 'SurgeonError'
 """
 
-from surgeon.deploy.benchmark import Verdict, benchmark
 from surgeon.deploy.export import ExportReport, export
+from surgeon.device.benchmark import Verdict, benchmark
 from surgeon.errors import SurgeonError
 from surgeon.plan import Plan
 from surgeon.report import Report

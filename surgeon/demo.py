@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import nn
 
 import surgeon
-from surgeon.deploy.benchmark import Verdict
+from surgeon.device.benchmark import Verdict
 from surgeon.errors import InvalidArgument
 from surgeon.files import StrPath, ensure_folder
 from surgeon.progress import stage

@@ -12,12 +12,12 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from surgeon.deploy import benchmark as benchmark_module
-from surgeon.deploy.benchmark import benchmark
 from surgeon.deploy.export import export
-from surgeon.deploy.layout import Convolution, Layout, compare, layout
-from surgeon.deploy.session import make_feeds, open_session
-from surgeon.deploy.statistics import compare_timings
+from surgeon.device import benchmark as benchmark_module
+from surgeon.device.benchmark import benchmark
+from surgeon.device.layout import Convolution, Layout, compare, layout
+from surgeon.device.session import make_feeds, open_session
+from surgeon.device.statistics import compare_timings
 from surgeon.errors import BenchmarkError, InvalidArgument
 
 
@@ -102,7 +102,7 @@ def test_a_biased_control_forbids_a_verdict() -> None:
 def test_verdict(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     times = iter(range(10**9))
-    monkeypatch.setattr("surgeon.deploy.benchmark.time.thread_time", lambda: float(next(times)))
+    monkeypatch.setattr("surgeon.device.benchmark.time.thread_time", lambda: float(next(times)))
     verdict = benchmark(
         files / "even.onnx",
         files / "odd.onnx",
@@ -151,7 +151,7 @@ def test_sessions_are_interleaved_and_shuffled(files: Path, monkeypatch: pytest.
 
 
 def test_a_clock_that_stands_still_is_an_error(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surgeon.deploy.benchmark.time.thread_time", lambda: 1.0)
+    monkeypatch.setattr("surgeon.device.benchmark.time.thread_time", lambda: 1.0)
     with pytest.raises(BenchmarkError, match="too coarse"):
         benchmark(files / "even.onnx", files / "odd.onnx", runs=30)
 

@@ -18,6 +18,7 @@ RANKS = {
     "files": 1,
     "progress": 1,
     "functional": 1,
+    "device/": 2,
     "space": 2,
     "trace": 2,
     "rules/": 3,

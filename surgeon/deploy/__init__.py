@@ -1,1 +1,1 @@
-"""From a module to a measured speed-up: ONNX export, onnxruntime sessions, layout and latency."""
+"""From a module to an ONNX file that computes what the module computes."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from surgeon.deploy.session import open_session
+from surgeon.device.session import open_session
 
 BLOCKED_DOMAIN = "com.microsoft.nchwc"
 """The domain of operators on tensors whose channels are stored in blocks of the CPU's vector width."""

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from surgeon.deploy.layout import Comparison as LayoutComparison
-from surgeon.deploy.layout import compare as compare_layouts
-from surgeon.deploy.layout import layout
-from surgeon.deploy.session import ORT_ERRORS, make_feeds, open_session
-from surgeon.deploy.statistics import LOW, NO_DIFFERENCE, Decision, Ratio, compare_timings
+from surgeon.device.layout import Comparison as LayoutComparison
+from surgeon.device.layout import compare as compare_layouts
+from surgeon.device.layout import layout
+from surgeon.device.session import ORT_ERRORS, make_feeds, open_session
+from surgeon.device.statistics import LOW, NO_DIFFERENCE, Decision, Ratio, compare_timings
 from surgeon.errors import BenchmarkError, InvalidArgument
 
 MIN_RUNS = 30
