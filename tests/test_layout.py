@@ -30,6 +30,7 @@ RANKS = {
     "cost": 5,
     "ladder": 6,
     "allocation": 7,
+    "latency/": 7,
     "surgery/": 6,
     "verify/": 7,
     "recovery/": 7,
