@@ -1,6 +1,7 @@
 """The layout of the sources: who may import whom, how long a file is, and what no file may hold."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -167,6 +168,17 @@ def test_surgeon_runs_without_the_other_packages(path: str) -> None:
 @pytest.mark.parametrize("path", [path for path in OURS if room(path).removesuffix("/") == "axes"])
 def test_axes_know_no_torch(path: str) -> None:
     assert [name for _, name in imports(path, read(path)) if name.split(".")[0] == "torch"] == []
+
+
+@pytest.mark.parametrize("path", [path for path in OURS if room(path) == "device/"])
+def test_the_device_needs_numpy_and_onnxruntime_alone(path: str) -> None:
+    ours = {"surgeon.device", "surgeon.errors", "surgeon.files"}
+    allowed = {*sys.stdlib_module_names, "numpy", "onnxruntime"}
+    assert [
+        name
+        for _, name in imports(path, read(path))
+        if name.split(".")[0] not in allowed and ".".join(name.split(".")[:2]) not in ours
+    ] == []
 
 
 @pytest.mark.parametrize("path", ALL)

@@ -6,12 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import onnx
-
 from surgeon.device.session import open_session
-
-BLOCKED_DOMAIN = "com.microsoft.nchwc"
-"""The domain of operators on tensors whose channels are stored in blocks of the CPU's vector width."""
+from surgeon.device.wire import BLOCKED_DOMAIN, Graph, Node, read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +70,10 @@ def layout(path: str | os.PathLike[str], threads: int = 1) -> Layout:
     with tempfile.TemporaryDirectory() as folder:
         dump = Path(folder) / "optimised.onnx"
         open_session(path, threads=threads, dump_to=dump)
-        optimised = onnx.load(dump, load_external_data=False).graph
-    original = onnx.load(Path(path), load_external_data=False).graph
-    kinds = [(node.domain, node.op_type) for node in optimised.node]
-    plain = [node for node in optimised.node if _is_plain(node)]
+        optimised = read(dump)
+    original = read(path)
+    kinds = [(node.domain, node.op_type) for node in optimised.nodes]
+    plain = [node for node in optimised.nodes if _is_plain(node)]
     return Layout(
         convolutions=tuple(_convolutions(original, plain)),
         blocked=kinds.count((BLOCKED_DOMAIN, "Conv")),
@@ -101,43 +97,43 @@ def compare(base: Layout, slim: Layout) -> Comparison:
     return Comparison(base, slim, fallen)
 
 
-def _is_plain(node: onnx.NodeProto) -> bool:
+def _is_plain(node: Node) -> bool:
     return (node.domain, node.op_type) in (("", "Conv"), ("ai.onnx", "Conv"), ("com.microsoft", "FusedConv"))
 
 
-def _convolutions(graph: onnx.GraphProto, plain: Sequence[onnx.NodeProto]) -> list[Convolution]:
+def _convolutions(graph: Graph, plain: Sequence[Node]) -> list[Convolution]:
     """The convolutions of the file as written; blocked is each one that is not among the plain ones.
 
     A blocked convolution has neither its weight's nor its output's name any more. A plain one has kept its
     weight's, or, where onnxruntime computed its weight anew, the name of its output or of the output of the
     BatchNorm or activation that it took in.
     """
-    sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
+    sizes = graph.initializers
+    readers: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        for name in node.inputs:
             readers.setdefault(name, []).append(node)
-    convolutions = [node for node in graph.node if node.op_type == "Conv" and node.input[1] in sizes]
-    own = {node.input[1] for node in convolutions}
-    weights = [node.input[1] for node in plain]
-    outputs = {node.output[0] for node in plain if node.input[1] not in own}
+    convolutions = [node for node in graph.nodes if node.op_type == "Conv" and node.inputs[1] in sizes]
+    own = {node.inputs[1] for node in convolutions}
+    weights = [node.inputs[1] for node in plain]
+    outputs = {node.outputs[0] for node in plain if node.inputs[1] not in own}
     result: list[Convolution] = []
     for node in convolutions:
-        weight = node.input[1]
+        weight = node.inputs[1]
         if weight in weights:
             weights.remove(weight)
             blocked = False
         else:
-            blocked = outputs.isdisjoint(_chain(node.output[0], readers))
-        group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+            blocked = outputs.isdisjoint(_chain(node.outputs[0], readers))
+        group = node.integer("group", 1)
         out_channels, per_group = sizes[weight][:2]
         result.append(Convolution(weight, per_group * group, out_channels, group, blocked))
     return result
 
 
-def _chain(value: str, readers: dict[str, list[onnx.NodeProto]]) -> list[str]:
+def _chain(value: str, readers: dict[str, list[Node]]) -> list[str]:
     """`value` and the outputs of the next two operators, as long as each is the only reader."""
     chain = [value]
     while len(chain) < 3 and len(readers.get(chain[-1], [])) == 1:
-        chain.append(readers[chain[-1]][0].output[0])
+        chain.append(readers[chain[-1]][0].outputs[0])
     return chain

@@ -39,43 +39,51 @@ _NUMPY_TYPES = {
 
 
 def open_session(
-    path: str | os.PathLike[str], *, threads: int = 1, dump_to: str | os.PathLike[str] | None = None
+    model: str | os.PathLike[str] | bytes,
+    *,
+    threads: int = 1,
+    dump_to: str | os.PathLike[str] | None = None,
+    optimise: bool = True,
 ) -> ort.InferenceSession:
-    """A CPU session of the file: `threads` threads inside an operator, operators one after the other.
+    """A CPU session of the file, or of its bytes: `threads` threads inside an operator, operators one by one.
 
-    All graph optimisations are on, because below ORT_ENABLE_ALL there is no blocked layout; threads do not
-    spin, because a spinning thread takes CPU time from what is measured beside it. With `dump_to`, the
-    optimised graph is written there, its large weights in a file beside it.
+    All graph optimisations are on, because below ORT_ENABLE_ALL there is no blocked layout; with `optimise`
+    off there are none, for a graph that is optimised already. Threads do not spin, because a spinning thread
+    takes CPU time from what is measured beside it. With `dump_to`, the optimised graph is written there; a
+    file's large weights are put in a file beside it, those of bytes stay inside.
 
     Raises `InvalidArgument` if `threads` is below 1, or the file is missing or not ONNX, and
     `BenchmarkError` if onnxruntime can't run it.
     """
     if threads < 1:
         raise InvalidArgument(f"threads is {threads}; at least 1 is needed")
-    file = Path(path)
-    if not file.is_file():
-        raise InvalidArgument(f"{file}: there is no such file; export the model first")
-    if not file.stat().st_size:
-        raise InvalidArgument(f"{file}: the file is empty, not an ONNX model")
+    place = "the model" if isinstance(model, bytes) else os.fspath(model)
+    if not isinstance(model, bytes) and not Path(model).is_file():
+        raise InvalidArgument(f"{place}: there is no such file; export the model first")
+    if not (len(model) if isinstance(model, bytes) else Path(model).stat().st_size):
+        raise InvalidArgument(f"{place}: the file is empty, not an ONNX model")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
     options.log_severity_level = 4  # an error is raised; it need not be printed as well
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if dump_to is not None:
         options.optimized_model_filepath = os.fspath(dump_to)
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", f"{Path(dump_to).name}.data"
-        )
+        if not isinstance(model, bytes):
+            options.add_session_config_entry(
+                "session.optimized_model_external_initializers_file_name", f"{Path(dump_to).name}.data"
+            )
+    source = model if isinstance(model, bytes) else os.fspath(model)
     try:
-        return ort.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except _UNREADABLE as error:
-        raise InvalidArgument(f"{file}: not an ONNX model ({_reason(error)})") from error
+        raise InvalidArgument(f"{place}: not an ONNX model ({_reason(error)})") from error
     except ORT_ERRORS as error:
-        raise BenchmarkError(f"{file}: onnxruntime can't run this model ({_reason(error)})") from error
+        raise BenchmarkError(f"{place}: onnxruntime can't run this model ({_reason(error)})") from error
 
 
 def make_feeds(
