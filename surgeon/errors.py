@@ -60,5 +60,9 @@ class BenchmarkError(SurgeonError):
     """A latency could not be measured."""
 
 
+class ProfileError(SurgeonError, ValueError):
+    """A device profile is missing, malformed, of a newer version, or of another CPU than what it is joined with."""
+
+
 class OutputError(SurgeonError, OSError):
     """A file or folder could not be written; what was there before is intact."""

@@ -1,0 +1,209 @@
+"""What a CPU takes for a model's operators: the device profile, a value that is kept as JSON."""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import onnxruntime as ort
+
+from surgeon.device.points import Key, Sample
+from surgeon.errors import ProfileError
+from surgeon.files import write_text
+
+FORMAT: Final = "surgeon-profile"
+VERSION: Final = 1
+
+_T = TypeVar("_T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Measurements of one CPU, with `threads` threads, by one version of onnxruntime.
+
+    - `block`: how many channels onnxruntime stores together here; 0 if it has no blocked layout on this CPU.
+    - `rules`: what the probes answered, by their names: see `surgeon.device.rules.Probe`.
+    - `samples`: what operators cost at given widths, by (operator, widths).
+    - `models`: whole models by their fingerprints, with numbers such as `ms`, the measured latency.
+    """
+
+    cpu: str
+    arch: str
+    threads: int
+    runtime: str
+    block: int = 0
+    rules: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    samples: Mapping[Key, Sample] = dataclasses.field(default_factory=dict)
+    models: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def here(cls, threads: int = 1) -> "Profile":
+        """An empty profile of this CPU.
+
+        >>> Profile.here().samples
+        {}
+        """
+        return cls(cpu_name(), platform.machine(), threads, ort.__version__)
+
+    def __str__(self) -> str:
+        plural = "s" if self.threads > 1 else ""
+        return (
+            f"{self.cpu} ({self.arch}), {self.threads} thread{plural}, onnxruntime {self.runtime}: "
+            f"{len(self.samples)} points, {len(self.rules)} rules, {len(self.models)} models"
+        )
+
+    def merge(self, other: "Profile") -> "Profile":
+        """Both profiles in one. Of a point that both hold, the sample with more rounds is taken, else `other`'s.
+
+        Raises `ProfileError` if they are of different CPUs, thread counts or versions of onnxruntime.
+        """
+        differences = [f"{name} {mine} against {theirs}" for name, mine, theirs in _differences(self, other)]
+        if differences:
+            raise ProfileError(f"only profiles taken alike can be merged; they differ in {', '.join(differences)}")
+        samples = dict(self.samples)
+        for key, sample in other.samples.items():
+            if key not in samples or sample.rounds >= samples[key].rounds:
+                samples[key] = sample
+        return dataclasses.replace(
+            self,
+            block=other.block or self.block,
+            rules={**self.rules, **other.rules},
+            samples=samples,
+            models={**self.models, **other.models},
+        )
+
+    def warnings_here(self, threads: int | None = None) -> list[str]:
+        """Why this profile may be wrong about runs on this CPU, with `threads` threads where that is given."""
+        here = Profile.here(self.threads if threads is None else threads)
+        return [
+            f"the profile was taken with {name} {mine}, this is {theirs}: its milliseconds may be wrong here; "
+            "take a profile where the model will run"
+            for name, mine, theirs in _differences(self, here)
+        ]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the profile as JSON, the whole or nothing. The format is written down in docs/profile-format.md.
+
+        Raises `OutputError` if the file can't be written.
+        """
+        head = {"format": FORMAT, "version": VERSION}
+        data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        data["rules"], data["models"] = dict(self.rules), {name: dict(row) for name, row in self.models.items()}
+        data["samples"] = [
+            {
+                "operator": operator,
+                "widths": list(widths),
+                "us": round(sample.us, 4),
+                "spread": round(sample.spread, 4),
+                "blocked": sample.blocked,
+                "rounds": sample.rounds,
+            }
+            for (operator, widths), sample in sorted(self.samples.items())
+        ]
+        lines = [f"  {json.dumps(name)}: {_lines(value)}" for name, value in {**head, **data}.items()]
+        write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Profile":
+        """Read a profile that `save` wrote.
+
+        Raises `ProfileError` if the file is missing, no profile, of a newer version or malformed.
+        """
+        try:
+            data = json.loads(Path(path).read_bytes().decode())
+        except OSError as error:
+            raise ProfileError(f"{path} can't be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise ProfileError(f"{path} is no profile, or was cut short: {error}; take the profile again") from error
+        try:
+            return _parse(data)
+        except ProfileError as error:
+            raise ProfileError(f"{path}: {error}") from error
+
+
+def cpu_name() -> str:
+    """The CPU's model name, as the system gives it."""
+    for file, key in (("/proc/cpuinfo", "model name"), ("/proc/cpuinfo", "Model"), ("/proc/device-tree/model", "")):
+        try:
+            text = Path(file).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        for line in text.splitlines():
+            name, _, value = line.partition(":") if key else ("", "", line)
+            if name.strip() == key and value.strip("\0 \t"):
+                return value.strip("\0 \t")
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def _differences(one: Profile, other: Profile) -> Iterator[tuple[str, object, object]]:
+    names = {"cpu": "CPU", "arch": "architecture", "threads": "threads", "runtime": "onnxruntime"}
+    for field, name in names.items():
+        mine, theirs = getattr(one, field), getattr(other, field)
+        if mine != theirs:
+            yield name, mine, theirs
+
+
+def _lines(value: object) -> str:
+    """JSON with one sample a line, so that profiles can be compared line by line."""
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(f"    {json.dumps(item, ensure_ascii=False)}" for item in value) + "\n  ]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _parse(data: Any) -> Profile:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ProfileError(f'this is no profile: the entry "format" must be "{FORMAT}"')
+    version = _typed(data, "version", int)
+    if version > VERSION:
+        raise ProfileError(f"the profile is of version {version}, this surgeon reads up to {VERSION}; update surgeon")
+    if version < 1:
+        raise ProfileError(f"version {version} does not exist")
+    rules = _typed(data, "rules", dict)
+    for name in rules:
+        _typed(rules, name, int, "rules: ")
+    models = _typed(data, "models", dict)
+    for name in models:
+        place = f"models: {name}: "
+        row = _typed(models, name, dict, "models: ")
+        models[name] = {number: _number(row, number, place) for number in row}
+    samples: dict[Key, Sample] = {}
+    for index, entry in enumerate(_typed(data, "samples", list)):
+        place = f"samples[{index}]: "
+        if not isinstance(entry, dict):
+            raise ProfileError(f"{place}an object is expected, not {type(entry).__name__}")
+        widths = _typed(entry, "widths", list, place)
+        if not all(type(width) is int for width in widths):
+            raise ProfileError(f'{place}"widths" must hold integers only')
+        samples[_typed(entry, "operator", str, place), tuple(widths)] = Sample(
+            us=_number(entry, "us", place),
+            spread=_number(entry, "spread", place),
+            blocked=_typed(entry, "blocked", bool, place),
+            rounds=_typed(entry, "rounds", int, place),
+        )
+    threads, block = _typed(data, "threads", int), _typed(data, "block", int)
+    if threads < 1 or block < 0:
+        raise ProfileError(f"{threads} threads and blocks of {block} channels can't be")
+    texts = (_typed(data, name, str) for name in ("cpu", "arch", "runtime"))
+    cpu, arch, runtime = texts
+    return Profile(cpu, arch, threads, runtime, block, rules, samples, models)
+
+
+def _typed(data: Mapping[str, Any], name: str, kind: type[_T], place: str = "") -> _T:
+    if name not in data:
+        raise ProfileError(f'{place}the entry "{name}" is missing')
+    value = data[name]
+    # exactly this type: True is an int
+    if type(value) is not kind:
+        raise ProfileError(f'{place}"{name}" must be {kind.__name__}, not {type(value).__name__}')
+    return value
+
+
+def _number(data: Mapping[str, Any], name: str, place: str) -> float:
+    value = data[name] if name in data else _typed(data, name, float, place)
+    if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
+        raise ProfileError(f'{place}"{name}" must be a number from 0, not {value!r}')
+    return float(value)
