@@ -95,7 +95,7 @@ def measure_all(
         raise InvalidArgument(f"points must differ in operator or widths; given twice: {sorted(set(twice))}")
     prior = dict(known or {})
     samples = {point.key: prior[point.key] for point in points if point.key in prior}
-    todo = [point for point in points if point.key not in prior or prior[point.key].rounds < ROUNDS]
+    todo = [point for point in points if _turns(samples.get(point.key))]
     if not todo:
         return samples
     rng = np.random.default_rng(seed)
@@ -105,7 +105,7 @@ def measure_all(
     with _no_collection():
         bench.time_nothing()
         while todo:
-            total = done + sum(_turns(samples.get(point.key)) for point in todo)
+            total = done + count_turns(todo, samples)
             for index in rng.permutation(len(todo)):
                 point = todo[index]
                 seconds, blocked = bench.time(point)
@@ -125,12 +125,18 @@ def measure_all(
     return {point.key: samples[point.key] for point in points}
 
 
+def count_turns(points: Sequence[Point], known: Mapping[Key, Sample]) -> int:
+    """How many turns `measure_all` will take, if no point scatters."""
+    return sum(_turns(known.get(point.key)) for point in points)
+
+
 def _turns(sample: Sample | None) -> int:
     """How many passes a point still needs."""
     if sample is None:
         return ROUNDS // _ROUNDS_A_PASS
-    wanted = 2 * ROUNDS if sample.spread > _SCATTER and sample.rounds >= ROUNDS else ROUNDS
-    return -(-max(0, wanted - sample.rounds) // _ROUNDS_A_PASS)
+    scatters = sample.spread > _SCATTER and sample.rounds >= ROUNDS
+    missing = (2 * ROUNDS if scatters else ROUNDS) - sample.rounds
+    return max(0, -(-missing // _ROUNDS_A_PASS))
 
 
 def _join(before: Sample | None, now: Sample) -> Sample:

@@ -1,0 +1,104 @@
+"""The commands of a kit, on the device: measure and write the profile, or compare two files."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from surgeon.device.benchmark import benchmark
+from surgeon.device.kit import read
+from surgeon.device.taking import take
+from surgeon.errors import SurgeonError
+
+_BENCH = "bench"
+
+
+def main(archive: str | os.PathLike[str], arguments: Sequence[str] | None = None) -> int:
+    """Run the kit in `archive` with the arguments of the command line; the exit status.
+
+    A message about what went wrong goes to stderr, and the status is 1, or 130 after an interruption.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    name = os.path.basename(os.fspath(archive))
+    try:
+        if given[:1] == [_BENCH]:
+            return _bench(name, given[1:])
+        return _profile(archive, name, given)
+    except SurgeonError as error:
+        print(f"\n{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _profile(archive: str | os.PathLike[str], name: str, arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog=f"python {name}",
+        description="Measure what this CPU takes for a model's operators, and write the profile.",
+        epilog=f"python {name} {_BENCH} base.onnx slim.onnx compares two files; see {_BENCH} --help.",
+    )
+    parser.add_argument("-o", "--output", default="profile.json", help="the profile; one that is there is resumed")
+    parser.add_argument("--threads", type=_positive(int), default=1, help="threads inside an operator (default 1)")
+    options = parser.parse_args(arguments)
+    kit = read(archive)
+    print(f"{kit.name}: {len(kit.points)} points, {len(kit.probes)} rules", file=sys.stderr)
+    profile = take(
+        kit.points,
+        kit.probes,
+        models=kit.models,
+        threads=options.threads,
+        path=options.output,
+        progress=_Progress(),
+    )
+    print(f"{options.output}: {profile}")
+    return 0
+
+
+def _bench(name: str, arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog=f"python {name} {_BENCH}", description="Is slim.onnx faster than base.onnx on this CPU?"
+    )
+    parser.add_argument("base")
+    parser.add_argument("slim")
+    parser.add_argument("--threads", type=_positive(int), default=1, help="threads inside an operator (default 1)")
+    parser.add_argument("--seconds", type=_positive(float), default=5.0, help="how long to measure (default 5)")
+    parser.add_argument("--json", action="store_true", help="write the verdict as JSON")
+    options = parser.parse_args(arguments)
+    verdict = benchmark(
+        options.base, options.slim, threads=options.threads, seconds=options.seconds, progress=_Progress()
+    )
+    print(verdict.to_json() if options.json else verdict)
+    return 0
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if value <= 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it in its message
+    return parse
+
+
+class _Progress:
+    """A line on stderr that is drawn anew on a terminal, or else written once for every tenth that is done."""
+
+    def __init__(self) -> None:
+        self._start = self._drawn = time.monotonic()
+        self._tenth = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        left = (now - self._start) / done * (total - done)
+        text = f"measuring {done}/{total}, about {left:.0f} s left"
+        if sys.stderr.isatty():
+            if now - self._drawn > 0.2 or done == total:
+                self._drawn = now
+                print(f"\r\033[K{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif done * 10 // total > self._tenth:
+            self._tenth = done * 10 // total
+            print(text, file=sys.stderr, flush=True)
