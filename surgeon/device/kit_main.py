@@ -43,7 +43,8 @@ def _profile(archive: str | os.PathLike[str], name: str, arguments: Sequence[str
     parser.add_argument("--threads", type=_positive(int), default=1, help="threads inside an operator (default 1)")
     options = parser.parse_args(arguments)
     kit = read(archive)
-    print(f"{kit.name}: {len(kit.points)} points, {len(kit.probes)} rules", file=sys.stderr)
+    contents = f"points {len(kit.points)}, rules {len(kit.probes)}, models {len(kit.models)}"
+    print(f"{kit.name}: {contents}", file=sys.stderr)
     profile = take(
         kit.points,
         kit.probes,

@@ -50,10 +50,9 @@ class Profile:
         return cls(cpu_name(), platform.machine(), threads, ort.__version__)
 
     def __str__(self) -> str:
-        plural = "s" if self.threads > 1 else ""
         return (
-            f"{self.cpu} ({self.arch}), {self.threads} thread{plural}, onnxruntime {self.runtime}: "
-            f"{len(self.samples)} points, {len(self.rules)} rules, {len(self.models)} models"
+            f"{self.cpu} ({self.arch}), threads {self.threads}, onnxruntime {self.runtime}: "
+            f"points {len(self.samples)}, rules {len(self.rules)}, models {len(self.models)}"
         )
 
     def merge(self, other: "Profile") -> "Profile":
