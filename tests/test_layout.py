@@ -30,6 +30,7 @@ RANKS = {
     "importance/": 5,
     "cost": 5,
     "ladder": 6,
+    "limits": 6,
     "allocation": 7,
     "latency/": 7,
     "surgery/": 6,

@@ -99,9 +99,9 @@ def _cheapest(problem: Problem, minimum: Minimum) -> np.ndarray:
 class Descent:
     """A minimum of damage + multipliers · costs in every single variable, from where the last one was."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, start: np.ndarray | None = None) -> None:
         self.problem = problem
-        self._point = np.array(problem.sizes) - 1
+        self._point = np.array(problem.sizes) - 1 if start is None else start
 
     def minimum(self, multipliers: np.ndarray, damage: float) -> np.ndarray:
         """Damage times `damage` and costs times their multipliers, `(budgets,)`."""

@@ -7,13 +7,14 @@ swaps (`local`), and the best is taken. Small problems are settled by looking at
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from surgeon.latency.dual import Descent, Minimum, dual, out_of_reach
 from surgeon.latency.elimination import LARGEST, Elimination, find_order
+from surgeon.latency.factors import Factor
 from surgeon.latency.local import improve, repair, widen
 from surgeon.latency.problem import Budget, Problem
 
@@ -24,6 +25,7 @@ PROVEN = 1e-6
 
 _STARTS = 3
 _REPAIRED = 2
+_USED = 0.99
 _LISTED = 6
 
 
@@ -66,7 +68,6 @@ def solve(
     Raises:
         Infeasible: the budgets can't be met; the message says how far it could go and which factors hold the rest.
 
-    >>> from surgeon.latency.factors import Factor
     >>> time = Factor("conv", (0, 1), lambda a, b: a * b / 100)
     >>> widths = {0: (8, 16, 24, 32), 1: (8, 16, 24, 32)}
     >>> found = solve(widths, {leaf: [9, 3, 1, 0] for leaf in widths}, [Budget("latency", "ms", (time,), 6.0)])
@@ -98,6 +99,25 @@ def solve(
         points, bound = [problem.point(coarse.widths(point)) for point in points], None
     best = _refine(problem, points, thorough=bound is not None or coarse is not problem)
     return _finish(problem, best, bound, names, notes, exact=False)
+
+
+def cheapest(
+    candidates: Mapping[int, Sequence[int]], factors: Iterable[Factor], largest: int = LARGEST
+) -> dict[int, int]:
+    """The widths at which the sum of the factors is least, whatever they do damage; of equals the widest.
+
+    >>> stairs = Factor("conv", (0, 1), lambda a, b: a * np.ceil(b / 16))
+    >>> cheapest({0: (8, 16), 1: (8, 16, 24)}, [stairs])
+    {0: 8, 1: 16}
+    """
+    none = {leaf: np.zeros(len(each)) for leaf, each in candidates.items()}
+    problem = Problem(candidates, none, [Budget("cost", "", tuple(factors), np.inf)])
+    order = find_order(problem, largest)
+    if order is not None and order.largest <= largest:
+        point = Elimination(problem, order).minimum(np.ones(1), 0.0)
+    else:
+        point = Descent(problem, np.zeros(len(candidates), dtype=np.int64)).minimum(np.ones(1), 0.0)
+    return problem.widths(widen(problem, point)[0])
 
 
 def _thinned(
@@ -177,6 +197,11 @@ def _finish(
     whole = [variable for variable in range(len(point)) if _saves_nothing(problem, variable, point)]
     if whole:
         found.append(f"left whole, since fewer units would save nothing: {_some([called[v] for v in whole])}")
+    if (problem.cost(point) < _USED * problem.limits).all() and (point < np.array(problem.sizes) - 1).any():
+        first = problem.budgets[0]
+        found.append(
+            f"{problem.cost(point)[0]:.4g} of {first.limit:.4g} {first.unit} are used: the next width is too wide"
+        )
     bound = harm if exact else bound
     gap = None if bound is None else max(harm - bound, 0.0) / harm if harm > 0 else 0.0
     proven = gap is not None and gap <= PROVEN
