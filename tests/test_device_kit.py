@@ -20,7 +20,7 @@ from tests.tiny import pointwise_conv
 POINTS = (
     Point("conv", (16, 32), pointwise_conv(16, 32)),
     Point("conv", (16, 16), pointwise_conv(16, 16, copies=3), copies=3),
-    Point("open", (16, 16), pointwise_conv(16, 16, size="size"), {"x": (1, 16, 4, 4)}),
+    Point("open", (16, 16), pointwise_conv(16, 16, size="size"), {"x": (1, 16, 4, 4)}, flush=1 << 20),
 )
 PROBES = (Probe("block", {17: pointwise_conv(32, 17), 33: pointwise_conv(32, 33)}, "block"),)
 MODELS = {"f00": pointwise_conv(16, 32)}

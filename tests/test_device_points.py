@@ -12,7 +12,7 @@ from surgeon.device.wire import parse
 from surgeon.errors import BenchmarkError, InvalidArgument
 from tests.tiny import impossible, pointwise_conv
 
-A_RUN, AN_OPERATOR = 3e-6, 5e-6
+A_RUN, AN_OPERATOR, A_COLD_RUN = 3e-6, 5e-6, 40e-6
 
 
 class Clock:
@@ -22,6 +22,7 @@ class Clock:
         self.seconds = 1.0
         self.slower: dict[int, float] = {}  # operators in a graph, seconds that its runs take longer from now on
         self.runs: list[int] = []
+        self.cold = False
 
 
 @pytest.fixture
@@ -37,12 +38,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
         def run_with_iobinding(self, binding: Any) -> None:
             clock.runs.append(self._operators)
-            clock.seconds += A_RUN + AN_OPERATOR * self._operators + clock.slower.get(self._operators, 0.0)
+            clock.seconds += A_COLD_RUN if clock.cold else A_RUN
+            clock.seconds += AN_OPERATOR * self._operators + clock.slower.get(self._operators, 0.0)
+            clock.cold = False
 
     def opened(model: bytes | os.PathLike[str], **settings: Any) -> Any:
         assert isinstance(model, bytes)
         return Session(open_session(model, **settings), len(parse(model).nodes))
 
+    def chill(loaded: Any) -> None:
+        clock.cold = loaded.flush is not None
+
+    monkeypatch.setattr("surgeon.device.points._Loaded.chill", chill)
     monkeypatch.setattr(points_module, "open_session", opened)
     monkeypatch.setattr("surgeon.device.points.time.thread_time", lambda: clock.seconds)
     return clock
@@ -60,6 +67,18 @@ def test_a_sample_is_the_time_of_a_copy_without_that_of_a_run(clock: Clock) -> N
             assert sample.us == pytest.approx(AN_OPERATOR * 1e6)
         assert sample.spread == pytest.approx(0) and sample.rounds == ROUNDS
     assert list(samples) == [("conv", (2,)), ("conv", (5,))]
+
+
+def test_a_cold_run_is_not_taken_for_the_operators(clock: Clock) -> None:
+    cold = Point("cold", (2,), pointwise_conv(32, 32, copies=2), copies=2, flush=1 << 20)
+    for sample in measure_all([copies(2), cold]).values():
+        if sample.blocked:
+            assert sample.us == pytest.approx(AN_OPERATOR * 1e6)
+
+
+def test_whether_the_result_is_in_blocks_is_seen() -> None:
+    sample = measure_all([Point("c", (32, 32), pointwise_conv(32, 32), flush=1 << 16)])["c", (32, 32)]
+    assert sample.ends_blocked is sample.blocked
 
 
 def test_passes_are_interleaved(clock: Clock) -> None:

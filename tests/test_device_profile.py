@@ -15,7 +15,7 @@ from surgeon.device.taking import take
 from surgeon.errors import OutputError, ProfileError
 from tests.tiny import pointwise_conv
 
-SAMPLE = Sample(12.5, 0.02, True, 12)
+SAMPLE = Sample(12.5, 0.02, True, 12, ends_blocked=True)
 PROFILE = Profile(
     cpu="a CPU Ω",
     arch="arch",
@@ -46,7 +46,8 @@ def change(**entries: Any) -> dict[str, Any]:
 
 
 def sample(**entries: Any) -> dict[str, Any]:
-    entry = {"operator": "c", "widths": [1], "us": 1, "spread": 0.1, "blocked": True, "rounds": 3, **entries}
+    layout = {"blocked": True, "ends_blocked": True}
+    entry = {"operator": "c", "widths": [1], "us": 1, "spread": 0.1, "rounds": 3, **layout, **entries}
     return change(samples=[{name: value for name, value in entry.items() if value is not None}])
 
 

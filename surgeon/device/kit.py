@@ -60,6 +60,7 @@ def write(kit: Kit, archive: zipfile.ZipFile) -> None:
                 "widths": list(point.widths),
                 "inputs": {name: list(shape) for name, shape in point.inputs.items()},
                 "copies": point.copies,
+                "flush": point.flush,
                 "model": store(point.model),
             }
             for point in kit.points
@@ -105,6 +106,7 @@ def _parse(index: dict[str, Any], archive: zipfile.ZipFile) -> Kit:
             model=load(entry["model"]),
             inputs={name: tuple(shape) for name, shape in entry["inputs"].items()},
             copies=entry["copies"],
+            flush=entry["flush"],
         )
         for entry in index["points"]
     ]

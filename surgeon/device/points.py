@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ _KEPT_BYTES = 256 << 20  # graphs up to this size in all stay open from pass to 
 _COARSE = 1e-4  # a clock that ticks more rarely than this can't time a point
 
 Key = tuple[str, tuple[int, ...]]
+Layout = tuple[bool, bool]  # runs on blocks, ends in blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +38,10 @@ class Point:
     """An operator at given widths, as a tiny ONNX graph.
 
     `inputs` gives the shapes of the graph's inputs where it leaves them open. `copies` is how many independent
-    copies of the operator the graph holds: one alone would find its weights in the cache, which in a whole
-    model are cold. What leads to a value that is named `feed_…` isn't timed; see `surgeon.device.wire.strip`.
+    copies of the operator the graph holds: one alone may be too short for the clock. Before each timed run,
+    `flush` bytes of other memory are read, so that the operator's weights are as cold as in a whole model, and
+    then its inputs, which there were just written. What leads to a value that is named `feed_…` isn't timed; see
+    `surgeon.device.wire.strip`.
     """
 
     operator: str
@@ -45,6 +49,7 @@ class Point:
     model: bytes
     inputs: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     copies: int = 1
+    flush: int = 0
 
     @property
     def key(self) -> Key:
@@ -57,16 +62,17 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Microseconds of CPU time a copy, the 10th percentile of `rounds` timings, less what any run costs.
+    """Microseconds of CPU time a copy, the 10th percentile of `rounds` timings, less what any such run costs.
 
     `spread` is the median's relative distance from it. `blocked` says that onnxruntime runs the graph on
-    channels in blocks.
+    channels in blocks, `ends_blocked` that it hands its result on in blocks too.
     """
 
     us: float
     spread: float
     blocked: bool
     rounds: int
+    ends_blocked: bool = False
 
 
 Progress = Callable[[Key, Sample, int, int], None]
@@ -102,25 +108,27 @@ def measure_all(
     bench = _Bench(threads)
     timings: dict[Key, list[float]] = {point.key: [] for point in todo}
     done = 0
+    flushes = sorted({point.flush for point in todo})
     with _no_collection():
-        bench.time_nothing()
+        bench.time_nothing(flushes)
         while todo:
             total = done + count_turns(todo, samples)
             for index in rng.permutation(len(todo)):
                 point = todo[index]
-                seconds, blocked = bench.time(point)
+                seconds, layout = bench.time(point)
                 timings[point.key] += seconds
-                sample = bench.sample(timings[point.key], point.copies, blocked)
+                sample = bench.sample(timings[point.key], point, layout)
                 samples[point.key] = _join(prior.get(point.key), sample)
                 done += 1
                 if on_sample is not None:
                     on_sample(point.key, samples[point.key], done, total)
-            bench.time_nothing()
+            bench.time_nothing(flushes)
             todo = [point for point in todo if _turns(samples[point.key])]
     # what a run costs is known best at the end
     for point in points:
         if timings.get(point.key):
-            sample = bench.sample(timings[point.key], point.copies, samples[point.key].blocked)
+            known_layout = samples[point.key].blocked, samples[point.key].ends_blocked
+            sample = bench.sample(timings[point.key], point, known_layout)
             samples[point.key] = _join(prior.get(point.key), sample)
     return {point.key: samples[point.key] for point in points}
 
@@ -148,7 +156,7 @@ def _join(before: Sample | None, now: Sample) -> Sample:
         (a * before.rounds + b * now.rounds) / rounds
         for a, b in ((before.us, now.us), (before.spread, now.spread))
     )
-    return Sample(us, spread, now.blocked, rounds)
+    return Sample(us, spread, now.blocked, rounds, now.ends_blocked)
 
 
 @dataclasses.dataclass
@@ -157,8 +165,17 @@ class _Loaded:
 
     session: ort.InferenceSession
     binding: ort.IOBinding
-    blocked: bool
+    layout: Layout
+    inputs: tuple[ort.OrtValue, ...] = ()
+    flush: np.ndarray | None = None
     repeats: int = 1
+
+    def chill(self) -> None:
+        """Push the weights out of the caches, and bring the inputs back."""
+        if self.flush is not None:
+            self.flush.sum()
+            for value in self.inputs:
+                value.numpy()
 
     def run(self) -> None:
         for _ in range(self.repeats):
@@ -175,39 +192,44 @@ class _Bench:
         self._clock: Callable[[], float] = time.perf_counter if coarse else getattr(time, name)
         self._open: dict[Key, _Loaded] = {}
         self._bytes = 0
-        self._nothing: dict[int, list[float]] = {}
+        self._nothing: dict[tuple[int, int], list[float]] = {}  # by operators and flush
+        self._flush: dict[int, np.ndarray] = {}
 
-    def time(self, point: Point) -> tuple[list[float], bool]:
-        """Seconds a run, of a few timings; and whether the graph runs in blocks."""
+    def time(self, point: Point) -> tuple[list[float], Layout]:
+        """Seconds a run, of a few timings; and whether the graph runs in blocks, and ends in them."""
         loaded = self._open.get(point.key)
         try:
             if loaded is None:
                 loaded = self._load(point)
-            return self._timings(loaded), loaded.blocked
+            return self._timings(loaded), loaded.layout
         except ORT_ERRORS as error:
             raise BenchmarkError(f"{point}: onnxruntime can't run it: {error}") from error
 
-    def time_nothing(self) -> None:
-        """Time runs of one and of nine operators on almost no data: what a run costs, without its operators."""
-        for length in (1, 9):
-            key = ("", (length,))
+    def time_nothing(self, flushes: Sequence[int]) -> None:
+        """Time runs of one and of nine operators on almost no data: what a run costs, without its operators.
+
+        That is once for each size of memory that is read before a run, which makes onnxruntime's code cold too.
+        """
+        for length, flush in itertools.product((1, 9), flushes):
+            key = ("", (length, flush))
             if key not in self._open:
                 session = open_session(elementwise(["Neg"] * length, (1, 16)), threads=self._threads, optimise=False)
-                self._open[key] = self._ready(session, make_feeds(session), blocked=False)
-            self._nothing.setdefault(length, []).extend(self._timings(self._open[key]))
+                self._open[key] = self._ready(session, make_feeds(session), (False, False), flush)
+            self._nothing.setdefault((length, flush), []).extend(self._timings(self._open[key]))
 
-    def sample(self, seconds: Sequence[float], copies: int, blocked: bool) -> Sample:
-        """The sample that timings make, per copy."""
-        one, nine = (float(np.percentile(self._nothing[length], LOW)) for length in (1, 9))
+    def sample(self, seconds: Sequence[float], point: Point, layout: Layout) -> Sample:
+        """The sample that a point's timings make."""
+        one, nine = (float(np.percentile(self._nothing[length, point.flush], LOW)) for length in (1, 9))
         a_run = max(0.0, one - max(0.0, nine - one) / 8)
         low, median = np.percentile(seconds, (LOW, 50))
-        us = max(0.0, float(low) - a_run) / copies * 1e6
-        return Sample(us, float(median / low) - 1, blocked, len(seconds))
+        us = max(0.0, float(low) - a_run) / point.copies * 1e6
+        return Sample(us, float(median / low) - 1, layout[0], len(seconds), layout[1])
 
     def _timings(self, loaded: _Loaded) -> list[float]:
         loaded.session.run_with_iobinding(loaded.binding)  # brings its code and data back
         seconds = []
         for _ in range(_ROUNDS_A_PASS):
+            loaded.chill()
             start = self._clock()
             loaded.run()
             seconds.append((self._clock() - start) / loaded.repeats)
@@ -231,7 +253,7 @@ class _Bench:
             stripped = strip(model)
             if stripped != model:
                 session = open_session(stripped, threads=self._threads, optimise=False)
-            loaded = self._ready(session, feeds, parse(stripped).blocked)
+            loaded = self._ready(session, feeds, _layout(model, stripped), point.flush)
         except SurgeonError as error:
             raise type(error)(f"{point}: {error}") from error
         if self._bytes + len(model) <= _KEPT_BYTES:
@@ -239,23 +261,38 @@ class _Bench:
             self._open[point.key] = loaded
         return loaded
 
-    def _ready(self, session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], blocked: bool) -> _Loaded:
+    def _ready(
+        self, session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], layout: Layout, flush: int = 0
+    ) -> _Loaded:
         """Bound to memory of onnxruntime's own, which is aligned as inside a model."""
         binding = session.io_binding()
         feeds = {item.name: feeds[item.name] for item in session.get_inputs()}
         outputs = session.run(None, feeds)
-        for name, value in feeds.items():
-            binding.bind_ortvalue_input(name, _aligned(value))
+        inputs = {name: _aligned(value) for name, value in feeds.items()}
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
         for item, value in zip(session.get_outputs(), outputs, strict=True):
             binding.bind_ortvalue_output(item.name, _aligned(value))
-        loaded = _Loaded(session, binding, blocked)
+        loaded = _Loaded(session, binding, layout, tuple(inputs.values()), self._flusher(flush))
         quickest = float("inf")
         for _ in range(_WARM_UP):
             start = time.perf_counter()
             loaded.run()
             quickest = min(quickest, time.perf_counter() - start)
-        loaded.repeats = max(1, int(np.ceil(MIN_SECONDS / max(quickest, 1e-9))))
+        if not flush:
+            loaded.repeats = max(1, int(np.ceil(MIN_SECONDS / max(quickest, 1e-9))))
         return loaded
+
+    def _flusher(self, size: int) -> np.ndarray | None:
+        if size and size not in self._flush:
+            self._flush[size] = np.ones(size // 8, dtype=np.int64)
+        return self._flush.get(size)
+
+
+def _layout(optimised: bytes, stripped: bytes) -> Layout:
+    """Whether a graph runs on blocks, and whether its first output is in blocks once it is stripped."""
+    before, after = parse(optimised), parse(stripped)
+    return after.blocked, after.blocked and list(before.outputs)[:1] != list(after.outputs)[:1]
 
 
 def _aligned(value: np.ndarray) -> ort.OrtValue:

@@ -99,6 +99,7 @@ class Profile:
                 "us": round(sample.us, 4),
                 "spread": round(sample.spread, 4),
                 "blocked": sample.blocked,
+                "ends_blocked": sample.ends_blocked,
                 "rounds": sample.rounds,
             }
             for (operator, widths), sample in sorted(self.samples.items())
@@ -182,6 +183,7 @@ def _parse(data: Any) -> Profile:
             spread=_number(entry, "spread", place),
             blocked=_typed(entry, "blocked", bool, place),
             rounds=_typed(entry, "rounds", int, place),
+            ends_blocked=_typed(entry, "ends_blocked", bool, place),
         )
     threads, block = _typed(data, "threads", int), _typed(data, "block", int)
     if threads < 1 or block < 0:

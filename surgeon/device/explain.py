@@ -1,0 +1,203 @@
+"""Why a model is no faster than it is: which widths took its convolutions out of the blocked layout."""
+
+import dataclasses
+import functools
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from surgeon.device.layout import Comparison, Convolution
+from surgeon.device.session import open_session
+from surgeon.device.wire import BLOCKED_DOMAIN, Graph, parse, read
+
+Width = Literal["in_channels", "out_channels", "channels", "in_channels per group", "out_channels per group"]
+
+_NAMED = 3
+"""Convolutions that a line names; the others are counted."""
+_SIDE = 4
+"""Height and width of the probes' inputs: the layout does not depend on them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Culprit:
+    """A width that takes a convolution out of the blocked layout, and the nearest ones that would not.
+
+    `above` is None where not even the base's width would do, `below` where no smaller one does.
+    """
+
+    width: Width
+    size: int
+    below: int | None
+    above: int | None
+
+    def __str__(self) -> str:
+        keeping = " or ".join(str(size) for size in (self.below, self.above) if size is not None)
+        return f"{self.width} {self.size}" + (f" ({keeping} would keep it)" if keeping else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fallen:
+    """Convolutions that left the blocked layout for the same reason; `names` are those of their weights."""
+
+    names: tuple[str, ...]
+    convolution: Convolution
+    culprits: tuple[Culprit, ...]
+
+    def __str__(self) -> str:
+        named = ", ".join(self.names[:_NAMED])
+        more = f" and {len(self.names) - _NAMED} more" if len(self.names) > _NAMED else ""
+        each = self.convolution
+        groups = f", {each.group} groups" if each.group > 1 else ""
+        why = "; ".join(map(str, self.culprits)) or "its widths alone would keep it, what stands beside it does not"
+        return f"{named}{more} ({each.in_channels} to {each.out_channels} channels{groups}): {why}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What of the blocked layout the slim model lost.
+
+    `fallen` are convolutions that run in the plain layout although the base's are blocked; `added` counts the
+    changes of layout that the slim model makes and the base does not, and `before` in front of which operators
+    the channels leave the blocks more often than in the base.
+    """
+
+    fallen: tuple[Fallen, ...]
+    added: int
+    before: tuple[tuple[str, int], ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.fallen) or self.added > 0
+
+    def __str__(self) -> str:
+        lines = []
+        if count := sum(len(each.names) for each in self.fallen):
+            lines.append(f"{count} convolution{_s(count)} left the fast layout:")
+            lines += [f"  {each}" for each in self.fallen]
+        if self.added > 0:
+            places = ", ".join(f"{count} before {operator}" for operator, count in self.before)
+            lines.append(f"{self.added} change{_s(self.added)} of layout added{f': {places}' if places else ''}")
+        return "\n".join(lines)
+
+
+def explain(
+    comparison: Comparison, base: str | os.PathLike[str], slim: str | os.PathLike[str], threads: int = 1
+) -> Explanation:
+    """Which convolutions of `slim` left the blocked layout of `base`, through which widths; and what layout changes.
+
+    A width is found at fault by asking onnxruntime about that convolution alone, with the base's width in its place:
+    no rule about multiples is assumed. `comparison` is that of the two files.
+
+    Raises what `open_session` raises for a file that is missing, not ONNX or can't be run.
+    """
+    before = {each.name: each for each in comparison.base.convolutions}
+    grouped: dict[tuple[Convolution, Convolution], list[str]] = {}
+    for each in comparison.fallen:
+        key = tuple(dataclasses.replace(one, name="") for one in (each, before[each.name]))
+        grouped.setdefault((key[0], key[1]), []).append(each.name)
+    fallen = tuple(
+        Fallen(tuple(names), slim_one, tuple(_culprits(slim_one, base_one, threads)))
+        for (slim_one, base_one), names in grouped.items()
+    )
+    sides = [each.reorders_in + each.reorders_out for each in (comparison.base, comparison.slim)]
+    added = max(0, sides[1] - sides[0])
+    places: Counter[str] = Counter()
+    if added:
+        places = _left_before(slim, threads)
+        places.subtract(_left_before(base, threads))
+    return Explanation(fallen, added, tuple((name, count) for name, count in places.most_common() if count > 0))
+
+
+def _culprits(slim: Convolution, base: Convolution, threads: int) -> Iterator[Culprit]:
+    """The widths of `slim` that fail alone, the others being the base's."""
+    fits: Callable[[int], bool]
+    for width, size, limit, fits in _widths(slim, base, threads):
+        if fits(size):
+            continue
+        below = next((each for each in range(size - 1, 0, -1) if fits(each)), None)
+        above = next((each for each in range(size + 1, limit + 1) if fits(each)), None)
+        yield Culprit(width, size, below, above)
+
+
+def _widths(
+    slim: Convolution, base: Convolution, threads: int
+) -> Iterator[tuple[Width, int, int, Callable[[int], bool]]]:
+    """Each width of a convolution: its name, its size, the base's, and whether a size of it alone stays blocked."""
+
+    def ask(in_channels: int, out_channels: int, group: int) -> bool:
+        return stays_blocked(in_channels, out_channels, group, threads)
+
+    if slim.group == 1:
+        yield "in_channels", slim.in_channels, base.in_channels, lambda size: ask(size, base.out_channels, 1)
+        yield "out_channels", slim.out_channels, base.out_channels, lambda size: ask(base.in_channels, size, 1)
+        return
+    into, out = slim.in_channels // slim.group, slim.out_channels // slim.group
+    if into == 1:
+        yield "channels", slim.in_channels, base.in_channels, lambda size: ask(size, size * out, size)
+        return
+    most_into, most_out, group = base.in_channels // base.group, base.out_channels // base.group, slim.group
+    yield "in_channels per group", into, most_into, lambda size: ask(size * group, most_out * group, group)
+    yield "out_channels per group", out, most_out, lambda size: ask(most_into * group, size * group, group)
+
+
+@functools.lru_cache(maxsize=4096)
+def stays_blocked(in_channels: int, out_channels: int, group: int = 1, threads: int = 1) -> bool:
+    """Whether onnxruntime runs a convolution of these widths, alone, in its blocked layout on this CPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder) / "optimised.onnx"
+        open_session(_convolution(in_channels, out_channels, group), threads=threads, dump_to=dump)
+        return parse(dump.read_bytes()).blocked
+
+
+def _left_before(path: str | os.PathLike[str], threads: int) -> Counter[str]:
+    """The operators in front of which channels leave their blocks, counted by kind."""
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder) / "optimised.onnx"
+        open_session(path, threads=threads, dump_to=dump)
+        graph = read(dump)
+    return Counter(_readers(graph))
+
+
+def _readers(graph: Graph) -> Iterator[str]:
+    for node in graph.nodes:
+        if (node.domain, node.op_type) == (BLOCKED_DOMAIN, "ReorderOutput"):
+            yield next((other.op_type for other in graph.nodes if node.outputs[0] in other.inputs), "the output")
+
+
+def _s(count: int) -> str:
+    return "s" if count > 1 else ""
+
+
+def _convolution(in_channels: int, out_channels: int, group: int) -> bytes:
+    """An ONNX model of one 1×1 convolution; its weight is made by the graph itself, so that it takes no space."""
+    sizes = b"".join(map(_varint, (out_channels, in_channels // group, 1, 1)))
+    shape = _field(1, 4) + _field(2, 7) + _field(7, sizes) + _field(8, b"shape")
+    made = _field(1, b"shape") + _field(2, b"w") + _field(4, b"ConstantOfShape")
+    grouped = _field(5, _field(1, b"group") + _field(3, group) + _field(20, 2))
+    node = _field(1, b"x") + _field(1, b"w") + _field(2, b"y") + _field(4, b"Conv") + grouped
+    values = [(11, b"x", (1, in_channels, _SIDE, _SIDE)), (12, b"y", (1, out_channels, _SIDE, _SIDE))]
+    graph = _field(1, made) + _field(1, node) + _field(2, b"probe") + _field(5, shape)
+    graph += b"".join(_field(number, _value(name, dims)) for number, name, dims in values)
+    return _field(1, 8) + _field(7, graph) + _field(8, _field(1, b"") + _field(2, 13))
+
+
+def _value(name: bytes, sizes: Sequence[int]) -> bytes:
+    shape = b"".join(_field(1, _field(1, size)) for size in sizes)
+    return _field(1, name) + _field(2, _field(1, _field(1, 1) + _field(2, shape)))
+
+
+def _field(number: int, value: bytes | int) -> bytes:
+    """A field of a protobuf message: an integer, or bytes with their length."""
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value)
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _varint(value: int) -> bytes:
+    parts = []
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])
