@@ -133,7 +133,7 @@ def test_a_cut_inside_a_step_gives_its_units_back(share: float) -> None:
     worthless = {leaf: np.r_[1.0, np.zeros(size - 1)] for leaf, size in COST.sizes.items()}
     for scores in (SCORES, worthless):
         widths, found = allocate_latency(GROUPS, scores, COST, Fine(COST), ms=share * FULL)
-        assert 0.75 * share * FULL <= found.ms <= share * FULL
+        assert 0.7 * share * FULL <= found.ms <= share * FULL
         assert all(width % BLOCK == 0 or width == COST.sizes[leaf] for leaf, width in widths.items())
 
 
