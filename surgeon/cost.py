@@ -61,6 +61,14 @@ def _product(a: Terms, b: Terms) -> Terms:
     return total
 
 
+def product_of(parts: Iterable[Terms]) -> Terms:
+    """The product of polynomials; 1 where there are none."""
+    total: Terms = {(): 1.0}
+    for part in parts:
+        total = _product(total, part)
+    return total
+
+
 @dataclass(frozen=True)
 class Share:
     """One operator's or one tensor's part of a cost: `terms` at any widths, `tensors` the weights it reads."""
@@ -246,10 +254,10 @@ class Cost:
     def _volume(self, axes: Iterable[Axis], scale: float) -> Terms:
         total: Terms = {(): scale}
         for axis in axes:
-            total = _product(total, self._terms(axis))
+            total = _product(total, self.size(axis))
         return total
 
-    def _terms(self, axis: Axis) -> Terms:
+    def size(self, axis: Axis) -> Terms:
         """An axis as a polynomial; leaves that no group may prune are numbers."""
         if axis not in self._axes:
             self._axes[axis] = self._expand(self.groups.space.resolve(axis))

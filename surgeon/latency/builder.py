@@ -1,0 +1,72 @@
+"""Writes tiny ONNX graphs whose weights take no space: they are made of one number when the graph is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 20
+
+
+class Builder:
+    """One graph in the making; names are given by the order in which things are made."""
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: list[onnx.TensorProto] = []
+        self.inputs: dict[str, tuple[int, ...]] = {}
+        self._outputs: list[str] = []
+        self._count = 0
+
+    def input(self, shape: Iterable[int]) -> str:
+        """A float input of this shape."""
+        name = self._name("x")
+        self.inputs[name] = tuple(int(size) for size in shape)
+        return name
+
+    def weight(self, shape: Iterable[int]) -> str:
+        """A weight, of values no other weight has: equal ones would be merged."""
+        value = np.array([0.01 + 1e-5 * self._count], dtype=np.float32)
+        filled = numpy_helper.from_array(value)
+        return self.node("ConstantOfShape", [self.integers(shape)], value=filled)
+
+    def constant(self, value: float) -> str:
+        return self._initializer(np.array(value, dtype=np.float32))
+
+    def integers(self, values: Iterable[int]) -> str:
+        return self._initializer(np.array([int(value) for value in values], dtype=np.int64))
+
+    def node(self, operator: str, inputs: Sequence[str], prefix: str = "y", **attributes: Any) -> str:
+        """Add an operator; the name of its output, which begins with `prefix`."""
+        name = self._name(prefix)
+        self._nodes.append(helper.make_node(operator, list(inputs), [name], **attributes))
+        return name
+
+    def output(self, name: str) -> None:
+        self._outputs.append(name)
+
+    def bytes(self) -> bytes:
+        """The serialised model."""
+        values = [
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+                for name, shape in self.inputs.items()
+            ],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._outputs],
+        ]
+        graph = helper.make_graph(self._nodes, "operator", *values, self._initializers)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+        return bytes(model.SerializeToString())
+
+    def _initializer(self, value: np.ndarray) -> str:
+        name = self._name("c")
+        self._initializers.append(numpy_helper.from_array(value, name))
+        return name
+
+    def _name(self, prefix: str) -> str:
+        self._count += 1
+        return f"{prefix}{self._count}"

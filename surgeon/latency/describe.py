@@ -1,0 +1,256 @@
+"""What each ATen operator is to the clock: its kind, what is fixed about it, and its sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from surgeon.cost import Terms, product_of
+from surgeon.latency.chain import link, operand
+from surgeon.latency.pointwise import POINTWISE
+from surgeon.latency.sizes import Sizes, name_of
+
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Described:
+    """An operator's kind, its fixed settings, its sizes, and the tensors it reads. `chained` ones take along what
+    follows elementwise, after the operators `first`."""
+
+    kind: str
+    static: Mapping[str, Any]
+    dims: tuple[Terms, ...]
+    reads: tuple[fx.Node, ...]
+    chained: bool = False
+    first: tuple[Any, ...] = field(default=())
+
+
+#: For an operator in a form that its kind does not cover.
+UNKNOWN = Described("unknown", {}, (), ())
+
+Describe = Callable[[fx.Node, Arguments, Sizes], "Described | None"]
+DESCRIBE: dict[str, Describe] = {}
+
+
+def describe(node: fx.Node, given: Arguments, sizes: Sizes) -> Described | None:
+    """What a node is once it runs; nothing for what takes no time."""
+    known = DESCRIBE.get(name_of(node))
+    found = known(node, given, sizes) if known is not None else UNKNOWN
+    return _unknown(node, sizes) if found is UNKNOWN else found
+
+
+def kind(*names: str) -> Callable[[Describe], Describe]:
+    """Register a description under names of ATen operators."""
+
+    def register(function: Describe) -> Describe:
+        for name in names:
+            DESCRIBE[name] = function
+        return function
+
+    return register
+
+
+@kind("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _convolution(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    x, w, out = sizes.of(a["input"]), sizes.of(a["weight"]), sizes.of(node)
+    rank = len(w) - 2
+    given, result = sizes.plain(a["input"]), sizes.plain(node)
+    weight = sizes.plain(a["weight"])
+    kernel = list(weight[2:])
+    static: dict[str, Any] = {
+        "kernel": kernel,
+        "stride": _each(a["stride"], rank),
+        "dilation": _each(a["dilation"], rank),
+        "spatial": list(given[-rank:]),
+        "batch": math.prod(given[: -rank - 1]),
+        "bias": True,  # where there is none, one comes in with the BatchNorm that is folded into it
+    }
+    static["pads"] = _pads(a["padding"], kernel, static["dilation"], rank)
+    inner, outer = x[-rank - 1], out[-rank - 1]
+    reads = (a["input"],)
+    if "transpose" in name_of(node):
+        if int(a["groups"]) != 1:
+            return UNKNOWN
+        static["output_padding"] = _each(a["output_padding"], rank)
+        return Described("conv_transpose", static, (inner, outer), reads)
+    channels, groups = given[-rank - 1], int(a["groups"])
+    if groups == 1:
+        return Described("conv", static, (inner, outer), reads, chained=True)
+    if weight[1] == 1:
+        static["multiplier"] = result[-rank - 1] // channels
+        return Described("depthwise", static, (inner,), reads, chained=True)
+    return Described("grouped", static, (inner, outer, w[1]), reads, chained=True)
+
+
+def _pads(padding: Any, kernel: list[int], dilation: list[int], rank: int) -> list[int]:
+    if isinstance(padding, str):
+        totals = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+        return [*(total // 2 for total in totals), *(total - total // 2 for total in totals)]
+    return _each(padding, rank) * 2
+
+
+def _each(value: Any, rank: int) -> list[int]:
+    values = [value] if isinstance(value, int) else [int(v) for v in value]
+    return values * rank if len(values) == 1 else values
+
+
+@kind("linear")
+def _linear(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    x, out = sizes.of(a["input"]), sizes.of(node)
+    if a["weight"] in sizes.live or len(sizes.plain(a["weight"])) != 2:
+        return UNKNOWN
+    static = {"rank": min(len(x), 3), "bias": a["bias"] is not None}
+    return Described("linear", static, (product_of(x[:-1]), x[-1], out[-1]), (a["input"],), chained=True)
+
+
+@kind("addmm")
+def _addmm(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    if a["mat2"] in sizes.live or a["self"] in sizes.live:
+        return UNKNOWN
+    x, out = sizes.of(a["mat1"]), sizes.of(node)
+    return Described("linear", {"rank": 2, "bias": True}, (x[0], x[1], out[1]), (a["mat1"],), chained=True)
+
+
+@kind("matmul", "bmm", "mm")
+def _matmul(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    left, right = a["self"], a.get("mat2", a.get("other"))
+    x, y, out = sizes.of(left), sizes.of(right), sizes.of(node)
+    if len(x) < 2 or len(y) < 2 or left not in sizes.live:
+        return UNKNOWN
+    weight = right not in sizes.live
+    dims = (product_of(out[:-2]), out[-2], x[-1], out[-1])
+    if weight and len(y) == 2:
+        return Described("linear", {"rank": 3, "bias": False}, (product_of(dims[:2]), *dims[2:]), (left,), chained=True)
+    return Described("matmul", {"weight": weight}, dims, (left,) if weight else (left, right), chained=True)
+
+
+@kind("scaled_dot_product_attention")
+def _attention(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    q, k, v = (sizes.of(a[name]) for name in ("query", "key", "value"))
+    static = {"mask": a["attn_mask"] is not None or bool(a["is_causal"])}
+    dims = (product_of(q[:-2]), q[-2], k[-2], q[-1], v[-1])
+    return Described("attention", static, dims, (a["query"], a["key"], a["value"]))
+
+
+@kind("layer_norm", "rms_norm")
+def _layer_norm(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    x = sizes.of(a["input"])
+    taken = len(a["normalized_shape"])
+    return Described("layer_norm", {}, (product_of(x[:-taken]), product_of(x[-taken:])), (a["input"],))
+
+
+@kind("batch_norm")
+def _batch_norm(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    return Described("batch_norm", {}, sizes.of(node), (a["input"],), chained=True)
+
+
+@kind("softmax", "_softmax", "log_softmax")
+def _softmax(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    return Described("softmax", {"attributes": {"axis": int(a["dim"])}}, sizes.of(node), (a["self"],))
+
+
+@kind("permute", "transpose", "t", "movedim", "swapaxes")
+def _transpose(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    before, after = sizes.plain(a["self"]), sizes.plain(node)
+    rank = len(before)
+    if name_of(node) == "permute":
+        order = [int(dim) % rank for dim in a["dims"]]
+    elif name_of(node) == "transpose":
+        order = list(range(rank))
+        first, second = int(a["dim0"]) % rank, int(a["dim1"]) % rank
+        order[first], order[second] = order[second], order[first]
+    else:
+        return UNKNOWN
+    moved = [axis for axis in order if before[axis] != 1]
+    if moved == sorted(moved) or all(name_of(user) in _FUSES_TRANSPOSE for user in node.users) or not after:
+        return None
+    return Described("transpose", {"attributes": {"perm": order}}, sizes.of(a["self"]), (a["self"],))
+
+
+# A matrix product reads its operands either way round.
+_FUSES_TRANSPOSE = {"matmul", "bmm", "mm"}
+
+
+@kind("max_pool2d", "avg_pool2d", "max_pool1d", "avg_pool1d")
+def _pool(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    x, given, out = sizes.of(a["self"]), sizes.plain(a["self"]), sizes.plain(node)
+    kernel = _each(a["kernel_size"], len(_each(a["kernel_size"], 1)))
+    rank = int(name_of(node)[-2])
+    if len(given) != rank + 2:
+        return UNKNOWN
+    kernel = _each(a["kernel_size"], rank)
+    static = {
+        "operator": "MaxPool" if name_of(node).startswith("max") else "AveragePool",
+        "kernel": kernel, "stride": _each(a["stride"] or kernel, rank), "pads": _each(a["padding"], rank) * 2,
+        "dilation": _each(a.get("dilation", 1), rank), "ceil": bool(a["ceil_mode"]), "batch": given[0],
+        "spatial": list(given[2:]), "out": list(out[2:]),
+    }
+    return Described("pool", static, (x[1],), (a["self"],))
+
+
+@kind("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+def _adaptive(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    rank = int(name_of(node)[-2])
+    if any(size != 1 for size in sizes.plain(node)[-rank:]):
+        return UNKNOWN
+    static = {"operator": "ReduceMean", "axes": list(range(-rank, 0))}
+    return Described("reduce", static, sizes.of(a["self"]), (a["self"],))
+
+
+@kind("mean", "sum", "amax", "amin")
+def _reduce(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    rank = len(sizes.plain(a["self"]))
+    if a.get("dim") in (None, []):
+        axes = list(range(-rank, 0))
+    else:
+        axes = sorted(int(dim) % rank - rank for dim in ([a["dim"]] if isinstance(a["dim"], int) else a["dim"]))
+    operator = {"mean": "ReduceMean", "sum": "ReduceSum", "amax": "ReduceMax", "amin": "ReduceMin"}[name_of(node)]
+    return Described("reduce", {"operator": operator, "axes": axes}, sizes.of(a["self"]), (a["self"],))
+
+
+def _free(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    """A tensor's shape is a note beside its values."""
+    return None
+
+
+for _name in ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "sym_size", "to"):
+    DESCRIBE[_name] = _free
+
+
+def _pointwise(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    """An elementwise operator that stands alone: applied to its widest operand that depends on the inputs."""
+    out = sizes.plain(node)
+    reads = sizes.reads(node)
+    for through in sorted(reads, key=lambda read: -math.prod(sizes.plain(read))):
+        found, mask = link(node, through, sizes), operand(through, node, sizes)
+        if found is not None and mask is not None:
+            dims = sizes.of(node)
+            first = mask[2:].rjust(len(out), "1")
+            every = (through, *found[1])
+            return Described("pointwise", {"first": first}, dims, every, chained=True, first=(found[0],))
+    return UNKNOWN
+
+
+for _name in POINTWISE:
+    DESCRIBE.setdefault(_name, _pointwise)
+
+
+def _unknown(node: fx.Node, sizes: Sizes) -> Described | None:
+    """An operator of no known kind: the work of its operations, or else the elements that it writes."""
+    typed = sizes.groups.typed[node]
+    if typed.macs:
+        products: Sequence[Any] = typed.macs if isinstance(typed.macs, list) else [typed.macs]
+        total: Terms = {}
+        scale = typed.scale / 1000 / max(sizes.groups.graph.batch, 1)
+        for axes in products:
+            for leaves, factor in product_of([{(): scale}, *map(sizes.cost.size, axes)]).items():
+                total[leaves] = total.get(leaves, 0.0) + factor
+        return Described("work", {}, (total,), sizes.reads(node))
+    reads = sizes.reads(node)
+    dims = sizes.of(node) or (sizes.of(reads[0]) if reads else ())
+    return Described("copy", {}, (product_of(dims),), reads) if dims else None

@@ -1,0 +1,73 @@
+"""What a graph consists of once it runs: operators with the elementwise ones that follow them, sized by the widths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import fx
+
+from surgeon.cost import Cost, Terms
+from surgeon.coupling import Groups
+from surgeon.latency.chain import follow
+from surgeon.latency.describe import describe
+from surgeon.latency.sizes import IDENTITIES, Sizes, leaves_of, name_of, source
+from surgeon.rules import arguments, where
+
+#: Kinds that a BatchNorm right behind them is folded into.
+_FOLDS = {"conv", "depthwise", "grouped"}
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """One operator, with the elementwise ones that run along with it.
+
+    `kind` and `static` say what it is at whatever widths, `dims` its sizes as polynomials in the leaves' widths.
+    `reads` are the tensors that come in, in the order of the inputs of its tiny graph, `writes` the node whose value goes out.
+    """
+
+    label: str
+    kind: str
+    static: Mapping[str, Any]
+    dims: tuple[Terms, ...] = field(repr=False)
+    reads: tuple[fx.Node, ...]
+    writes: fx.Node
+
+    @cached_property
+    def key(self) -> str:
+        """The same for operators that differ in their sizes at most."""
+        return f"{self.kind} {json.dumps(self.static, sort_keys=True)}"
+
+    @cached_property
+    def leaves(self) -> tuple[int, ...]:
+        """The leaves that its sizes depend on, ascending."""
+        return leaves_of(self.dims)
+
+
+def operators(groups: Groups, cost: Cost) -> list[Operator]:
+    """The operators of a graph in the order in which they run.
+
+    What does not depend on the model's inputs is left out: it is computed once, when the model is loaded.
+    """
+    sizes = Sizes(groups, cost)
+    nodes = [node for node in groups.graph.nodes if node in sizes.live]
+    order = {node: place for place, node in enumerate(nodes)}
+    taken: set[fx.Node] = set()
+    found: list[Operator] = []
+    for node in nodes:
+        if node.op != "call_function" or node in taken or not name_of(node) or name_of(node) in IDENTITIES:
+            continue
+        what = describe(node, arguments(node), sizes)
+        if what is None:
+            continue
+        static, reads, last = dict(what.static), list(what.reads), node
+        if what.chained:
+            chain, extra, last = follow(node, sizes, order, taken, what.kind in _FOLDS)
+            static["chain"] = [*what.first, *chain]
+            reads += extra
+        every = tuple(source(read) for read in reads)
+        found.append(Operator(where(node), what.kind, static, what.dims, every, last))
+    return found
