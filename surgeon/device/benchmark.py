@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from surgeon.device.explain import Explanation, explain
 from surgeon.device.layout import Comparison as LayoutComparison
 from surgeon.device.layout import compare as compare_layouts
 from surgeon.device.layout import layout
@@ -43,7 +44,8 @@ class Verdict:
     """A measured speed-up: `ratio` is the base's time over the slim model's, of 10th percentiles of CPU time.
 
     `control` is the same ratio of the base against itself, `noise` how far from 1 that reaches. `runs` is
-    the number of timings of each model, `repeats` that of the model's runs inside one timing.
+    the number of timings of each model, `repeats` that of the model's runs inside one timing. `explanation`
+    says which of the slim model's widths cost it the blocked layout.
     """
 
     decision: Decision
@@ -56,6 +58,7 @@ class Verdict:
     runs: int
     repeats: int
     layout: LayoutComparison
+    explanation: Explanation = dataclasses.field(default_factory=Explanation)
 
     def __str__(self) -> str:
         before, after = self.layout.base, self.layout.slim
@@ -78,7 +81,8 @@ class Verdict:
             f"measured  {self.runs} timings each, {self.repeats} runs a timing, {self.threads} "
             f"thread{'s' if self.threads > 1 else ''}",
         ]
-        lines += [f"no longer blocked: {convolution}" for convolution in self.layout.fallen]
+        if self.explanation:
+            lines += ["", str(self.explanation)]
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -130,6 +134,7 @@ def benchmark(
     except ORT_ERRORS as error:
         raise BenchmarkError(f"{base_path} against {slim_path}: onnxruntime can't run them: {error}") from error
     comparison = compare_timings(cpu[0], cpu[1], cpu[2], seed=seed)
+    layouts = compare_layouts(layout(base_path, threads), layout(slim_path, threads))
     return Verdict(
         decision=comparison.decision,
         ratio=comparison.ratio,
@@ -140,7 +145,8 @@ def benchmark(
         threads=threads,
         runs=runs,
         repeats=repeats,
-        layout=compare_layouts(layout(base_path, threads), layout(slim_path, threads)),
+        layout=layouts,
+        explanation=explain(layouts, base_path, slim_path, threads),
     )
 
 

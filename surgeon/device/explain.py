@@ -64,9 +64,9 @@ class Explanation:
     the channels leave the blocks more often than in the base.
     """
 
-    fallen: tuple[Fallen, ...]
-    added: int
-    before: tuple[tuple[str, int], ...]
+    fallen: tuple[Fallen, ...] = ()
+    added: int = 0
+    before: tuple[tuple[str, int], ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.fallen) or self.added > 0
