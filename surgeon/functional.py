@@ -83,7 +83,7 @@ def _replace_in_place(graph: fx.Graph) -> bool:
     for node in graph.nodes:
         if node.op != "call_function" or not _mutates(node):
             continue
-        functional = _functional_variant(node.target)
+        functional = functional_variant(node.target)
         target = node.args[0] if node.args else None
         if functional is None or not isinstance(target, fx.Node) or not _unseen(target, node, order):
             return False
@@ -113,7 +113,8 @@ def _unseen(target: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> bool
         child, at = at, base
 
 
-def _functional_variant(target: Any) -> Any:
+def functional_variant(target: Any) -> Any:
+    """The operator that computes what an in-place one writes into its first operand; None where there is none."""
     namespace, _, name = target._schema.name.partition("::")
     if not name.endswith("_") or namespace != "aten":
         return None
