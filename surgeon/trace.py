@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidArgument, InvalidInputs, InvalidModel, TraceError
-from surgeon.functional import functionalise, inline_wrapped_regions
+from surgeon.functional import functionalise
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -179,7 +179,6 @@ def trace_inputs(model: nn.Module, inputs: Inputs, dynamic: bool = True) -> Grap
         program = _export_or_explain(shared, inputs)
     dynamic = _is_dynamic(program)
     module = functionalise(program)
-    inline_wrapped_regions(module)
     return _graph(module, shared, wide if dynamic else inputs, dynamic)
 
 
@@ -209,7 +208,6 @@ def with_train_only(graph: Graph, model: nn.Module) -> Graph:
     except Exception:  # noqa: BLE001  (then the smaller model is tried in train mode before it is handed out)
         return graph
     module = functionalise(program)
-    inline_wrapped_regions(module)
     found = _graph(module, shared, graph.inputs, graph.dynamic)
     if not set(unread(found, shared)) < set(idle):
         return graph

@@ -142,7 +142,7 @@ class Recorder(TorchDispatchMode):
                 self._doubt = True  # others may see what is written
                 return
             func, name = plain, name.removesuffix("_")
-        elif name in _IDENTITIES or (name in _VIEWS and _kind(named["self"]) == _kind(result)):
+        elif name in _IDENTITIES or (name in (*_VIEWS, "slice") and _kind(named["self"]) == _kind(result)):
             self._know(result, told["self"])
             return
         kinds = tuple(_kind(each) for each in results)
