@@ -14,21 +14,20 @@ _MAY_ALIAS = {"aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "
 
 
 def functionalise(program: ExportedProgram) -> fx.GraphModule:
-    """The program as a module whose operators have no side effects.
+    """The program as a module whose operators have no side effects and stand in no regions.
 
     In-place operators on tensors that nothing else looks at become their functional variants. Where views are written
     to, torch's own functionalisation does the work.
     """
     module = _unlifted(program)
-    if _replace_in_place(module.graph):
-        module.recompile()
-        return module
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = _unlifted(program.run_decompositions({}))
     if not _replace_in_place(module.graph):
-        raise RuntimeError("torch's functionalisation left an operator that writes into a view")
-    _restore_batch_norm(module.graph)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = _unlifted(program.run_decompositions({}))
+        if not _replace_in_place(module.graph):
+            raise RuntimeError("torch's functionalisation left an operator that writes into a view")
+        _restore_batch_norm(module.graph)
+    _inline_wrapped_regions(module)
     return module
 
 
@@ -83,7 +82,7 @@ def _replace_in_place(graph: fx.Graph) -> bool:
     for node in graph.nodes:
         if node.op != "call_function" or not _mutates(node):
             continue
-        functional = _functional_variant(node.target)
+        functional = functional_variant(node.target)
         target = node.args[0] if node.args else None
         if functional is None or not isinstance(target, fx.Node) or not _unseen(target, node, order):
             return False
@@ -113,7 +112,8 @@ def _unseen(target: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> bool
         child, at = at, base
 
 
-def _functional_variant(target: Any) -> Any:
+def functional_variant(target: Any) -> Any:
+    """The operator that computes what an in-place one writes into its first operand; None where there is none."""
     namespace, _, name = target._schema.name.partition("::")
     if not name.endswith("_") or namespace != "aten":
         return None
@@ -121,7 +121,7 @@ def _functional_variant(target: Any) -> Any:
     return getattr(packet, target._overloadname, None) if packet is not None else None
 
 
-def inline_wrapped_regions(module: fx.GraphModule) -> None:
+def _inline_wrapped_regions(module: fx.GraphModule) -> None:
     """Replace calls of `no_grad` and `autocast(enabled=False)` regions by the operators inside them.
 
     Gradients and autocasting apart, such a region computes what its operators compute.

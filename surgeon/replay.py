@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import fx, nn
 
 from surgeon.coupling import Groups
-from surgeon.errors import NotEquivalent
+from surgeon.errors import NotEquivalent, SurgeryError
 from surgeon.progress import stage
 from surgeon.surgery import Operation, operate
 from surgeon.surgery.rewrite import slim_graph
@@ -28,8 +28,7 @@ def carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str = "auto") 
         SurgeryError: it can't be built.
         NotEquivalent: it is not the original less the removed units.
     """
-    with stage("operate"):
-        operation = operate(model, groups, keep, form)
+    operation = _operation(model, groups, keep, form)
     with stage("verify"):
         try:
             return operation, certify(groups, groups.kept(keep), operation.traced, operation.pairs)
@@ -43,9 +42,23 @@ def carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str = "auto") 
             # The user's code computes a number from sizes, as in x / x.numel(): a graph keeps the original's.
             reason = f"in its own class, {error}".partition(":")[0]
     with stage("operate"):
-        operation = replace(operate(model, groups, keep, "graph"), reason=reason)
+        operation = replace(_operation(model, groups, keep, "graph"), reason=reason)
     with stage("verify"):
         return operation, certify(groups, groups.kept(keep), operation.traced, operation.pairs)
+
+
+def _operation(model: nn.Module, groups: Groups, keep: Keep, form: str) -> Operation:
+    """The operation, whose module's own graph is the predicted one."""
+    with stage("operate"):
+        operation = operate(model, groups, keep, form)
+    try:
+        with stage("verify"):
+            _ = operation.traced
+    except SurgeryError:
+        # It calls the same operators, but reads otherwise in a graph: its graph alone decides then.
+        with stage("operate"):
+            return operate(model, groups, keep, form, retrace=True)
+    return operation
 
 
 def hold_against(groups: Groups, keep: Keep, slim: nn.Module) -> Certificate:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import logging
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidArgument, InvalidInputs, InvalidModel, TraceError
-from surgeon.functional import functionalise, inline_wrapped_regions
+from surgeon.functional import functionalise
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -84,15 +86,19 @@ def normalise_inputs(example_inputs: Any) -> Inputs:
 
 def skeleton(model: nn.Module) -> nn.Module:
     """A copy of the module tree that shares every parameter and buffer with `model`."""
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     for module in model.modules():
-        shared |= {id(v): v for v in vars(module).values() if isinstance(v, Tensor)}
-    with _quietly():
-        return copy.deepcopy(model, memo=dict(shared))
+        for value in vars(module).values():
+            if isinstance(value, Tensor):
+                memo[id(value)] = value
+            elif type(value) in (dict, OrderedDict, set) and not value:
+                memo[id(value)] = type(value)()  # a module has a dozen of these, and copy takes its time over them
+    with quietly():
+        return copy.deepcopy(model, memo=memo)
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without what torch warns of and logs on the way: an export that fails is told by its error alone."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     was = logger.disabled
@@ -103,6 +109,22 @@ def _quietly() -> Iterator[None]:
             yield
     finally:
         logger.disabled = was
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's search for cycles of garbage.
+
+    What is made in here is small, lives until the end and sets off searches of all objects of the process, which take
+    longer than the work itself.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def batched(inputs: Inputs, size: int) -> Inputs:
@@ -157,7 +179,6 @@ def trace_inputs(model: nn.Module, inputs: Inputs, dynamic: bool = True) -> Grap
         program = _export_or_explain(shared, inputs)
     dynamic = _is_dynamic(program)
     module = functionalise(program)
-    inline_wrapped_regions(module)
     return _graph(module, shared, wide if dynamic else inputs, dynamic)
 
 
@@ -187,7 +208,6 @@ def with_train_only(graph: Graph, model: nn.Module) -> Graph:
     except Exception:  # noqa: BLE001  (then the smaller model is tried in train mode before it is handed out)
         return graph
     module = functionalise(program)
-    inline_wrapped_regions(module)
     found = _graph(module, shared, graph.inputs, graph.dynamic)
     if not set(unread(found, shared)) < set(idle):
         return graph
@@ -239,7 +259,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> torch.export.Exp
     names = None
     if dynamic:
         names = {**_positional_names(model, args, shapes[0]), **shapes[1]} if kwargs else shapes[0]
-    with _quietly(), _no_stack_traces(), torch.no_grad():
+    with quietly(), uncollected(), _no_stack_traces(), torch.no_grad():
         return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=names)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,14 +16,19 @@ from surgeon.errors import InvalidArgument, SurgeonError, SurgeryError
 from surgeon.rules import Kept
 from surgeon.surgery.attributes import Attribute, Renumbered, module_path, renumber
 from surgeon.surgery.leaves import restore_leaves
+from surgeon.surgery.record import Stand, Stream, record
 from surgeon.surgery.rewrite import assemble, check_shapes, slim_graph
 from surgeon.surgery.same import pair
 from surgeon.surgery.tensors import like, slim_tensors, take
-from surgeon.trace import Graph, skeleton, trace_inputs, unread
+from surgeon.trace import Graph, refuse_unfit, skeleton, trace_inputs, uncollected, unread
 
 FORMS = ("auto", "module", "graph")
 #: How often another reading of the attributes in doubt is tried: each takes a trace.
 MOST_TRIALS = 4
+
+
+# A graph, and for each operator of the original's graph the one in it that stands for it.
+Retraced = tuple[Graph, dict[fx.Node, fx.Node]]
 
 
 @dataclass(frozen=True)
@@ -30,22 +36,57 @@ class Operation:
     """The smaller model and how it came to be.
 
     `module` is what the user gets; `form` is "module" (the user's own class) or "graph" (a `torch.fx.GraphModule`), for
-    the `reason` given. `traced` is the graph of `module`; `pairs` maps each operator of the original graph to the one
-    in `traced` that stands for it. `renumbered` lists the integers that were rewritten: module, attribute, old, new.
+    the `reason` given. `renumbered` lists the integers that were rewritten: module, attribute, old, new.
     """
 
     module: nn.Module
     form: str
     reason: str
-    traced: Graph = field(repr=False)
-    pairs: Mapping[fx.Node, fx.Node] = field(repr=False)
+    retrace: Callable[[], Retraced] = field(repr=False)
     renumbered: tuple[tuple[str, str, object, object], ...] = ()
 
+    @property
+    def traced(self) -> Graph:
+        """The graph of `module`, which is traced when it is first asked for.
 
-def operate(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], form: str = "auto") -> Operation:
+        Raises:
+            SurgeryError: it is not the predicted one, although `module` made the predicted calls.
+        """
+        return self._retraced[0]
+
+    @property
+    def pairs(self) -> Mapping[fx.Node, fx.Node]:
+        """Each operator of the original graph with the one in `traced` that stands for it. Raises as `traced`."""
+        return self._retraced[1]
+
+    @cached_property
+    def _retraced(self) -> Retraced:
+        return self.retrace()
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """What the smaller model must be: its tensors, and each operator of the original graph as it is called now.
+
+    `calls` is what these operators call in their turn; None where recording does not tell, or is not wanted.
+    """
+
+    groups: Groups
+    kept: Kept
+    copies: Mapping[fx.Node, fx.Node]
+    tensors: Mapping[str, Tensor]
+    stand: Stand
+    calls: Stream | None
+
+
+def operate(
+    model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], form: str = "auto", *, retrace: bool = False
+) -> Operation:
     """The model with only the kept units; `model` is left as it is.
 
-    `keep` maps a leaf's id to its kept units. `form` may be "module" or "graph" to insist on one.
+    `keep` maps a leaf's id to its kept units. `form` may be "module" or "graph" to insist on one. The smaller model is
+    held against the predicted graph by the operators that it calls, and by its own graph where these do not tell; with
+    `retrace` by its own graph in any case, which takes longer.
 
     Raises:
         InvalidArgument: there is no such form.
@@ -54,50 +95,79 @@ def operate(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]],
     """
     if form not in FORMS:
         raise InvalidArgument(f"form={form!r} is none that surgeon knows; choose one of {', '.join(FORMS)}")
+    with uncollected():
+        return _operate(model, groups, keep, form, retrace)
+
+
+def _operate(
+    model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], form: str, retrace: bool
+) -> Operation:
     kept = groups.kept(keep)
     _, copies = slim_graph(groups, kept)
     tensors = slim_tensors(groups, kept)
-    check_shapes(groups, kept, copies, tensors)
+    stand = Stand()
+    calls = check_shapes(groups, kept, copies, tensors, stand)
+    predicted = _Prediction(groups, kept, copies, tensors, stand, None if retrace else calls)
     reason = "asked for"
     if form != "graph":
-        made = _in_own_class(model, groups, kept, tensors, copies)
+        made = _in_own_class(model, predicted)
         if isinstance(made, Operation):
             return made
         reason = made
         if form == "module":
             raise SurgeryError(f"{type(model).__name__} can't hold the smaller tensors in its own class: {reason}")
     module = as_graph(model, groups, kept, tensors)
-    match _retrace(module, groups, copies):
-        case str(why):
-            raise SurgeryError(f"the smaller graph of {type(model).__name__} is not the predicted one: {why}")
-        case traced, pairs:
-            _copy_modes(model, module)
-            return Operation(module, "graph", reason, traced, pairs)
+    found = _hold(module, predicted)
+    if isinstance(found, str):
+        raise SurgeryError(f"the smaller graph of {type(model).__name__} is not the predicted one: {found}")
+    _copy_modes(model, module)
+    return Operation(module, "graph", reason, found)
 
 
-def _in_own_class(
-    model: nn.Module, groups: Groups, kept: Kept, tensors: Mapping[str, Tensor], copies: Mapping[fx.Node, fx.Node]
-) -> Operation | str:
+def _in_own_class(model: nn.Module, predicted: _Prediction) -> Operation | str:
     """The operation in the user's own class, or why that can't be.
 
     Where several sizes of a module were equal, which of them an attribute is has to be tried.
     """
     first = ""
+    groups = predicted.groups
     trials: list[dict[Attribute, int]] = [{}]
     for trial in trials:
-        candidate, renumbered = own_class(model, groups, kept, tensors, trial)
-        why = _train_only(candidate, groups)
-        match why or _retrace(candidate, groups, copies):
-            case str(reason):
-                first = first or reason
-            case traced, pairs:
-                _copy_modes(model, candidate)
-                reason = "sizes rewritten on its modules"
-                return Operation(candidate, "module", reason, traced, pairs, renumbered.changes)
+        candidate, renumbered = own_class(model, groups, predicted.kept, predicted.tensors, trial)
+        found = _train_only(candidate, groups) or _hold(candidate, predicted)
+        if not isinstance(found, str):
+            _copy_modes(model, candidate)
+            return Operation(candidate, "module", "sizes rewritten on its modules", found, renumbered.changes)
+        first = first or found
         if not trial:
             doubts = [{key: size} for key, sizes in renumbered.doubts.items() for size in sizes]
             trials += doubts[:MOST_TRIALS]
     return first
+
+
+def _hold(candidate: nn.Module, predicted: _Prediction) -> str | Callable[[], Retraced]:
+    """How to get the candidate's own graph, where the candidate is the predicted one; or why it is not."""
+    groups, copies = predicted.groups, predicted.copies
+    if predicted.calls is not None:
+        try:
+            same = record(skeleton(candidate).eval(), groups.graph.inputs, predicted.stand) == predicted.calls
+        except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
+            try:
+                refuse_unfit(skeleton(candidate).eval(), groups.graph.inputs, error)
+            except SurgeonError as unfit:
+                return _does_not_run(unfit)
+            same = False
+        if same:
+            return partial(_predicted, candidate, groups, copies)
+    found = _retrace(candidate, groups, copies)
+    return found if isinstance(found, str) else lambda: found
+
+
+def _predicted(candidate: nn.Module, groups: Groups, copies: Mapping[fx.Node, fx.Node]) -> Retraced:
+    found = _retrace(candidate, groups, copies)
+    if isinstance(found, str):
+        raise SurgeryError(f"{type(candidate).__name__} is not the predicted smaller graph once it is traced: {found}")
+    return found
 
 
 def own_class(
@@ -131,9 +201,7 @@ def _tables(module: nn.Module) -> tuple[dict[str, Any], ...]:
     return module._parameters, module._buffers, vars(module)
 
 
-def _retrace(
-    candidate: nn.Module, groups: Groups, copies: Mapping[fx.Node, fx.Node]
-) -> str | tuple[Graph, dict[fx.Node, fx.Node]]:
+def _retrace(candidate: nn.Module, groups: Groups, copies: Mapping[fx.Node, fx.Node]) -> str | Retraced:
     """The candidate's own graph, paired with the original's operators; or why it is not the predicted graph."""
     why = ""
     # Fixed sizes trace in half the time; where they hide how a number came about, it may not be found to be a size.
@@ -141,12 +209,16 @@ def _retrace(
         try:
             traced = trace_inputs(candidate, groups.graph.inputs, dynamic)
         except SurgeonError as error:
-            return f"its Python code does not run at the new sizes ({_first_line(error)})"
+            return _does_not_run(error)
         found = pair(groups, traced, copies)
         if not isinstance(found, str):
             return traced, found
         why = found
     return why
+
+
+def _does_not_run(error: SurgeonError) -> str:
+    return f"its Python code does not run at the new sizes ({_first_line(error)})"
 
 
 def _train_only(candidate: nn.Module, groups: Groups) -> str:

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from surgeon.coupling import Groups
 from surgeon.errors import SurgeryError
 from surgeon.rules import Kept, Typed, arguments, where
+from surgeon.surgery.record import Recorder, Stand, Stream
 from surgeon.surgery.tensors import place
 
 
@@ -84,32 +83,31 @@ def expected(groups: Groups, node: fx.Node, kept: Kept) -> list[tuple[int, ...]]
     return [tuple(kept.width(axis) for axis in each) for each in (axes if isinstance(axes, list) else [axes])]
 
 
-def check_shapes(groups: Groups, kept: Kept, copies: dict[fx.Node, fx.Node], tensors: dict[str, Tensor]) -> None:
-    """Propagate fake tensors through the new graph: every shape must be the predicted one.
+def check_shapes(
+    groups: Groups, kept: Kept, copies: dict[fx.Node, fx.Node], tensors: dict[str, Tensor], stand: Stand
+) -> Stream | None:
+    """Propagate tensors without values through the new graph: every shape must be the predicted one.
+
+    Returns the calls of operators that the graph makes; None where they do not tell what it computes.
 
     Raises:
         SurgeryError: an operator can't run, or computes other shapes than its axes say.
     """
     values: dict[fx.Node, Any] = {}
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    inputs = iter(pytree.tree_leaves(groups.graph.inputs))
-    fakes: dict[int, Any] = {}
-
-    def fake(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        if id(value) not in fakes:
-            with mode:
-                fakes[id(value)] = torch.empty(value.shape, dtype=value.dtype, device=value.device)
-        return fakes[id(value)]
-
-    with torch.no_grad(), mode:
+    leaves = pytree.tree_leaves(groups.graph.inputs)
+    for value in (*leaves, *tensors.values()):
+        stand.of(value)  # now, so that none is made among the calls
+    inputs = iter(leaves)
+    recorder = Recorder(stand)
+    with torch.no_grad(), stand.mode, recorder:
         for old, node in copies.items():
             try:
-                values[node] = _propagate(groups, old, node, values, tensors, inputs, fake)
+                values[node] = _propagate(groups, old, node, values, tensors, inputs, stand.of)
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
                 raise SurgeryError(f"{where(old)} ({old.name}) can't run in the smaller graph: {error}") from error
             _compare(groups, old, values[node], kept)
+    ends = [leaf for leaf in pytree.tree_leaves(groups.graph.output.args) if isinstance(leaf, fx.Node)]
+    return recorder.stream([values[copies[node]] for node in ends])
 
 
 def _propagate(
