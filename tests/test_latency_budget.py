@@ -184,6 +184,56 @@ def test_budgets_are_numbers_above_zero(option: Any) -> None:
         allocate_latency(GROUPS, SCORES, COST, DEVICE, ms=1.0, size=option["ms"])
 
 
+@pytest.mark.parametrize(("scale", "power"), [(1.3, 0.0), (0.8, 0.0), (1.0, 0.3), (0.7, -0.2)])
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_the_latency_of_the_whole_is_met_where_it_is_no_sum(share: float, scale: float, power: float) -> None:
+    class Cached(Device):
+        def ms(self, widths: Mapping[int, int]) -> float:
+            summed = super().ms(widths)
+            return summed * scale * (summed / FULL) ** power
+
+    device = Cached(COST)
+    full = device.ms({})
+    widths, found = allocate_latency(GROUPS, SCORES, COST, device, ms=share * full)
+    assert found.ms == pytest.approx(device.ms(widths))
+    assert found.ms <= share * full * (1 + 1e-9)
+    # No group can go up a step without exceeding the budget.
+    for leaf, width in widths.items():
+        wider = [step for step in device.steps(leaf) if step > width][:1]
+        assert all(device.ms({**widths, leaf: step}) > share * full for step in wider)
+
+
+def test_factors_that_exceed_the_whole_refuse_nothing_that_is_in_reach() -> None:
+    class Overrated(Device):
+        def ms(self, widths: Mapping[int, int]) -> float:
+            return 0.5 * super().ms(widths)
+
+    device = Overrated(COST)
+    least = device.ms(dict.fromkeys(COST.sizes, 8))
+    widths, found = allocate_latency(GROUPS, SCORES, COST, device, ms=least * (1 + 1e-9))
+    assert set(widths.values()) == {8}
+    assert found.ms == pytest.approx(least)
+    with pytest.raises(
+        Infeasible, match=f"a latency of {0.9 * least:.4g} ms is out of reach: the least is {least:.4g} of"
+    ):
+        allocate_latency(GROUPS, SCORES, COST, device, ms=0.9 * least)
+
+
+def test_factors_that_fall_short_of_the_whole_promise_nothing() -> None:
+    class Underrated(Device):
+        def ms(self, widths: Mapping[int, int]) -> float:
+            return 2.0 * super().ms(widths)
+
+    device = Underrated(COST)
+    least = device.ms(dict.fromkeys(COST.sizes, 8))
+    widths, _ = allocate_latency(GROUPS, SCORES, COST, device, ms=1.05 * least)
+    assert device.ms(widths) <= 1.05 * least
+    with pytest.raises(
+        Infeasible, match=f"a latency of {0.9 * least:.4g} ms is out of reach.*{least:.4g} of"
+    ):
+        allocate_latency(GROUPS, SCORES, COST, device, ms=0.9 * least)
+
+
 def test_nothing_to_prune_is_said() -> None:
     groups = grouped(nn.Linear(3, 2), 2, 3)
     with pytest.raises(NothingToPrune, match="an input of the model"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from surgeon.cost import Cost
 from surgeon.coupling import Groups
 from surgeon.errors import Infeasible, InvalidArgument
-from surgeon.latency.factors import LatencyModel, polynomial_factors
+from surgeon.latency.factors import LatencyModel, polynomial_factors, scaled, total
 from surgeon.latency.knapsack import Allocation, solve
 from surgeon.latency.problem import Budget
 from surgeon.limits import LEAST_SHARE, Keep, floors, nothing_to_prune, retained
@@ -24,6 +25,11 @@ STEEPNESS = 1.0
 
 # Of the importance, this share is spread evenly over a group's units: what scores 0 is not removed without need.
 _EVEN = 0.01
+# Up to how many times the factors are scaled to the latency of the whole, and from what share of it they differ.
+_ROUNDS = 5
+_AGREE = 0.002
+_USED = 0.99
+_ROUNDING = 1e-9
 _LISTED = 6
 
 
@@ -44,7 +50,7 @@ def allocate_latency(
         scores: a number a unit, by leaf: `(units,)`.
         cost: the costs of the same groups.
         latency: the milliseconds of the same groups on some device.
-        ms: how long the model may take, by `latency.factors`.
+        ms: how long the model may take, by `latency.ms`.
         keep: what is left of a group at least, as in `surgeon.allocation.allocate`. Groups that it does not name keep
             the share `LEAST_SHARE`, unless the budget can't be met so.
         size: how many parameters the model may have, all in all, beside.
@@ -58,14 +64,14 @@ def allocate_latency(
     least = floors(groups, keep)
     if not groups.groups:
         raise nothing_to_prune(groups)
-    budgets = [Budget("latency", "ms", tuple(latency.factors), limits["latency"])]
+    sized: list[Budget] = []
     if size is not None:
         factors = [
             factor
             for share in cost.shares("params")
             for factor in polynomial_factors(share.terms, share.label)
         ]
-        budgets.append(Budget("size", "parameters", tuple(factors), limits["size"]))
+        sized = [Budget("size", "parameters", tuple(factors), limits["size"])]
     curves = damages(groups, scores)
     refused: Infeasible | None = None
     for share in (LEAST_SHARE, 0.0):
@@ -77,13 +83,58 @@ def allocate_latency(
         }
         at = {leaf: curves[leaf][np.array(each) - 1] for leaf, each in widths.items()}
         try:
-            found = solve(widths, at, budgets, names=groups.names)
+            found = _consistent(groups, widths, at, latency, limits["latency"], sized)
         except Infeasible as error:
             refused = error
             continue
         return found.widths, found
     assert refused is not None
     raise _with_remedy(refused, groups, least)
+
+
+def _consistent(
+    groups: Groups,
+    candidates: Mapping[int, tuple[int, ...]],
+    damage: Mapping[int, np.ndarray],
+    latency: LatencyModel,
+    ms: float,
+    others: list[Budget],
+) -> Allocation:
+    """An allocation whose latency as a whole is `ms`, or just below it.
+
+    What a model takes is not quite a sum over its operators: how much of it stays in the cache depends on all of it. So
+    the factors are scaled to the whole at the widths that they led to, and those are sought again.
+    """
+    tried: list[Allocation] = []
+    low = {leaf: each[0] for leaf, each in candidates.items()}
+    scale = 1.0
+    for attempt in range(_ROUNDS):
+        budget = Budget("latency", "ms", scaled(latency.factors, scale), ms)
+        try:
+            found = solve(candidates, damage, [budget, *others], names=groups.names)
+        except Infeasible:
+            whole = latency.ms(low) / total(latency.factors, low)
+            if tried:
+                break
+            if attempt or whole >= scale:
+                raise
+            scale = whole
+            continue
+        summed, actual = found.ms, latency.ms(found.widths)
+        tried.append(replace(found, ms=actual))
+        fits = actual <= ms * (1 + _ROUNDING)
+        if fits and (actual >= _USED * ms or abs(summed - actual) <= _AGREE * actual or found.damage == 0):
+            break
+        scale *= actual / summed * (1.0 if fits else 1 + _AGREE * 2**attempt)
+    within = [each for each in tried if each.ms <= ms * (1 + _ROUNDING)]
+    if within:
+        return min(within, key=lambda each: each.damage)
+    nearest = min(tried, key=lambda each: each.ms)
+    least = min(nearest.ms, latency.ms(low))
+    raise Infeasible(
+        f"a latency of {ms:.4g} ms is out of reach: the widths come to {least:.4g} of {latency.ms({}):.4g} ms at least",
+        reachable=1 - least / latency.ms({}),
+    )
 
 
 def damages(groups: Groups, scores: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:

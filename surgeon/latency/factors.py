@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +57,19 @@ class LatencyModel(Protocol):
 def total(factors: Iterable[Factor], widths: Mapping[int, int]) -> float:
     """The sum of the factors at these widths."""
     return sum(factor.at(widths) for factor in factors)
+
+
+def scaled(factors: Iterable[Factor], scale: float) -> tuple[Factor, ...]:
+    """The factors times a number.
+
+    >>> scaled([Factor("fc", (0,), lambda a: a + 1)], 2.0)[0].at({0: 3})
+    8.0
+    """
+
+    def times(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        return lambda *widths: scale * np.asarray(function(*widths))
+
+    return tuple(factors) if scale == 1 else tuple(replace(f, function=times(f.function)) for f in factors)
 
 
 def polynomial_factors(terms: Terms, label: str = "") -> list[Factor]:
