@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from surgeon.deploy import recipes
 from surgeon.deploy.calibration import Input, collect, divide
 from surgeon.deploy.export import export
+from surgeon.deploy.fold import fold_stride
 from surgeon.deploy.quantize import Quantized, quantize
 from surgeon.deploy.quantizer import Recipe, Source
 from surgeon.device.benchmark import Latency, Verdict
@@ -61,6 +62,7 @@ def quantised(path: Path) -> Counter[str]:
     kinds = Counter(node.op_type for node in found)
     kinds["grouped"] = sum(a.name == "group" and a.i > 1 for node in found for a in node.attribute)
     kinds["all"] = len(made)
+    kinds["folded"] = sum(node.op_type == "SpaceToDepth" for node in graph.node)
     kinds["dynamic"] = sum(node.op_type == "MatMulInteger" for node in graph.node)
     return kinds
 
@@ -284,3 +286,71 @@ def test_times_follow_the_work(tmp_path: Path, file: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"broken")
     taken = recipes.times([file, tmp_path / "broken.onnx"], {}, threads=1, seconds=0.01, seed=0)
     assert 0 < taken[0] < float("inf") and taken[1] == float("inf")
+
+
+# kernel, stride, padding, channels, height and width
+FOLDED = [
+    (7, 2, 3, 3, (32, 32)),
+    (3, 2, 1, 3, (16, 24)),
+    (3, 2, 0, 1, (16, 16)),
+    (4, 4, 0, 3, (16, 32)),
+    (5, 3, 2, 2, (18, 21)),
+    (2, 2, 0, 3, (8, 8)),
+    ((3, 5), 2, (1, 2), 3, (16, 12)),
+]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "channels", "size"), FOLDED)
+def test_folding_a_stride_changes_nothing(
+    tmp_path: Path, kernel: Any, stride: int, padding: Any, channels: int, size: tuple[int, int]
+) -> None:
+    net = nn.Sequential(nn.Conv2d(channels, 6, kernel, stride, padding), nn.ReLU(), nn.Conv2d(6, 4, 1))
+    x = torch.randn(2, channels, *size)
+    export(net, tmp_path / "float.onnx", example_inputs=x)
+    model = onnx.load(tmp_path / "float.onnx")
+    assert fold_stride(model)
+    onnx.save(model, tmp_path / "folded.onnx")
+    got, want = (run(tmp_path / name, x)[0] for name in ("folded.onnx", "float.onnx"))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    assert not any(attribute.name == "strides" for attribute in first.attribute)
+    onnx.checker.check_model(model, full_check=True)
+
+
+class TwoReaders(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + x[:, :, ::2, ::2]
+
+
+LEFT_ALONE = {
+    "no stride": (nn.Conv2d(3, 4, 3), (8, 8)),
+    "not divisible": (nn.Conv2d(3, 4, 3, 2), (9, 9)),
+    "grouped": (nn.Conv2d(3, 3, 3, 2, 1, groups=3), (8, 8)),
+    "dilated": (nn.Conv2d(3, 4, 3, 2, 2, dilation=2), (8, 8)),
+    "two strides": (nn.Conv2d(3, 4, 3, (2, 1), 1), (8, 8)),
+    "read twice": (TwoReaders(), (8, 8)),
+    "not the first": (nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 3, 2, 1)), (8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_ALONE)
+def test_what_is_not_folded(tmp_path: Path, name: str) -> None:
+    net, size = LEFT_ALONE[name]
+    export(net, tmp_path / "float.onnx", example_inputs=torch.randn(2, 3, *size))
+    model = onnx.load(tmp_path / "float.onnx")
+    before = model.SerializeToString()
+    assert not fold_stride(model) and model.SerializeToString() == before
+
+
+def test_the_first_convolution_is_folded_where_that_is_faster(decide: Any, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 7, 2, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.AdaptiveAvgPool2d(1))
+    batches = [batch.repeat(1, 1, 2, 2) for batch in images()]
+    decide("faster", lambda kinds: 10 - kinds["Conv"] - kinds["folded"])
+    result = quantize(net, batches, path=tmp_path / "out.onnx", kind="static", judge="deviation", deviation=0.5)
+    assert result.accepted and "stride folded" in result.recipe
+    assert quantised(tmp_path / "out.onnx")["folded"] == 1
+    assert result.accuracy is not None and 0 < result.accuracy.deviation < 0.1

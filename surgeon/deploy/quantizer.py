@@ -13,6 +13,7 @@ from typing import Any, Literal
 import onnx
 
 from surgeon.deploy.calibration import Feeds
+from surgeon.deploy.fold import fold_stride
 from surgeon.errors import ExportError
 
 Method = Literal["static", "dynamic"]
@@ -32,7 +33,8 @@ class Recipe:
     `static` takes the ranges of activations from calibration, `dynamic` from each run. The first `float_until` heavy
     operators and what stands before the next one stay float, and so do all operators of the kinds `float_kinds` (see
     `kind_of`). `ranges` is how a range is taken from calibration; `seven_bits` leaves a bit of the weights
-    unused, so that sums can't saturate in CPUs that add pairs of products in 16 bits.
+    unused, so that sums can't saturate in CPUs that add pairs of products in 16 bits. `folded` rewrites the first
+    convolution, see `fold_stride`.
     """
 
     method: Method
@@ -40,6 +42,7 @@ class Recipe:
     float_kinds: tuple[str, ...] = ()
     ranges: Ranges = "MinMax"
     seven_bits: bool = False
+    folded: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.method} int8"]
@@ -47,6 +50,8 @@ class Recipe:
             parts.append(f"the first {self.float_until} of the heavy operators float")
         if self.float_kinds:
             parts.append(f"{', '.join(self.float_kinds)} float")
+        if self.folded:
+            parts.append("the first convolution's stride folded into channels")
         if self.ranges != "MinMax":
             parts.append(f"{self.ranges} ranges")
         if self.seven_bits:
@@ -62,6 +67,7 @@ class Source:
         self.folder = folder
         self.calibration = calibration
         self.path = folder / "prepared.onnx"
+        self.folded = folder / "folded.onnx"
         try:
             model = onnx.load(path)
             taken: set[str] = set()
@@ -73,10 +79,14 @@ class Source:
             del model.metadata_props[:]
             model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
             onnx.save(model, self.path)
+            nodes = list(model.graph.node)
+            self.folds = fold_stride(model)
+            if self.folds:
+                onnx.save(model, self.folded)
         # onnx and protobuf raise ValueError, DecodeError and more for a file that is broken or too large.
         except Exception as error:
             raise ExportError(f"{path} can't be prepared for quantisation: {error}") from error
-        self.nodes = [(node.name, kind_of(node), node.op_type in HEAVY) for node in model.graph.node]
+        self.nodes = [(node.name, kind_of(node), node.op_type in HEAVY) for node in nodes]
         self.free = all(
             dims and not dims[0].HasField("dim_value")
             for dims in (each.type.tensor_type.shape.dim for each in model.graph.input)
@@ -140,11 +150,12 @@ def _quantise(source: Source, recipe: Recipe, target: Path) -> None:
     from onnxruntime import quantization
 
     left = source.left_float(recipe)
+    path = source.folded if recipe.folded else source.path
     types = sorted(_known(recipe.method) & source.types)
     if recipe.method == "dynamic":
         # The quantiser takes every Gemm apart into a MatMul and an Add first.
         quantization.quantize_dynamic(
-            source.path,
+            path,
             target,
             op_types_to_quantize=[*types, "MatMul"],
             nodes_to_exclude=[*left, *(f"{name}_MatMul" for name in left)],
@@ -154,7 +165,7 @@ def _quantise(source: Source, recipe: Recipe, target: Path) -> None:
         return
     # Unsigned activations and signed weights: ReLU then costs nothing, as its zero is the type's.
     quantization.quantize_static(
-        source.path,
+        path,
         target,
         _reader(source.calibration if recipe.ranges == "MinMax" else _few(source)),
         quant_format=quantization.QuantFormat.QDQ,
@@ -165,7 +176,7 @@ def _quantise(source: Source, recipe: Recipe, target: Path) -> None:
         per_channel=True,
         reduce_range=recipe.seven_bits,
         calibrate_method=quantization.CalibrationMethod[recipe.ranges],
-        calibration_cache_path=source.folder / f"{recipe.ranges}.json",
+        calibration_cache_path=source.folder / f"{path.stem}-{recipe.ranges}.json",
     )
 
 

@@ -141,7 +141,8 @@ def times(paths: Sequence[Path], feeds: Feeds, *, threads: int, seconds: float, 
 def _explore(source: Source, method: Method, timer: Timer, tried: list[Trial]) -> list[tuple[float, Recipe]]:
     """Recipes of a method with their times as shares of float32's, from the last time each was measured.
 
-    First how many of the heavy operators stay float, in powers of two and once between; then each kind of operators
+    First how many of the heavy operators stay float, in powers of two and once between, and whether the first
+    convolution is better folded; then each kind of operators
     left float, and those together that gained by it.
     """
     plain = Recipe(method)
@@ -151,11 +152,13 @@ def _explore(source: Source, method: Method, timer: Timer, tried: list[Trial]) -
     best, near = plain, []
     if method == "static":
         depths = [0, *_depths(source.heavy)]
-        if not (found := _time(source, [replace(plain, float_until=depth) for depth in depths], timer, tried)):
+        first = [replace(plain, float_until=depth) for depth in depths]
+        first += [replace(plain, folded=True)] if source.folds else []
+        if not (found := _time(source, first, timer, tried)):
             return []
         shares |= found
         best = _fastest(found)
-        near = [replace(plain, float_until=best.float_until + step) for step in _steps(best.float_until, depths)]
+        near = [replace(best, float_until=best.float_until + step) for step in _steps(best.float_until, depths)]
     without = [
         recipe
         for base in dict.fromkeys([best, plain])
@@ -167,7 +170,7 @@ def _explore(source: Source, method: Method, timer: Timer, tried: list[Trial]) -
     shares |= found
     best = replace(_fastest(found), float_kinds=())
     reached = found.get(best, 1.0)
-    kinds = {r.float_kinds[0]: s for r, s in found.items() if r.float_kinds and r.float_until == best.float_until}
+    kinds = {r.float_kinds[0]: s for r, s in found.items() if r.float_kinds and replace(r, float_kinds=()) == best}
     gaining = sorted((kind for kind, share in kinds.items() if share < (1 - WORTH) * reached), key=kinds.__getitem__)
     combined = [replace(best, float_kinds=tuple(gaining[:count])) for count in range(1, len(gaining) + 1)]
     combined = [recipe for recipe in combined if source.kinds(recipe)]
