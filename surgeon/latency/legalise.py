@@ -11,8 +11,9 @@ from surgeon.errors import InvalidArgument
 from surgeon.latency.factors import LatencyModel
 from surgeon.latency.knapsack import cheapest
 
-#: A width is left slow only where that saves more than this share of the latency.
-_WORTH = 1e-6
+#: A width is left odd only where that saves more than this share of the latency: less is within what a prediction can
+#: tell, and the units that come back are a gain.
+_WORTH = 1e-3
 _SWEEPS = 3
 
 
@@ -49,7 +50,7 @@ def legalise(
     if not sizes:
         return {}
     widths = _descend(latency, own, cheapest(fast, latency.factors), fast)
-    if latency.ms(own) < latency.ms(widths) * (1 - _WORTH):
+    if latency.ms(own) < latency.ms(widths):
         widths = own
     return {
         leaf: _returned(kept[leaf], width, sizes[leaf], None if scores is None else scores[leaf])
