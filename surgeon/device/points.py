@@ -39,9 +39,8 @@ class Point:
 
     `inputs` gives the shapes of the graph's inputs where it leaves them open. `copies` is how many independent
     copies of the operator the graph holds: one alone may be too short for the clock. Before each timed run,
-    `flush` bytes of other memory are read, so that the operator's weights are as cold as in a whole model, and
-    then its inputs, which there were just written. What leads to a value that is named `feed_…` isn't timed; see
-    `surgeon.device.wire.strip`.
+    `flush` bytes of other memory are read, so that the operator finds nothing in the caches. What leads to a
+    value that is named `feed_…` isn't timed; see `surgeon.device.wire.strip`.
     """
 
     operator: str
@@ -166,16 +165,13 @@ class _Loaded:
     session: ort.InferenceSession
     binding: ort.IOBinding
     layout: Layout
-    inputs: tuple[ort.OrtValue, ...] = ()
     flush: np.ndarray | None = None
     repeats: int = 1
 
     def chill(self) -> None:
-        """Push the weights out of the caches, and bring the inputs back."""
+        """Push what the graph reads out of the caches."""
         if self.flush is not None:
             self.flush.sum()
-            for value in self.inputs:
-                value.numpy()
 
     def run(self) -> None:
         for _ in range(self.repeats):
@@ -268,12 +264,11 @@ class _Bench:
         binding = session.io_binding()
         feeds = {item.name: feeds[item.name] for item in session.get_inputs()}
         outputs = session.run(None, feeds)
-        inputs = {name: _aligned(value) for name, value in feeds.items()}
-        for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, value)
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, _aligned(value))
         for item, value in zip(session.get_outputs(), outputs, strict=True):
             binding.bind_ortvalue_output(item.name, _aligned(value))
-        loaded = _Loaded(session, binding, layout, tuple(inputs.values()), self._flusher(flush))
+        loaded = _Loaded(session, binding, layout, self._flusher(flush))
         quickest = float("inf")
         for _ in range(_WARM_UP):
             start = time.perf_counter()

@@ -69,5 +69,7 @@ def operators(groups: Groups, cost: Cost) -> list[Operator]:
             static["chain"] = [*what.first, *chain]
             reads += extra
         every = tuple(source(read) for read in reads)
+        if any(read.op == "placeholder" for read in every):
+            static["input"] = True
         found.append(Operator(where(node), what.kind, static, what.dims, every, last))
     return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from surgeon.cost import Terms
 from surgeon.device.profile import Profile
 from surgeon.latency.operators import Operator
+from surgeon.latency.tiny import convolved
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,12 @@ class Paths:
                 return Path(fast, (fast,) * count, fast)
         return _plain(count)
 
-    def grain(self, operator: Operator, place: int, size: int) -> int:
-        """Of which number a size must be a multiple so that nothing is computed in vain."""
-        del place
+    def grain(self, size: int) -> int:
+        """Of which number a size of up to this much should be a multiple, so that nothing is computed in vain."""
         least = self.rules.get("conv_in", 1) or 1
         if not self.block:
             return 1
         return self.block if size >= 2 * self.block else min(least, max(1, size))
-
-    def sizes(self, operator: Operator) -> tuple[Terms, ...]:
-        """The sizes of what an operator writes, as far as they are told by its own."""
-        return result_sizes(operator)
 
     def _fits(self, operator: Operator, dims: Sequence[int]) -> bool:
         match operator.kind:
@@ -76,8 +72,6 @@ class Paths:
 
 def result_sizes(operator: Operator) -> tuple[Terms, ...]:
     """The polynomials whose product is the number of elements that an operator writes."""
-    from surgeon.latency.tiny import convolved
-
     match operator.kind:
         case "conv" | "grouped" | "conv_transpose":
             spatial = 1

@@ -12,21 +12,27 @@ from surgeon.device.points import Point
 from surgeon.device.rules import Probe
 from surgeon.latency.builder import Builder
 from surgeon.latency.operators import Operator
+from surgeon.latency.pointwise import POINTWISE
 from surgeon.latency.tiny import BLOCKS, FED, positions, tiny, weight_bytes
 
 Dims = tuple[int, ...]
 
-#: Weights are cold in a model: so many bytes of other memory have pushed them out of the caches close to a core.
-COLD_BYTES = 2 << 20
-#: Where a weight is used but a few times, reading it is most of the work: it must come from as far as in the model.
-COLDER_BYTES = 16 << 20
-_FEW_USES = 64
+#: What a model's inputs are read after: they were written elsewhere.
+INPUT_FLUSH = 8 << 20
+#: Channels in of a convolution that reads the plain layout and writes blocks, where a device has that path.
+FEW_CHANNELS = (3, 7, 13)
+_MAY_GET_FEW = 128
 # An operator of fewer multiply-accumulate operations is too short for the clock, alone.
 _SHORT = 400_000
 _MOST_COPIES = 16
+#: How many convolutions, each with weights of its own, stand one after the other to find out what cold weights cost;
+#: and their channels and spatial size.
+COLD = ((1, 8, 32, 128, 384), 256, 7)
+COLD_WEIGHT = 4 * COLD[1] ** 2
 # Kinds whose time is a curve over the number of elements, the same for all models.
 CURVES = {"copy": (4_000, 40_000, 400_000), "work": (1_000, 100_000)}
-REORDERS = tuple(((FED, size, size), FED * size * size) for size in (4, 14, 28, 56))
+# Tensors that are brought out of blocks and into them again: their elements, by their spatial sizes.
+REORDERS = tuple((size, FED * size * size) for size in (4, 14, 28, 56, 112))
 
 
 def evaluate(terms: Terms, widths: Mapping[int, Any]) -> Any:
@@ -66,6 +72,15 @@ def corners(operator: Operator, full: Dims, odd: bool) -> Iterator[Dims]:
         yield tuple(dims)
 
 
+def direct(operator: Operator, full: Dims) -> Iterator[Dims]:
+    """The sizes at which a convolution is measured on few channels, where it may get that narrow."""
+    if operator.kind == "conv" and 0 in variable(operator) and full[0] <= _MAY_GET_FEW:
+        for few in FEW_CHANNELS:
+            for out in dict.fromkeys((low(full[1]), full[1]) if 1 in variable(operator) else (full[1],)):
+                if few < full[0]:
+                    yield few, out
+
+
 def low(size: int) -> int:
     """The low corner of a size: about a third of it, and as round as that allows.
 
@@ -89,36 +104,62 @@ def points(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Point
         sizes = sizes_at(operator, full)
         variants = [*corners(operator, sizes, odd=False)]
         if operator.kind in (*BLOCKS, "pool") and variable(operator):
-            variants += corners(operator, sizes, odd=True)
+            variants += [*corners(operator, sizes, odd=True), *direct(operator, sizes)]
         for dims in variants:
             if (operator.key, dims) not in found:
-                found[operator.key, dims] = point(operator.kind, operator.key, operator.static, dims, total)
+                found[operator.key, dims] = point(operator.kind, operator.key, operator.static, dims)
     for kind in CURVES.keys() & kinds:
         for elements in CURVES[kind]:
-            found[kind, (elements,)] = point(kind, kind, {}, (elements,), 0)
+            found[kind, (elements,)] = point(kind, kind, {}, (elements,))
     if kinds & BLOCKS:
-        for shape, elements in REORDERS:
-            for which in ("plain", "reordered"):
-                found[which, (elements,)] = Point(which, (elements,), _neg(shape, which == "reordered"), {}, 1)
+        for size, elements in REORDERS:
+            found["plain", (elements,)] = Point("plain", (elements,), _neg(size, between=False))
+            found["reordered", (elements,)] = Point("reordered", (elements,), _neg(size, between=True))
+    for count in COLD[0]:
+        found["cold", (count,)] = Point("cold", (count,), _after_another(count), copies=count)
+        if count * COLD_WEIGHT > total:
+            break
     return list(found.values())
 
 
-def point(kind: str, key: str, static: Mapping[str, Any], dims: Dims, total: int) -> Point:
-    """The graph of an operator in a model with `total` bytes of weights, which push one another out of the caches."""
-    own, uses = weight_bytes(kind, dims, static), positions(kind, dims, static)
-    flush = min(COLDER_BYTES if uses <= _FEW_USES else COLD_BYTES, total) // 8 * 8 if own else 0
-    copies = min(_MOST_COPIES, math.ceil(_SHORT / (own // 4 * uses))) if flush else 1
+def point(kind: str, key: str, static: Mapping[str, Any], dims: Dims) -> Point:
+    """The graph of an operator, in as many copies as the clock needs."""
+    work = weight_bytes(kind, dims, static) // 4 * positions(kind, dims, static)
+    copies = min(_MOST_COPIES, math.ceil(_SHORT / work)) if work else 1
     made = tiny(kind, static, dims, copies)
-    return Point(key, dims, made.model, made.inputs, copies, flush)
+    if static.get("input"):
+        return Point(key, dims, made.model, made.inputs, copies, INPUT_FLUSH)
+    return Point(key, dims, made.model, made.inputs, copies)
 
 
-def _neg(shape: Sequence[int], reordered: bool) -> bytes:
-    """An operator that knows no blocks, on a tensor that comes in blocks or does not: the difference is the reorder."""
+def _after_another(count: int) -> bytes:
+    """Convolutions that push one another's weights out of the caches."""
+    _, channels, size = COLD
     b = Builder()
-    x = b.input((1, *shape))
-    if reordered:
-        x = b.node("Conv", [x, b.weight([shape[0], shape[0], 1, 1])], prefix="feed_")
-    b.output(b.node("Neg", [x]))
+    value = b.input((1, channels, size, size))
+    for _ in range(count):
+        value = b.node("Conv", [value, b.weight([channels, channels, 1, 1])])
+    b.output(value)
+    return b.bytes()
+
+
+def _neg(size: int, between: bool) -> bytes:
+    """An operator that knows no blocks; `between` two that work on them, or beside them.
+
+    The difference is what it takes to bring a tensor out of blocks and into them again.
+    """
+    b = Builder()
+    shape = (1, FED, size, size)
+
+    def convolved(value: str) -> str:
+        return b.node("Conv", [value, b.weight([FED, 1, 1, 1])], group=FED)
+
+    if between:
+        b.output(convolved(b.node("Neg", [convolved(b.input(shape))])))
+    else:
+        x = b.input(shape)
+        b.output(convolved(convolved(x)))
+        b.output(b.node("Neg", [b.input(shape)]))
     return b.bytes()
 
 
@@ -169,8 +210,6 @@ def passing(operator: Operator, full: Dims) -> Probe:
 
     def convolved(name: str) -> str:
         return b.node("Conv", [name, b.weight([FED, FED, *ones])])
-
-    from surgeon.latency.pointwise import POINTWISE
 
     value = convolved(b.input(shape))
     for name, settings, operands in operator.static["chain"]:

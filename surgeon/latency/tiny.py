@@ -58,8 +58,8 @@ def _feeder(b: Builder, shape: Sizes) -> str:
     return b.node("Conv", [source, weight], prefix="feed_")
 
 
-def weight_bytes(kind: str, dims: Sizes, static: Static) -> int:
-    """Bytes of the weights that one copy reads."""
+def weight_bytes(kind: str, dims: Any, static: Static) -> Any:
+    """Bytes of the weights that one copy reads; the sizes may be arrays."""
     match kind:
         case "conv" | "conv_transpose":
             return 4 * dims[0] * dims[1] * math.prod(static["kernel"])
