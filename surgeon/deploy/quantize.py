@@ -34,6 +34,8 @@ Kind = Literal["auto", "static", "dynamic"]
 
 _RANDOM = 8
 """Random batches to judge by where no calibration is given."""
+_EXPORTED = 2
+"""Rows of the first batch of calibration that a module is exported with."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def quantize(
         calibration: unlabeled batches, read once, of which every other one is held back to judge accuracy by.
             Without it only "dynamic" is possible, judged on random inputs.
         path: where to write, the whole or nothing.
-        example_inputs: of a module, by default the first batch of calibration.
+        example_inputs: of a module, by default two rows of the first batch of calibration.
         base: an ONNX file, of the unpruned model say, that the result is measured against too.
         kind: "static", "dynamic", or "auto", which tries what applies and keeps the best.
         judge: "top-1" accepts if the share of rows whose largest output is float32's is at least `agreement`,
@@ -209,13 +211,15 @@ def _float_file(
     if not isinstance(model, nn.Module):
         return Path(model), given
     if example is None and given is not None:
-        example = next(given)
-        given = itertools.chain([example], given)
-        example = torch.utils._pytree.tree_map_only(np.ndarray, torch.as_tensor, example)
+        first = next(given)
+        given = itertools.chain([first], given)
+        call = read_call(model, torch.utils._pytree.tree_map_only(np.ndarray, torch.as_tensor, first))
+        small = call.with_batch(min(call.batch or 1, _EXPORTED))
+        args, kwargs = small.bind(small.tensors)
+        example = kwargs or args
     elif example is None:
         args, kwargs = infer(model)
         example = args or kwargs
-    read_call(model, example)
     with stage("export"):
         return export(model, folder / "float.onnx", example_inputs=example).path, given
 
