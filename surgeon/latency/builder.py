@@ -35,9 +35,11 @@ class Builder:
         return self.node("ConstantOfShape", [self.integers(shape)], value=filled)
 
     def constant(self, value: float) -> str:
+        """A number."""
         return self._initializer(np.array(value, dtype=np.float32))
 
     def integers(self, values: Iterable[int]) -> str:
+        """A list of integers, such as axes or a shape."""
         return self._initializer(np.array([int(value) for value in values], dtype=np.int64))
 
     def node(self, operator: str, inputs: Sequence[str], prefix: str = "y", **attributes: Any) -> str:
@@ -47,18 +49,14 @@ class Builder:
         return name
 
     def output(self, name: str) -> None:
+        """Let the graph hand out this value."""
         self._outputs.append(name)
 
     def bytes(self) -> bytes:
         """The serialised model."""
-        values = [
-            [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-                for name, shape in self.inputs.items()
-            ],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._outputs],
-        ]
-        graph = helper.make_graph(self._nodes, "operator", *values, self._initializers)
+        given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self.inputs.items()]
+        made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._outputs]
+        graph = helper.make_graph(self._nodes, "operator", given, made, self._initializers)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
         return bytes(model.SerializeToString())
 

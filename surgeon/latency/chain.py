@@ -80,7 +80,8 @@ def operand(value: Any, node: fx.Node, sizes: Sizes) -> str | None:
     have, out = sizes.plain(value), sizes.plain(node)
     if len(have) > len(out):
         return None
-    wide = ["n" if size == full and size != 1 else "1" for size, full in zip(have, out[len(out) - len(have):], strict=True)]
+    aligned = zip(have, out[len(out) - len(have):], strict=True)
+    wide = ["n" if size == full and size != 1 else "1" for size, full in aligned]
     if any(letter == "1" and size != 1 for letter, size in zip(wide, have, strict=True)):
         return None
     return ("x:" if value in sizes.live else "w:") + "".join(wide)

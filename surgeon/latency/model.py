@@ -33,8 +33,8 @@ class Latency:
     It is a sum over the operators, each at the sizes that the widths give it and by the path that it takes there (on
     channels in blocks, or not), of the changes of layout in between, and of what it takes to read weights that the
     rest of the model has pushed out of the caches. Where the profile holds what the model at full width was measured
-    to take (`Profile.models`), what is missing then is spread over them, half of it evenly and half by what they take: a
-    whole model finds less in the caches than an operator alone.
+    to take (`Profile.models`), what is missing then is spread over them, half of it evenly and half by what they take:
+    a whole model finds less in the caches than an operator alone.
     """
 
     def __init__(self, groups: Groups, profile: Profile, cost: Cost | None = None, model: str = "") -> None:
@@ -141,7 +141,7 @@ class Latency:
         return found
 
     def steps(self, leaf: int) -> tuple[int, ...]:
-        """The fast widths of a leaf, ascending: multiples that fill whole blocks wherever it is read, and the full one."""
+        """The fast widths of a leaf, ascending: multiples that fill whole blocks wherever it is read, and the full."""
         size = self.sizes[leaf]
         grain = 1
         for operator in self.operators:

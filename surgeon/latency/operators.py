@@ -26,7 +26,8 @@ class Operator:
     """One operator, with the elementwise ones that run along with it.
 
     `kind` and `static` say what it is at whatever widths, `dims` its sizes as polynomials in the leaves' widths.
-    `reads` are the tensors that come in, in the order of the inputs of its tiny graph, `writes` the node whose value goes out.
+    `reads` are the tensors that come in, in the order of the inputs of its tiny graph, `writes` is the node whose value
+    goes out.
     """
 
     label: str

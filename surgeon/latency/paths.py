@@ -10,6 +10,11 @@ from surgeon.device.profile import Profile
 from surgeon.latency.operators import Operator
 from surgeon.latency.tiny import convolved
 
+#: Kinds that work elementwise and stand alone: whether they work on blocks is asked for each of them.
+STANDING = ("pointwise", "batch_norm")
+#: Axes of a batch of images, the only tensors that are stored in blocks.
+IMAGE = 4
+
 
 @dataclass(frozen=True)
 class Path:
@@ -40,7 +45,7 @@ class Paths:
                 fast = self._multiple("pool", dims[0])
                 return Path(fast, (fast,) * count, fast)
             case "pointwise" | "batch_norm":
-                fast = bool(self.rules.get(f"passes {operator.key}")) and all(layouts)
+                fast = bool(self.rules.get(passes(operator))) and all(layouts)
                 return Path(fast, (fast,) * count, fast)
             case "concat":
                 fast = all(layouts) and all(self._multiple("concat", size) for size in dims[1:])
@@ -68,6 +73,11 @@ class Paths:
     def _multiple(self, rule: str, size: int) -> bool:
         wanted = self.rules.get(rule, 0)
         return bool(wanted) and size % wanted == 0
+
+
+def passes(operator: Operator) -> str:
+    """The name of the rule that says whether an operator works elementwise on blocks."""
+    return f"passes {operator.key}"
 
 
 def result_sizes(operator: Operator) -> tuple[Terms, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from surgeon.cost import Terms
@@ -12,8 +12,8 @@ from surgeon.device.points import Point
 from surgeon.device.rules import Probe
 from surgeon.latency.builder import Builder
 from surgeon.latency.operators import Operator
-from surgeon.latency.pointwise import POINTWISE
-from surgeon.latency.tiny import BLOCKS, FED, positions, tiny, weight_bytes
+from surgeon.latency.paths import IMAGE, STANDING, passes
+from surgeon.latency.tiny import BLOCKS, FED, apply, masked, operand_shapes, positions, tiny, weight_bytes
 
 Dims = tuple[int, ...]
 
@@ -203,24 +203,36 @@ def _concat(channels: int) -> bytes:
 
 
 def passing(operator: Operator, full: Dims) -> Probe:
-    """Whether an elementwise operator that stands alone works on blocks between two convolutions."""
+    """Whether an elementwise operator that stands alone works on blocks between two convolutions.
+
+    `full` are its sizes at full width, (batch, channels, height, width).
+    """
     b = Builder()
-    shape = (full[0], FED, *(4 for _ in full[2:]))
-    ones = [1 for _ in full[2:]]
+    shape = (full[0], FED, *(min(4, size) for size in full[2:]))
 
-    def convolved(name: str) -> str:
-        return b.node("Conv", [name, b.weight([FED, FED, *ones])])
+    def convolved(sizes: Dims) -> str:
+        """What a convolution hands on; a tensor of fewer axes or channels comes as it is."""
+        value = b.input(sizes)
+        if len(sizes) < len(shape) or sizes[1] != FED:
+            return value
+        return b.node("Conv", [value, b.weight([FED, FED, *(1 for _ in sizes[2:])])])
 
-    value = convolved(b.input(shape))
-    for name, settings, operands in operator.static["chain"]:
-        others = []
-        for given in operands:
-            kind, _, rest = given.partition(":")
-            sizes = tuple(size if letter == "n" else 1 for letter, size in zip(rest, shape, strict=False))
-            if kind == "x":
-                others.append(convolved(b.input(sizes)) if rest[1:2] == "n" else b.input(sizes))
-            else:
-                others.append(b.weight(sizes) if kind == "w" else b.constant(float(rest)))
-        value = POINTWISE[name](b, value, others, settings)
-    b.output(convolved(value))
-    return Probe(f"passes {operator.key}", {FED: b.bytes()})
+    if operator.kind == "batch_norm":
+        value = b.node("BatchNormalization", [convolved(shape), *(b.weight([FED]) for _ in range(4))])
+    else:
+        value = convolved(masked(operator.static["first"], shape))
+    chain = operator.static["chain"]
+    extra = [convolved(sizes) for sizes in operand_shapes(chain, shape)]
+    value = apply(b, chain, value, shape, extra)
+    b.output(b.node("Conv", [value, b.weight([FED, FED, *(1 for _ in shape[2:])])]))
+    return Probe(passes(operator), {FED: b.bytes()})
+
+
+def questions(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Probe]:
+    """Every probe that these operators need: those for all models, and one a distinct elementwise operator that stands
+    alone on images. `full` holds the leaves' full widths."""
+    found = {probe.name: probe for probe in probes()}
+    for operator in operators:
+        if operator.kind in STANDING and len(operator.dims) == IMAGE and passes(operator) not in found:
+            found[passes(operator)] = passing(operator, sizes_at(operator, full))
+    return list(found.values())

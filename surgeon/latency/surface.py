@@ -51,7 +51,10 @@ def filled(size: np.ndarray | float, block: int) -> np.ndarray:
 
 
 def through(corners: Mapping[tuple[int, ...], float], places: Sequence[int], block: int = 1) -> Surface:
-    """The surface through the corners of a box, given by all of the sizes; those outside `places` are the same in all."""
+    """The surface through the corners of a box.
+
+    `corners` gives the milliseconds by all of an operator's sizes, of which those outside `places` are the same in all.
+    """
     sides = [sorted({dims[place] for dims in corners}) for place in places]
     used = [(place, side[0], side[-1]) for place, side in zip(places, sides, strict=True) if side[0] < side[-1]]
     fixed = next(iter(corners))

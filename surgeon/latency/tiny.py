@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.latency.builder import Builder
-from surgeon.latency.pointwise import COMMUTATIVE, POINTWISE
+from surgeon.latency.pointwise import POINTWISE
 
 Sizes = Sequence[int]
 Static = Mapping[str, Any]
@@ -44,8 +44,8 @@ def tiny(kind: str, static: Static, dims: Sizes, copies: int = 1) -> Tiny:
         value, out = body(inputs)
         if not index:
             feed = _feeder if kind in BLOCKS else Builder.input
-            extra = [feed(b, shape) for shape in _operand_shapes(static.get("chain", ()), out)]
-        b.output(_chain(b, static.get("chain", ()), value, out, list(extra)))
+            extra = [feed(b, shape) for shape in operand_shapes(static.get("chain", ()), out)]
+        b.output(apply(b, static.get("chain", ()), value, out, extra))
     return Tiny(b.bytes(), b.inputs)
 
 
@@ -98,12 +98,12 @@ def convolved(static: Static) -> list[int]:
     ]
 
 
-def _operand_shapes(chain: Sequence[Any], out: Sizes) -> list[tuple[int, ...]]:
+def operand_shapes(chain: Sequence[Any], out: Sizes) -> list[tuple[int, ...]]:
     """The shapes of the tensors that the elementwise operators read besides, in their order."""
-    return [_masked(operand[2:], out) for _, _, operands in chain for operand in operands if operand.startswith("x:")]
+    return [masked(operand[2:], out) for _, _, operands in chain for operand in operands if operand.startswith("x:")]
 
 
-def _masked(mask: str, out: Sizes) -> tuple[int, ...]:
+def masked(mask: str, out: Sizes) -> tuple[int, ...]:
     """`out` where the mask has an n, else 1; a shorter mask is that of the last axes, and of a longer one the first
     letters stand for the leading axes, which the graph has rolled into one."""
     extra = len(mask) - len(out)
@@ -112,7 +112,9 @@ def _masked(mask: str, out: Sizes) -> tuple[int, ...]:
     return tuple(size if letter == "n" else 1 for letter, size in zip(mask, out[len(out) - len(mask):], strict=True))
 
 
-def _chain(b: Builder, chain: Sequence[Any], value: str, out: Sizes, extra: list[str]) -> str:
+def apply(b: Builder, chain: Sequence[Any], value: str, out: Sizes, extra: list[str]) -> str:
+    """Add the elementwise operators of a chain behind `value`, of shape `out`; `extra` are what they read besides."""
+    extra = list(extra)
     for name, settings, operands in chain:
         others = []
         for operand in operands:
@@ -120,7 +122,7 @@ def _chain(b: Builder, chain: Sequence[Any], value: str, out: Sizes, extra: list
             if kind == "x":
                 others.append(extra.pop(0))
             elif kind == "w":
-                others.append(b.weight(_masked(rest, out)))
+                others.append(b.weight(masked(rest, out)))
             else:
                 others.append(b.constant(float(rest)))
         value = POINTWISE[name](b, value, others, settings)
@@ -262,7 +264,7 @@ def _reduce(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
 
 def _pointwise(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
     """Elementwise operators alone: the first reads a tensor of the mask `first`."""
-    return [_masked(static["first"], dims)], lambda inputs: (inputs[0], tuple(dims))
+    return [masked(static["first"], dims)], lambda inputs: (inputs[0], tuple(dims))
 
 
 def _batch_norm(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
@@ -303,4 +305,3 @@ KINDS: dict[str, Callable[[Builder, Static, Sizes], tuple[list[Any], Body]]] = {
     "copy": _copy,
     "work": _work,
 }
-assert COMMUTATIVE <= POINTWISE.keys()
