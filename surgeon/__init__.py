@@ -5,10 +5,14 @@
 'SurgeonError'
 """
 
+from surgeon.clock import Timing
 from surgeon.deploy.export import ExportReport, export
+from surgeon.deploy.quantize import Quantized, quantize
 from surgeon.device.benchmark import Verdict, benchmark
+from surgeon.device.profile import Profile
 from surgeon.errors import SurgeonError
 from surgeon.plan import Plan
+from surgeon.profiling import kit, profile
 from surgeon.report import Report
 from surgeon.shrink import inspect, plan, shrink, verify
 from surgeon.storage import load, save
@@ -20,14 +24,20 @@ __all__ = [
     "Certificate",
     "ExportReport",
     "Plan",
+    "Profile",
+    "Quantized",
     "Report",
     "SurgeonError",
+    "Timing",
     "Verdict",
     "benchmark",
     "export",
     "inspect",
+    "kit",
     "load",
     "plan",
+    "profile",
+    "quantize",
     "save",
     "shrink",
     "verify",

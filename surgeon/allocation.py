@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any
 
@@ -29,14 +28,11 @@ import numpy as np
 from surgeon.axes import leaves
 from surgeon.cost import Cost, positions_inside, products
 from surgeon.coupling import Group, Groups
-from surgeon.errors import Infeasible, InvalidArgument, NothingToPrune
+from surgeon.errors import Infeasible, InvalidArgument
 from surgeon.ladder import TOLERANCE, Ladder, meet
-
-Keep = float | int | Mapping[str, float | int] | None
+from surgeon.limits import LEAST_SHARE, Keep, floors, nothing_to_prune, retained
 
 SCOPES = ("global", "local")
-#: The share of a group's units that stays unless the budget can't be met otherwise: a layer never collapses unasked.
-LEAST_SHARE = 0.125
 #: Below this many channels convolutions are computed by slower kernels.
 NARROW = 16
 
@@ -93,19 +89,19 @@ def allocate(
         raise InvalidArgument(f"scope={scope!r} is none that surgeon knows; choose one of {', '.join(SCOPES)}")
     if align is not None and (type(align) is not int or align < 1):
         raise InvalidArgument(f"align={align!r}: give an integer of at least 1, or None for the default")
-    floors = _floors(groups, keep)
+    held = floors(groups, keep)
     if not groups.groups:
-        raise NothingToPrune(_nothing(groups))
+        raise nothing_to_prune(groups)
     full = {group.leaf.id: group.size for group in groups}
     if ratio == 0:
         return full
-    builder = _Builder(groups, scores, cost, budget, scope, align, floors)
+    builder = _Builder(groups, scores, cost, budget, scope, align, held)
     if budget == "channels":
         return _uniform(builder, ratio)
     best: tuple[float, dict[int, int]] | None = None
     for finest in (NARROW, 8, 4, 2, 1) if align is None else (align,):
         for least in (LEAST_SHARE, 0.0):
-            widths, error = meet(cost, budget, ratio, builder.ladders(finest, least, floors))
+            widths, error = meet(cost, budget, ratio, builder.ladders(finest, least, held))
             if best is None or error < best[0]:
                 best = error, widths
             if error <= TOLERANCE / 2:
@@ -114,7 +110,7 @@ def allocate(
             return best[1]
     assert best is not None
     left = cost.of(budget)(best[1]) / cost.of(budget)(full)
-    raise Infeasible(_infeasible(cost, budget, ratio, best[1], floors), reachable=1 - left)
+    raise Infeasible(_infeasible(cost, budget, ratio, best[1], held), reachable=1 - left)
 
 
 def check_ratio(ratio: Any) -> float:
@@ -125,31 +121,6 @@ def check_ratio(ratio: Any) -> float:
             f"ratio={ratio!r}: give the share of the budget to remove, a number of at least 0 and less than 1"
         )
     return float(ratio)
-
-
-def _floors(groups: Groups, keep: Keep) -> dict[int, int]:
-    """The least width that `keep` asks for, by leaf."""
-    if keep is None:
-        return {}
-    wanted = keep if isinstance(keep, Mapping) else {"*": keep}
-    floors: dict[int, int] = {}
-    for pattern, value in wanted.items():
-        matched = [group for group in groups if fnmatchcase(group.name, pattern)]
-        if not matched and isinstance(keep, Mapping):
-            names = ", ".join(group.name for group in groups.groups[:8])
-            raise InvalidArgument(f"keep: no group is named {pattern!r}; there are {names}, …")
-        for group in matched:
-            least = min(_least(value, group.size), group.size)
-            floors[group.leaf.id] = max(floors.get(group.leaf.id, 1), least)
-    return floors
-
-
-def _least(value: Any, size: int) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    if isinstance(value, float) and 0 <= value <= 1:
-        return max(1, math.ceil(value * size - 1e-9))
-    raise InvalidArgument(f"keep={value!r}: give a share from 0.0 to 1.0, or a width as an integer of at least 1")
 
 
 class _Builder:
@@ -168,7 +139,7 @@ class _Builder:
         self.groups, self.cost, self.budget, self.scope = groups, cost, budget, scope
         self.align, self.floors = align, floors
         self.inside, self.inner = _products(groups, cost)
-        self.retained = {group.leaf.id: _retained(scores[group.leaf.id], group.size) for group in groups}
+        self.retained = {group.leaf.id: retained(scores[group.leaf.id], group.size) for group in groups}
         self.pace = self._paces()
 
     def ladders(self, finest: int, least: float, floors: Mapping[int, int]) -> list[Ladder]:
@@ -236,14 +207,6 @@ class _Builder:
         return paces
 
 
-def _retained(scores: np.ndarray, size: int) -> np.ndarray:
-    """The share of the importance that the best 1, 2, … units hold together."""
-    total = scores.sum()
-    if not total > 0:
-        return np.arange(1, size + 1) / size
-    return np.minimum(np.cumsum(np.sort(scores)[::-1]) / total, 1.0)
-
-
 def _products(groups: Groups, cost: Cost) -> tuple[dict[int, set[int]], set[int]]:
     """For each leaf how many positions a unit has on end in weights; and the leaves that are inner factors.
 
@@ -304,9 +267,3 @@ def _infeasible(cost: Cost, budget: str, ratio: float, widths: Mapping[int, int]
         + "\n".join(lines)
         + "\nRemedy: change ratio, or leave more to be pruned with ignore=, keep= and align=."
     )
-
-
-def _nothing(groups: Groups) -> str:
-    pins = sorted(groups.pinned, key=lambda pin: -pin.size)[:_LISTED]
-    lines = [f"  {pin.tensor} axis {pin.axis} ({pin.size}): {pin.reason}" for pin in pins]
-    return "nothing can be pruned, every axis is pinned:\n" + "\n".join(lines or ["  the model has no parameters"])

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from surgeon.architecture import fingerprint, named_tensors
 from surgeon.coupling import Group, Groups, couple
+from surgeon.device.profile import Profile
 from surgeon.errors import InvalidArgument, PlanError
 from surgeon.files import write_text
+from surgeon.latency.legalise import legalise
+from surgeon.latency.model import Latency
 from surgeon.replay import carry_out, hold_against
 from surgeon.rules import Axes
 from surgeon.signature import describe, zeros
@@ -42,6 +46,8 @@ def attached(module: nn.Module) -> Plan | None:
     return getattr(module, ATTRIBUTE, None) or getattr(module, "meta", {}).get(ATTRIBUTE)
 
 
+#: The models that plans were made for, by fingerprint, as long as something else holds them.
+_MADE_FOR: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
 _REPLAN = "make a plan for this model with surgeon.plan"
 
 
@@ -113,6 +119,8 @@ class Plan:
             if (positions := groups.space.kept(axis, units)).size != axis.size
         ]
         digest = fingerprint(model if model is not None else groups.graph.module)
+        if model is not None:
+            _MADE_FOR[digest] = model
         return cls(digest, tuple(cuts), describe(groups.graph.inputs), _plain(settings or {}))
 
     def keep(self, groups: Groups) -> dict[int, tuple[int, ...]]:
@@ -164,7 +172,7 @@ class Plan:
         Raises:
             PlanError: it was made for another one; the message names the first tensor that differs, where one does.
         """
-        tensors = dict(_named(model))
+        tensors = dict(named_tensors(model))
         same = fingerprint(model) == self.fingerprint
         for cut in self.cuts:
             tensor = tensors.get(cut.tensor)
@@ -216,6 +224,29 @@ class Plan:
         """
         groups = self._couple(model, example_inputs)
         return hold_against(groups, self.keep(groups), slim)
+
+    def align(self, profile: Profile, model: nn.Module | None = None, example_inputs: Any = None) -> Plan:
+        """The fastest plan on a device that removes no more than this one: odd widths go up to fast ones.
+
+        Rounding up often makes a model faster, because convolutions at odd widths leave onnxruntime's fast layout; a
+        width stays as it is where that is no slower. Of the removed units the first ones come back.
+
+        Args:
+            profile: of the device, taken for this model (`surgeon.profile`).
+            model: a model of the plan's architecture; only its shapes matter. It may be left out while the model that
+                the plan was made for is still in memory.
+            example_inputs: by default zeros like those that the plan was made with.
+
+        Raises:
+            PlanError: the plan is of another architecture, or no model of it is at hand.
+            ProfileError: the profile was taken for other models.
+        """
+        known = model if model is not None else _MADE_FOR.get(self.fingerprint)
+        if known is None:
+            raise PlanError("the model that the plan was made for is no longer in memory; pass model=")
+        groups = self._couple(known, example_inputs)
+        latency = Latency(groups, profile, model=self.fingerprint)
+        return Plan.of(groups, legalise(groups, self.keep(groups), latency), self.settings, model=known)
 
     def _couple(self, model: nn.Module, example_inputs: Any) -> Groups:
         if not isinstance(model, nn.Module):
@@ -303,28 +334,12 @@ def choose(groups: Groups, scores: Mapping[int, np.ndarray], widths: Mapping[int
     return kept
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A digest of the names and shapes of all parameters and buffers; values, dtypes and devices do not count.
-
-    >>> fingerprint(nn.Linear(2, 3)) == fingerprint(nn.Linear(2, 3).half()) != fingerprint(nn.Linear(3, 2))
-    True
-    """
-    shapes = sorted((name, list(tensor.shape)) for name, tensor in _named(model))
-    return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
-
-
-def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All parameters and buffers, tied ones under each of their names."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-
-
 def _tensors(groups: Groups) -> dict[str, Axes]:
     """The axes of every tensor of the graph, tied ones under each of their names."""
     graph = groups.graph
     found = dict(groups.tensors)
     same = {id(graph.tensor(name)): axes for name, axes in groups.tensors.items()}
-    for name, tensor in _named(graph.module):
+    for name, tensor in named_tensors(graph.module):
         if id(tensor) in same:
             found.setdefault(name, same[id(tensor)])
     for name, canonical in graph.canonical.items():

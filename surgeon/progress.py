@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -35,14 +35,15 @@ def collect() -> Iterator[dict[str, float]]:
 
 
 @contextmanager
-def stage(name: str) -> Iterator[None]:
+def stage(name: str, share: list[float] | None = None) -> Iterator[None]:
     """Time the block under `name`, and show it on stderr once it takes longer than two seconds.
 
-    Nothing is shown where stderr is not a terminal.
+    `share` holds how much of it is done, from 0 to 1, where that is known. Nothing is shown where stderr is not a
+    terminal.
     """
     start = time.perf_counter()
     done = threading.Event()
-    shown = _show(name, start, done) if sys.stderr is not None and sys.stderr.isatty() else None
+    shown = _show(name, start, done, share) if sys.stderr is not None and sys.stderr.isatty() else None
     _running.append(name)
     try:
         yield
@@ -56,13 +57,30 @@ def stage(name: str) -> Iterator[None]:
             seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def _show(name: str, start: float, done: threading.Event) -> threading.Thread:
+@contextmanager
+def counter(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A stage that counts: what is yielded is called with how much is done, and of how much.
+
+    >>> with counter("profile") as count:
+    ...     count(1, 2)
+    """
+    share = [0.0]
+
+    def count(done: int, total: int) -> None:
+        share[0] = done / max(total, 1)
+
+    with stage(name, share):
+        yield count
+
+
+def _show(name: str, start: float, done: threading.Event, share: list[float] | None) -> threading.Thread:
     def draw() -> None:
         wait, drawn = PATIENCE, False
         while not done.wait(wait):
             wait = 0.5
             if _running and _running[-1] == name:
-                sys.stderr.write(f"\r\033[K{name} … {time.perf_counter() - start:.0f} s")
+                part = f"{share[0]:.0%}, " if share else ""
+                sys.stderr.write(f"\r\033[K{name} … {part}{time.perf_counter() - start:.0f} s")
                 sys.stderr.flush()
                 drawn = True
         if drawn:

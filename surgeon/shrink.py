@@ -8,19 +8,19 @@ from typing import Any, Literal
 
 from torch import nn
 
-from surgeon.allocation import Keep, allocate, check_ratio
+from surgeon.allocation import allocate, check_ratio
+from surgeon.analysis import analyse
+from surgeon.clock import Clock, Device, Timing, check_device, check_request
 from surgeon.cost import Cost
-from surgeon.coupling import Groups, couple
-from surgeon.errors import InvalidArgument
+from surgeon.coupling import Groups
 from surgeon.importance import Criterion, check_finite, score
-from surgeon.inputs import infer
+from surgeon.limits import Keep
 from surgeon.plan import Plan, attach, choose
 from surgeon.progress import collect, stage
 from surgeon.replay import carry_out
 from surgeon.report import Change, Report
-from surgeon.select import Ignored, ignoring
+from surgeon.select import Ignored
 from surgeon.surgery import Operation
-from surgeon.trace import normalise_inputs, trace_inputs, with_train_only
 from surgeon.verify import Certificate
 
 Form = Literal["auto", "module", "graph"]
@@ -32,12 +32,14 @@ class _Decision:
     plan: Plan
     keep: dict[int, Any]
     cost: Cost
+    timing: Timing | None = None
 
 
 def shrink(
     model: nn.Module,
-    ratio: float,
+    ratio: float | None = None,
     *,
+    latency_ms: float | None = None,
     example_inputs: Any = None,
     budget: str = "macs",
     ignore: Ignored | Iterable[Ignored] = (),
@@ -46,6 +48,9 @@ def shrink(
     importance: str | Criterion = "magnitude",
     scope: str = "global",
     seed: int = 0,
+    device: Device = None,
+    threads: int | None = None,
+    max_params: int | None = None,
     form: Form = "auto",
     return_report: bool = False,
 ) -> Any:
@@ -54,9 +59,12 @@ def shrink(
     Args:
         model: any module that `torch.export` can trace; it is left as it is.
         ratio: the share of the budget to remove, at least 0 and less than 1.
+        latency_ms: instead of a ratio, the milliseconds that the result may take on `device`.
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
             safe.
-        budget: "macs", "params", or "channels" (that share of every group's units).
+        budget: "macs", "params", "channels" (that share of every group's units), or "latency": the share of the
+            milliseconds of one run in onnxruntime, one sample where the batch is free. Widths are chosen by what the
+            operators were measured to take, the result is measured, and the widths are corrected once.
         ignore: module names, globs, modules or parameters to leave alone.
         keep: what is left of a group at least: a share (float) or a width (int), for all groups or by glob of names.
         align: widths are multiples of it; by default 16 where a group is at least 32 wide, less below. 1 switches it
@@ -64,6 +72,10 @@ def shrink(
         importance: the name of a criterion, or a function like those in `surgeon.importance`.
         scope: "global" compares groups with one another, "local" takes the same share of each.
         seed: seeds the criteria that draw at random.
+        device: for a latency, the profile of the CPU where the model will run, or the file that it is in; by default
+            this CPU is profiled. On another CPU than this one nothing can be measured, only predicted.
+        threads: for a latency, onnxruntime's threads; by default the profile's, or 1.
+        max_params: for a latency, how many parameters the result may have beside.
         form: "module" or "graph" insists on the user's own class, or on a `torch.fx.GraphModule`.
         return_report: return `(slim, report)`.
 
@@ -85,19 +97,21 @@ def shrink(
     with collect() as seconds:
         made = decide(
             model, ratio, example_inputs=example_inputs, budget=budget, ignore=ignore, keep=keep, align=align,
-            importance=importance, scope=scope, seed=seed,
+            importance=importance, scope=scope, seed=seed, latency_ms=latency_ms, device=device, threads=threads,
+            max_params=max_params,
         )
         operation, certificate = carry_out(model, made.groups, made.keep, form)
         attach(operation.module, made.plan)
     if not return_report:
         return operation.module
-    return operation.module, _report(model, made, operation, certificate, budget, float(ratio), seconds)
+    return operation.module, _report(model, made, operation, certificate, seconds)
 
 
 def plan(
     model: nn.Module,
-    ratio: float,
+    ratio: float | None = None,
     *,
+    latency_ms: float | None = None,
     example_inputs: Any = None,
     budget: str = "macs",
     ignore: Ignored | Iterable[Ignored] = (),
@@ -106,6 +120,9 @@ def plan(
     importance: str | Criterion = "magnitude",
     scope: str = "global",
     seed: int = 0,
+    device: Device = None,
+    threads: int | None = None,
+    max_params: int | None = None,
 ) -> Plan:
     """What `shrink` would remove, without touching a weight. Arguments and errors are those of `shrink`.
 
@@ -117,7 +134,8 @@ def plan(
     """
     return decide(
         model, ratio, example_inputs=example_inputs, budget=budget, ignore=ignore, keep=keep, align=align,
-        importance=importance, scope=scope, seed=seed,
+        importance=importance, scope=scope, seed=seed, latency_ms=latency_ms, device=device, threads=threads,
+        max_params=max_params,
     ).plan
 
 
@@ -154,54 +172,63 @@ def verify(model: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any = 
     return plan.verify(model, slim, example_inputs)
 
 
-def analyse(model: nn.Module, example_inputs: Any, ignore: Ignored | Iterable[Ignored] = ()) -> Groups:
-    """Trace and couple, with progress."""
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    left_alone = ignoring(model, ignore)
-    with stage("trace"):
-        inputs = infer(model) if example_inputs is None else normalise_inputs(example_inputs)
-        graph = with_train_only(trace_inputs(model, inputs), model)
-    with stage("couple"):
-        return couple(graph, left_alone)
-
-
 def decide(
-    model: nn.Module, ratio: float, *, example_inputs: Any, budget: str, ignore: Ignored | Iterable[Ignored],
-    keep: Keep, align: int | None, importance: str | Criterion, scope: str, seed: int,
+    model: nn.Module, ratio: float | None, *, example_inputs: Any, budget: str, ignore: Ignored | Iterable[Ignored],
+    keep: Keep, align: int | None, importance: str | Criterion, scope: str, seed: int, latency_ms: float | None = None,
+    device: Device = None, threads: int | None = None, max_params: int | None = None,
 ) -> _Decision:
     """Which units stay."""
-    ratio = check_ratio(ratio)
+    check_request(ratio, latency_ms, budget)
+    share = check_ratio(ratio) if ratio is not None else None
+    timed = budget == "latency" or latency_ms is not None
+    check_device(timed, align=align, scope=scope, device=device, threads=threads, max_params=max_params)
     groups = analyse(model, example_inputs, ignore)
     check_finite(groups.graph)
+    name = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")
     with stage("plan"):
         cost = Cost(groups)
         scores = score(groups, importance, seed)
-        widths = allocate(groups, scores, cost, budget=budget, ratio=ratio, scope=scope, align=align, keep=keep)
+    if timed:
+        clock = Clock(model, groups, cost, device, threads)
+        kept, timing = clock.decide(scores, latency_ms, share, keep, max_params)
+        settings = {
+            "ratio": share, "budget": "latency", "latency_ms": latency_ms, "device": timing.device,
+            "threads": timing.threads, "max_params": max_params, "importance": name, "seed": seed,
+        }
+        return _Decision(groups, Plan.of(groups, kept, settings, model=model), kept, cost, timing)
+    with stage("plan"):
+        assert share is not None  # check_request has seen to that
+        widths = allocate(groups, scores, cost, budget=budget, ratio=share, scope=scope, align=align, keep=keep)
         kept = choose(groups, scores, widths)
-        name = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")
-        settings = {"ratio": ratio, "budget": budget, "scope": scope, "align": align, "importance": name, "seed": seed}
+        settings = {"ratio": share, "budget": budget, "scope": scope, "align": align, "importance": name, "seed": seed}
         return _Decision(groups, Plan.of(groups, kept, settings, model=model), kept, cost)
 
 
 def _report(
-    model: nn.Module, made: _Decision, operation: Operation, certificate: Certificate, budget: str, ratio: float,
-    seconds: dict[str, float],
+    model: nn.Module, made: _Decision, operation: Operation, certificate: Certificate, seconds: dict[str, float]
 ) -> Report:
     full = {group.leaf.id: group.size for group in made.groups}
     widths = {leaf: len(kept) for leaf, kept in made.keep.items()}
-    before, after = made.cost.of(budget)(full), made.cost.of(budget)(widths)
+    budget = str(made.plan.settings["budget"])
+    if made.timing is not None:
+        timing = made.timing
+        after = timing.measured if timing.measured is not None else timing.predicted
+        requested, reached = 1 - timing.requested / timing.base, 1 - after / timing.base
+    else:
+        before, after = made.cost.of(budget)(full), made.cost.of(budget)(widths)
+        requested, reached = float(made.plan.settings["ratio"]), 1 - after / before if before else 0.0
     return Report(
         model=type(model).__name__,
         form="module" if operation.form == "module" else "graph",
         form_reason=operation.reason,
         budget=budget,
-        requested=ratio,
-        reached=1 - after / before if before else 0.0,
+        requested=requested,
+        reached=reached,
         macs=Change(round(made.cost.macs(full)), round(made.cost.macs(widths))),
         params=Change(made.cost.params(full), made.cost.params(widths)),
         groups={g.name: Change(g.size, widths.get(g.leaf.id, g.size)) for g in made.groups},
         pinned=made.groups.pinned,
         certificate=certificate,
+        latency=made.timing,
         seconds=dict(seconds),
     )

@@ -16,6 +16,7 @@ MAX_LINES = 400
 RANKS = {
     "errors": 0,
     "axes": 1,
+    "architecture": 1,
     "files": 1,
     "progress": 1,
     "functional": 1,
@@ -27,6 +28,7 @@ RANKS = {
     "select": 3,
     "signature": 3,
     "coupling": 4,
+    "analysis": 5,
     "importance/": 5,
     "cost": 5,
     "ladder": 6,
@@ -41,12 +43,14 @@ RANKS = {
     "plan": 9,
     "report": 9,
     "storage": 10,
-    "shrink": 11,
-    "__init__": 12,
-    "sources": 12,
-    "demo": 13,
-    "cli": 14,
-    "__main__": 15,
+    "profiling": 10,
+    "clock": 11,
+    "shrink": 12,
+    "__init__": 13,
+    "sources": 13,
+    "demo": 14,
+    "cli": 15,
+    "__main__": 16,
 }
 
 # A package outside of surgeon, and the files of surgeon that may import it.

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surgeon.architecture import fingerprint
 from surgeon.coupling import Groups, couple
 from surgeon.errors import InvalidInputs, OutputError, PlanError
 from surgeon.importance import score
-from surgeon.plan import Cut, Plan, choose, fingerprint
+from surgeon.plan import Cut, Plan, choose
 from surgeon.signature import describe
 from surgeon.trace import trace
 
