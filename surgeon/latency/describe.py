@@ -15,6 +15,8 @@ from surgeon.latency.pointwise import POINTWISE
 from surgeon.latency.sizes import Sizes, name_of
 
 Arguments = Mapping[str, Any]
+#: Axes of a batch of images, the only tensors that may be stored in blocks of channels.
+IMAGE = 4
 
 
 @dataclass(frozen=True)
@@ -213,13 +215,26 @@ def _reduce(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     return Described("reduce", {"operator": operator, "axes": axes}, sizes.of(a["self"]), (a["self"],))
 
 
-def _free(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
-    """A tensor's shape is a note beside its values."""
-    return None
+@kind("cat")
+def _concat(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    """Images side by side may be in blocks: then the channels of each count."""
+    parts = a["tensors"]
+    if len(sizes.plain(node)) != IMAGE or int(a["dim"]) % IMAGE != 1:
+        return UNKNOWN
+    channels = [sizes.of(part)[1] for part in parts]
+    return Described("concat", {}, (product_of(sizes.of(node)), *channels), tuple(parts))
 
 
-for _name in ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "sym_size", "to"):
-    DESCRIBE[_name] = _free
+@kind("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view")
+def _view(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    """A tensor's shape is a note beside its values; but one in blocks is brought out of them first."""
+    return Described("view", {}, (), (a["self"],)) if len(sizes.plain(a["self"])) == IMAGE else None
+
+
+@kind("slice", "expand")
+def _part(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    """What hands on all of a tensor is left out of the file."""
+    return None if sizes.plain(a["self"]) == sizes.plain(node) else UNKNOWN
 
 
 def _pointwise(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:

@@ -3,28 +3,62 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
-from surgeon.cost import Cost
+from surgeon.cost import Cost, Terms
 from surgeon.coupling import Groups
 from surgeon.device.profile import Profile
 from surgeon.errors import ProfileError
 from surgeon.latency.factors import Factor
 from surgeon.latency.operators import Operator, operators
-from surgeon.latency.paths import Paths, result_sizes
-from surgeon.latency.sampling import COLD, COLD_WEIGHT, CURVES, REORDERS, corners, direct, evaluate, sizes_at, variable
-from surgeon.latency.surface import Surface, through
-from surgeon.latency.tiny import BLOCKS, weight_bytes
+from surgeon.latency.paths import DECIDED, STANDING, Path, Paths
+from surgeon.latency.sampling import (
+    COLD,
+    COLD_WEIGHT,
+    CURVE_OF,
+    CURVES,
+    REORDERS,
+    corners,
+    direct,
+    evaluate,
+    sizes_at,
+    variable,
+)
+from surgeon.latency.sizes import at_one, leaves_of, source
+from surgeon.latency.steps import fast_widths
+from surgeon.latency.surface import through
+from surgeon.latency.tiny import weight_bytes
 
+#: Milliseconds at an operator's sizes, which may be arrays that broadcast.
 Time = Callable[[Sequence[Any]], np.ndarray]
 
-#: Fast widths of a group that are looked at: a wider group is looked at in larger steps.
-MOST_STEPS = 48
+
+@dataclass(frozen=True)
+class _Times:
+    """An operator's milliseconds on blocks, and beside them where that differs; whether it can work on blocks, and
+    hands its result on in them then."""
+
+    fast: Time
+    slow: Time | None = None
+    blocked: bool = True
+    ends: bool = True
+
+    def on(self, fast: bool) -> Time:
+        return self.fast if fast or self.slow is None else self.slow
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A tensor that is brought into blocks, or out of them, for an operator."""
+
+    label: str
+    shape: tuple[Terms, ...]
 
 
 class Latency:
@@ -33,22 +67,28 @@ class Latency:
     It is a sum over the operators, each at the sizes that the widths give it and by the path that it takes there (on
     channels in blocks, or not), of the changes of layout in between, and of what it takes to read weights that the
     rest of the model has pushed out of the caches. Where the profile holds what the model at full width was measured
-    to take (`Profile.models`), what is missing then is spread over them, half of it evenly and half by what they take:
-    a whole model finds less in the caches than an operator alone.
+    to take (`Profile.models`, by the fingerprint `model`), what is missing then is spread over them, half of it evenly
+    and half by what they take: a whole model finds less in the caches than an operator alone.
+
+    Raises `ProfileError` if the profile lacks a measurement that an operator needs.
     """
 
     def __init__(self, groups: Groups, profile: Profile, cost: Cost | None = None, model: str = "") -> None:
         self.cost = cost or Cost(groups)
         self.profile = profile
         self.sizes = dict(self.cost.sizes)
-        self.operators = operators(groups, self.cost)
         self.paths = Paths(profile)
+        self._shapes = _inputs(groups)
+        found = operators(groups, self.cost)
+        may = {operator.writes for operator in found if operator.kind in (*DECIDED, *STANDING, "concat")}
+        self.operators = [o for o in found if o.kind != "view" or o.reads[0] in may]
+        self._handed_on = [source(node) for node in groups.graph.output.all_input_nodes]
         self._times = [self._time(operator) for operator in self.operators]
         self._cold = self._cold_curve()
         self.scale, self.each = 1.0, 0.0
         measured = profile.models.get(model, {}).get("ms")
-        if measured:
-            alone = self.ms({})
+        alone = self.ms({}) if measured else 0.0
+        if measured and alone:
             missing = max(0.0, measured - alone) / 2
             self.scale = (measured - missing) / alone
             self.each = missing / len(self.shares({}))
@@ -62,38 +102,71 @@ class Latency:
         full = {**self.sizes, **widths}
         rate = self._rate(full)
         found = []
-        layouts: dict[fx.Node, bool] = {}
-        changed: set[tuple[fx.Node, bool]] = set()
-        elements: dict[fx.Node, float] = {}
-        for operator, (fast, slow, ends) in zip(self.operators, self._times, strict=True):
-            dims = sizes_at(operator, full)
-            path = self.paths.of(operator, dims, [layouts.get(read, False) for read in operator.reads])
-            taken = slow if slow is not None and not path.fast else fast
-            found.append((operator.label, float(self._whole(operator, taken, dims, rate))))
-            for read, wants in zip(operator.reads, path.reads, strict=True):
-                has = layouts.get(read, False)
-                if has != wants and read in elements and (read, wants) not in changed:
-                    changed.add((read, wants))
-                    found.append((f"layout of {operator.label}", float(self._reorder(elements[read]))))
-            layouts[operator.writes] = path.writes and ends
-            elements[operator.writes] = self._elements(operator, full)
+        for operator, times, path, changes in self._walk(full):
+            for change in changes:
+                elements = math.prod(float(evaluate(terms, full)) for terms in change.shape)
+                found.append((change.label, float(self._reorder(elements))))
+            if times is not None:
+                dims = [evaluate(terms, full) for terms in operator.dims]
+                found.append((operator.label, float(self._whole(operator, times.on(path.fast), dims, rate))))
         return found
 
     @cached_property
     def factors(self) -> tuple[Factor, ...]:
-        """The same sum at `steps`, where every operator takes the path that it takes at full width."""
-        found = []
-        for operator, (fast, slow, _) in zip(self.operators, self._times, strict=True):
-            dims = sizes_at(operator, self.sizes)
-            path = self.paths.of(operator, dims, [True for _ in operator.reads])
-            taken = slow if slow is not None and not path.fast else fast
-            found.append(self._factor(operator.label, operator.leaves, operator.dims, self._with_cold(operator, taken)))
-        found += self._reorders
+        """The same sum, each operator by the path that its own sizes let it take; the changes of layout, and how many
+        weights push one another out of the caches, are those at full width."""
+        rate = self._rate(self.sizes)
+        found: list[Factor] = []
+        for operator, times, path, changes in self._walk(self.sizes):
+            found += (self._factor(c.label, c.shape, lambda dims: self._reorder(math.prod(dims))) for c in changes)
+            if times is not None:
+                found.append(self._factor(operator.label, operator.dims, self._own(operator, times, path, rate)))
         return tuple(found)
 
-    def _with_cold(self, operator: Operator, time: Time) -> Time:
-        rate = self._rate(self.sizes)
-        return lambda dims: self._whole(operator, time, dims, rate)
+    def _own(self, operator: Operator, times: _Times, path: Path, rate: float) -> Time:
+        """An operator's milliseconds by its sizes alone."""
+        if operator.kind not in DECIDED or times.slow is None:
+            return lambda dims: self._whole(operator, times.on(path.fast), dims, rate)
+
+        def time(dims: Sequence[Any]) -> np.ndarray:
+            fast, slow = (self._whole(operator, times.on(which), dims, rate) for which in (True, False))
+            return np.where(self.paths.fits(operator, dims), fast, slow)
+
+        return time
+
+    def _walk(
+        self, widths: Mapping[int, int]
+    ) -> Iterator[tuple[Operator, _Times | None, Path, list[_Change]]]:
+        """The operators in the order in which they run, with their paths and the changes of layout before each.
+
+        The last one may be what brings the model's results out of blocks; it and views have no time of their own.
+        """
+        layouts: dict[fx.Node, bool] = {}
+        changed: set[tuple[fx.Node, bool]] = set()
+        shapes = dict(self._shapes)
+
+        def changes(label: str, reads: Sequence[fx.Node], wanted: Sequence[bool]) -> list[_Change]:
+            found = []
+            for read, wants in zip(reads, wanted, strict=True):
+                if layouts.get(read, False) != wants and read in shapes and (read, wants) not in changed:
+                    changed.add((read, wants))
+                    found.append(_Change(f"layout of {label}", shapes[read]))
+            return found
+
+        for operator, times in zip(self.operators, self._times, strict=True):
+            plain = Path(False, (False,) * len(operator.reads), False)
+            path = plain
+            if times is not None and times.blocked:
+                dims = sizes_at(operator, widths)
+                path = self.paths.of(operator, dims, [layouts.get(read, False) for read in operator.reads])
+                if not times.ends:  # what follows it elementwise knows no blocks, nor do the tensors that this reads
+                    path = Path(path.fast, (path.reads[0], *(False for _ in path.reads[1:])), False)
+            yield operator, times, path, changes(operator.label, operator.reads, path.reads)
+            layouts[operator.writes] = path.writes
+            shapes[operator.writes] = operator.result
+        results = changes("the result", self._handed_on, [False for _ in self._handed_on])
+        if results:
+            yield operator, None, plain, results
 
     def _whole(self, operator: Operator, time: Time, dims: Sequence[Any], rate: float) -> Any:
         """Milliseconds of an operator inside the model: its own, and those for weights from memory at `rate`."""
@@ -102,12 +175,9 @@ class Latency:
 
     def _rate(self, widths: Mapping[int, int]) -> float:
         """Milliseconds a byte of weights, for as many bytes as the model has."""
-        sizes = (sizes_at(operator, widths) for operator in self.operators)
-        total = sum(
-            weight_bytes(operator.kind, dims, operator.static)
-            for operator, dims in zip(self.operators, sizes, strict=True)
-        )
-        return float(self._cold(total))
+        return float(self._cold(sum(
+            weight_bytes(operator.kind, sizes_at(operator, widths), operator.static) for operator in self.operators
+        )))
 
     def _cold_curve(self) -> Callable[[Any], np.ndarray]:
         """Milliseconds a byte of weights, by how many bytes are read from one use of a weight to the next."""
@@ -119,72 +189,40 @@ class Latency:
         ys = np.maximum.accumulate(np.array([us - found[0][1] for _, us in found])) / 1e3 / COLD_WEIGHT
         return lambda size: np.interp(size, xs, ys)
 
-    @cached_property
-    def _reorders(self) -> list[Factor]:
-        """The changes of layout at full width."""
-        found = []
-        layouts: dict[fx.Node, bool] = {}
-        changed: set[tuple[fx.Node, bool]] = set()
-        makers: dict[fx.Node, Operator] = {}
-        for operator, (_, _, ends) in zip(self.operators, self._times, strict=True):
-            dims = sizes_at(operator, self.sizes)
-            path = self.paths.of(operator, dims, [layouts.get(read, False) for read in operator.reads])
-            for read, wants in zip(operator.reads, path.reads, strict=True):
-                if layouts.get(read, False) != wants and read in makers and (read, wants) not in changed:
-                    changed.add((read, wants))
-                    shape = result_sizes(makers[read])
-                    leaves = tuple(sorted({leaf for terms in shape for part in terms for leaf in part}))
-                    time: Time = lambda dims: self._reorder(math.prod(dims))  # noqa: E731
-                    found.append(self._factor(f"layout of {operator.label}", leaves, shape, time))
-            layouts[operator.writes] = path.writes and ends
-            makers[operator.writes] = operator
-        return found
-
     def steps(self, leaf: int) -> tuple[int, ...]:
-        """The fast widths of a leaf, ascending: multiples that fill whole blocks wherever it is read, and the full."""
-        size = self.sizes[leaf]
-        grain = 1
-        for operator in self.operators:
-            for terms in operator.dims:
-                units = [factor for leaves, factor in terms.items() if leaf in leaves]
-                if not units:
-                    continue
-                inside = max(1, round(min(units)))
-                wanted = self.paths.grain(size * inside)
-                grain = math.lcm(grain, wanted // math.gcd(wanted, inside))
-        while grain > 1 and size // grain < 2:
-            grain //= 2
-        while size // grain > MOST_STEPS:
-            grain *= 2
-        return (*range(grain, size, grain), size)
+        """The fast widths of a leaf, ascending: those that fill whole blocks wherever it is read, and the full one."""
+        return fast_widths(leaf, self.sizes[leaf], self.operators, self.paths)
 
-    def _factor(self, label: str, leaves: tuple[int, ...], dims: Sequence[Any], time: Time) -> Factor:
+    def _factor(self, label: str, dims: Sequence[Terms], time: Time) -> Factor:
+        leaves = leaves_of(dims)
+
         def function(*widths: np.ndarray) -> np.ndarray:
             known = dict(zip(leaves, widths, strict=True))
             return time([evaluate(terms, known) for terms in dims])
 
         return Factor(label, leaves, function)
 
-    def _elements(self, operator: Operator, widths: Mapping[int, int]) -> float:
-        return float(math.prod(float(evaluate(terms, widths)) for terms in result_sizes(operator)))
-
-    def _time(self, operator: Operator) -> tuple[Time, Time | None, bool]:
-        """Milliseconds on the fast path and, where there is one, the slow path; and whether it ends in blocks."""
-        if operator.kind in CURVES:
-            return self._curve(operator.kind), None, False
+    def _time(self, operator: Operator) -> _Times | None:
+        if operator.kind == "view":
+            return None
+        if operator.kind in CURVE_OF:
+            return _Times(self._curve(CURVE_OF[operator.kind]))
         full = sizes_at(operator, self.sizes)
         places = variable(operator)
-        fast = {dims: self._sample(operator, dims) for dims in corners(operator, full, odd=False)}
-        blocked = all(sample.blocked for sample in fast.values())
-        block = max(1, self.profile.block) if blocked else 1
-        surface = through({dims: sample.us / 1e3 for dims, sample in fast.items()}, places, block)
-        ends = blocked and all(sample.ends_blocked for sample in fast.values())
-        slow: Surface | None = None
-        if blocked and operator.kind in (*BLOCKS, "pool") and places:
+        samples = {dims: self._sample(operator, dims) for dims in corners(operator, full, odd=False)}
+        known = {dims: sample.us / 1e3 for dims, sample in samples.items()}
+        if operator.kind not in DECIDED:
+            return _Times(through(known, places).at)
+        # the last corner is the widest: a narrow one may not fill a block
+        *_, widest = samples.values()
+        if not widest.blocked:
+            return _Times(through(known, places).at, blocked=False)
+        fast = self._with_few(operator, full, through(known, places, max(1, self.profile.block)).at)
+        slow = None
+        if places:
             odd = {dims: self._sample(operator, dims).us / 1e3 for dims in corners(operator, full, odd=True)}
-            slow = through(odd, places)
-        taken = self._with_few(operator, full, surface.at) if blocked else surface.at
-        return taken, slow.at if slow is not None else None, ends
+            slow = through(odd, places).at
+        return _Times(fast, slow, ends=widest.ends_blocked)
 
     def _with_few(self, operator: Operator, full: tuple[int, ...], time: Time) -> Time:
         """The time with the path for few channels in, where the device has one."""
@@ -243,3 +281,13 @@ def _line(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
     """Linear between the points, and on from the last two."""
     slope = (ys[-1] - ys[-2]) / (xs[-1] - xs[-2])
     return np.where(x > xs[-1], ys[-1] + slope * (x - xs[-1]), np.interp(x, xs, ys))
+
+
+def _inputs(groups: Groups) -> dict[fx.Node, tuple[Terms, ...]]:
+    """The sizes of the model's inputs."""
+    found: dict[fx.Node, tuple[Terms, ...]] = {}
+    for node in groups.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and isinstance(value, Tensor):
+            found[node] = tuple({(): float(at_one(size))} for size in value.shape)
+    return found

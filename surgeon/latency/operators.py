@@ -27,7 +27,8 @@ class Operator:
 
     `kind` and `static` say what it is at whatever widths, `dims` its sizes as polynomials in the leaves' widths.
     `reads` are the tensors that come in, in the order of the inputs of its tiny graph, `writes` is the node whose value
-    goes out.
+    goes out, and `result` that value's sizes. An operator of the kind "view" takes no time: it only asks for its tensor
+    in the plain layout.
     """
 
     label: str
@@ -36,6 +37,7 @@ class Operator:
     dims: tuple[Terms, ...] = field(repr=False)
     reads: tuple[fx.Node, ...]
     writes: fx.Node
+    result: tuple[Terms, ...] = field(repr=False)
 
     @cached_property
     def key(self) -> str:
@@ -72,5 +74,5 @@ def operators(groups: Groups, cost: Cost) -> list[Operator]:
         every = tuple(source(read) for read in reads)
         if any(read.op == "placeholder" for read in every):
             static["input"] = True
-        found.append(Operator(where(node), what.kind, static, what.dims, every, last))
+        found.append(Operator(where(node), what.kind, static, what.dims, every, last, sizes.of(last) or what.dims))
     return found

@@ -11,8 +11,9 @@ from surgeon.cost import Terms
 from surgeon.device.points import Point
 from surgeon.device.rules import Probe
 from surgeon.latency.builder import Builder
+from surgeon.latency.describe import IMAGE
 from surgeon.latency.operators import Operator
-from surgeon.latency.paths import IMAGE, STANDING, passes
+from surgeon.latency.paths import DECIDED, STANDING, passes
 from surgeon.latency.tiny import BLOCKS, FED, apply, masked, operand_shapes, positions, tiny, weight_bytes
 
 Dims = tuple[int, ...]
@@ -29,8 +30,9 @@ _MOST_COPIES = 16
 #: and their channels and spatial size.
 COLD = ((1, 8, 32, 128, 384), 256, 7)
 COLD_WEIGHT = 4 * COLD[1] ** 2
-# Kinds whose time is a curve over the number of elements, the same for all models.
+# What is a curve over the number of elements, or of operations, the same for all models; and the kinds on each.
 CURVES = {"copy": (4_000, 40_000, 400_000), "work": (1_000, 100_000)}
+CURVE_OF = {"copy": "copy", "concat": "copy", "work": "work"}
 # Tensors that are brought out of blocks and into them again: their elements, by their spatial sizes.
 REORDERS = tuple((size, FED * size * size) for size in (4, 14, 28, 56, 112))
 
@@ -99,18 +101,18 @@ def points(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Point
     found: dict[tuple[str, Dims], Point] = {}
     kinds = {operator.kind for operator in operators}
     for operator in operators:
-        if operator.kind in CURVES:
+        if operator.kind in CURVE_OF or operator.kind == "view":
             continue
         sizes = sizes_at(operator, full)
         variants = [*corners(operator, sizes, odd=False)]
-        if operator.kind in (*BLOCKS, "pool") and variable(operator):
+        if operator.kind in DECIDED and variable(operator):
             variants += [*corners(operator, sizes, odd=True), *direct(operator, sizes)]
         for dims in variants:
             if (operator.key, dims) not in found:
                 found[operator.key, dims] = point(operator.kind, operator.key, operator.static, dims)
-    for kind in CURVES.keys() & kinds:
-        for elements in CURVES[kind]:
-            found[kind, (elements,)] = point(kind, kind, {}, (elements,))
+    for curve in sorted({CURVE_OF[kind] for kind in kinds & CURVE_OF.keys()}):
+        for size in CURVES[curve]:
+            found[curve, (size,)] = point(curve, curve, {}, (size,))
     if kinds & BLOCKS:
         for size, elements in REORDERS:
             found["plain", (elements,)] = Point("plain", (elements,), _neg(size, between=False))

@@ -14,6 +14,10 @@ from surgeon.coupling import Groups
 IDENTITIES = {
     "clone", "contiguous", "dropout", "alias", "detach", "lift_fresh_copy", "feature_dropout", "alpha_dropout", "to",
 }
+# Operators that read nothing of a tensor but its shape.
+_MADE = {
+    "sym_size", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like",
+}
 
 
 class Sizes:
@@ -78,6 +82,8 @@ def _live(groups: Groups) -> set[fx.Node]:
     """The nodes whose value depends on the inputs: the others are constants, computed when the model is loaded."""
     live: set[fx.Node] = set()
     for node in groups.graph.nodes:
+        if name_of(node) in _MADE:
+            continue
         if node.op == "placeholder" or any(read in live for read in node.all_input_nodes):
             live.add(node)
     return live
