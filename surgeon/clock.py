@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -69,11 +68,16 @@ class Timing:
 
 
 class Clock:
-    """A model's latency on a device: predicted at any widths and, where the device is this one, measured."""
+    """A model's latency on a device: predicted at any widths and, where the device is this one, measured.
 
-    def __init__(self, model: nn.Module, groups: Groups, cost: Cost, device: Device, threads: int | None) -> None:
+    `folder` is where the models are put that are measured.
+    """
+
+    def __init__(
+        self, model: nn.Module, groups: Groups, cost: Cost, device: Device, threads: int | None, folder: Path
+    ) -> None:
         self._model, self._groups, self._cost = model, groups, cost
-        self._folder = tempfile.TemporaryDirectory()
+        self._folder = folder
         mark = fingerprint(model)
         if device is None:
             self.profile = profile_groups(model, groups, threads=threads or 1, base=self._base)
@@ -82,7 +86,9 @@ class Clock:
             self.profile = load_device(device, threads)
             self.here = not self.profile.warnings_here(threads)
             if self.here:
-                self.profile = profile_groups(model, groups, threads=self.profile.threads, known=self.profile, base=self._base)
+                given = self.profile
+                whole = None if "ms" in given.models.get(mark, {}) else self._base
+                self.profile = profile_groups(model, groups, threads=given.threads, known=given, base=whole)
         self.latency = Latency(groups, self.profile, cost, mark)
         self.base = self.latency.ms({})
         known = "ms" in self.profile.models.get(mark, {})
@@ -91,7 +97,7 @@ class Clock:
     @cached_property
     def _base(self) -> Path:
         """The whole model as ONNX."""
-        return export_groups(self._model, self._groups, Path(self._folder.name) / "base.onnx")
+        return export_groups(self._model, self._groups, self._folder / "base.onnx")
 
     def decide(
         self, scores: Mapping[int, np.ndarray], ms: float | None, ratio: float | None, keep: Keep, size: float | None
@@ -143,7 +149,7 @@ class Clock:
     def _measured(self, kept: Kept, timing: Timing, relative: bool) -> Timing:
         """With what the smaller model takes against the base, measured here and now."""
         slim = operate(self._model, self._groups, kept).module
-        path = export_groups(slim, self._groups, Path(self._folder.name) / "slim.onnx")
+        path = export_groups(slim, self._groups, self._folder / "slim.onnx")
         with stage("measure"):
             verdict = benchmark(self._base, path, threads=self.profile.threads, seconds=_SECONDS)
         if not relative:

@@ -87,6 +87,12 @@ def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = No
     Raises:
         InvalidArgument: `path` does not end in .pyz.
         OutputError: it can't be written.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 16, 3))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     kit(net, f"{folder}/kit.pyz", torch.randn(1, 16, 8, 8)).name
+    'kit.pyz'
     """
     if Path(path).suffix != ".pyz":
         raise InvalidArgument(f"path={str(path)!r}: a kit is a Python archive; let its name end in .pyz")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -39,7 +41,6 @@ def shrink(
     model: nn.Module,
     ratio: float | None = None,
     *,
-    latency_ms: float | None = None,
     example_inputs: Any = None,
     budget: str = "macs",
     ignore: Ignored | Iterable[Ignored] = (),
@@ -48,6 +49,7 @@ def shrink(
     importance: str | Criterion = "magnitude",
     scope: str = "global",
     seed: int = 0,
+    latency_ms: float | None = None,
     device: Device = None,
     threads: int | None = None,
     max_params: int | None = None,
@@ -59,7 +61,6 @@ def shrink(
     Args:
         model: any module that `torch.export` can trace; it is left as it is.
         ratio: the share of the budget to remove, at least 0 and less than 1.
-        latency_ms: instead of a ratio, the milliseconds that the result may take on `device`.
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
             safe.
         budget: "macs", "params", "channels" (that share of every group's units), or "latency": the share of the
@@ -72,6 +73,7 @@ def shrink(
         importance: the name of a criterion, or a function like those in `surgeon.importance`.
         scope: "global" compares groups with one another, "local" takes the same share of each.
         seed: seeds the criteria that draw at random.
+        latency_ms: instead of a ratio, the milliseconds that the result may take on `device`.
         device: for a latency, the profile of the CPU where the model will run, or the file that it is in; by default
             this CPU is profiled. On another CPU than this one nothing can be measured, only predicted.
         threads: for a latency, onnxruntime's threads; by default the profile's, or 1.
@@ -111,7 +113,6 @@ def plan(
     model: nn.Module,
     ratio: float | None = None,
     *,
-    latency_ms: float | None = None,
     example_inputs: Any = None,
     budget: str = "macs",
     ignore: Ignored | Iterable[Ignored] = (),
@@ -120,6 +121,7 @@ def plan(
     importance: str | Criterion = "magnitude",
     scope: str = "global",
     seed: int = 0,
+    latency_ms: float | None = None,
     device: Device = None,
     threads: int | None = None,
     max_params: int | None = None,
@@ -189,8 +191,9 @@ def decide(
         cost = Cost(groups)
         scores = score(groups, importance, seed)
     if timed:
-        clock = Clock(model, groups, cost, device, threads)
-        kept, timing = clock.decide(scores, latency_ms, share, keep, max_params)
+        with tempfile.TemporaryDirectory() as folder:
+            clock = Clock(model, groups, cost, device, threads, Path(folder))
+            kept, timing = clock.decide(scores, latency_ms, share, keep, max_params)
         settings = {
             "ratio": share, "budget": "latency", "latency_ms": latency_ms, "device": timing.device,
             "threads": timing.threads, "max_params": max_params, "importance": name, "seed": seed,

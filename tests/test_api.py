@@ -12,10 +12,13 @@ import pytest
 import surgeon
 
 NAMES = """
-Certificate ExportReport Plan Report SurgeonError Verdict benchmark export inspect load plan save shrink verify
+Certificate ExportReport Plan Profile Quantized Report SurgeonError Timing Verdict
+benchmark export inspect kit load plan profile quantize save shrink verify
 """.split()
 
-DECISIONS = "model ratio example_inputs budget ignore keep align importance scope seed"
+DECISIONS = (
+    "model ratio example_inputs budget ignore keep align importance scope seed latency_ms device threads max_params"
+)
 
 # Arguments in their order; those after * are given by name.
 SIGNATURES = {
@@ -29,13 +32,17 @@ SIGNATURES = {
     "Plan.save": "self path",
     "Plan.load": "path",
     "Plan.verify": "self model slim example_inputs",
+    "Plan.align": "self profile model example_inputs",
+    "profile": "model example_inputs * threads path",
+    "kit": "model path example_inputs",
 }
-FIRST = {"export": "model path", "benchmark": "base_path slim_path"}
-BY_NAME = {"export": "example_inputs", "benchmark": "threads"}
+FIRST = {"export": "model path", "benchmark": "base_path slim_path", "quantize": "model calibration"}
+BY_NAME = {"export": "example_inputs", "benchmark": "threads", "quantize": "path"}
 
 DEFAULTS = {
     "example_inputs": None, "budget": "macs", "ignore": (), "keep": None, "align": None, "importance": "magnitude",
-    "scope": "global", "seed": 0, "form": "auto", "return_report": False,
+    "scope": "global", "seed": 0, "form": "auto", "return_report": False, "ratio": None, "latency_ms": None,
+    "device": None, "threads": None, "max_params": None,
 }
 
 

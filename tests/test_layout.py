@@ -49,8 +49,10 @@ RANKS = {
     "__init__": 13,
     "sources": 13,
     "demo": 14,
-    "cli": 15,
-    "__main__": 16,
+    "options": 15,
+    "cli_device": 16,
+    "cli": 17,
+    "__main__": 18,
 }
 
 # A package outside of surgeon, and the files of surgeon that may import it.

@@ -84,7 +84,7 @@ def quantize(
     model: nn.Module | str | os.PathLike[str],
     calibration: Iterable[object] | None = None,
     *,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     example_inputs: Any = None,
     base: str | os.PathLike[str] | None = None,
     kind: Kind = "auto",
@@ -107,7 +107,8 @@ def quantize(
         model: a module, which is exported first, or an ONNX file.
         calibration: unlabeled batches, read once, of which every other one is held back to judge accuracy by.
             Without it only "dynamic" is possible, judged on random inputs.
-        path: where to write, the whole or nothing.
+        path: where to write, the whole or nothing; by default NAME.int8.onnx beside a file NAME.onnx, and for a module
+            int8.onnx in the current folder.
         example_inputs: of a module, by default two rows of the first batch of calibration.
         base: an ONNX file, of the unpruned model say, that the result is measured against too.
         kind: "static", "dynamic", or "auto", which tries what applies and keeps the best.
@@ -131,7 +132,7 @@ def quantize(
     True
     """
     _check(kind, judge, agreement, deviation, samples, calibration)
-    target = Path(path)
+    target = Path(path) if path is not None else _beside(model)
     with replace_beside(target) as scratch, tempfile.TemporaryDirectory(prefix="surgeon-int8-") as made:
         folder = Path(made)
         given = None if calibration is None else batches(calibration)
@@ -178,6 +179,10 @@ def quantize(
     return Quantized(
         target, accepted, reason, str(best or ""), accuracy, verdict, overall, sizes[0], sizes[1], tried, tuple(notes)
     )
+
+
+def _beside(model: nn.Module | str | os.PathLike[str]) -> Path:
+    return Path("int8.onnx") if isinstance(model, nn.Module) else Path(model).with_suffix(".int8.onnx")
 
 
 def _check(

@@ -1,0 +1,107 @@
+"""The commands about the device: profile it, carry a kit to it, measure, quantise, and draw what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from surgeon.options import Pretrained, Seed, Shape, Spec, Threads, load, reported
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this file to the command line."""
+    for command in (profile, kit, bench, quantize, report):
+        app.command()(reported()(command))
+
+
+def profile(
+    spec: Spec,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="FILE", help="The profile; one that is there is resumed.")
+    ],
+    threads: Threads = 1,
+    shape: Shape = None,
+    pretrained: Pretrained = False,
+    seed: Seed = 0,
+) -> None:
+    """Measure what this CPU takes for a model's operators; `shrink --device FILE` chooses widths by it."""
+    import surgeon
+
+    model, inputs = load(spec, shape or [], pretrained, seed)
+    print(f"{out}: {surgeon.profile(model, inputs, threads=threads, path=out)}")
+
+
+def kit(
+    spec: Spec,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.pyz", help="The file to copy to the device.")],
+    shape: Shape = None,
+    pretrained: Pretrained = False,
+    seed: Seed = 0,
+) -> None:
+    """Write one file that measures a model's operators on a device with Python, numpy and onnxruntime alone."""
+    import surgeon
+
+    model, inputs = load(spec, shape or [], pretrained, seed)
+    made = surgeon.kit(model, out, inputs)
+    print(f"{made}: run `python {made.name} -o device.json` on the device, then `surgeon shrink --device device.json`")
+
+
+def bench(
+    base: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    slim: Annotated[Path, typer.Argument(help="Another one, with the same inputs.")],
+    threads: Threads = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure two ONNX files against each other: the ratio, its interval, a verdict, and what slowed one down."""
+    import surgeon
+
+    verdict = surgeon.benchmark(base, slim, threads=threads)
+    print(verdict.to_json() if json else verdict)
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(help="A float32 ONNX file.")],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="NPY", help="Unlabeled inputs, (rows, …), as numpy saves them; without it, only dynamic."),
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write.")] = Path("int8.onnx"),
+    base: Annotated[Path | None, typer.Option(help="An ONNX file to measure the result against too.")] = None,
+    threads: Threads = 1,
+) -> None:
+    """Write a model in int8 where that is measured faster and accurate enough; else float32 is kept."""
+    import surgeon
+
+    batches = None if calibration is None else _rows(calibration)
+    print(surgeon.quantize(model, batches, path=out, base=base, threads=threads))
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `surgeon shrink` wrote.")],
+    threads: Threads = 1,
+) -> None:
+    """Draw a folder's report: one HTML page and pictures of where the time went, before and after."""
+    from surgeon.deploy.page import write_page
+
+    for path in write_page(folder, threads=threads):
+        print(path)
+
+
+def _rows(path: Path) -> list[object]:
+    """The rows of a numpy file, in batches."""
+    import numpy as np
+
+    from surgeon.errors import InvalidArgument
+
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"{path} can't be read as a numpy array: {error}") from error
+    if not isinstance(rows, np.ndarray) or not rows.ndim or not len(rows):
+        raise InvalidArgument(f"{path} holds no rows; save an array of inputs with numpy.save")
+    return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+
+
+_BATCH = 32
