@@ -178,30 +178,41 @@ def _transpose(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
 _FUSES_TRANSPOSE = {"matmul", "bmm", "mm"}
 
 
-@kind("max_pool2d", "avg_pool2d", "max_pool1d", "avg_pool1d")
+@kind("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
 def _pool(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     x, given, out = sizes.of(a["self"]), sizes.plain(a["self"]), sizes.plain(node)
-    kernel = _each(a["kernel_size"], len(_each(a["kernel_size"], 1)))
     rank = int(name_of(node)[-2])
     if len(given) != rank + 2:
         return UNKNOWN
     kernel = _each(a["kernel_size"], rank)
-    static = {
-        "operator": "MaxPool" if name_of(node).startswith("max") else "AveragePool",
-        "kernel": kernel, "stride": _each(a["stride"] or kernel, rank), "pads": _each(a["padding"], rank) * 2,
-        "dilation": _each(a.get("dilation", 1), rank), "ceil": bool(a["ceil_mode"]), "batch": given[0],
-        "spatial": list(given[2:]), "out": list(out[2:]),
+    static = _pooling("MaxPool" if name_of(node).startswith("max") else "AveragePool", given, out[2:], kernel)
+    static |= {
+        "stride": _each(a["stride"] or kernel, rank), "pads": _each(a["padding"], rank) * 2,
+        "dilation": _each(a.get("dilation", 1), rank), "ceil": bool(a["ceil_mode"]),
     }
     return Described("pool", static, (x[1],), (a["self"],))
+
+
+def _pooling(operator: str, given: Sequence[int], out: Sequence[int], kernel: list[int]) -> dict[str, Any]:
+    """The settings of a pooling of windows side by side."""
+    rank = len(kernel)
+    return {
+        "operator": operator, "kernel": kernel, "stride": kernel, "pads": [0] * 2 * rank, "dilation": [1] * rank,
+        "ceil": False, "batch": given[0], "spatial": list(given[2:]), "out": list(out),
+    }
 
 
 @kind("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
 def _adaptive(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     rank = int(name_of(node)[-2])
-    if any(size != 1 for size in sizes.plain(node)[-rank:]):
-        return UNKNOWN
-    static = {"operator": "ReduceMean", "axes": list(range(-rank, 0))}
-    return Described("reduce", static, sizes.of(a["self"]), (a["self"],))
+    x, given, out = sizes.of(a["self"]), sizes.plain(a["self"])[-rank:], sizes.plain(node)[-rank:]
+    if any(size != 1 for size in out):
+        if len(x) != rank + 2 or any(size % part for size, part in zip(given, out, strict=True)):
+            return UNKNOWN
+        kernel = [size // part for size, part in zip(given, out, strict=True)]
+        static = _pooling("AveragePool", sizes.plain(a["self"]), out, kernel)
+        return Described("pool", static, (x[1],), (a["self"],))
+    return Described("reduce", {"operator": "ReduceMean", "axes": list(range(-rank, 0))}, x, (a["self"],))
 
 
 @kind("mean", "sum", "amax", "amin")

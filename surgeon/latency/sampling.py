@@ -23,6 +23,10 @@ INPUT_FLUSH = 8 << 20
 #: Channels in of a convolution that reads the plain layout and writes blocks, where a device has that path.
 FEW_CHANNELS = (3, 7, 13)
 _MAY_GET_FEW = 128
+# More channels than any such path takes, and odd.
+_NOT_FEW = 17
+# As many channels as the widest blocks hold, and what channels should be a multiple of to be stored in any.
+_BLOCK, _ROUND = 16, 8
 # An operator of fewer multiply-accumulate operations is too short for the clock, alone.
 _SHORT = 400_000
 _MOST_COPIES = 16
@@ -59,14 +63,20 @@ def variable(operator: Operator) -> tuple[int, ...]:
 
 
 def corners(operator: Operator, full: Dims, odd: bool) -> Iterator[Dims]:
-    """The sizes at which the operator is measured: each variable size low and high.
+    """The sizes at which the operator is measured: each variable size low and high, all of them high the last.
 
-    With `odd` they are one off, so that they are multiples of nothing that a fast layout could ask for.
+    With `odd` they are multiples of nothing that a fast layout could ask for; without it, what could be in blocks is.
     """
     places = variable(operator)
-    choices = [(low(full[place]), full[place]) for place in places]
-    if odd:
-        choices = [(a + 1, max(b - 1 + b % 2, a + 3)) for a, b in choices]
+    choices = []
+    for place in places:
+        a, b = low(full[place]), full[place]
+        if odd:
+            a = max(a + 1, _NOT_FEW) if operator.kind == "conv" and place == 0 else a + 1
+            b = max(b - 1 + b % 2, a + 2)
+        elif operator.kind in DECIDED and b > _ROUND:
+            b -= b % _ROUND
+        choices.append((a, b))
     for chosen in itertools.product(*map(dict.fromkeys, choices)):
         dims = list(full)
         for place, size in zip(places, chosen, strict=True):
@@ -84,12 +94,12 @@ def direct(operator: Operator, full: Dims) -> Iterator[Dims]:
 
 
 def low(size: int) -> int:
-    """The low corner of a size: about a third of it, and as round as that allows.
+    """The low corner of a size: about a third of it, and as round as that allows; if need be more, to fill a block.
 
-    >>> [low(size) for size in (512, 96, 24, 6, 1)]
-    [160, 32, 8, 2, 1]
+    >>> [low(size) for size in (512, 96, 32, 18, 6, 1)]
+    [160, 32, 16, 4, 2, 1]
     """
-    third = max(1, size // 3)
+    third = max(1, size // 3, _BLOCK if size >= 3 * _BLOCK // 2 else 1)
     grain = max((grain for grain in (32, 16, 8, 4, 2, 1) if grain <= third), default=1)
     return third // grain * grain
 
