@@ -79,13 +79,17 @@ def quantize(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `surgeon shrink` wrote.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `surgeon shrink` wrote; the page goes there.")],
+    others: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FOLDER]...", help="The same model at other latencies: asked for against measured."),
+    ] = None,
     threads: Threads = 1,
 ) -> None:
     """Draw a folder's report: one HTML page and pictures of where the time went, before and after."""
     from surgeon.deploy.page import write_page
 
-    for path in write_page(folder, threads=threads):
+    for path in write_page(folder, others=others or (), threads=threads):
         print(path)
 
 

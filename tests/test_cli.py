@@ -262,7 +262,7 @@ def test_python_runs_the_package() -> None:
 
 def test_help_names_the_commands() -> None:
     text = good("--help")
-    assert all(name in text for name in ("demo", "shrink", "inspect", "apply", "verify", "bench"))
+    assert all(name in text for name in ("demo", "shrink", "inspect", "apply", "verify", "bench", "profile", "kit"))
 
 
 # the spec, the class of the model, the shapes of the inputs that the source knows

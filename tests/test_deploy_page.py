@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -126,10 +127,12 @@ def test_the_page_stands_alone(folder: Path) -> None:
 
 
 @needs_plot
-def test_latency_against_the_budget(folder: Path) -> None:
-    points = [{"requested": 2.0, "measured": 2.1, "predicted": 1.9}, {"requested": 1.0, "measured": 0.9}]
-    change(folder, points=points)
-    written = write_page(folder, runs=3)
+def test_latency_against_the_budget(folder: Path, tmp_path: Path) -> None:
+    change(folder, latency={"requested": 2.0, "measured": 2.1, "predicted": 1.9})
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    change(other, latency={"requested": 1.0, "measured": 0.9, "predicted": 1.0})
+    written = write_page(folder, others=[other], runs=3)
     assert written[-1].name == "budget.png" and written[-1].read_bytes().startswith(b"\x89PNG")
     assert "Latency against the budget" in Reader(written[0].read_text()).text
 

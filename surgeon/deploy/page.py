@@ -47,15 +47,17 @@ class _Section:
 def write_page(
     folder: StrPath,
     *,
+    others: Sequence[StrPath] = (),
     accuracy: Mapping[str, float] | None = None,
     threads: int = 1,
     runs: int = 30,
 ) -> tuple[Path, ...]:
-    """Write report.html, latency.png, widths.png and, where the report holds several points, budget.png to `folder`.
+    """Write report.html, latency.png, widths.png and, where there are several latencies, budget.png to `folder`.
 
     `folder` is what `surgeon shrink -o` wrote: report.json, and base.onnx and slim.onnx, whose operators are timed by
     onnxruntime's profiler (`runs` runs with `threads` threads) and scaled to the latency that the report measured.
-    `accuracy` is shown by its names, shares from 0 to 1; by default the report's own, if it has any. The page holds
+    `others` are further folders of the same model, cut to other latencies: what was measured is drawn over what was
+    asked for. `accuracy` is shown by its names, shares from 0 to 1; by default the report's own, if it has any. The page holds
     its pictures and refers to nothing outside.
 
     Returns the paths of the files.
@@ -68,7 +70,8 @@ def write_page(
     figures.need_matplotlib()
     place = Path(folder)
     report = _read(place / "report.json")
-    pictures = _pictures(place, report, threads, runs)
+    reports = [report, *(_read(Path(other) / "report.json") for other in others)]
+    pictures = _pictures(place, report, _points(reports), threads, runs)
     page = _page(report, pictures, accuracy if accuracy is not None else report.get("accuracy") or {})
     with replace_many(place) as scratch:
         (scratch / PAGE).write_text(page, encoding="utf-8")
@@ -94,7 +97,17 @@ def _read(path: Path) -> dict[str, Any]:
     return report
 
 
-def _pictures(folder: Path, report: Mapping[str, Any], threads: int, runs: int) -> dict[str, Any]:
+def _points(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """What each report asked of the clock and what was measured, where something was."""
+    found = [report.get("latency") or {} for report in reports]
+    names = ("requested", "measured", "predicted")
+    points = [{name: float(each[name]) for name in names} for each in found if each.get("measured")]
+    return sorted(points, key=lambda point: point["requested"])
+
+
+def _pictures(
+    folder: Path, report: Mapping[str, Any], points: Sequence[Mapping[str, float]], threads: int, runs: int
+) -> dict[str, Any]:
     pictures: dict[str, Any] = {}
     files = folder / "base.onnx", folder / "slim.onnx"
     if all(file.is_file() for file in files):
@@ -109,7 +122,7 @@ def _pictures(folder: Path, report: Mapping[str, Any], threads: int, runs: int) 
     groups = {name: (pair["before"], pair["after"]) for name, pair in report["groups"].items()}
     if any(before != after for before, after in groups.values()):
         pictures["widths"] = figures.widths(groups)
-    if len(points := report.get("points") or ()) > 1:
+    if len(points) > 1:
         pictures["budget"] = figures.budgets(points)
     return pictures
 
