@@ -146,6 +146,17 @@ def _layer_norm(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     return Described("layer_norm", {}, (product_of(x[:-taken]), product_of(x[-taken:])), (a["input"],))
 
 
+@kind("group_norm", "instance_norm")
+def _group_norm(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    """The statistics of each group, or of each channel, as those of a LayerNorm's rows."""
+    x = sizes.of(a["input"])
+    if name_of(node) == "instance_norm":
+        return Described("layer_norm", {}, (product_of(x[:2]), product_of(x[2:])), (a["input"],))
+    groups = float(a["num_groups"])
+    rows = product_of([x[0], {(): groups}])
+    return Described("layer_norm", {}, (rows, product_of([*x[1:], {(): 1 / groups}])), (a["input"],))
+
+
 @kind("batch_norm")
 def _batch_norm(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     return Described("batch_norm", {}, sizes.of(node), (a["input"],), chained=True)
@@ -215,15 +226,21 @@ def _adaptive(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     return Described("reduce", {"operator": "ReduceMean", "axes": list(range(-rank, 0))}, x, (a["self"],))
 
 
-@kind("mean", "sum", "amax", "amin")
+_REDUCTIONS = {
+    "mean": "ReduceMean", "sum": "ReduceSum", "amax": "ReduceMax", "amin": "ReduceMin",
+    "linalg_vector_norm": "ReduceL2",
+}
+
+
+@kind("mean", "sum", "amax", "amin", "linalg_vector_norm")
 def _reduce(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     rank = len(sizes.plain(a["self"]))
     if a.get("dim") in (None, []):
         axes = list(range(-rank, 0))
     else:
         axes = sorted(int(dim) % rank - rank for dim in ([a["dim"]] if isinstance(a["dim"], int) else a["dim"]))
-    operator = {"mean": "ReduceMean", "sum": "ReduceSum", "amax": "ReduceMax", "amin": "ReduceMin"}[name_of(node)]
-    return Described("reduce", {"operator": operator, "axes": axes}, sizes.of(a["self"]), (a["self"],))
+    static = {"operator": _REDUCTIONS[name_of(node)], "axes": axes}
+    return Described("reduce", static, sizes.of(a["self"]), (a["self"],))
 
 
 @kind("cat")

@@ -25,6 +25,10 @@ def _clip(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) ->
     return b.node("Clip", [x, *bounds])
 
 
+def _relu6(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
+    return b.node("Clip", [x, b.constant(0.0), b.constant(6.0)])
+
+
 def _gelu(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
     return b.node("Gelu", [x], approximate=str(settings.get("approximate", "none")))
 
@@ -45,10 +49,10 @@ def _rsqrt(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -
     return b.node("Reciprocal", [b.node("Sqrt", [x])])
 
 
-#: By the names of the ATen operators. `batch_norm` stands where it could not be folded into a convolution.
+#: By the names of the ATen operators.
 POINTWISE: dict[str, Writer] = {
     "relu": _plain("Relu"),
-    "relu6": _clip,
+    "relu6": _relu6,
     "hardtanh": _clip,
     "clamp": _clip,
     "clamp_min": _clip,

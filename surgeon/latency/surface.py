@@ -46,7 +46,9 @@ class Surface:
 
 
 def filled(size: np.ndarray | float, block: int) -> np.ndarray:
-    """A size in whole blocks."""
+    """A size in whole blocks; with blocks of one channel as it is."""
+    if block == 1:
+        return np.asarray(size, dtype=np.float64)
     return np.ceil(np.asarray(size, dtype=np.float64) / block - 1e-9) * block
 
 

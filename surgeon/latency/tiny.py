@@ -155,8 +155,8 @@ def _depthwise(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body
 
 
 def _grouped(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
-    """dims: channels in, channels out, channels in of one group."""
-    groups = max(1, dims[0] // dims[2])
+    """dims: channels in, channels out, channels in of one group; sizes that do not fit have their work all the same."""
+    groups = max(1, min(dims[0] // dims[2], dims[1]))
     return _conv(b, static, (dims[1] // groups * groups, dims[2]), groups * dims[2], groups)
 
 
