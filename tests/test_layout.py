@@ -37,7 +37,7 @@ RANKS = {
     "latency/": 7,
     "surgery/": 6,
     "verify/": 7,
-    "recovery/": 7,
+    "recovery/": 10,
     "replay": 8,
     "deploy/": 8,
     "plan": 9,

@@ -1,0 +1,222 @@
+"""Calibration data: a bounded number of inputs from whatever yields batches, checked, in one pass."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from surgeon.errors import InvalidArgument, InvalidInputs
+from surgeon.progress import counter
+from surgeon.trace import Graph, Inputs
+
+#: Samples that are run at once.
+CHUNK = 32
+#: One sample, or one fixed batch, in so many is held back.
+HELD_BACK = 8
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Inputs `(args, kwargs)` for a traced graph: what is fitted on, and what is held back to judge the fit by."""
+
+    fit: tuple[Inputs, ...] = field(repr=False)
+    held_back: tuple[Inputs, ...] = field(repr=False)
+    samples: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def batches(self) -> tuple[Inputs, ...]:
+        """All of them, those to fit on first."""
+        return (*self.fit, *self.held_back)
+
+    @property
+    def judge(self) -> Calibration:
+        """The part held back alone."""
+        return Calibration((), self.held_back, self.samples)
+
+
+def calibrate(data: Any, graph: Graph, model: nn.Module, samples: int = 256) -> Calibration:
+    """At most `samples` samples of `data`, as inputs of `graph`, which is `model`'s.
+
+    `data` is a tensor or array of samples, a dict of them by keyword, or any iterable of batches, such as a DataLoader:
+    each a tensor, an array, a dict by the names of the model's inputs, or a tuple or list that starts with the model's
+    inputs. Labels and other entries that the model does not take are left out. Nothing is read beyond what is needed.
+
+    Raises:
+        InvalidArgument: `samples` is no positive integer, or `data` is nothing that yields batches.
+        InvalidInputs: there is no batch, an iterator is used up, or a batch has another shape or type than the model's
+            inputs, or holds NaN or infinity; the message names the batch.
+
+    >>> from surgeon.trace import trace
+    >>> net = nn.Linear(3, 2)
+    >>> found = calibrate([(torch.ones(4, 3), torch.zeros(4))] * 5, trace(net, torch.zeros(2, 3)), net, samples=16)
+    >>> found.samples, [tuple(args[0].shape) for args, _ in found.batches]
+    (16, [(14, 3), (2, 3)])
+    """
+    _check_samples(samples)
+    reader = _Reader(graph, model)
+    batches: list[list[Tensor]] = []
+    count = 0
+    with counter("calibration data") as progress:
+        for index, batch in enumerate(_iterate(data)):
+            leaves = reader.leaves(batch, f"batch {index} of data")
+            leaves = [leaf[: samples - count] for leaf in leaves]
+            batches.append(leaves)
+            count += len(leaves[0])
+            progress(count, samples)
+            if count >= samples:
+                break
+    if not count:
+        used = iter(data) is data
+        raise InvalidInputs(
+            "data is an iterator that has nothing left: it was read before; give the DataLoader or list itself"
+            if used else "data is empty: give at least one batch of inputs"
+        )
+    whole = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+    return _split(whole, reader, count)
+
+
+def _check_samples(samples: Any) -> None:
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise InvalidArgument(f"samples={samples!r}: give a positive integer")
+
+
+def _iterate(data: Any) -> Iterator[Any]:
+    match data:
+        case Tensor() | np.ndarray() | Mapping():
+            return iter([data])
+        case str() | bytes() | None:
+            pass
+        case Iterable():
+            return iter(data)
+        case _ if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+            return (data[index] for index in range(len(data)))
+    raise InvalidArgument(
+        f"data is a {type(data).__name__}; give a tensor of samples, or an iterable of batches such as a DataLoader"
+    )
+
+
+def _split(whole: list[Tensor], reader: _Reader, count: int) -> Calibration:
+    """Samples spread over all of the data are held back, since data are often sorted."""
+    notes = []
+    if reader.fixed:
+        chunks = [[leaf[i : i + reader.fixed] for leaf in whole] for i in range(0, count, reader.fixed)]
+        if len(chunks[-1][0]) < reader.fixed:
+            if len(chunks) > 1:
+                chunks.pop()
+            else:
+                chunks = [[torch.cat([leaf] * -(-reader.fixed // count))[: reader.fixed] for leaf in whole]]
+        held = [chunk for i, chunk in enumerate(chunks) if i % HELD_BACK == min(HELD_BACK, len(chunks)) - 1]
+        fit = [chunk for i, chunk in enumerate(chunks) if i % HELD_BACK != min(HELD_BACK, len(chunks)) - 1]
+    else:
+        every = torch.arange(count)
+        away = every % HELD_BACK == min(HELD_BACK, count) - 1
+        held, fit = _chunks(whole, every[away]), _chunks(whole, every[~away])
+    if not fit:
+        fit = held
+        notes.append("there is one batch or sample only, so the fit is judged on what it was made from")
+    return Calibration(
+        tuple(reader.inputs(chunk) for chunk in fit), tuple(reader.inputs(chunk) for chunk in held),
+        sum(len(chunk[0]) for chunk in (fit if fit is held else [*fit, *held])), tuple(notes),
+    )
+
+
+def _chunks(whole: list[Tensor], chosen: Tensor) -> list[list[Tensor]]:
+    return [[leaf[part] for leaf in whole] for part in chosen.split(CHUNK) if len(part)]
+
+
+class _Reader:
+    """Brings batches into the form of a graph's inputs."""
+
+    def __init__(self, graph: Graph, model: nn.Module) -> None:
+        self._leaves, self._spec = pytree.tree_flatten(graph.inputs)
+        self._batched = [
+            i for i, leaf in enumerate(self._leaves)
+            if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == graph.batch
+        ]
+        self.fixed = 0 if graph.dynamic and _takes_any_batch(graph) else graph.batch
+        self._names = _names(graph.inputs, model)
+        tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
+        self._device = tensor.device if tensor is not None else torch.device("cpu")
+
+    def inputs(self, leaves: list[Tensor]) -> Inputs:
+        """The graph's inputs, those that have no batch axis as it was traced with."""
+        found = list(self._leaves)
+        for place, leaf in zip(self._batched, leaves, strict=True):
+            found[place] = leaf.to(self._device)
+        return pytree.tree_unflatten(found, self._spec)
+
+    def leaves(self, batch: Any, place: str) -> list[Tensor]:
+        """The batch's tensors, one for each input of the model that has a batch axis."""
+        given = self._chosen(batch, place)
+        found = [
+            self._checked(value, self._leaves[at], f"{place}, input {self._names[at]}")
+            for value, at in zip(given, self._batched, strict=True)
+        ]
+        sizes = {len(leaf) for leaf in found}
+        if len(sizes) > 1:
+            raise InvalidInputs(f"{place}: its inputs have different numbers of samples: {sorted(sizes)}")
+        return found
+
+    def _chosen(self, batch: Any, place: str) -> list[Any]:
+        wanted = len(self._batched)
+        if isinstance(batch, Mapping):
+            missing = [self._names[at] for at in self._batched if self._names[at] not in batch]
+            if missing:
+                raise InvalidInputs(
+                    f"{place} is a dict of {', '.join(map(repr, batch))} without {', '.join(map(repr, missing))}; "
+                    "name every input that the example inputs had"
+                )
+            return [batch[self._names[at]] for at in self._batched]
+        values = list(batch) if isinstance(batch, tuple | list) else [batch]
+        if len(values) < wanted:
+            names = ", ".join(self._names[at] for at in self._batched)
+            raise InvalidInputs(f"{place} holds {len(values)} tensors, the model takes {wanted}: {names}")
+        return values[:wanted]
+
+    def _checked(self, value: Any, example: Tensor, place: str) -> Tensor:
+        if isinstance(value, np.ndarray | np.generic):
+            value = torch.from_numpy(np.ascontiguousarray(value))
+        if not isinstance(value, Tensor):
+            raise InvalidInputs(f"{place} is a {type(value).__name__}; give a tensor or a numpy array")
+        shape, wanted = tuple(value.shape), tuple(example.shape[1:])
+        if shape[1:] != wanted or value.dim() != example.dim():
+            sizes = ", ".join(str(size) for size in wanted)
+            single = " (a single sample? batch it, as with DataLoader(data, batch_size=32))" if shape == wanted else ""
+            raise InvalidInputs(f"{place} has shape {shape}; expected (batch{', ' if wanted else ''}{sizes}){single}")
+        if value.is_floating_point() != example.is_floating_point() or value.is_complex() != example.is_complex():
+            raise InvalidInputs(
+                f"{place} is of {value.dtype}, where the model was traced with {example.dtype}; "
+                "convert and normalise it as for inference"
+            )
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            count = int((~torch.isfinite(value)).sum())
+            raise InvalidInputs(
+                f"{place} holds NaN or infinity in {count} of {value.numel()} places; remove those samples"
+            )
+        return value.detach().to("cpu", example.dtype)
+
+
+def _takes_any_batch(graph: Graph) -> bool:
+    """Whether no operator fixed the batch to the size that it was traced with; the size is symbolic even then."""
+    values = [node.meta.get("val") for node in graph.nodes if node.op == "placeholder"]
+    sizes = [value.shape[0] for value in values if isinstance(value, Tensor) and value.dim()]
+    return all(isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None for size in sizes)
+
+
+def _names(inputs: Inputs, model: nn.Module) -> list[str]:
+    """The name of each leaf of the inputs: the argument of `forward` that it is, or is in."""
+    args, kwargs = inputs
+    known = iter(inspect.signature(model.forward).parameters)
+    names: list[str] = []
+    for name, value in itertools.chain(((next(known, f"#{i}"), v) for i, v in enumerate(args)), kwargs.items()):
+        names += [name] * len(pytree.tree_leaves(value))
+    return names

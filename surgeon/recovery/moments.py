@@ -1,0 +1,95 @@
+"""First and second moments of what an operator reads, and least squares from them.
+
+>>> x = torch.randn(1, 50, 3, generator=torch.Generator().manual_seed(0))
+>>> y = x @ torch.ones(1, 3, 2) + 1
+>>> moments = Moments()
+>>> moments.add(x, y)
+>>> matrix, shift = moments.solve(torch.zeros(1, 3, 2), ridge=1e-9)
+>>> matrix.round(decimals=4).flatten().tolist(), shift.round(decimals=4).tolist()
+([1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [[1.0, 1.0]])
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from surgeon.errors import InvalidInputs
+
+
+class Moments:
+    """Sums over rows, at double precision, of inputs x and wanted outputs y and of x xᵀ and x yᵀ.
+
+    Rows come as x (G, n, f) and y (G, n, o), with G independent problems, such as the groups of a convolution. No row
+    is kept. Sums are taken about the mean of the first rows, so that little is lost where the mean is large.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._origin: tuple[Tensor, Tensor] | None = None
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add rows."""
+        if self._origin is None:
+            self._origin = (x.mean(1, keepdim=True), y.mean(1, keepdim=True))
+            groups, inputs, outputs = len(x), x.shape[2], y.shape[2]
+            self._x, self._y = _zeros(x, groups, inputs), _zeros(x, groups, outputs)
+            self._xx, self._xy = _zeros(x, groups, inputs, inputs), _zeros(x, groups, inputs, outputs)
+        x, y = x - self._origin[0], y - self._origin[1]
+        self.count += x.shape[1]
+        self._x += x.sum(1)
+        self._y += y.sum(1)
+        self._xx += x.transpose(1, 2) @ x
+        self._xy += x.transpose(1, 2) @ y
+
+    @property
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Mean inputs (G, f) and outputs (G, o)."""
+        assert self._origin is not None
+        x, y = self._origin
+        return x[:, 0].double() + self._x / self.count, y[:, 0].double() + self._y / self.count
+
+    def covariances(self, centred: bool = True) -> tuple[Tensor, Tensor]:
+        """E x xᵀ (G, f, f) and E x yᵀ (G, f, o), of the deviations from the means if `centred`."""
+        n = self.count
+        x, y = self._x / n, self._y / n
+        xx = self._xx / n - x[:, :, None] * x[:, None, :]
+        xy = self._xy / n - x[:, :, None] * y[:, None, :]
+        if not centred:
+            x, y = self.means
+            xx, xy = xx + x[:, :, None] * x[:, None, :], xy + x[:, :, None] * y[:, None, :]
+        return xx, xy
+
+    def solve(self, start: Tensor, ridge: float, shifted: bool = True) -> tuple[Tensor, Tensor]:
+        """The matrix W (G, f, o) and the shift b (G, o) that minimise E|xᵀW + b - y|² + λ|W - start|².
+
+        λ is `ridge` times the mean of the diagonal of E x xᵀ. Without `shifted`, b is 0.
+        """
+        xx, xy = self.covariances(shifted)
+        start = start.double()
+        diagonal = xx.diagonal(dim1=1, dim2=2)
+        # Inputs that never vary say nothing: their weights stay as they are.
+        weight = ridge * diagonal.mean(1, keepdim=True)
+        weight = torch.where(weight > 0, weight, torch.ones_like(weight))
+        right = xy - xx @ start
+        system = xx + torch.diag_embed(weight.expand_as(diagonal))
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if bool(failed.any()):
+            system = system + torch.diag_embed(diagonal.mean(1, keepdim=True).expand_as(diagonal) * 1e-6)
+            factor, failed = torch.linalg.cholesky_ex(system)
+            if bool(failed.any()):
+                raise InvalidInputs(
+                    "the second moments of the calibration data are not finite or not positive; give other data, or a "
+                    "larger ridge"
+                )
+        matrix = start + torch.cholesky_solve(right, factor)
+        return matrix, self.shift(matrix) if shifted else torch.zeros_like(self._y)
+
+    def shift(self, matrix: Tensor) -> Tensor:
+        """The shift (G, o) that makes the mean output right for this matrix."""
+        x, y = self.means
+        return y - (x[:, None, :] @ matrix.double())[:, 0]
+
+
+def _zeros(like: Tensor, *shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64, device=like.device)

@@ -1,0 +1,153 @@
+"""Recovery without training: from unlabeled inputs, in one pass."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from surgeon.coupling import Groups, couple
+from surgeon.errors import InvalidArgument, PlanError
+from surgeon.plan import Plan
+from surgeon.progress import collect, stage
+from surgeon.recovery.compensate import Compensation, Outcome
+from surgeon.recovery.data import Calibration, calibrate
+from surgeon.recovery.network import bytes_per_sample
+from surgeon.recovery.report import Recovery
+from surgeon.rules import Kept
+from surgeon.trace import normalise_inputs, trace_inputs
+
+#: Bytes that the values which are held at one time may take; fewer samples are used where they would take more.
+MEMORY = 3 << 30
+FEWEST = 16
+
+
+def recover(
+    model: nn.Module,
+    slim: nn.Module,
+    plan: Plan,
+    data: Any,
+    *,
+    samples: int = 256,
+    ridge: float = 1e-2,
+    batch_norm: bool = True,
+    compensate: bool = True,
+    example_inputs: Any = None,
+    return_report: bool = False,
+) -> Any:
+    """A copy of `slim` whose layers make up for what was removed, from unlabeled inputs and without training.
+
+    Each layer that reads removed units, or what they led to, gets the weights and bias that reproduce the original's
+    output best (least squares) from what is left; a layer where that does not help on inputs that were held back keeps
+    its weights. Batch norms get new running statistics. Both models run in eval mode.
+
+    Args:
+        model: the original; it is left as it is.
+        slim: what `plan` made of it, in either form; it is left as it is.
+        plan: what was removed.
+        data: unlabeled inputs: a tensor, or an iterable of batches, such as a DataLoader, each a tensor, a tuple that
+            starts with the inputs, or a dict by name. It is read once, no further than needed.
+        samples: how many of them to use at most.
+        ridge: how strongly weights are held to those that they have, relative to the mean variance of their inputs.
+        batch_norm: whether running statistics are estimated anew.
+        compensate: whether weights and biases are fitted.
+        example_inputs: by default like those that the plan was made with.
+        return_report: return `(module, Recovery)`.
+
+    Raises:
+        InvalidArgument: an argument is out of range.
+        InvalidInputs: the data are empty, used up, of the wrong shape, or hold NaN.
+        PlanError: the plan is of another architecture, or `slim` is not what it makes of the model.
+
+    >>> import surgeon, torch
+    >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> made = surgeon.plan(net, 0.5, example_inputs=torch.randn(1, 8))
+    >>> better, report = recover(net, made.apply(net), made, torch.randn(64, 8), return_report=True)
+    >>> report.after < report.before
+    True
+    """
+    plan.check(model)
+    with collect() as seconds:
+        inputs = plan.example_inputs() if example_inputs is None else normalise_inputs(example_inputs)
+        with stage("trace"):
+            graph = trace_inputs(model, inputs)
+        groups = couple(graph)
+        recovered, report = recover_groups(
+            model, slim, groups, groups.kept(plan.keep(groups)), data, samples=samples, ridge=ridge,
+            batch_norm=batch_norm, compensate=compensate,
+        )
+    report = Recovery(**{**vars(report), "seconds": dict(seconds)})
+    return (recovered, report) if return_report else recovered
+
+
+def recover_groups(
+    model: nn.Module, slim: nn.Module, groups: Groups, kept: Kept, data: Any, *, samples: int = 256,
+    ridge: float = 1e-2, batch_norm: bool = True, compensate: bool = True,
+) -> tuple[nn.Module, Recovery]:
+    """As `recover`, for a model that was traced and coupled already. `data` may be a Calibration."""
+    _check(ridge)
+    _check_slim(slim, groups, kept)
+    notes = []
+    if isinstance(data, Calibration):
+        calibration = data
+    else:
+        affordable = max(MEMORY // max(bytes_per_sample(groups), 1), FEWEST)
+        if affordable < samples:
+            notes.append(f"{affordable} samples instead of {samples}: more would take over {MEMORY >> 30} GiB")
+        calibration = calibrate(data, groups.graph, model, min(samples, affordable))
+    before = _pass(groups, kept, _tensors(slim), calibration.judge, compensate=False, batch_norm=False)
+    recovered = copy.deepcopy(slim)
+    after = _pass(
+        groups, kept, _tensors(recovered), calibration, ridge=ridge, compensate=compensate, batch_norm=batch_norm
+    )
+    layers = tuple(after.layers)
+    if not after.deviation <= before.deviation:
+        recovered = copy.deepcopy(slim)
+        notes.append(
+            f"the outputs would deviate by {after.deviation:.3g}, more than the {before.deviation:.3g} they do, so "
+            "the model is left as it was; more, or more fitting, data may help"
+        )
+        after = Outcome(deviation=before.deviation)
+    report = Recovery(
+        layers, after.batch_norms, calibration.samples, before.deviation, after.deviation,
+        (*calibration.notes, *notes),
+    )
+    return recovered, report
+
+
+def _pass(
+    groups: Groups, kept: Kept, tensors: dict[str, Tensor], data: Calibration, *, ridge: float = 1e-2,
+    compensate: bool, batch_norm: bool,
+) -> Outcome:
+    return Compensation(
+        groups, kept, tensors, data, ridge=ridge, batch_norm=batch_norm, compensate=compensate
+    ).run()
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))
+    }
+
+
+def _check(ridge: Any) -> None:
+    if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 <= ridge < float("inf"):
+        raise InvalidArgument(f"ridge={ridge!r}: give a number of at least 0, such as 1e-2")
+
+
+def _check_slim(slim: nn.Module, groups: Groups, kept: Kept) -> None:
+    """Make sure that every tensor of `slim` has the size that the plan leaves."""
+    if not isinstance(slim, nn.Module):
+        raise InvalidArgument(f"slim is a {type(slim).__name__}, not a torch.nn.Module")
+    own = _tensors(slim)
+    for name, axes in groups.tensors.items():
+        if name not in own and groups.graph.canonical[name] in own:
+            continue
+        expected = tuple(kept.width(axis) for axis in axes)
+        shape = tuple(own[name].shape) if name in own else None
+        if shape != expected and isinstance(groups.graph.values[name], nn.Parameter):
+            held = f"has shape {shape}" if shape is not None else "is missing"
+            raise PlanError(
+                f"{name} {held} in slim, where the plan leaves {expected}; pass the model that the plan made"
+            )

@@ -1,0 +1,54 @@
+"""What a recovery did, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer that reads removed units, or what they led to.
+
+    `before` and `after` are the deviation of its output from the original's on the data held back, relative to the
+    spread of the original's; `change` says what was kept: "weights", "bias" or "nothing".
+    """
+
+    name: str
+    inputs: int
+    before: float
+    after: float
+    change: str
+
+    @property
+    def kept(self) -> bool:
+        """Whether the layer was changed."""
+        return self.change != "nothing"
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What `recover` did. Prints as a table.
+
+    `before` and `after` are the deviation of the model's outputs from the original's on the data held back, relative to
+    the outputs' size.
+    """
+
+    layers: tuple[Layer, ...]
+    batch_norms: int
+    samples: int
+    before: float
+    after: float
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        head = f"outputs deviate by {self.after:.3f} instead of {self.before:.3f} (relative), {self.samples} samples"
+        rows = [("layer", "inputs", "before", "after", "changed")]
+        rows += [(x.name, str(x.inputs), f"{x.before:.3f}", f"{x.after:.3f}", x.change) for x in self.layers]
+        wide = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = [
+            f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}  {e}" for a, b, c, d, e in rows
+        ] if self.layers else []
+        norms = [f"{self.batch_norms} batch norms re-estimated"] if self.batch_norms else []
+        times = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
+        return "\n".join([head, *lines, *norms, *self.notes, *([f"seconds: {times}"] if times else [])])
