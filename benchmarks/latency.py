@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +62,27 @@ def keys() -> list[str]:
     return [*found, "aa"]
 
 
-def minutes(key: str, options: argparse.Namespace) -> float:
-    """About how long a row takes, if it has to make all of its files."""
+def minutes(key: str, options: argparse.Namespace, files: Path) -> float:
+    """About how long a row takes with the files that are there."""
+    kind, _, rest = key.partition(":")
+    name = rest.partition(":")[0]
     one = options.seconds * 1.3 + 3  # a measurement, with opening the files and explaining the layouts
-    pair = _EXPORT + one
+
+    def missing(parts: Iterable[object]) -> int:
+        return sum(_EXPORT for part in parts if not (files / f"{name}_{part}.onnx").exists())
+
+    odd = rows.ODD[: min(3, options.plans)]
     taken = {
-        "predict": options.plans * pair + _PROFILE + _EXPORT,
+        "predict": options.plans * one + missing(range(options.plans)) + _PROFILE + _EXPORT,
         "land": 4 * _EXPORT + _PROFILE + one + 10,
-        "equal_macs": 4 * pair + 60,
-        "efficiency": pair + 10,
-        "align": min(3, options.plans) * (2 * pair - one + 5),
-        "int8": 5 * one + 120,
+        "equal_macs": 2 * (_EXPORT + one) + 3 * missing(rows.ROUNDED) + 10,
+        "efficiency": _EXPORT + one + 10,
+        "align": len(odd) * (_EXPORT + one + 5) + missing(odd),
+        "int8": 5 * one + 60,
         "kit": 3 * _PROFILE + 6 * _EXPORT + 60,
         "aa": options.trials * _TRIAL,
     }
-    return taken[key.partition(":")[0]] / 60
+    return taken[kind] / 60
 
 
 def make(key: str, options: argparse.Namespace, files: Path) -> Row:
@@ -106,7 +113,8 @@ def make(key: str, options: argparse.Namespace, files: Path) -> Row:
 
 def run(todo: list[str], options: argparse.Namespace, files: Path) -> None:
     """Make these rows and append them to the results; one that fails is told, and made the next time."""
-    guesses = {key: minutes(key, options) for key in todo} | {"in all": sum(minutes(key, options) for key in todo)}
+    guesses = {key: minutes(key, options, files) for key in todo}
+    guesses["in all"] = sum(guesses.values())
     sys.stderr.write("".join(f"{key:40} about {guess:5.1f} min\n" for key, guess in guesses.items()) + "\n")
     options.results.parent.mkdir(parents=True, exist_ok=True)
     for key in todo:
