@@ -118,6 +118,29 @@ def test_what_the_model_hands_out_is_brought_out_of_blocks() -> None:
     assert [label for label, _ in latency_of(groups).shares({})][-1] == "layout of the result"
 
 
+class Added(nn.Module):
+    """A convolution's result is added to what is in blocks, or to what is not."""
+
+    def __init__(self, plain: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 32, 1)
+        self.plain = plain
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = x.flip(3) if self.plain else x
+        return self.c(y + self.b(x)).mean((2, 3))
+
+
+def test_a_sum_with_what_is_not_in_blocks_leaves_them() -> None:
+    changes = {
+        plain: [label for label, _ in latency_of(coupled(Added(plain), 3, 8, 8)).shares({}) if "layout" in label]
+        for plain in (False, True)
+    }
+    assert changes[False] == ["layout of mean"]
+    assert changes[True] == [f"layout of {label}" for label in ("flip", "conv2d in b", "conv2d in c", "mean")]
+
+
 def test_without_blocks_nothing_is_brought_into_them() -> None:
     groups = coupled(Residual(), 3, 16, 16)
     found = latency_of(groups, block=0)

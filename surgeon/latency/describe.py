@@ -253,10 +253,16 @@ def _concat(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     return Described("concat", {}, (product_of(sizes.of(node)), *channels), tuple(parts))
 
 
-@kind("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view")
+@kind("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "reshape_as")
 def _view(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     """A tensor's shape is a note beside its values; but one in blocks is brought out of them first."""
     return Described("view", {}, (), (a["self"],)) if len(sizes.plain(a["self"])) == IMAGE else None
+
+
+@kind("_assert_tensor_metadata", "_assert_async", "_assert_scalar")
+def _checked(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
+    """What is only checked is not in the file."""
+    return None
 
 
 @kind("slice", "expand")

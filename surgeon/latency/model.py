@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from torch import Tensor, fx
+from torch import fx
 
 from surgeon.cost import Cost, Terms
 from surgeon.coupling import Groups
@@ -30,7 +30,7 @@ from surgeon.latency.sampling import (
     sizes_at,
     variable,
 )
-from surgeon.latency.sizes import at_one, leaves_of, source
+from surgeon.latency.sizes import Sizes, leaves_of, source
 from surgeon.latency.steps import fast_widths
 from surgeon.latency.surface import through
 from surgeon.latency.tiny import weight_bytes
@@ -78,11 +78,13 @@ class Latency:
         self.profile = profile
         self.sizes = dict(self.cost.sizes)
         self.paths = Paths(profile)
-        self._shapes = _inputs(groups)
         found = operators(groups, self.cost)
         may = {operator.writes for operator in found if operator.kind in (*DECIDED, *STANDING, "concat")}
         self.operators = [o for o in found if o.kind != "view" or o.reads[0] in may]
+        sizes = Sizes(groups, self.cost)
         self._handed_on = [source(node) for node in groups.graph.output.all_input_nodes]
+        read = {*self._handed_on, *(read for operator in self.operators for read in operator.reads)}
+        self._shapes = {node: sizes.of(node) for node in read}
         self._times = [self._time(operator) for operator in self.operators]
         self._cold = self._cold_curve()
         self.scale, self.each = 1.0, 0.0
@@ -143,27 +145,27 @@ class Latency:
         """
         layouts: dict[fx.Node, bool] = {}
         changed: set[tuple[fx.Node, bool]] = set()
-        shapes = dict(self._shapes)
 
         def changes(label: str, reads: Sequence[fx.Node], wanted: Sequence[bool]) -> list[_Change]:
             found = []
             for read, wants in zip(reads, wanted, strict=True):
-                if layouts.get(read, False) != wants and read in shapes and (read, wants) not in changed:
+                if layouts.get(read, False) != wants and (read, wants) not in changed:
                     changed.add((read, wants))
-                    found.append(_Change(f"layout of {label}", shapes[read]))
+                    found.append(_Change(f"layout of {label}", self._shapes[read]))
             return found
 
         for operator, times in zip(self.operators, self._times, strict=True):
             plain = Path(False, (False,) * len(operator.reads), False)
-            path = plain
+            path, given = plain, [layouts.get(read, False) for read in operator.reads]
+            result: list[_Change] = []
             if times is not None and times.blocked:
-                dims = sizes_at(operator, widths)
-                path = self.paths.of(operator, dims, [layouts.get(read, False) for read in operator.reads])
-                if not times.ends:  # what follows it elementwise knows no blocks, nor do the tensors that this reads
-                    path = Path(path.fast, (path.reads[0], *(False for _ in path.reads[1:])), False)
-            yield operator, times, path, changes(operator.label, operator.reads, path.reads)
+                path = self.paths.of(operator, sizes_at(operator, widths), given)
+                if operator.kind in DECIDED and path.fast and not (times.ends and all(given[1:])):
+                    # what follows it elementwise runs in the plain layout, and reads the other tensors there
+                    path = Path(True, (path.reads[0], *(False for _ in path.reads[1:])), False)
+                    result = [_Change(f"layout of {operator.label}", operator.result)] if times.ends else []
+            yield operator, times, path, changes(operator.label, operator.reads, path.reads) + result
             layouts[operator.writes] = path.writes
-            shapes[operator.writes] = operator.result
         results = changes("the result", self._handed_on, [False for _ in self._handed_on])
         if results:
             yield operator, None, plain, results
@@ -281,13 +283,3 @@ def _line(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
     """Linear between the points, and on from the last two."""
     slope = (ys[-1] - ys[-2]) / (xs[-1] - xs[-2])
     return np.where(x > xs[-1], ys[-1] + slope * (x - xs[-1]), np.interp(x, xs, ys))
-
-
-def _inputs(groups: Groups) -> dict[fx.Node, tuple[Terms, ...]]:
-    """The sizes of the model's inputs."""
-    found: dict[fx.Node, tuple[Terms, ...]] = {}
-    for node in groups.graph.nodes:
-        value = node.meta.get("val")
-        if node.op == "placeholder" and isinstance(value, Tensor):
-            found[node] = tuple({(): float(at_one(size))} for size in value.shape)
-    return found

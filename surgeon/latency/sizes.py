@@ -13,6 +13,7 @@ from surgeon.coupling import Groups
 #: Operators that hand on what they are given, in eval mode.
 IDENTITIES = {
     "clone", "contiguous", "dropout", "alias", "detach", "lift_fresh_copy", "feature_dropout", "alpha_dropout", "to",
+    "type_as", "_to_copy",
 }
 # Operators that read nothing of a tensor but its shape.
 _MADE = {
