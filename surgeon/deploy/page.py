@@ -57,8 +57,8 @@ def write_page(
     `folder` is what `surgeon shrink -o` wrote: report.json, and base.onnx and slim.onnx, whose operators are timed by
     onnxruntime's profiler (`runs` runs with `threads` threads) and scaled to the latency that the report measured.
     `others` are further folders of the same model, cut to other latencies: what was measured is drawn over what was
-    asked for. `accuracy` is shown by its names, shares from 0 to 1; by default the report's own, if it has any. The page holds
-    its pictures and refers to nothing outside.
+    asked for. `accuracy` is shown by its names, shares from 0 to 1; by default the report's own, if it has any. The
+    page holds its pictures and refers to nothing outside.
 
     Returns the paths of the files.
 
