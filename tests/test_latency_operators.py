@@ -71,6 +71,12 @@ def test_the_tensors_that_come_in_are_the_ones_that_other_operators_write() -> N
     assert stem.static["input"] and "input" not in first.static
 
 
+def test_a_tensor_is_the_same_behind_a_dropout() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 4, 1))
+    (first, second), _ = described(net, 3, 8, 8)
+    assert second.reads == (first.writes,)
+
+
 # (a network of some width, its input, its leaves' sizes at half of that)
 HALVED: list[tuple[Callable[[int], nn.Module], tuple[int, ...], dict[int, int]]] = [
     (lambda part: Residual(32 // part), (3, 8, 8), {32: 16, 64: 32}),

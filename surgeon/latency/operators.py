@@ -71,6 +71,7 @@ def operators(groups: Groups, cost: Cost) -> list[Operator]:
             chain, extra, last = follow(node, sizes, order, taken, what.kind in _FOLDS)
             static["chain"] = [*what.first, *chain]
             reads += extra
+            last = source(last)
         every = tuple(source(read) for read in reads)
         if any(read.op == "placeholder" for read in every):
             static["input"] = True
