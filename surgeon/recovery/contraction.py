@@ -41,6 +41,11 @@ class Contraction:
     bias: Slot | None = None
     unknown_bias: bool = False
 
+    @property
+    def biased(self) -> bool:
+        """Whether the operator adds a bias."""
+        return self.bias is not None or self.unknown_bias
+
 
 def find(node: fx.Node, copy: fx.Node, find_slot: Finder) -> Contraction | None:
     """The contraction that a node of the original graph is; None for anything else, or where the weight is computed.

@@ -1,0 +1,134 @@
+"""Which units are best rebuilt from the others, and how many of each group to keep, from unlabeled data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from surgeon.cost import Cost
+from surgeon.coupling import Groups
+from surgeon.errors import Infeasible
+from surgeon.latency.factors import polynomial_factors
+from surgeon.latency.knapsack import solve
+from surgeon.latency.problem import Budget
+from surgeon.limits import LEAST_SHARE, Keep, floors, nothing_to_prune
+from surgeon.progress import stage
+from surgeon.recovery.data import Calibration, calibrate
+from surgeon.recovery.elimination import Curve, eliminate, refine
+from surgeon.recovery.sensitivity import measure
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Scores and damages by reconstruction.
+
+    `scores` are a number a unit by leaf, as those of `surgeon.importance`; `damages` what keeping only the best
+    1, 2, … units of a leaf does to the model: `(units,)`, in nats of its output's likelihood a sample, 0 where all
+    stay.
+    """
+
+    scores: dict[int, np.ndarray] = field(repr=False)
+    damages: dict[int, np.ndarray] = field(repr=False)
+    samples: int
+
+    def choose(self, widths: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
+        """The units of each leaf that stay at these widths, for leaves that get narrower."""
+        return {
+            leaf: tuple(sorted(np.argsort(-scores, kind="stable")[: widths[leaf]].tolist()))
+            for leaf, scores in self.scores.items()
+            if widths.get(leaf, len(scores)) < len(scores)
+        }
+
+
+def reconstruction(
+    model: nn.Module, groups: Groups, data: Any, *, samples: int = 256, ridge: float = 1e-2, seed: int = 0
+) -> Selection:
+    """Judge every unit by what its loss does after the units that are left were fitted to make up for it.
+
+    Args:
+        model: the model that `groups` are of.
+        groups: the coupled units.
+        data: unlabeled inputs, as for `recover`, or a Calibration.
+        samples: how many of them to use at most.
+        ridge: as for `recover`.
+        seed: seeds the labels that are drawn from the model's own outputs.
+
+    Raises:
+        InvalidInputs: the data are empty, used up, of the wrong shape, or hold NaN.
+
+    >>> import torch
+    >>> from surgeon.coupling import couple
+    >>> from surgeon.trace import trace
+    >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
+    >>> with torch.no_grad():
+    ...     _ = net[2].weight[:, 1].zero_()
+    >>> groups = couple(trace(net, torch.zeros(2, 8)))
+    >>> found = reconstruction(net, groups, torch.randn(64, 8))
+    >>> found.choose({groups.groups[0].leaf.id: 3}) == {groups.groups[0].leaf.id: (0, 2, 3)}
+    True
+    """
+    calibration = data if isinstance(data, Calibration) else calibrate(data, groups.graph, model, samples)
+    sensitivity = measure(groups, calibration.batches, seed)
+    curves: dict[int, Curve] = {}
+    with stage("selection"):
+        for group in groups:
+            curves[group.leaf.id] = eliminate(group, sensitivity, ridge)
+    curves = refine(groups, curves, sensitivity, calibration.batches, seed)
+    return Selection(
+        {leaf: curve.scores for leaf, curve in curves.items()},
+        {leaf: curve.by_width for leaf, curve in curves.items()},
+        calibration.samples,
+    )
+
+
+def allocate_by_damage(
+    groups: Groups, damages: Mapping[int, np.ndarray], cost: Cost, *, budget: str = "macs", ratio: float = 0.5,
+    steps: Mapping[int, int] | None = None, keep: Keep = None,
+) -> dict[int, int]:
+    """The widths, by leaf, that do the least damage of all that remove at least `ratio` of the budget.
+
+    Args:
+        groups: what may be removed.
+        damages: what keeping 1, 2, … units of a leaf does, not rising: `(units,)`.
+        cost: the costs of the same groups.
+        budget: "macs" or "params".
+        ratio: the share to remove.
+        steps: what the width of a leaf must be a multiple of; by default any width will do. The full width always does.
+        keep: what is left of a group at least, as for `surgeon.shrink`.
+
+    Raises:
+        InvalidArgument: `keep` is out of range, or names no group.
+        NothingToPrune: there are no groups.
+        Infeasible: the budget can't be met.
+    """
+    held = floors(groups, keep)
+    if not groups.groups:
+        raise nothing_to_prune(groups)
+    factors = [factor for share in cost.shares(budget) for factor in polynomial_factors(share.terms, share.label)]
+    limit = (1 - ratio) * cost.of(budget)({})
+    for least in (LEAST_SHARE, 0.0):
+        widths = {
+            group.leaf.id: _candidates(
+                group.size, (steps or {}).get(group.leaf.id, 1),
+                held.get(group.leaf.id, max(1, math.ceil(least * group.size))),
+            )
+            for group in groups
+        }
+        at = {leaf: np.asarray(damages[leaf])[np.array(each) - 1] for leaf, each in widths.items()}
+        try:
+            found = solve(widths, at, [Budget("budget", budget, tuple(factors), limit)], names=groups.names)
+        except Infeasible:
+            if least == 0.0:
+                raise
+        else:
+            return found.widths
+    raise AssertionError("the last share is 0")
+
+
+def _candidates(size: int, step: int, floor: int) -> tuple[int, ...]:
+    return (*(width for width in range(step, size, step) if width >= floor), size)
