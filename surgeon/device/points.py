@@ -23,6 +23,10 @@ ROUNDS = 12
 MIN_SECONDS = 5e-4
 """A timing shorter than this repeats the graph."""
 
+COLD_FLUSH = 16 << 20
+"""Bytes read before a run that should find nothing of its own in the caches: a model is not run without pause, and
+where two are compared by turns, each finds what the other left there."""
+
 _ROUNDS_A_PASS = 3
 _SCATTER = 0.1  # from this spread on, a point gets further passes
 _WARM_UP = 2

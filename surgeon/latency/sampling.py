@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from surgeon.cost import Terms
-from surgeon.device.points import Point
+from surgeon.device.points import COLD_FLUSH, Point
 from surgeon.device.rules import Probe
 from surgeon.latency.builder import Builder
 from surgeon.latency.describe import IMAGE
@@ -128,7 +128,9 @@ def points(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Point
             found["plain", (elements,)] = Point("plain", (elements,), _neg(size, between=False))
             found["reordered", (elements,)] = Point("reordered", (elements,), _neg(size, between=True))
     for count in COLD[0]:
-        found["cold", (count,)] = Point("cold", (count,), _after_another(count), copies=count)
+        # One alone finds its weights in the caches; several find nothing there, as a model that is run now and then.
+        flush = COLD_FLUSH if count > 1 else 0
+        found["cold", (count,)] = Point("cold", (count,), _after_another(count), copies=count, flush=flush)
         if count * COLD_WEIGHT > total:
             break
     return list(found.values())
