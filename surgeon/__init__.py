@@ -13,6 +13,7 @@ from surgeon.device.profile import Profile
 from surgeon.errors import SurgeonError
 from surgeon.plan import Plan
 from surgeon.profiling import kit, profile
+from surgeon.recovery import Recovery, recover
 from surgeon.report import Report
 from surgeon.shrink import inspect, plan, shrink, verify
 from surgeon.storage import load, save
@@ -26,6 +27,7 @@ __all__ = [
     "Plan",
     "Profile",
     "Quantized",
+    "Recovery",
     "Report",
     "SurgeonError",
     "Timing",
@@ -38,6 +40,7 @@ __all__ = [
     "plan",
     "profile",
     "quantize",
+    "recover",
     "save",
     "shrink",
     "verify",

@@ -151,7 +151,7 @@ class _Builder:
 
     def _ladder(self, group: Group, finest: int, floor: int) -> Ladder:
         leaf, size = group.leaf.id, group.size
-        step = self._step(group, finest)
+        step = _step(group, self.inside[group.leaf.id], self.align, finest)
         widths = (*(width for width in range(step, size, step) if width >= floor), size)
         inner = leaf in self.inner
         if self.scope == "local" or self.budget == "channels":
@@ -167,23 +167,6 @@ class _Builder:
         if self.align is None and size * unit >= NARROW:
             orders_ = np.where(counts * unit < NARROW, orders_ * _HELD_NARROW, orders_)
         return Ladder(group, widths, orders_)
-
-    def _step(self, group: Group, finest: int) -> int:
-        """The least number of units by which a group's width may vary."""
-        size = group.size
-        if size < 8:
-            return 1
-        steps = []
-        for inside in self.inside[group.leaf.id]:
-            total = size * inside
-            align = self.align
-            if align is None:
-                align = min(16 if total >= 32 else 8 if total >= 24 else 4, finest)
-            steps.append(align // math.gcd(align, inside))
-        step = max(steps)
-        while self.align is None and step > 1 and size // step < 2:
-            step //= 2
-        return step
 
     def _paces(self) -> dict[int, float]:
         """How much faster than others a group goes: by the time its MACs stand for, and 0.01 where they are few."""
@@ -205,6 +188,28 @@ class _Builder:
             else:
                 paces[leaf] = 1.0
         return paces
+
+
+def steps(groups: Groups, cost: Cost, align: int | None = None, finest: int = NARROW) -> dict[int, int]:
+    """What each group's width is a multiple of, by leaf; `align` as for `allocate`, `finest` bounds its default."""
+    inside, _ = _products(groups, cost)
+    return {group.leaf.id: _step(group, inside[group.leaf.id], align, finest) for group in groups}
+
+
+def _step(group: Group, inside: set[int], align: int | None, finest: int) -> int:
+    """The least number of units by which a group's width may vary; `inside` tells the positions of a unit."""
+    size = group.size
+    if size < 8:
+        return 1
+    wanted = []
+    for positions in inside:
+        total = size * positions
+        multiple = align or min(16 if total >= 32 else 8 if total >= 24 else 4, finest)
+        wanted.append(multiple // math.gcd(multiple, positions))
+    step = max(wanted)
+    while align is None and step > 1 and size // step < 2:
+        step //= 2
+    return step
 
 
 def _products(groups: Groups, cost: Cost) -> tuple[dict[int, set[int]], set[int]]:

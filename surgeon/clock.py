@@ -100,9 +100,12 @@ class Clock:
         return export_groups(self._model, self._groups, self._folder / "base.onnx")
 
     def decide(
-        self, scores: Mapping[int, np.ndarray], ms: float | None, ratio: float | None, keep: Keep, size: float | None
+        self, scores: Mapping[int, np.ndarray], ms: float | None, ratio: float | None, keep: Keep, size: float | None,
+        curves: Mapping[int, np.ndarray] | None = None,
     ) -> tuple[Kept, Timing]:
         """The units that stay for a latency of `ms`, or of the base's less the share `ratio`.
+
+        `curves` tell what each width does to the model, where that is known better than by the scores.
 
         Raises:
             Infeasible: no widths are so fast.
@@ -112,7 +115,7 @@ class Clock:
             raise InvalidArgument(
                 f"latency_ms={requested:g}: the whole model takes {self.base:.2f} ms already; ask for less"
             )
-        solve = self._solver(scores, keep, size)
+        solve = self._solver(scores, keep, size, curves)
         kept, timing = solve(requested, requested)
         if not self.here:
             return kept, timing
@@ -131,12 +134,14 @@ class Clock:
         return (again, other) if _error(other) <= _error(timing) else (kept, timing)
 
     def _solver(
-        self, scores: Mapping[int, np.ndarray], keep: Keep, size: float | None
+        self, scores: Mapping[int, np.ndarray], keep: Keep, size: float | None,
+        curves: Mapping[int, np.ndarray] | None,
     ) -> Callable[[float, float], tuple[Kept, Timing]]:
         def solve(requested: float, target: float) -> tuple[Kept, Timing]:
             with stage("allocate"):
                 widths, found = allocate_latency(
-                    self._groups, scores, self._cost, self.latency, ms=target, keep=keep, size=size
+                    self._groups, scores, self._cost, self.latency, ms=target, keep=keep, size=size,
+                    curves=curves,
                 )
             predicted = self.latency.ms(widths)
             device, threads = self.profile.cpu, self.profile.threads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +15,14 @@ from surgeon.analysis import analyse
 from surgeon.clock import Clock, Device, Timing, check_device, check_request
 from surgeon.cost import Cost
 from surgeon.coupling import Groups
+from surgeon.errors import InvalidArgument
+from surgeon.guided import RECONSTRUCTION, calibration_of, select, widths_for
 from surgeon.importance import Criterion, check_finite, score
 from surgeon.limits import Keep
 from surgeon.plan import Plan, attach, choose
 from surgeon.progress import collect, stage
+from surgeon.recovery import Recovery, recover_groups
+from surgeon.recovery.data import Calibration
 from surgeon.replay import carry_out
 from surgeon.report import Change, Report
 from surgeon.select import Ignored
@@ -35,6 +39,7 @@ class _Decision:
     keep: dict[int, Any]
     cost: Cost
     timing: Timing | None = None
+    data: Calibration | None = None
 
 
 def shrink(
@@ -46,13 +51,16 @@ def shrink(
     ignore: Ignored | Iterable[Ignored] = (),
     keep: Keep = None,
     align: int | None = None,
-    importance: str | Criterion = "magnitude",
+    importance: str | Criterion | None = None,
     scope: str = "global",
     seed: int = 0,
     latency_ms: float | None = None,
     device: Device = None,
     threads: int | None = None,
     max_params: int | None = None,
+    data: Any = None,
+    samples: int = 256,
+    compensate: bool = True,
     form: Form = "auto",
     return_report: bool = False,
 ) -> Any:
@@ -70,7 +78,8 @@ def shrink(
         keep: what is left of a group at least: a share (float) or a width (int), for all groups or by glob of names.
         align: widths are multiples of it; by default 16 where a group is at least 32 wide, less below. 1 switches it
             off.
-        importance: the name of a criterion, or a function like those in `surgeon.importance`.
+        importance: the name of a criterion, or a function like those in `surgeon.importance`; by default
+            "reconstruction" where there are data, else "magnitude".
         scope: "global" compares groups with one another, "local" takes the same share of each.
         seed: seeds the criteria that draw at random.
         latency_ms: instead of a ratio, the milliseconds that the result may take on `device`.
@@ -78,6 +87,11 @@ def shrink(
             this CPU is profiled. On another CPU than this one nothing can be measured, only predicted.
         threads: for a latency, onnxruntime's threads; by default the profile's, or 1.
         max_params: for a latency, how many parameters the result may have beside.
+        data: unlabeled inputs: a tensor, or an iterable of batches such as a DataLoader, read once. With them the units
+            that are rebuilt best from the others go, widths are chosen by what that does to the model's output, and
+            the layers that are left are fitted to make up for the rest: no labels, no training.
+        samples: how many of them to use at most.
+        compensate: whether layers are fitted; the certificate is always that of the cut alone.
         form: "module" or "graph" insists on the user's own class, or on a `torch.fx.GraphModule`.
         return_report: return `(slim, report)`.
 
@@ -100,13 +114,19 @@ def shrink(
         made = decide(
             model, ratio, example_inputs=example_inputs, budget=budget, ignore=ignore, keep=keep, align=align,
             importance=importance, scope=scope, seed=seed, latency_ms=latency_ms, device=device, threads=threads,
-            max_params=max_params,
+            max_params=max_params, data=data, samples=samples,
         )
         operation, certificate = carry_out(model, made.groups, made.keep, form)
+        recovery = None
+        if made.data is not None and compensate:
+            with stage("recover"):
+                kept = made.groups.kept(made.keep)
+                module, recovery = recover_groups(model, operation.module, made.groups, kept, made.data)
+            operation = replace(operation, module=module)
         attach(operation.module, made.plan)
     if not return_report:
         return operation.module
-    return operation.module, _report(model, made, operation, certificate, seconds)
+    return operation.module, _report(model, made, operation, certificate, recovery, seconds)
 
 
 def plan(
@@ -118,13 +138,15 @@ def plan(
     ignore: Ignored | Iterable[Ignored] = (),
     keep: Keep = None,
     align: int | None = None,
-    importance: str | Criterion = "magnitude",
+    importance: str | Criterion | None = None,
     scope: str = "global",
     seed: int = 0,
     latency_ms: float | None = None,
     device: Device = None,
     threads: int | None = None,
     max_params: int | None = None,
+    data: Any = None,
+    samples: int = 256,
 ) -> Plan:
     """What `shrink` would remove, without touching a weight. Arguments and errors are those of `shrink`.
 
@@ -137,7 +159,7 @@ def plan(
     return decide(
         model, ratio, example_inputs=example_inputs, budget=budget, ignore=ignore, keep=keep, align=align,
         importance=importance, scope=scope, seed=seed, latency_ms=latency_ms, device=device, threads=threads,
-        max_params=max_params,
+        max_params=max_params, data=data, samples=samples,
     ).plan
 
 
@@ -176,39 +198,59 @@ def verify(model: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any = 
 
 def decide(
     model: nn.Module, ratio: float | None, *, example_inputs: Any, budget: str, ignore: Ignored | Iterable[Ignored],
-    keep: Keep, align: int | None, importance: str | Criterion, scope: str, seed: int, latency_ms: float | None = None,
-    device: Device = None, threads: int | None = None, max_params: int | None = None,
+    keep: Keep, align: int | None, importance: str | Criterion | None, scope: str, seed: int,
+    latency_ms: float | None = None, device: Device = None, threads: int | None = None, max_params: int | None = None,
+    data: Any = None, samples: int = 256,
 ) -> _Decision:
     """Which units stay."""
     check_request(ratio, latency_ms, budget)
     share = check_ratio(ratio) if ratio is not None else None
     timed = budget == "latency" or latency_ms is not None
     check_device(timed, align=align, scope=scope, device=device, threads=threads, max_params=max_params)
+    if importance is None:
+        importance = "magnitude" if data is None else RECONSTRUCTION
+    guided = importance == RECONSTRUCTION
+    if guided and data is None:
+        raise InvalidArgument(f"importance={importance!r} is told by data: pass unlabeled inputs as data=")
     groups = analyse(model, example_inputs, ignore)
     check_finite(groups.graph)
-    name = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")
+    cost = Cost(groups)
+    calibration = None
+    if data is not None:
+        with stage("read data"):
+            calibration = calibration_of(model, groups, data, samples)
+    selection = select(model, groups, calibration, seed) if guided and calibration is not None else None
     with stage("plan"):
-        cost = Cost(groups)
-        scores = score(groups, importance, seed)
+        scores = selection.scores if selection is not None else score(groups, importance, seed)
+    name = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")
+    settings: dict[str, Any] = {"ratio": share, "budget": budget, "importance": name, "seed": seed}
+    timing = None
     if timed:
         with tempfile.TemporaryDirectory() as folder:
             clock = Clock(model, groups, cost, device, threads, Path(folder))
-            kept, timing = clock.decide(scores, latency_ms, share, keep, max_params)
-        settings = {
-            "ratio": share, "budget": "latency", "latency_ms": latency_ms, "device": timing.device,
-            "threads": timing.threads, "max_params": max_params, "importance": name, "seed": seed,
+            curves = selection.damages if selection is not None else None
+            kept, timing = clock.decide(scores, latency_ms, share, keep, max_params, curves)
+        settings |= {
+            "budget": "latency", "latency_ms": latency_ms, "device": timing.device, "threads": timing.threads,
+            "max_params": max_params,
         }
-        return _Decision(groups, Plan.of(groups, kept, settings, model=model), kept, cost, timing)
-    with stage("plan"):
+    else:
         assert share is not None  # check_request has seen to that
-        widths = allocate(groups, scores, cost, budget=budget, ratio=share, scope=scope, align=align, keep=keep)
-        kept = choose(groups, scores, widths)
-        settings = {"ratio": share, "budget": budget, "scope": scope, "align": align, "importance": name, "seed": seed}
-        return _Decision(groups, Plan.of(groups, kept, settings, model=model), kept, cost)
+        with stage("plan"):
+            if selection is not None:
+                widths = widths_for(
+                    groups, cost, selection, ratio=share, budget=budget, scope=scope, align=align, keep=keep
+                )
+            else:
+                widths = allocate(groups, scores, cost, budget=budget, ratio=share, scope=scope, align=align, keep=keep)
+            kept = choose(groups, scores, widths)
+        settings |= {"scope": scope, "align": align}
+    return _Decision(groups, Plan.of(groups, kept, settings, model=model), kept, cost, timing, calibration)
 
 
 def _report(
-    model: nn.Module, made: _Decision, operation: Operation, certificate: Certificate, seconds: dict[str, float]
+    model: nn.Module, made: _Decision, operation: Operation, certificate: Certificate, recovery: Recovery | None,
+    seconds: dict[str, float],
 ) -> Report:
     full = {group.leaf.id: group.size for group in made.groups}
     widths = {leaf: len(kept) for leaf, kept in made.keep.items()}
@@ -233,5 +275,6 @@ def _report(
         pinned=made.groups.pinned,
         certificate=certificate,
         latency=made.timing,
+        recovery=recovery,
         seconds=dict(seconds),
     )

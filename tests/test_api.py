@@ -12,17 +12,18 @@ import pytest
 import surgeon
 
 NAMES = """
-Certificate ExportReport Plan Profile Quantized Report SurgeonError Timing Verdict
-benchmark export inspect kit load plan profile quantize save shrink verify
+Certificate ExportReport Plan Profile Quantized Recovery Report SurgeonError Timing Verdict
+benchmark export inspect kit load plan profile quantize recover save shrink verify
 """.split()
 
 DECISIONS = (
     "model ratio example_inputs budget ignore keep align importance scope seed latency_ms device threads max_params"
+    " data samples"
 )
 
 # Arguments in their order; those after * are given by name.
 SIGNATURES = {
-    "shrink": f"{DECISIONS} form return_report".replace("ratio ", "ratio * "),
+    "shrink": f"{DECISIONS} compensate form return_report".replace("ratio ", "ratio * "),
     "plan": DECISIONS.replace("ratio ", "ratio * "),
     "inspect": "model example_inputs ignore",
     "verify": "model slim plan example_inputs",
@@ -35,14 +36,17 @@ SIGNATURES = {
     "Plan.align": "self profile model example_inputs",
     "profile": "model example_inputs * threads path",
     "kit": "model path example_inputs",
+    "recover": (
+        "model slim plan data * samples ridge batch_norm compensate example_inputs return_report"
+    ),
 }
 FIRST = {"export": "model path", "benchmark": "base_path slim_path", "quantize": "model calibration"}
 BY_NAME = {"export": "example_inputs", "benchmark": "threads", "quantize": "path"}
 
 DEFAULTS = {
-    "example_inputs": None, "budget": "macs", "ignore": (), "keep": None, "align": None, "importance": "magnitude",
+    "example_inputs": None, "budget": "macs", "ignore": (), "keep": None, "align": None, "importance": None,
     "scope": "global", "seed": 0, "form": "auto", "return_report": False, "ratio": None, "latency_ms": None,
-    "device": None, "threads": None, "max_params": None,
+    "device": None, "threads": None, "max_params": None, "data": None, "samples": 256, "compensate": True,
 }
 
 

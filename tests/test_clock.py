@@ -93,7 +93,7 @@ def test_a_share_of_the_latency_is_removed_and_measured(taken: Path, monkeypatch
 
 
 def test_what_is_measured_too_slow_is_corrected_once(taken: Path, slowed: Any) -> None:
-    asked = slowed(1.3, 1.0)
+    asked = slowed(1.5, 1.0)
     _, report = surgeon.shrink(Net(), 0.3, example_inputs=X, budget="latency", device=taken, return_report=True)
     assert len(asked) == 2
     assert asked[1] < asked[0]
@@ -108,7 +108,7 @@ def test_what_is_measured_right_is_left(taken: Path, slowed: Any) -> None:
 
 
 def test_a_worse_correction_is_not_taken(taken: Path, slowed: Any) -> None:
-    asked = slowed(1.1, 9.0)
+    asked = slowed(1.5, 9.0)
     _, report = surgeon.shrink(Net(), 0.3, example_inputs=X, budget="latency", device=taken, return_report=True)
     assert len(asked) == 2
     assert report.latency.corrections == 0
@@ -150,7 +150,8 @@ def test_odd_widths_go_up_to_fast_ones(taken: Path) -> None:
         assert set(plan.tensor(cut.tensor)[cut.axis]) <= set(cut.keep)
     slim = aligned.apply(net)
     if profile.block:
-        assert slim.deep.in_channels % profile.block == 0 or slim.deep.in_channels == 128
+        channels = slim.get_submodule("deep").get_parameter("weight").shape[0]
+        assert channels % profile.block == 0 or channels == 128
     plan.align(profile, Net())
     with pytest.raises(PlanError, match="another architecture"):
         plan.align(profile, nn.Linear(2, 2))

@@ -43,6 +43,7 @@ RANKS = {
     "plan": 9,
     "report": 9,
     "storage": 10,
+    "guided": 11,
     "profiling": 10,
     "clock": 11,
     "shrink": 12,

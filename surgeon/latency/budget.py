@@ -42,6 +42,7 @@ def allocate_latency(
     ms: float,
     keep: Keep = None,
     size: float | None = None,
+    curves: Mapping[int, np.ndarray] | None = None,
 ) -> tuple[dict[int, int], Allocation]:
     """The width of every group, by leaf, that loses the least of the model within `ms`; and how it was found.
 
@@ -54,6 +55,7 @@ def allocate_latency(
         keep: what is left of a group at least, as in `surgeon.allocation.allocate`. Groups that it does not name keep
             the share `LEAST_SHARE`, unless the budget can't be met so.
         size: how many parameters the model may have, all in all, beside.
+        curves: what keeping the best 1, 2, … units of a leaf does to the model; by default `damages` of the scores.
 
     Raises:
         InvalidArgument: an argument is out of range, or `keep` names no group.
@@ -72,7 +74,7 @@ def allocate_latency(
             for factor in polynomial_factors(share.terms, share.label)
         ]
         sized = [Budget("size", "parameters", tuple(factors), limits["size"])]
-    curves = damages(groups, scores)
+    curves = damages(groups, scores) if curves is None else curves
     refused: Infeasible | None = None
     for share in (LEAST_SHARE, 0.0):
         widths = {

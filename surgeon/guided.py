@@ -1,0 +1,59 @@
+"""Decisions that unlabeled data guide: which units are rebuilt best from the others, and where it hurts least."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from surgeon.allocation import NARROW, allocate, steps
+from surgeon.cost import Cost
+from surgeon.coupling import Groups
+from surgeon.errors import Infeasible
+from surgeon.ladder import TOLERANCE
+from surgeon.limits import Keep
+from surgeon.recovery.data import Calibration, calibrate
+from surgeon.recovery.selection import Selection, allocate_by_damage, reconstruction
+
+RECONSTRUCTION = "reconstruction"
+"""The criterion that needs data; the default where there are some."""
+
+
+def calibration_of(model: nn.Module, groups: Groups, data: Any, samples: int) -> Calibration:
+    """The data, read once."""
+    return data if isinstance(data, Calibration) else calibrate(data, groups.graph, model, samples)
+
+
+def select(model: nn.Module, groups: Groups, data: Calibration, seed: int) -> Selection:
+    """What each unit is worth, and what each width does to the model, after the others made up for it."""
+    return reconstruction(model, groups, data, seed=seed)
+
+
+def widths_for(
+    groups: Groups, cost: Cost, found: Selection, *, ratio: float, budget: str, scope: str, align: int | None,
+    keep: Keep,
+) -> dict[int, int]:
+    """The widths that do the least damage, at widths that are fast; within 2 % of the budget.
+
+    Raises:
+        Infeasible: the budget can't be met.
+    """
+    if budget == "channels" or scope == "local" or ratio == 0:
+        return allocate(groups, found.scores, cost, budget=budget, ratio=ratio, scope=scope, align=align, keep=keep)
+    whole = cost.of(budget)({})
+    best: dict[int, int] | None = None
+    for finest in (NARROW, 8, 4, 2, 1) if align is None else (align,):
+        try:
+            widths = allocate_by_damage(
+                groups, found.damages, cost, budget=budget, ratio=ratio, steps=steps(groups, cost, align, finest),
+                keep=keep,
+            )
+        except Infeasible:
+            if finest in (1, align):
+                raise
+            continue
+        best = widths
+        if 1 - cost.of(budget)(widths) / whole <= ratio + TOLERANCE:
+            break
+    assert best is not None
+    return best
