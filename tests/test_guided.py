@@ -23,8 +23,8 @@ class Redundant(nn.Module):
         self.norm = nn.BatchNorm2d(32)
         self.head = nn.Linear(32, 5)
         with torch.no_grad():
-            self.first.weight[16:] = 3 * self.first.weight[:16]
-            self.first.bias[16:] = 3 * self.first.bias[:16]
+            for value in self.first.parameters():
+                value[16:] = 3 * value[:16]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.norm(self.second(self.first(x).relu())).relu().mean((2, 3)))
@@ -83,6 +83,7 @@ def test_bad_data() -> None:
     net = Redundant().eval()
     with pytest.raises(InvalidArgument, match="data="):
         surgeon.shrink(net, 0.5, example_inputs=TEST[:2], importance="reconstruction")
-    for data in ([], torch.full((8, 3, 8, 8), float("nan")), torch.zeros(8, 4, 8, 8)):
+    bad: list[Any] = [[], torch.full((8, 3, 8, 8), float("nan")), torch.zeros(8, 4, 8, 8)]
+    for data in bad:
         with pytest.raises(InvalidInputs):
             surgeon.shrink(net, 0.5, example_inputs=TEST[:2], data=data)
