@@ -21,6 +21,8 @@ class BatchNorm:
     mean: Slot
     variance: Slot
     eps: float = field(default=1e-5)
+    weight: Slot | None = None
+    bias: Slot | None = None
 
 
 def find(node: fx.Node, find_slot: Finder) -> BatchNorm | None:
@@ -31,7 +33,8 @@ def find(node: fx.Node, find_slot: Finder) -> BatchNorm | None:
     mean, variance = find_slot(given["running_mean"], node), find_slot(given["running_var"], node)
     if mean is None or variance is None or given["training"]:
         return None
-    return BatchNorm(node, given["input"], mean, variance, float(given["eps"]))
+    weight, bias = find_slot(given["weight"], node), find_slot(given["bias"], node)
+    return BatchNorm(node, given["input"], mean, variance, float(given["eps"]), weight, bias)
 
 
 def statistics(values: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
