@@ -124,7 +124,7 @@ class Clock:
         if CLOSE[0] <= off <= CLOSE[1]:
             return kept, timing
         try:
-            again, other = solve(requested, timing.predicted * requested / (timing.requested * off))
+            again, other = solve(requested, self._corrected(timing))
         except Infeasible:
             note = f"measured {off:.1%} of what was asked for, and the widths can't be cut further"
             return kept, replace(timing, notes=(*timing.notes, note))
@@ -132,6 +132,20 @@ class Clock:
             return kept, timing
         other = replace(self._measured(again, other, relative=ms is None), corrections=1)
         return (again, other) if _error(other) <= _error(timing) else (kept, timing)
+
+    def _corrected(self, timing: Timing) -> float:
+        """What to predict so that what was asked for is measured.
+
+        It lies on the line through the base and what was made, as long as that is between doing nothing and scaling.
+        """
+        assert timing.measured is not None
+        scaled = timing.predicted * timing.requested / timing.measured
+        run = timing.base - timing.measured
+        if run <= 0:
+            return scaled
+        line = timing.predicted + (timing.requested - timing.measured) * (self.base - timing.predicted) / run
+        low, high = sorted((timing.predicted, scaled))
+        return min(max(line, low), high)
 
     def _solver(
         self, scores: Mapping[int, np.ndarray], keep: Keep, size: float | None,
