@@ -26,6 +26,8 @@ ODD = range(PLANS)[len(MODES) - 1 :: len(MODES)]
 HALF = 0.5
 """The share of the MACs at which the peer is met."""
 REDUCTION = 3.6
+HALF_WIDTH = 3.9
+"""How many times fewer MACs half of every width comes to, about: what int8 is put on top of."""
 ROUNDED = {"torch-pruning": None, "torch-pruning, round_to=16": 16}
 CALIBRATION = 64
 
@@ -139,15 +141,15 @@ def _peer(subject: Subject, system: str) -> tuple[Path, Row]:
     return path, json.loads(facts.read_text(encoding="utf-8"))
 
 
-def reduced(subject: Subject) -> tuple[Path, float]:
-    """The model with about `REDUCTION` times fewer MACs, by a latency budget, and the MACs that it has."""
-    widths = subject.at_macs(subject.macs / REDUCTION)
-    return subject.file("reduced", widths), subject.cost.macs(widths)
+def reduced(subject: Subject, times: float) -> tuple[Path, float]:
+    """The model with about so many times fewer MACs, by a latency budget, and the MACs that it has."""
+    widths = subject.at_macs(subject.macs / times)
+    return subject.file(f"reduced_{times:g}", widths), subject.cost.macs(widths)
 
 
 def efficiency(subject: Subject, seconds: float) -> Row:
     """How much of the reduction in MACs arrives on the clock."""
-    path, macs = reduced(subject)
+    path, macs = reduced(subject, REDUCTION)
     found = measured(subject.base, path, seconds)
     reduction = subject.macs / macs
     return {**found, "speedup": found["ratio"], "reduction": reduction, "ratio": found["ratio"] / reduction}
@@ -182,7 +184,7 @@ def align(subject: Subject, seconds: float, plans: int = 3) -> Row:
 
 def int8(subject: Subject, seconds: float) -> Row:
     """Pruned and quantised: the speed-up over the whole model in float32, of pruning alone and of both."""
-    path, macs = reduced(subject)
+    path, macs = reduced(subject, HALF_WIDTH)
     images = torch.randn(CALIBRATION, *subject.inputs[0].shape[1:], generator=torch.Generator().manual_seed(0))
     target = subject.files / f"{subject.name}_int8.onnx"
     start = time.perf_counter()
