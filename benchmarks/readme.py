@@ -13,13 +13,14 @@ from benchmarks import coverage
 README = Path(__file__).parent.parent / "README.md"
 SPEED = Path(__file__).parent / "results" / "speed.md"
 LATENCY = Path(__file__).parent / "results" / "latency.md"
+ACCURACY = Path(__file__).parent / "results" / "accuracy.md"
 
 
 def render(text: str) -> str:
     """`text` with what stands between `<!-- NAME -->` and `<!-- /NAME -->` replaced by the results of that name."""
     summary = coverage.table(coverage.ordered()).split("\n", 1)[0]
     tables = {"coverage": summary} | {
-        path.stem: path.read_text(encoding="utf-8").strip() for path in (SPEED, LATENCY)
+        path.stem: path.read_text(encoding="utf-8").strip() for path in (SPEED, LATENCY, ACCURACY)
     }
     for name, table in tables.items():
         before, begin, rest = text.partition(f"<!-- {name} -->")
