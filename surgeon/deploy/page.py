@@ -67,9 +67,9 @@ def write_page(
         BenchmarkError: an ONNX file can't be run.
         OutputError: the files can't be written; what was there is intact.
     """
-    figures.need_matplotlib()
     place = Path(folder)
     report = _read(place / "report.json")
+    figures.need_matplotlib()
     reports = [report, *(_read(Path(other) / "report.json") for other in others)]
     pictures = _pictures(place, report, _points(reports), threads, runs)
     page = _page(report, pictures, accuracy if accuracy is not None else report.get("accuracy") or {})
