@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
-
 from surgeon.allocation import NARROW, allocate, steps
 from surgeon.cost import Cost
 from surgeon.coupling import Groups
 from surgeon.errors import Infeasible
 from surgeon.ladder import TOLERANCE
 from surgeon.limits import Keep
-from surgeon.recovery.data import Calibration, calibrate
-from surgeon.recovery.selection import Selection, allocate_by_damage, reconstruction
+from surgeon.recovery.selection import Selection, allocate_by_damage
 
 RECONSTRUCTION = "reconstruction"
 """The criterion that needs data; the default where there are some."""
-
-
-def calibration_of(model: nn.Module, groups: Groups, data: Any, samples: int) -> Calibration:
-    """The data, read once."""
-    return data if isinstance(data, Calibration) else calibrate(data, groups.graph, model, samples)
-
-
-def select(model: nn.Module, groups: Groups, data: Calibration, seed: int) -> Selection:
-    """What each unit is worth, and what each width does to the model, after the others made up for it."""
-    return reconstruction(model, groups, data, seed=seed)
 
 
 def widths_for(

@@ -16,13 +16,14 @@ from surgeon.clock import Clock, Device, Timing, check_device, check_request
 from surgeon.cost import Cost
 from surgeon.coupling import Groups
 from surgeon.errors import InvalidArgument
-from surgeon.guided import RECONSTRUCTION, calibration_of, select, widths_for
+from surgeon.guided import RECONSTRUCTION, widths_for
 from surgeon.importance import Criterion, check_finite, score
 from surgeon.limits import Keep
 from surgeon.plan import Plan, attach, choose
 from surgeon.progress import collect, stage
 from surgeon.recovery import Recovery, recover_groups
-from surgeon.recovery.data import Calibration
+from surgeon.recovery.data import Calibration, calibrate
+from surgeon.recovery.selection import reconstruction
 from surgeon.replay import carry_out
 from surgeon.report import Change, Report
 from surgeon.select import Ignored
@@ -218,8 +219,8 @@ def decide(
     calibration = None
     if data is not None:
         with stage("read data"):
-            calibration = calibration_of(model, groups, data, samples)
-    selection = select(model, groups, calibration, seed) if guided and calibration is not None else None
+            calibration = calibrate(data, groups.graph, model, samples)
+    selection = reconstruction(model, groups, calibration, seed=seed) if guided and calibration is not None else None
     with stage("plan"):
         scores = selection.scores if selection is not None else score(groups, importance, seed)
     name = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")

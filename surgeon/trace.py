@@ -175,11 +175,13 @@ def trace_inputs(model: nn.Module, inputs: Inputs, dynamic: bool = True) -> Grap
             program = _export(shared, wide, dynamic=True)
         except Exception as error:  # noqa: BLE001  (export raises all kinds; a fixed batch may do)
             refuse_unfit(shared, inputs, error)
-    if program is None or not _is_dynamic(program):
-        program = _export_or_explain(shared, inputs)
-    dynamic = _is_dynamic(program)
+    if program is None or not _batches(program):
+        program, wide = _export_or_explain(shared, inputs), inputs
+    # An operator that fixes the batch leaves it symbolic, of one value.
+    batches = _batches(program)
+    dynamic = bool(batches) and all(size.node.maybe_as_int() is None for size in batches)
     module = functionalise(program)
-    return _graph(module, shared, wide if dynamic else inputs, dynamic)
+    return _graph(module, shared, wide, dynamic)
 
 
 def unread(graph: Graph, model: nn.Module) -> list[str]:
@@ -306,7 +308,8 @@ def refuse_unfit(model: nn.Module, inputs: Inputs, error: Exception) -> None:
         ) from error
 
 
-def _is_dynamic(program: torch.export.ExportedProgram) -> bool:
+def _batches(program: torch.export.ExportedProgram) -> list[torch.SymInt]:
+    """The symbolic batch size of each input; none where one of them is a number."""
     user = set(program.graph_signature.user_inputs)
     sizes = [
         node.meta["val"].shape[0]
@@ -314,4 +317,5 @@ def _is_dynamic(program: torch.export.ExportedProgram) -> bool:
         if node.op == "placeholder" and node.name in user
         and isinstance(node.meta.get("val"), Tensor) and node.meta["val"].dim()
     ]
-    return bool(sizes) and all(isinstance(size, torch.SymInt) for size in sizes)
+    symbolic = [size for size in sizes if isinstance(size, torch.SymInt)]
+    return symbolic if len(symbolic) == len(sizes) else []

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import surgeon
 from surgeon.errors import InvalidArgument, InvalidInputs
+from surgeon.recovery import data as module
 from surgeon.recovery.data import Calibration, calibrate
 from surgeon.trace import trace
 
@@ -147,3 +149,20 @@ def test_samples_are_counted(samples: Any) -> None:
 def test_a_single_sample_is_noted() -> None:
     assert "judged on what it was made from" in read(X[:1]).notes[0]
     assert np.isclose(float(total(read(X[:1])).sum()), 6.0)
+
+
+def test_no_more_is_read_than_fits_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MEMORY", 0)
+    rows: list[int] = []
+
+    def batches() -> Iterator[Tensor]:
+        for i in range(8):
+            rows.append(i)
+            yield torch.randn(8, 3)
+
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    _, report = surgeon.shrink(
+        net, 0.5, example_inputs=torch.zeros(1, 3), data=batches(), samples=64, return_report=True
+    )
+    assert report.recovery.samples == module.FEWEST and len(rows) == module.FEWEST // 8
+    assert any("samples instead of 64" in note for note in report.recovery.notes)

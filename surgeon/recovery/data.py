@@ -15,10 +15,15 @@ from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.progress import counter
+from surgeon.recovery.network import bytes_per_sample
 from surgeon.trace import Graph, Inputs
 
 #: Samples that are run at once.
 CHUNK = 32
+#: Bytes that the values which are held at one time may take; fewer samples are used where they would take more.
+MEMORY = 3 << 30
+#: Samples that are used whatever they take.
+FEWEST = 16
 #: One sample, or one fixed batch, in so many is held back.
 HELD_BACK = 8
 
@@ -44,11 +49,12 @@ class Calibration:
 
 
 def calibrate(data: Any, graph: Graph, model: nn.Module, samples: int = 256) -> Calibration:
-    """At most `samples` samples of `data`, as inputs of `graph`, which is `model`'s.
+    """At most `samples` samples of `data`, no more than fit into `MEMORY`, as inputs of `graph`, which is `model`'s.
 
     `data` is a tensor or array of samples, a dict of them by keyword, or any iterable of batches, such as a DataLoader:
     each a tensor, an array, a dict by the names of the model's inputs, or a tuple or list that starts with the model's
-    inputs. Labels and other entries that the model does not take are left out. Nothing is read beyond what is needed.
+    inputs. Labels and other entries that the model does not take are left out. Nothing is read beyond what is needed. A
+    Calibration comes back as it is.
 
     Raises:
         InvalidArgument: `samples` is no positive integer, or `data` is nothing that yields batches.
@@ -61,7 +67,14 @@ def calibrate(data: Any, graph: Graph, model: nn.Module, samples: int = 256) -> 
     >>> found.samples, [tuple(args[0].shape) for args, _ in found.batches]
     (16, [(14, 3), (2, 3)])
     """
+    if isinstance(data, Calibration):
+        return data
     _check_samples(samples)
+    notes = []
+    affordable = max(MEMORY // max(bytes_per_sample(graph), 1), FEWEST)
+    if affordable < samples:
+        notes.append(f"{affordable} samples instead of {samples}: more would take over {MEMORY >> 30} GiB")
+        samples = affordable
     reader = _Reader(graph, model)
     batches: list[list[Tensor]] = []
     count = 0
@@ -81,7 +94,7 @@ def calibrate(data: Any, graph: Graph, model: nn.Module, samples: int = 256) -> 
             if used else "data is empty: give at least one batch of inputs"
         )
     whole = [torch.cat(parts) for parts in zip(*batches, strict=True)]
-    return _split(whole, reader, count)
+    return _split(whole, reader, count, notes)
 
 
 def _check_samples(samples: Any) -> None:
@@ -104,9 +117,8 @@ def _iterate(data: Any) -> Iterator[Any]:
     )
 
 
-def _split(whole: list[Tensor], reader: _Reader, count: int) -> Calibration:
+def _split(whole: list[Tensor], reader: _Reader, count: int, notes: list[str]) -> Calibration:
     """Samples spread over all of the data are held back, since data are often sorted."""
-    notes = []
     if reader.fixed:
         chunks = [[leaf[i : i + reader.fixed] for leaf in whole] for i in range(0, count, reader.fixed)]
         if len(chunks[-1][0]) < reader.fixed:
@@ -122,7 +134,7 @@ def _split(whole: list[Tensor], reader: _Reader, count: int) -> Calibration:
         held, fit = _chunks(whole, every[away]), _chunks(whole, every[~away])
     if not fit:
         fit = held
-        notes.append("there is one batch or sample only, so the fit is judged on what it was made from")
+        notes = [*notes, "there is one batch or sample only, so the fit is judged on what it was made from"]
     return Calibration(
         tuple(reader.inputs(chunk) for chunk in fit), tuple(reader.inputs(chunk) for chunk in held),
         sum(len(chunk[0]) for chunk in (fit if fit is held else [*fit, *held])), tuple(notes),
@@ -142,7 +154,7 @@ class _Reader:
             i for i, leaf in enumerate(self._leaves)
             if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == graph.batch
         ]
-        self.fixed = 0 if graph.dynamic and _takes_any_batch(graph) else graph.batch
+        self.fixed = 0 if graph.dynamic else graph.batch
         self._names = _names(graph.inputs, model)
         tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
         self._device = tensor.device if tensor is not None else torch.device("cpu")
@@ -203,13 +215,6 @@ class _Reader:
                 f"{place} holds NaN or infinity in {count} of {value.numel()} places; remove those samples"
             )
         return value.detach().to("cpu", example.dtype)
-
-
-def _takes_any_batch(graph: Graph) -> bool:
-    """Whether no operator fixed the batch to the size that it was traced with; the size is symbolic even then."""
-    values = [node.meta.get("val") for node in graph.nodes if node.op == "placeholder"]
-    sizes = [value.shape[0] for value in values if isinstance(value, Tensor) and value.dim()]
-    return all(isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None for size in sizes)
 
 
 def _names(inputs: Inputs, model: nn.Module) -> list[str]:

@@ -99,12 +99,12 @@ def _type(value: Any) -> Any:
     return torch.float32 if isinstance(value, torch.dtype) and value in _HALF else value
 
 
-def bytes_per_sample(groups: Groups) -> int:
+def bytes_per_sample(graph: Graph) -> int:
     """What the values of one sample take at most, in the original and the smaller model together."""
     sizes: dict[fx.Node, int] = {}
     held = most = 0
-    drop = last_uses(groups.graph)
-    for node in groups.graph.nodes:
+    drop = last_uses(graph)
+    for node in graph.nodes:
         if node.op != "get_attr":
             value = node.meta.get("val")
             several = sizes_of(node) if isinstance(value, tuple | list) else []
@@ -113,7 +113,7 @@ def bytes_per_sample(groups: Groups) -> int:
             held += sizes[node]
             most = max(most, held)
         held -= sum(sizes.pop(dead, 0) for dead in drop.get(node, ()))
-    return 2 * most // max(groups.graph.batch, 1)
+    return 2 * most // max(graph.batch, 1)
 
 
 def _item(value: Any) -> int:

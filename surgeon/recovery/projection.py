@@ -67,7 +67,7 @@ def project(model: nn.Module, groups: Groups, data: Any, *, samples: int = 256) 
     >>> names, torch.allclose(rotated(x), net(x), atol=1e-4)
     (('0',), True)
     """
-    calibration = data if isinstance(data, Calibration) else calibrate(data, groups.graph, model, samples)
+    calibration = calibrate(data, groups.graph, model, samples)
     rotated = copy.deepcopy(model)
     tensors = {**dict(rotated.named_parameters(remove_duplicate=False)),
                **dict(rotated.named_buffers(remove_duplicate=False))}

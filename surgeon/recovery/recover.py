@@ -13,14 +13,9 @@ from surgeon.plan import Plan
 from surgeon.progress import collect, stage
 from surgeon.recovery.compensate import Compensation, Outcome
 from surgeon.recovery.data import Calibration, calibrate
-from surgeon.recovery.network import bytes_per_sample
 from surgeon.recovery.report import Recovery
 from surgeon.rules import Kept
 from surgeon.trace import normalise_inputs, trace_inputs
-
-#: Bytes that the values which are held at one time may take; fewer samples are used where they would take more.
-MEMORY = 3 << 30
-FEWEST = 16
 
 
 def recover(
@@ -89,13 +84,7 @@ def recover_groups(
     _check(ridge)
     _check_slim(slim, groups, kept)
     notes = []
-    if isinstance(data, Calibration):
-        calibration = data
-    else:
-        affordable = max(MEMORY // max(bytes_per_sample(groups), 1), FEWEST)
-        if affordable < samples:
-            notes.append(f"{affordable} samples instead of {samples}: more would take over {MEMORY >> 30} GiB")
-        calibration = calibrate(data, groups.graph, model, min(samples, affordable))
+    calibration = calibrate(data, groups.graph, model, samples)
     before = _pass(groups, kept, _tensors(slim), calibration.judge, compensate=False, batch_norm=False)
     recovered = copy.deepcopy(slim)
     after = _pass(

@@ -18,7 +18,7 @@ from surgeon.latency.knapsack import solve
 from surgeon.latency.problem import Budget
 from surgeon.limits import LEAST_SHARE, Keep, floors, nothing_to_prune
 from surgeon.progress import stage
-from surgeon.recovery.data import Calibration, calibrate
+from surgeon.recovery.data import calibrate
 from surgeon.recovery.elimination import Curve, eliminate, refine
 from surgeon.recovery.sensitivity import measure
 
@@ -72,7 +72,7 @@ def reconstruction(
     >>> found.choose({groups.groups[0].leaf.id: 3}) == {groups.groups[0].leaf.id: (0, 2, 3)}
     True
     """
-    calibration = data if isinstance(data, Calibration) else calibrate(data, groups.graph, model, samples)
+    calibration = calibrate(data, groups.graph, model, samples)
     sensitivity = measure(groups, calibration.batches, seed)
     curves: dict[int, Curve] = {}
     with stage("selection"):
