@@ -25,7 +25,7 @@ import torch
 
 from surgeon.coupling import Group, Groups
 from surgeon.errors import InvalidArgument
-from surgeon.importance.reductions import reductions
+from surgeon.importance.reductions import reductions, relative
 
 Criterion = Callable[[Groups, Group, np.random.Generator], np.ndarray]
 
@@ -74,8 +74,8 @@ def magnitude(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndar
     1.0
     """
     shared = reductions(groups)
-    relative = [_relative(shared.sums(group, member)) for member in shared.members(group)]
-    found = [values for values in relative if values is not None]
+    sums = [shared.sums(group, member) for member in shared.members(group)]
+    found = [values for values in map(relative, sums) if values is not None]
     return np.mean(found, axis=0) if found else np.zeros(group.size)
 
 
@@ -157,7 +157,7 @@ def fpgm(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
         rows = shared.features(group, member)
         # Distances of differences, not of squares: filters that are the same are at 0, whatever their norm.
         distances = torch.cdist(rows, rows, compute_mode=_mode(rows)).sum(dim=1).double().numpy()
-        values = _relative(distances)
+        values = relative(distances)
         if values is not None:
             found.append(values)
     return np.mean(found, axis=0) if found else np.zeros(group.size)
@@ -203,11 +203,6 @@ def random(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray
 def _squares(groups: Groups, group: Group) -> np.ndarray:
     shared = reductions(groups)
     return sum((shared.sums(group, member) for member in shared.members(group)), np.zeros(group.size))
-
-
-def _relative(values: np.ndarray) -> np.ndarray | None:
-    mean = values.mean()
-    return values / mean if mean > 0 else None
 
 
 def _example() -> tuple[Groups, Group]:

@@ -86,6 +86,16 @@ def reductions(groups: Groups) -> Reductions:
     return current if current is not None and current.groups is groups else Reductions(groups)
 
 
+def relative(values: np.ndarray) -> np.ndarray | None:
+    """The values as multiples of their mean; None where they are zero throughout.
+
+    >>> relative(np.array([1.0, 3.0])).tolist()
+    [0.5, 1.5]
+    """
+    mean = values.mean()
+    return values / mean if mean > 0 else None
+
+
 def wide(tensor: Tensor) -> Tensor:
     """The tensor on the CPU in at least float32: sums of squares overflow or vanish in half precision."""
     detached = tensor.detach().cpu()
