@@ -123,7 +123,7 @@ def test_warnings() -> None:
 def test_a_profile_is_taken_and_joined(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     seen: list[tuple[int, int]] = []
-    model = pointwise_conv(256, 256, size=28)
+    model = pointwise_conv(32, 32, size=8)
     first = take(
         POINTS[:2], PROBES, models={"f00": model}, path=path, progress=lambda done, all_: seen.append((done, all_))
     )

@@ -44,7 +44,8 @@ class Point:
     `inputs` gives the shapes of the graph's inputs where it leaves them open. `copies` is how many independent
     copies of the operator the graph holds: one alone may be too short for the clock. Before each timed run,
     `flush` bytes of other memory are read, so that the operator finds nothing in the caches. What leads to a
-    value that is named `feed_…` isn't timed; see `surgeon.device.wire.strip`.
+    value that is named `feed_…` isn't timed; see `surgeon.device.wire.strip`. A `whole` model's time includes
+    what any run costs.
     """
 
     operator: str
@@ -53,6 +54,7 @@ class Point:
     inputs: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     copies: int = 1
     flush: int = 0
+    whole: bool = False
 
     @property
     def key(self) -> Key:
@@ -65,7 +67,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Microseconds of CPU time a copy, the 10th percentile of `rounds` timings, less what any such run costs.
+    """Microseconds of CPU time a copy, the 10th percentile of `rounds` timings, less what any run of operators costs.
 
     `spread` is the median's relative distance from it. `blocked` says that onnxruntime runs the graph on
     channels in blocks, `ends_blocked` that it hands its result on in blocks too.
@@ -220,7 +222,7 @@ class _Bench:
     def sample(self, seconds: Sequence[float], point: Point, layout: Layout) -> Sample:
         """The sample that a point's timings make."""
         one, nine = (float(np.percentile(self._nothing[length, point.flush], LOW)) for length in (1, 9))
-        a_run = max(0.0, one - max(0.0, nine - one) / 8)
+        a_run = 0.0 if point.whole else max(0.0, one - max(0.0, nine - one) / 8)
         low, median = np.percentile(seconds, (LOW, 50))
         us = max(0.0, float(low) - a_run) / point.copies * 1e6
         return Sample(us, float(median / low) - 1, layout[0], len(seconds), layout[1])

@@ -45,7 +45,7 @@ def take(
     if path is not None:
         profile.save(path)  # a path that can't be written is said before minutes are spent
     whole = {
-        (_MODEL + fingerprint, ()): Point(_MODEL + fingerprint, (), model, flush=COLD_FLUSH)
+        (_MODEL + fingerprint, ()): Point(_MODEL + fingerprint, (), model, flush=COLD_FLUSH, whole=True)
         for fingerprint, model in (models or {}).items()
         if "ms" not in profile.models.get(fingerprint, {})
     }
