@@ -46,6 +46,7 @@ RANKS = {
     "guided": 11,
     "profiling": 10,
     "clock": 11,
+    "training/": 11,
     "shrink": 12,
     "__init__": 13,
     "sources": 13,

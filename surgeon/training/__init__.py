@@ -1,0 +1,1 @@
+"""Pruning while a model trains: masks first, surgery later."""
