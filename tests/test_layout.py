@@ -19,6 +19,7 @@ RANKS = {
     "architecture": 1,
     "files": 1,
     "progress": 1,
+    "schedules": 1,
     "functional": 1,
     "device/": 2,
     "space": 2,
