@@ -52,6 +52,7 @@ def allocate(
     scope: str = "global",
     align: int | None = None,
     keep: Keep = None,
+    ceilings: Mapping[int, int] | None = None,
 ) -> dict[int, int]:
     """The width of every group, by the id of its leaf, so that `ratio` of the budget is removed.
 
@@ -66,6 +67,7 @@ def allocate(
             By default 16 for groups of 32 and more, 8 from 24, 4 from 8, and any width below; finer only where the
             budget can't be met so. 1 allows every width. The full width is always allowed.
         keep: what is left of a group at least: a share (float) or a width (int), for all groups or by glob of names.
+        ceilings: what is left of a group at most, by leaf, such as after an earlier allocation.
 
     Raises:
         InvalidArgument: an argument is out of range, or `keep` names no group.
@@ -93,9 +95,10 @@ def allocate(
     if not groups.groups:
         raise nothing_to_prune(groups)
     full = {group.leaf.id: group.size for group in groups}
+    tops = full | dict(ceilings or {})
     if ratio == 0:
-        return full
-    builder = _Builder(groups, scores, cost, budget, scope, align, held)
+        return tops
+    builder = _Builder(groups, scores, cost, budget, scope, align, held, tops)
     if budget == "channels":
         return _uniform(builder, ratio)
     best: tuple[float, dict[int, int]] | None = None
@@ -135,9 +138,10 @@ class _Builder:
         scope: str,
         align: int | None,
         floors: Mapping[int, int],
+        tops: Mapping[int, int],
     ) -> None:
         self.groups, self.cost, self.budget, self.scope = groups, cost, budget, scope
-        self.align, self.floors = align, floors
+        self.align, self.floors, self.tops = align, floors, tops
         self.inside, self.inner = _products(groups, cost)
         self.retained = {group.leaf.id: retained(scores[group.leaf.id], group.size) for group in groups}
         self.pace = self._paces()
@@ -150,9 +154,9 @@ class _Builder:
         ]
 
     def _ladder(self, group: Group, finest: int, floor: int) -> Ladder:
-        leaf, size = group.leaf.id, group.size
+        leaf, size, top = group.leaf.id, group.size, self.tops[group.leaf.id]
         step = _step(group, self.inside[group.leaf.id], self.align, finest)
-        widths = (*(width for width in range(step, size, step) if width >= floor), size)
+        widths = (*(width for width in range(step, top, step) if width >= floor), top)
         inner = leaf in self.inner
         if self.scope == "local" or self.budget == "channels":
             # A share p of the group is removed, rounded: the rung is taken where (1 - p) · size is nearer to it.

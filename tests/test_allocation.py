@@ -182,6 +182,21 @@ def test_nothing_goes_at_zero(residual: Groups) -> None:
     assert widths_of(residual, ratio=0) == {group.name: group.size for group in residual}
 
 
+@pytest.mark.parametrize("options", [{}, {"scope": "local"}, {"budget": "channels"}, {"budget": "params"}])
+def test_nothing_comes_back_above_a_ceiling(residual: Groups, options: dict[str, Any]) -> None:
+    cost = Cost(residual)
+    rng = np.random.default_rng(0)
+    tops: dict[int, int] = {}
+    for ratio in (0.2, 0.4, 0.6, 0.8):
+        scores = {group.leaf.id: rng.random(group.size) for group in residual}
+        found = allocate(residual, scores, cost, ratio=ratio, ceilings=tops, **options)
+        assert all(found[leaf] <= top for leaf, top in tops.items())
+        if options.get("budget") != "channels":
+            of = cost.of(options.get("budget", "macs"))
+            assert 1 - of(found) / of({}) == pytest.approx(ratio, abs=TOLERANCE)
+        tops = found
+
+
 @pytest.mark.parametrize("ratio", [-0.1, 1, 1.0, 1.5, float("nan"), float("inf"), True, "0.5", None])
 def test_ratios_out_of_range_are_refused(residual: Groups, ratio: Any) -> None:
     with pytest.raises(InvalidArgument, match="at least 0 and less than 1"):
