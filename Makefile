@@ -60,7 +60,7 @@ INSTALL = touch .venv/unfinished && $(BIN)/python -m pip install --quiet --disab
 
 .venv/test.stamp: .venv/core.stamp
 	@echo 'installing what the tests need into .venv'
-	@$(INSTALL) '.[test,zoo]'
+	@$(INSTALL) '.[test,zoo,train]'
 	@rm .venv/unfinished && touch $@
 
 python:
