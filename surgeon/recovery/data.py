@@ -15,7 +15,9 @@ from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.progress import counter
+from surgeon.recovery.labels import joined, per_sample
 from surgeon.recovery.network import bytes_per_sample
+from surgeon.recovery.synthesis import synthesise
 from surgeon.trace import Graph, Inputs
 
 #: Samples that are run at once.
@@ -26,16 +28,24 @@ MEMORY = 3 << 30
 FEWEST = 16
 #: One sample, or one fixed batch, in so many is held back.
 HELD_BACK = 8
+#: Samples that are run at once where there are labels: gradients are observed batch by batch.
+LABELLED_CHUNK = 8
+#: What `data` is called instead of data, for inputs that are synthesised.
+SYNTHETIC = "synthetic"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Inputs `(args, kwargs)` for a traced graph: what is fitted on, and what is held back to judge the fit by."""
+    """Inputs `(args, kwargs)` for a traced graph: what is fitted on, and what is held back to judge the fit by.
+
+    `rest` is what each of `batches` holds beside the inputs, such as labels, where that was asked for.
+    """
 
     fit: tuple[Inputs, ...] = field(repr=False)
     held_back: tuple[Inputs, ...] = field(repr=False)
     samples: int
     notes: tuple[str, ...] = ()
+    rest: tuple[tuple[Any, ...], ...] = field(default=(), repr=False)
 
     @property
     def batches(self) -> tuple[Inputs, ...]:
@@ -48,16 +58,20 @@ class Calibration:
         return Calibration((), self.held_back, self.samples)
 
 
-def calibrate(data: Any, graph: Graph, model: nn.Module, samples: int = 256) -> Calibration:
+def calibrate(
+    data: Any, graph: Graph, model: nn.Module, samples: int = 256, *, labelled: bool = False, seed: int = 0
+) -> Calibration:
     """At most `samples` samples of `data`, no more than fit into `MEMORY`, as inputs of `graph`, which is `model`'s.
 
     `data` is a tensor or array of samples, a dict of them by keyword, or any iterable of batches, such as a DataLoader:
     each a tensor, an array, a dict by the names of the model's inputs, or a tuple or list that starts with the model's
-    inputs. Labels and other entries that the model does not take are left out. Nothing is read beyond what is needed. A
-    Calibration comes back as it is.
+    inputs. What the model does not take, such as labels, is left out unless `labelled`. Nothing is read beyond what is
+    needed. "synthetic" stands for inputs that are synthesised from the model, by `seed`. A Calibration comes back as it
+    is.
 
     Raises:
         InvalidArgument: `samples` is no positive integer, or `data` is nothing that yields batches.
+        InvalidModel: no inputs can be synthesised from the model.
         InvalidInputs: there is no batch, an iterator is used up, or a batch has another shape or type than the model's
             inputs, or holds NaN or infinity; the message names the batch.
 
@@ -76,11 +90,18 @@ def calibrate(data: Any, graph: Graph, model: nn.Module, samples: int = 256) -> 
         notes.append(f"{affordable} samples instead of {samples}: more would take over {MEMORY >> 30} GiB")
         samples = affordable
     reader = _Reader(graph, model)
+    if isinstance(data, str) and data == SYNTHETIC:
+        made, told = synthesise(graph, samples, seed)
+        whole = reader.batched(made)
+        return _split(whole, reader, len(whole[0]), [*notes, *told])
     batches: list[list[Tensor]] = []
+    rest: list[tuple[Any, ...]] = []
     count = 0
     with counter("calibration data") as progress:
         for index, batch in enumerate(_iterate(data)):
             leaves = reader.leaves(batch, f"batch {index} of data")
+            if labelled:
+                rest += per_sample(reader.rest(batch), len(leaves[0]), f"batch {index} of data")
             leaves = [leaf[: samples - count] for leaf in leaves]
             batches.append(leaves)
             count += len(leaves[0])
@@ -94,7 +115,7 @@ def calibrate(data: Any, graph: Graph, model: nn.Module, samples: int = 256) -> 
             if used else "data is empty: give at least one batch of inputs"
         )
     whole = [torch.cat(parts) for parts in zip(*batches, strict=True)]
-    return _split(whole, reader, count, notes)
+    return _split(whole, reader, count, notes, rest)
 
 
 def _check_samples(samples: Any) -> None:
@@ -113,36 +134,38 @@ def _iterate(data: Any) -> Iterator[Any]:
         case _ if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
             return (data[index] for index in range(len(data)))
     raise InvalidArgument(
-        f"data is a {type(data).__name__}; give a tensor of samples, or an iterable of batches such as a DataLoader"
+        f"data is a {type(data).__name__}; give a tensor of samples, an iterable of batches such as a DataLoader, or "
+        f'"{SYNTHETIC}"'
     )
 
 
-def _split(whole: list[Tensor], reader: _Reader, count: int, notes: list[str]) -> Calibration:
+def _split(
+    whole: list[Tensor], reader: _Reader, count: int, notes: list[str], rest: list[tuple[Any, ...]] | None = None
+) -> Calibration:
     """Samples spread over all of the data are held back, since data are often sorted."""
+    every = torch.arange(count)
     if reader.fixed:
-        chunks = [[leaf[i : i + reader.fixed] for leaf in whole] for i in range(0, count, reader.fixed)]
-        if len(chunks[-1][0]) < reader.fixed:
-            if len(chunks) > 1:
-                chunks.pop()
-            else:
-                chunks = [[torch.cat([leaf] * -(-reader.fixed // count))[: reader.fixed] for leaf in whole]]
-        held = [chunk for i, chunk in enumerate(chunks) if i % HELD_BACK == min(HELD_BACK, len(chunks)) - 1]
-        fit = [chunk for i, chunk in enumerate(chunks) if i % HELD_BACK != min(HELD_BACK, len(chunks)) - 1]
+        if count < reader.fixed:
+            every = every.repeat(-(-reader.fixed // count))[: reader.fixed]
+        chunks = list(every[: len(every) // reader.fixed * reader.fixed].split(reader.fixed))
+        away = min(HELD_BACK, len(chunks)) - 1
+        held = chunks[away::HELD_BACK]
+        fit = [chunk for i, chunk in enumerate(chunks) if i % HELD_BACK != away]
     else:
-        every = torch.arange(count)
-        away = every % HELD_BACK == min(HELD_BACK, count) - 1
-        held, fit = _chunks(whole, every[away]), _chunks(whole, every[~away])
+        size = LABELLED_CHUNK if rest else CHUNK
+        away_ = every % HELD_BACK == min(HELD_BACK, count) - 1
+        held, fit = ([part for part in chosen.split(size) if len(part)] for chosen in (every[away_], every[~away_]))
     if not fit:
         fit = held
         notes = [*notes, "there is one batch or sample only, so the fit is judged on what it was made from"]
+
+    def inputs(chunks: list[Tensor]) -> tuple[Inputs, ...]:
+        return tuple(reader.inputs([leaf[chunk] for leaf in whole]) for chunk in chunks)
+
     return Calibration(
-        tuple(reader.inputs(chunk) for chunk in fit), tuple(reader.inputs(chunk) for chunk in held),
-        sum(len(chunk[0]) for chunk in (fit if fit is held else [*fit, *held])), tuple(notes),
+        inputs(fit), inputs(held), sum(len(chunk) for chunk in (fit if fit is held else [*fit, *held])), tuple(notes),
+        tuple(joined([rest[i] for i in chunk]) for chunk in [*fit, *held]) if rest else (),
     )
-
-
-def _chunks(whole: list[Tensor], chosen: Tensor) -> list[list[Tensor]]:
-    return [[leaf[part] for leaf in whole] for part in chosen.split(CHUNK) if len(part)]
 
 
 class _Reader:
@@ -165,6 +188,17 @@ class _Reader:
         for place, leaf in zip(self._batched, leaves, strict=True):
             found[place] = leaf.to(self._device)
         return pytree.tree_unflatten(found, self._spec)
+
+    def batched(self, leaves: list[Any]) -> list[Tensor]:
+        """Of all leaves of inputs, those that have a batch axis."""
+        return [leaves[at].detach().cpu() for at in self._batched]
+
+    def rest(self, batch: Any) -> tuple[Any, ...]:
+        """What a batch holds beside the inputs; of a dict, one dict of the entries that the model does not take."""
+        if isinstance(batch, Mapping):
+            taken = {self._names[at] for at in self._batched}
+            return ({name: value for name, value in batch.items() if name not in taken},)
+        return tuple(batch[len(self._batched) :]) if isinstance(batch, tuple | list) else ()
 
     def leaves(self, batch: Any, place: str) -> list[Tensor]:
         """The batch's tensors, one for each input of the model that has a batch axis."""
