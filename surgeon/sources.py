@@ -124,7 +124,7 @@ def _library(name: str) -> ModuleType:
 
 
 def _own(package: str, name: str, seed: int) -> Loaded:
-    with _current_folder_importable():
+    with current_folder_importable():
         try:
             module = importlib.import_module(package)
         except Exception as error:  # importing runs the user's code
@@ -199,7 +199,8 @@ def _tensors_only() -> Iterator[None]:
 
 
 @contextmanager
-def _current_folder_importable() -> Iterator[None]:
+def current_folder_importable() -> Iterator[None]:
+    """Inside of this, modules of the current folder can be imported, as by `python -m`."""
     folder = os.getcwd()
     added = folder not in sys.path
     if added:

@@ -30,8 +30,8 @@ def operators(base: Sequence[Share], slim: Sequence[Share], latencies: tuple[flo
     before, after = (_scaled(each, total) for each, total in zip((base, slim), latencies, strict=True))
     kinds = _kinds(before, after)
     names = _top(before, after)
-    with _style():
-        figure = _figure(_WIDTH, 2.6 + 0.27 * len(names))
+    with style():
+        figure = canvas(_WIDTH, 2.6 + 0.27 * len(names))
         heights = (1.25, 0.27 * len(names) + 0.3)
         figure.get_layout_engine().set(hspace=0.06)
         upper, lower = figure.subplots(2, 1, height_ratios=heights)
@@ -54,8 +54,8 @@ def widths(groups: Mapping[str, tuple[int, int]]) -> Any:
     names = [name for name in cut if name in most]
     notes = [(len(cut) - len(names), "lost less"), (len(groups) - len(cut), "were not cut")]
     note = "".join(f"; {count} more {what}" for count, what in notes if count)
-    with _style():
-        figure = _figure(_WIDTH, 1.1 + 0.24 * max(2, len(names)))
+    with style():
+        figure = canvas(_WIDTH, 1.1 + 0.24 * max(2, len(names)))
         axes = figure.subplots()
         title = f"Units of each group{note}"
         _pairs(axes, names, [cut[n][0] for n in names], [cut[n][1] for n in names], title, "{:.0f}")
@@ -64,8 +64,8 @@ def widths(groups: Mapping[str, tuple[int, int]]) -> Any:
 
 def budgets(points: Sequence[Mapping[str, float]]) -> Any:
     """Measured latency against what was asked, and what was predicted, where that is known."""
-    with _style():
-        figure = _figure(_WIDTH * 0.62, 4.2)
+    with style():
+        figure = canvas(_WIDTH * 0.62, 4.2)
         axes = figure.subplots()
         asked = [point["requested"] for point in points]
         measured = [point["measured"] for point in points]
@@ -85,7 +85,7 @@ def budgets(points: Sequence[Mapping[str, float]]) -> Any:
 def svg(figure: Any) -> str:
     """A figure as an SVG element that refers to nothing outside of it."""
     buffer = io.StringIO()
-    with _style():
+    with style():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
@@ -95,7 +95,7 @@ def svg(figure: Any) -> str:
 def png(figure: Any) -> bytes:
     """A figure as a PNG of 160 dots an inch."""
     buffer = io.BytesIO()
-    with _style():
+    with style():
         figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
@@ -109,7 +109,8 @@ def need_matplotlib() -> None:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """Inside of this, figures are drawn in the house style."""
     import matplotlib
 
     settings: Any = {
@@ -128,7 +129,8 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _figure(width: float, height: float) -> Any:
+def canvas(width: float, height: float) -> Any:
+    """An empty figure of so many inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
