@@ -226,7 +226,7 @@ class Cost:
             products = typed.macs if isinstance(typed.macs, list) else [typed.macs] if typed.macs else []
             terms = _sum(self._volume(axes, typed.scale / self._batch) for axes in products)
             if terms:
-                found.append(Share(where(node), _weights(node, self.groups), terms))
+                found.append(Share(where(node), weights_of(node, self.groups), terms))
         return found
 
     @cached_property
@@ -310,7 +310,7 @@ def products(axis: Axis) -> Iterator[tuple[Axis, ...]]:
             assert_never(axis)
 
 
-def _weights(node: fx.Node, groups: Groups) -> tuple[str, ...]:
+def weights_of(node: fx.Node, groups: Groups) -> tuple[str, ...]:
     """The parameters that an operator reads, through views too."""
     found: list[str] = []
     for operand in node.all_input_nodes:

@@ -1,0 +1,62 @@
+"""Training one part of a network while the other stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from surgeon.errors import InvalidArgument
+
+#: What `frozen` can hold still: convolutions with the norms of their channels, or fully connected layers.
+KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+    "convolutions": (_ConvNd, _NormBase, nn.GroupNorm),
+    "linear": (nn.Linear, nn.Bilinear),
+}
+
+
+@contextmanager
+def frozen(model: nn.Module, kind: str) -> Iterator[nn.Module]:
+    """Inside of this the convolutions of `model`, or its fully connected layers, are not trained.
+
+    After pruning the two are retrained in turn, since gradients that vanish on their way through many layers train
+    badly all at once: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015,
+    arXiv:1506.02626. Convolutions are frozen with the norms of their channels, whose running statistics stay as they
+    are; an optimizer leaves alone what has no gradient.
+
+    Args:
+        model: changed in place, and afterwards as before.
+        kind: "convolutions" or "linear".
+
+    Raises:
+        InvalidArgument: there is no such kind, or the model has no such layer with parameters that are trained.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+    >>> with frozen(net, "convolutions"):
+    ...     [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+    ['2.weight', '2.bias']
+    >>> all(parameter.requires_grad for parameter in net.parameters())
+    True
+    """
+    if kind not in KINDS:
+        raise InvalidArgument(f"kind={kind!r} is none that can be frozen; choose one of {', '.join(KINDS)}")
+    modules = [module for module in model.modules() if isinstance(module, KINDS[kind])]
+    held = {id(p): p for module in modules for p in module.parameters(recurse=False) if p.requires_grad}
+    if not held:
+        raise InvalidArgument(f"{type(model).__name__} has no {kind} that are trained, so there is nothing to freeze")
+    norms = [(module, module.momentum) for module in modules if isinstance(module, _NormBase)]
+    try:
+        for parameter in held.values():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for norm, _ in norms:
+            norm.momentum = 0.0  # in train mode too, the running statistics then stay as they are
+        yield model
+    finally:
+        for parameter in held.values():
+            parameter.requires_grad_(True)
+        for norm, momentum in norms:
+            norm.momentum = momentum

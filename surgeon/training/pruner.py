@@ -1,0 +1,352 @@
+"""Pruning inside the user's own training loop: units are masked step by step, and cut off at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed, nn
+from torch.utils.hooks import RemovableHandle
+
+from surgeon.allocation import allocate, check_ratio
+from surgeon.analysis import analyse
+from surgeon.cost import Cost
+from surgeon.errors import Infeasible, InvalidArgument, NotEquivalent, WeightsError
+from surgeon.importance import GRADIENT_CRITERIA, Criterion, Gradients, check_finite, score
+from surgeon.limits import Keep
+from surgeon.plan import Plan, attach, choose
+from surgeon.progress import stage
+from surgeon.replay import carry_out
+from surgeon.schedules import Schedule, share_at
+from surgeon.select import Ignored
+from surgeon.training import checkpoint
+from surgeon.training.regularizers import Regularizer
+from surgeon.training.units import UnitMasks
+from surgeon.verify.check import TOLERANCE
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided at a step: which share of the target was due, how much of the budget is gone, what is left."""
+
+    step: int
+    share: float
+    removed: float
+    widths: Mapping[str, int]
+
+    def __str__(self) -> str:
+        total = sum(self.widths.values())
+        return f"step {self.step}: {self.share:.1%} of the target, {self.removed:.1%} of the budget gone, {total} units"
+
+
+class Pruner:
+    """Masks units of `model` while the user trains it, and cuts them off in the end.
+
+    The loop stays the user's own: `regularize` after `loss.backward()`, `step` after `optimizer.step()`, or both by
+    `attach`. At the steps where the schedule rises the units are scored, widths are allocated, and the least units
+    are masked, see `UnitMasks`; they stay masked. Over several processes (`torch.distributed`) scores are averaged and
+    the first process's are taken, so that all mask the same units.
+
+    Args:
+        model: any module that `torch.export` can trace, not wrapped for several processes; its weights are masked in
+            place.
+        target: the share of the budget to remove in the end, at least 0 and less than 1.
+        schedule: a function from the step, 0 before the training, to the share of the target that is due: one of
+            `surgeon.schedules`, or the user's own.
+        importance: the name of a criterion of `surgeon.importance`, "taylor", "fisher" or "gradient", which are made
+            of the gradients since the last decision, or a function.
+        example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
+            safe.
+        scope, budget, align, ignore, keep, seed: as for `surgeon.shrink`; a budget in milliseconds is not taken.
+        regularizer: one of `surgeon.training.regularizers`, or several.
+
+    Raises:
+        InvalidArgument, InvalidInputs, InvalidModel: bad input.
+        TraceError: `torch.export` can't trace the model.
+        NothingToPrune, Infeasible: the target can't be met.
+
+    >>> from surgeon import schedules
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> pruner = Pruner(model, 0.5, schedule=schedules.steps(1, 5, 3), importance="taylor", align=1,
+    ...                 example_inputs=torch.randn(1, 8))
+    >>> for _ in range(6):
+    ...     optimizer.zero_grad()
+    ...     model(torch.randn(16, 8)).square().mean().backward()
+    ...     pruner.regularize()
+    ...     optimizer.step()
+    ...     _ = pruner.step()
+    >>> print(*pruner.history, sep="\\n")
+    step 1: 33.3% of the target, 15.6% of the budget gone, 27 units
+    step 3: 66.7% of the target, 34.4% of the budget gone, 21 units
+    step 5: 100.0% of the target, 50.0% of the budget gone, 16 units
+    >>> pruner.commit()[0]
+    Linear(in_features=8, out_features=16, bias=True)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target: float,
+        *,
+        schedule: Schedule,
+        importance: str | Criterion = "magnitude",
+        example_inputs: Any = None,
+        scope: str = "global",
+        budget: str = "macs",
+        align: int | None = None,
+        ignore: Ignored | Iterable[Ignored] = (),
+        keep: Keep = None,
+        regularizer: Regularizer | Iterable[Regularizer] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            raise InvalidArgument(f"model is wrapped by {type(model).__name__}: give model.module to the pruner")
+        self.target, self.schedule = check_ratio(target), schedule
+        first = share_at(schedule, 0)
+        observing = isinstance(importance, str) and importance in GRADIENT_CRITERIA
+        if observing and first > 0:
+            raise InvalidArgument(
+                f"importance={importance!r} is made of gradients, of which there are none at step 0: let the schedule "
+                "start at step 1 or later"
+            )
+        self.regularizers = _regularizers(regularizer)
+        self.model, self.importance, self.seed = model, importance, seed
+        self.groups = analyse(model, example_inputs, ignore)
+        check_finite(self.groups.graph)
+        self.cost = Cost(self.groups)
+        self._gradients = Gradients(self.groups) if observing else None
+        self._options: dict[str, Any] = {"budget": budget, "scope": scope, "align": align, "keep": keep}
+        if not observing:
+            score(self.groups, importance, seed)  # refuses what is no criterion before anything is trained
+        alike = {group.leaf.id: np.ones(group.size) for group in self.groups}
+        allocate(self.groups, alike, self.cost, ratio=self.target, **self._options)  # refuses what is out of reach
+        self._masks = UnitMasks(model, self.groups)
+        self._count, self._share = 0, 0.0
+        self._kept: dict[int, tuple[int, ...]] = {}
+        self._observed = False
+        self._history: list[Decision] = []
+        if first > 0:
+            self._decide(first)
+
+    @property
+    def history(self) -> tuple[Decision, ...]:
+        """What was decided so far."""
+        return tuple(self._history)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Operators in which the masked model differs from what surgery will make of it, see `UnitMasks`."""
+        return self._masks.notes
+
+    @property
+    def steps(self) -> int:
+        """How often `step` was called."""
+        return self._count
+
+    @property
+    def done(self) -> bool:
+        """Whether all of the target is masked."""
+        return self._share == 1.0
+
+    @property
+    def plan(self) -> Plan:
+        """What is masked now, as the plan that `commit` would carry out."""
+        settings = {
+            "ratio": self.target, "share": self._share, "schedule": self.schedule, "importance": self.importance,
+            "budget": self._options["budget"], "scope": self._options["scope"], "align": self._options["align"],
+            "seed": self.seed,
+        }
+        return Plan.of(self.groups, self._kept, settings, model=self.model)
+
+    def regularize(self) -> None:
+        """After `loss.backward()`, and after gradients are unscaled: observe them, then add those of the penalties.
+
+        Raises:
+            InvalidArgument: there are no gradients, but the importance is made of them.
+        """
+        self._observe()
+        for regularizer in self.regularizers:
+            regularizer(self.groups)
+
+    def step(self) -> Decision | None:
+        """After `optimizer.step()`, before gradients are zeroed: count, mask what is due, keep what is masked at zero.
+
+        Returns the decision, where one was due.
+
+        Raises:
+            InvalidArgument: the importance is made of gradients and there were none; or the schedule gives no share.
+        """
+        if not self._observed:
+            self._observe()
+        self._observed = False
+        self._count += 1
+        share = share_at(self.schedule, self._count)
+        if share > self._share:
+            return self._decide(share)
+        self._masks.enforce()
+        return None
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> tuple[RemovableHandle, RemovableHandle]:
+        """Let `optimizer.step()` call `regularize` before and `step` after: the loop needs no other change.
+
+        The handles' `remove()` undoes it.
+        """
+        before = optimizer.register_step_pre_hook(lambda *_: self.regularize())
+        return before, optimizer.register_step_post_hook(lambda *_: self._stepped())
+
+    def commit(self, form: str = "auto") -> nn.Module:
+        """The masked model without its masked units, physically smaller, proved equal to it; it carries its plan.
+
+        The masked model stays as it is, and may be trained further.
+
+        Args:
+            form: "module" or "graph" insists on the user's own class, or on a `torch.fx.GraphModule`.
+
+        Raises:
+            NotEquivalent: the result does not compute what the masked model does; please report the network.
+        """
+        operation, _ = carry_out(self._masks.bare(), self.groups, self._kept, form)
+        if not self.notes:
+            with stage("verify"):
+                deviation = self._masks.deviation(operation.module)
+            if not deviation <= TOLERANCE:
+                raise NotEquivalent(
+                    f"the smaller {type(self.model).__name__} deviates from the masked one by {deviation:.1e} "
+                    f"(relative), more than {TOLERANCE:.0e}; please report this network"
+                )
+        attach(operation.module, self.plan)
+        return operation.module
+
+    def release(self) -> None:
+        """Give every masked unit back what it had when it was masked, and take all hooks off the model."""
+        self._masks.release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a pruner of the same arguments needs to go on: plain values and tensors."""
+        return {
+            "step": self._count,
+            "share": self._share,
+            "observed": self._observed,
+            "masks": self._masks.state_dict(),
+            "gradients": self._gradients.state_dict() if self._gradients is not None else {},
+            "history": [[d.step, d.share, d.removed, dict(d.widths)] for d in self._history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another pruner stopped; the model's own `load_state_dict` may be called before or after.
+
+        Raises:
+            WeightsError: the state is of another model, or not of a pruner.
+        """
+        try:
+            count, share, observed = int(state["step"]), float(state["share"]), bool(state["observed"])
+            history = [Decision(int(s), float(p), float(r), dict(w)) for s, p, r, w in state["history"]]
+            masks, gradients = state["masks"], state["gradients"]
+            if self._gradients is not None:
+                self._gradients.load_state_dict(gradients)
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsError(f"this is not the state of such a pruner: {error}") from error
+        self._masks.load_state_dict(masks)
+        self._kept = dict(self._masks.keep)
+        self._count, self._share, self._observed, self._history = count, share, observed, history
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the state to a folder, as JSON and safetensors; see `surgeon.training.checkpoint`.
+
+        Raises:
+            OutputError: the folder can't be written; the state that was there is intact.
+        """
+        checkpoint.write(folder, self.state_dict(), self._count)
+
+    def load(self, folder: str | os.PathLike[str]) -> None:
+        """Go on from what `save` wrote.
+
+        Raises:
+            WeightsError: there is no such state in the folder, or it is broken or of another model.
+        """
+        state = checkpoint.read(folder)
+        if state is None:
+            raise WeightsError(f"{os.fspath(folder)} holds no state of a pruner; write one with save")
+        self.load_state_dict(state)
+
+    def _stepped(self) -> None:
+        self.step()
+
+    def _observe(self) -> None:
+        self._observed = True
+        if self._gradients is not None and not self.done:
+            self._gradients.add()
+
+    def _decide(self, share: float) -> Decision:
+        """Mask what is due."""
+        with stage("prune"):
+            scores = self._scores()
+            tops = {leaf: len(kept) for leaf, kept in self._kept.items()}
+            widths = self._widths(scores, share, tops)
+            # Masked units, of score -1, come after every other, also where others are worth nothing.
+            self._kept = choose(self.groups, self._with_masked(scores, -1.0), widths)
+            self._masks.set(self._kept)
+        if self._gradients is not None:
+            self._gradients.reset()
+        self._share = share
+        of = self.cost.of(self._options["budget"])
+        removed = 1 - of(widths) / of({})
+        decision = Decision(self._count, share, removed, {g.name: widths[g.leaf.id] for g in self.groups})
+        self._history.append(decision)
+        return decision
+
+    def _scores(self) -> dict[int, np.ndarray]:
+        """The worth of the units, the same in all processes; masked ones are worth nothing."""
+        if self._gradients is not None and isinstance(self.importance, str):
+            scores = self._gradients.scores(self.importance)
+        else:
+            scores = score(self.groups, self.importance, self.seed)
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            scores = _agreed(scores, next(self.model.parameters()).device)
+        return self._with_masked(scores, 0.0)
+
+    def _with_masked(self, scores: Mapping[int, np.ndarray], value: float) -> dict[int, np.ndarray]:
+        found = {leaf: values.copy() for leaf, values in scores.items()}
+        for leaf, kept in self._kept.items():
+            gone = np.ones(len(found[leaf]), dtype=bool)
+            gone[list(kept)] = False
+            found[leaf][gone] = value
+        return found
+
+    def _widths(self, scores: Mapping[int, np.ndarray], share: float, tops: Mapping[int, int]) -> dict[int, int]:
+        """The widths for a share of the target; the nearest that can be had where units are gone already."""
+        ratio = self.target * share
+        try:
+            return allocate(self.groups, scores, self.cost, ratio=ratio, ceilings=tops, **self._options)
+        except Infeasible as error:
+            if error.reachable is None:
+                raise
+            nearest = max(error.reachable, 0.0)
+            return allocate(self.groups, scores, self.cost, ratio=nearest, ceilings=tops, **self._options)
+
+
+def _regularizers(given: Regularizer | Iterable[Regularizer] | None) -> tuple[Regularizer, ...]:
+    found = () if given is None else tuple(given) if isinstance(given, Iterable) else (given,)
+    for each in found:
+        if not callable(each):
+            raise InvalidArgument(
+                f"regularizer: a {type(each).__name__} is none; give functions as in surgeon.training.regularizers"
+            )
+    return found
+
+
+def _agreed(scores: Mapping[int, np.ndarray], device: torch.device) -> dict[int, np.ndarray]:
+    """The mean over processes, as the first of them has it."""
+    joined = torch.from_numpy(np.concatenate(list(scores.values())))
+    if distributed.get_backend() == "nccl":  # which sums on its own devices only
+        joined = joined.to(device)
+    distributed.all_reduce(joined)
+    distributed.broadcast(joined, src=0)
+    values = (joined / distributed.get_world_size()).cpu().numpy()
+    ends = np.cumsum([len(each) for each in scores.values()])[:-1]
+    return dict(zip(scores, np.split(values, ends), strict=True))
