@@ -66,7 +66,8 @@ class Masks:
     def set(self, keep: Mapping[str, Tensor]) -> None:
         """Mask the entries that are False; masks of parameters that are not named here stay as they are.
 
-        Entries that come back get the value that they had when they were masked.
+        Entries that come back get the value that they had when they were masked; a mask that is True everywhere is
+        as none.
 
         Args:
             keep: boolean tensors, by the names of parameters, and of their shapes.
@@ -78,14 +79,15 @@ class Masks:
         parameters, wanted = self._parameters(), self._checked(keep)
         for name, mask in wanted.items():
             value = parameters[name].detach()
-            known = self._masks.get(name)
+            known = self._masks.pop(name, None)
             if known is not None:
                 value = torch.where(known.keep.to(value.device), value, known.before.to(value))
                 known.unhook()
-            mask = mask.to(value.device, copy=True)
-            with torch.no_grad():
-                parameters[name].copy_(value)
-            self._masks[name] = _Mask(mask, value.masked_fill(mask, 0))
+                with torch.no_grad():
+                    parameters[name].copy_(value)
+            if not mask.all():
+                mask = mask.to(value.device, copy=True)
+                self._masks[name] = _Mask(mask, value.masked_fill(mask, 0))
         self.enforce()
 
     def enforce(self) -> None:

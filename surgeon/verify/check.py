@@ -75,7 +75,7 @@ def _node_by_node(
     groups: Groups, kept: Kept, slim: Graph, pairs: Mapping[fx.Node, fx.Node], inputs: Any, tolerance: float
 ) -> tuple[float, str, int, list[tuple[Tensor, Tensor]]]:
     remaining = iter(slim.nodes)
-    full = Runner(groups.graph, inputs, lambda name, value: _zeroed(value, groups.tensors[name], kept))
+    full = Runner(groups.graph, inputs, lambda name, value: with_zeros(value, groups.tensors[name], kept))
     small = Runner(slim, inputs)
     worst, place, count = 0.0, "", 0
     results: list[tuple[Tensor, Tensor]] = []
@@ -149,14 +149,14 @@ def masked(groups: Groups, kept: Kept, node: fx.Node, value: Any) -> Any:
     """`value` with zeros at the removed positions of each of its axes."""
     axes = groups.axes[node]
     if isinstance(value, Tensor):
-        return _zeroed(value, axes, kept) if isinstance(axes, tuple) else value
+        return with_zeros(value, axes, kept) if isinstance(axes, tuple) else value
     if isinstance(value, tuple | list) and isinstance(axes, list):
         pairs = zip(value, axes, strict=False)
-        return [_zeroed(v, a, kept) if isinstance(v, Tensor) else v for v, a in pairs]
+        return [with_zeros(v, a, kept) if isinstance(v, Tensor) else v for v, a in pairs]
     return value
 
 
-def _zeroed(value: Tensor, axes: Axes, kept: Kept) -> Tensor:
+def with_zeros(value: Tensor, axes: Axes, kept: Kept) -> Tensor:
     original = value
     for dim, axis in enumerate(axes):
         if kept.changed(axis):
@@ -213,7 +213,7 @@ def _with_zeroed_parameters(groups: Groups, kept: Kept, inputs: Any) -> list[Ten
 
     def zeroing(name: str, value: Tensor) -> Tensor:
         if isinstance(groups.graph.tensor(name), nn.Parameter):
-            return _zeroed(value, groups.tensors[name], kept)
+            return with_zeros(value, groups.tensors[name], kept)
         return value
 
     runner = Runner(groups.graph, inputs, zeroing)
@@ -223,7 +223,7 @@ def _with_zeroed_parameters(groups: Groups, kept: Kept, inputs: Any) -> list[Ten
             if node.op == "get_attr":
                 continue
             lost = [axis for axis in groups.typed[node].contracted if kept.changed(axis)]
-            if lost and not any(_is_zero(groups, kept, operand, lost, runner) for operand in node.all_input_nodes):
+            if lost and not any(is_zero(groups, kept, operand, lost, runner) for operand in node.all_input_nodes):
                 return f"{where(node)} sums over removed units that are constant but not zero"
             value = runner.compute(node)
             runner.keep(node, value)
@@ -232,7 +232,7 @@ def _with_zeroed_parameters(groups: Groups, kept: Kept, inputs: Any) -> list[Ten
     return list(value)
 
 
-def _is_zero(groups: Groups, kept: Kept, operand: fx.Node, lost: list[Axis], runner: Runner) -> bool:
+def is_zero(groups: Groups, kept: Kept, operand: fx.Node, lost: list[Axis], runner: Runner) -> bool:
     """Whether an operand is zero at the removed positions of one of the axes."""
     axes, value = groups.axes[operand], runner.value(operand)
     if not isinstance(axes, tuple) or not isinstance(value, Tensor):

@@ -46,7 +46,7 @@ def layer_norm(a: dict[str, Any], mask: Tensor) -> Tensor:
 def rms_norm(a: dict[str, Any], mask: Tensor) -> Tensor:
     x = a["input"]
     dims = list(range(x.dim() - len(a["normalized_shape"]), x.dim()))
-    square = (x**2 * mask).sum(dims, keepdim=True) / mask.sum(dims, keepdim=True)
+    square = (x**2 * mask).sum(dims, keepdim=True) / mask.sum(dims, keepdim=True).clamp(min=1)
     eps = a["eps"] if a["eps"] is not None else torch.finfo(x.dtype).eps
     return _affine(x / torch.sqrt(square + eps), a, a["normalized_shape"])
 
