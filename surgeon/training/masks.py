@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from surgeon.analysis import analyse
 from surgeon.errors import InvalidArgument, WeightsError
+from surgeon.training.factors import connection_weights
 
 _KEEP, _BEFORE = ".keep", ".before"
 
@@ -57,6 +60,24 @@ class Masks:
             raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
         self._model = model
         self._masks: dict[str, _Mask] = {}
+
+    @classmethod
+    def of_zeros(cls, model: nn.Module, example_inputs: Any = None) -> Masks:
+        """Masks of all connections that are zero, as `surgeon.prune_connections` leaves them: they stay zero.
+
+        Connections are entries of weights that inputs are multiplied with before they are summed; other parameters,
+        such as biases that start at zero, learn on. `example_inputs` are inferred where that is safe.
+
+        >>> import surgeon
+        >>> model = surgeon.prune_connections(nn.Linear(4, 2), 0.5)
+        >>> masks = Masks.of_zeros(model)
+        >>> masks.keep["weight"].sum().item()
+        4
+        """
+        masks = cls(model)
+        weights = connection_weights(analyse(model, example_inputs))
+        masks.set({name: weight.detach() != 0 for name, weight in weights.items()})
+        return masks
 
     @property
     def keep(self) -> Mapping[str, Tensor]:
