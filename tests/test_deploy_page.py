@@ -166,7 +166,7 @@ def test_names_are_escaped(folder: Path) -> None:
 BAD: dict[str, tuple[str, str]] = {
     "cut short": ('{"format": "surg', "is no report"),
     "a list": ("[]", "is no report"),
-    "a plan": ('{"format": "surgeon-plan", "version": 1}', 'not "surgeon-report"'),
+    "a plan": ('{"format": "surgeon-plan", "version": 1}', 'must be "surgeon-report"'),
     "newer": ('{"format": "surgeon-report", "version": 99}', "version 99, this surgeon reads up to 1"),
     "bare": ('{"format": "surgeon-report", "version": 1}', "lacks budget, groups, macs"),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from surgeon.deploy import figures
 from surgeon.device.explain import Culprit, Explanation, Fallen
 from surgeon.device.layout import Convolution
 from surgeon.device.shares import shares
+from surgeon.documents import Document
 from surgeon.errors import InvalidArgument
 from surgeon.files import StrPath, replace_many
 from surgeon.progress import stage
@@ -21,6 +21,8 @@ from surgeon.progress import stage
 FORMAT = "surgeon-report"
 VERSION = 1
 PAGE = "report.html"
+
+_DOCUMENT = Document("report", FORMAT, VERSION, InvalidArgument, "write it again with surgeon shrink -o")
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#24292f;margin:0;background:#fff}
@@ -81,16 +83,9 @@ def write_page(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidArgument(f"{path} can't be read: {error.strerror}; name a folder of surgeon shrink -o") from error
-    except ValueError as error:
-        raise InvalidArgument(f"{path} is no report: {error}") from error
-    if not isinstance(report, dict) or report.get("format") != FORMAT:
-        raise InvalidArgument(f'{path} is no report: its entry "format" is not "{FORMAT}"')
-    if not isinstance(report.get("version"), int) or report["version"] > VERSION:
-        raise InvalidArgument(f"{path} is of version {report.get('version')}, this surgeon reads up to {VERSION}")
+    if not path.exists():
+        raise InvalidArgument(f"{path} is missing; name a folder of surgeon shrink -o")
+    report: dict[str, Any] = _DOCUMENT.read(path)
     missing = {"model", "macs", "params", "groups", "budget", "requested", "reached"} - report.keys()
     if missing:
         raise InvalidArgument(f"{path} lacks {', '.join(sorted(missing))}; write it again with surgeon shrink")

@@ -7,18 +7,19 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import onnxruntime as ort
 
 from surgeon.device.points import Key, Sample
+from surgeon.documents import Document
 from surgeon.errors import ProfileError
 from surgeon.files import write_text
 
 FORMAT: Final = "surgeon-profile"
 VERSION: Final = 1
 
-_T = TypeVar("_T")
+_DOCUMENT = Document("profile", FORMAT, VERSION, ProfileError, "take the profile again")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,16 +114,7 @@ class Profile:
 
         Raises `ProfileError` if the file is missing, no profile, of a newer version or malformed.
         """
-        try:
-            data = json.loads(Path(path).read_bytes().decode())
-        except OSError as error:
-            raise ProfileError(f"{path} can't be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise ProfileError(f"{path} is no profile, or was cut short: {error}; take the profile again") from error
-        try:
-            return _parse(data)
-        except ProfileError as error:
-            raise ProfileError(f"{path}: {error}") from error
+        return _DOCUMENT.read(path, _parse)
 
 
 def cpu_name() -> str:
@@ -154,57 +146,40 @@ def _lines(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _parse(data: Any) -> Profile:
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ProfileError(f'this is no profile: the entry "format" must be "{FORMAT}"')
-    version = _typed(data, "version", int)
-    if version > VERSION:
-        raise ProfileError(f"the profile is of version {version}, this surgeon reads up to {VERSION}; update surgeon")
-    if version < 1:
-        raise ProfileError(f"version {version} does not exist")
-    rules = _typed(data, "rules", dict)
+def _parse(data: dict[str, Any]) -> Profile:
+    rules = _DOCUMENT.entry(data, "rules", dict)
     for name in rules:
-        _typed(rules, name, int, "rules: ")
-    models = _typed(data, "models", dict)
+        _DOCUMENT.entry(rules, name, int, "rules: ")
+    models = _DOCUMENT.entry(data, "models", dict)
     for name in models:
         place = f"models: {name}: "
-        row = _typed(models, name, dict, "models: ")
+        row = _DOCUMENT.entry(models, name, dict, "models: ")
         models[name] = {number: _number(row, number, place) for number in row}
     samples: dict[Key, Sample] = {}
-    for index, entry in enumerate(_typed(data, "samples", list)):
+    for index, entry in enumerate(_DOCUMENT.entry(data, "samples", list)):
         place = f"samples[{index}]: "
         if not isinstance(entry, dict):
             raise ProfileError(f"{place}an object is expected, not {type(entry).__name__}")
-        widths = _typed(entry, "widths", list, place)
+        widths = _DOCUMENT.entry(entry, "widths", list, place)
         if not all(type(width) is int for width in widths):
             raise ProfileError(f'{place}"widths" must hold integers only')
-        samples[_typed(entry, "operator", str, place), tuple(widths)] = Sample(
+        samples[_DOCUMENT.entry(entry, "operator", str, place), tuple(widths)] = Sample(
             us=_number(entry, "us", place),
             spread=_number(entry, "spread", place),
-            blocked=_typed(entry, "blocked", bool, place),
-            rounds=_typed(entry, "rounds", int, place),
-            ends_blocked=_typed(entry, "ends_blocked", bool, place),
+            blocked=_DOCUMENT.entry(entry, "blocked", bool, place),
+            rounds=_DOCUMENT.entry(entry, "rounds", int, place),
+            ends_blocked=_DOCUMENT.entry(entry, "ends_blocked", bool, place),
         )
-    threads, block = _typed(data, "threads", int), _typed(data, "block", int)
+    threads, block = _DOCUMENT.entry(data, "threads", int), _DOCUMENT.entry(data, "block", int)
     if threads < 1 or block < 0:
         raise ProfileError(f"{threads} threads and blocks of {block} channels can't be")
-    texts = (_typed(data, name, str) for name in ("cpu", "arch", "runtime"))
+    texts = (_DOCUMENT.entry(data, name, str) for name in ("cpu", "arch", "runtime"))
     cpu, arch, runtime = texts
     return Profile(cpu, arch, threads, runtime, block, rules, samples, models)
 
 
-def _typed(data: Mapping[str, Any], name: str, kind: type[_T], place: str = "") -> _T:
-    if name not in data:
-        raise ProfileError(f'{place}the entry "{name}" is missing')
-    value = data[name]
-    # exactly this type: True is an int
-    if type(value) is not kind:
-        raise ProfileError(f'{place}"{name}" must be {kind.__name__}, not {type(value).__name__}')
-    return value
-
-
 def _number(data: Mapping[str, Any], name: str, place: str) -> float:
-    value = data[name] if name in data else _typed(data, name, float, place)
+    value = data[name] if name in data else _DOCUMENT.entry(data, name, float, place)
     if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
         raise ProfileError(f'{place}"{name}" must be a number from 0, not {value!r}')
     return float(value)

@@ -17,12 +17,6 @@ from surgeon.latency.knapsack import Allocation, solve
 from surgeon.latency.problem import Budget
 from surgeon.limits import LEAST_SHARE, Keep, floors, nothing_to_prune, retained
 
-#: How steeply the damage rises as a group's importance goes. At 0, the logarithm, the widths that a sum of damages
-#: asks for would be inverse to what they cost, and dear groups would collapse; at 1 a group whose width costs 4 times
-#: as much keeps half the share; where it is large, every group keeps the same share, whatever it costs. Of 0, 1/2, 1, 2
-#: and 4, on the repository's three trained networks, 1 kept the most accuracy on the two convolutional ones.
-STEEPNESS = 1.0
-
 # Of the importance, this share is spread evenly over a group's units: what scores 0 is not removed without need.
 _EVEN = 0.01
 # Up to how many times the factors are scaled to the latency of the whole, and from what share of it they differ.
@@ -74,7 +68,7 @@ def allocate_latency(
             for factor in polynomial_factors(share.terms, share.label)
         ]
         sized = [Budget("size", "parameters", tuple(factors), limits["size"])]
-    curves = damages(groups, scores) if curves is None else curves
+    curves = damages(groups, scores, cost) if curves is None else curves
     refused: Infeasible | None = None
     for share in (LEAST_SHARE, 0.0):
         widths = {
@@ -139,31 +133,35 @@ def _consistent(
     )
 
 
-def damages(groups: Groups, scores: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+def damages(groups: Groups, scores: Mapping[int, np.ndarray], cost: Cost) -> dict[int, np.ndarray]:
     """What keeping only the best 1, 2, … units of a group does to the model, by leaf: `(units,)`, 0 where all stay.
 
-    The damage of a group that retains the share r of its importance is (r^-s - 1) / s, s the `STEEPNESS`, once for
-    every operator that sums over its units: what a residual stream loses, each of its blocks is without. It is convex
-    in r, so that losses are spread over groups, and without a limit as r goes to 0, so that none is emptied.
+    The damage of a group that retains the share r of its importance is -log r: losses are spread over groups, and none
+    is emptied. It counts once for every operator that the units are an input or output of, by the square root of the
+    operator's MACs: what a residual stream loses, each of its blocks is without; and where all operators counted alike,
+    those that compute the most would be cut the deepest, for being dear.
     """
-    readers = _readers(groups)
+    stakes = _stakes(cost)
     found = {}
     for group in groups:
         units = np.arange(1, group.size + 1) / group.size
         share = (1 - _EVEN) * retained(scores[group.leaf.id], group.size) + _EVEN * units
-        share /= share[-1]
-        found[group.leaf.id] = readers[group.leaf.id] * (share**-STEEPNESS - 1) / STEEPNESS
+        found[group.leaf.id] = -stakes[group.leaf.id] * np.log(share / share[-1])
     return found
 
 
-def _readers(groups: Groups) -> dict[int, int]:
-    """How many operators sum over the units of each leaf."""
-    count = {group.leaf.id: 0 for group in groups}
-    for typed in groups.typed.values():
-        for leaf in {leaf.id for axis in typed.contracted for leaf in groups.space.leaves(axis)}:
-            if leaf in count:
-                count[leaf] += 1
-    return {leaf: max(readers, 1) for leaf, readers in count.items()}
+def _stakes(cost: Cost) -> dict[int, float]:
+    """For each leaf, the square roots of the MACs of the operators that it is an axis of, 1 on average, in all."""
+    roots = dict.fromkeys(cost.sizes, 0.0)
+    shares = [(share.terms, macs) for share in cost.shares("macs") if (macs := share.at({}, cost.sizes))]
+    mean = sum(math.sqrt(macs) for _, macs in shares) / max(len(shares), 1)
+    for terms, macs in shares:
+        for leaves, factor in terms.items():
+            part = factor * math.prod(cost.sizes[leaf] for leaf in leaves)
+            for leaf in leaves:
+                roots[leaf] += part / math.sqrt(macs) / mean
+    # what no operator multiplies still has a worth
+    return {leaf: root or 1.0 for leaf, root in roots.items()}
 
 
 def _candidates(latency: LatencyModel, leaf: int, size: int, floor: float) -> tuple[int, ...]:
