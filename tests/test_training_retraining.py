@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import surgeon
 from surgeon.errors import InvalidArgument, WeightsError
-from surgeon.training.distillation import distillation
+from surgeon.training.teacher import distillation
 from surgeon.training.dropout import scale_dropout
 from surgeon.training.freezing import frozen
 from surgeon.training.masks import Masks
