@@ -1,0 +1,182 @@
+"""The runs of a study: what each of them is asked for, and its name."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from surgeon.allocation import SCOPES, check_ratio
+from surgeon.errors import InvalidArgument
+from surgeon.importance import CRITERIA, GRADIENT_CRITERIA
+
+#: What is done: prune a trained model; train the pruned architecture, or a dense network of equal size with all widths
+#: cut alike, from scratch; or train the dense model for as long.
+METHODS = ("prune", "scratch", "small", "dense")
+#: What becomes of the weights that are left.
+SURVIVORS = ("kept", "rewound", "reinitialized")
+#: What is removed: coupled units, or single connections.
+REMOVED = ("units", "connections")
+BASELINES = ("random", "scratch", "small", "dense")
+ONE_SHOT = "one-shot"
+NO_PENALTY = "none"
+_SCHEDULE = re.compile(r"one-shot|(steps|cubic|exponential):([1-9]\d*)")
+_PENALTY = re.compile(r"none|(l1|l2|group_lasso|batch_norm_l1):(\d.*)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of a study.
+
+    Args:
+        method: see METHODS.
+        criterion: the name of a criterion.
+        ratio: the share of the MACs to remove, or of the connections.
+        scope: "global", or "local" for the same share of each layer.
+        schedule: "one-shot", or "steps:N", "cubic:N" or "exponential:N" for N times within retraining.
+        survivors: "kept", "rewound" to an early state of training, or "reinitialized".
+        penalty: of training and retraining: "none", or its name and strength, such as "l1:1e-5".
+        removed: "units" or "connections".
+        seed: of all that is drawn.
+
+    >>> Run(criterion="l1", ratio=0.75).key
+    'prune-l1-0.75-global-one-shot-kept-none-units-s0'
+    >>> Run(method="small", criterion="l2", ratio=0.5, scope="local", seed=2).plain.key
+    'small-magnitude-0.5-global-one-shot-kept-none-units-s2'
+
+    Raises:
+        InvalidArgument: an entry is none of these, or they don't go together.
+    """
+
+    method: str = "prune"
+    criterion: str = "magnitude"
+    ratio: float = 0.5
+    scope: str = "global"
+    schedule: str = ONE_SHOT
+    survivors: str = "kept"
+    penalty: str = NO_PENALTY
+    removed: str = "units"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_ratio(self.ratio)
+        known = {
+            "method": METHODS, "criterion": (*CRITERIA, *GRADIENT_CRITERIA), "scope": SCOPES, "survivors": SURVIVORS,
+            "removed": REMOVED,
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise InvalidArgument(f"{name}={getattr(self, name)!r}: choose one of {', '.join(values)}")
+        if not _SCHEDULE.fullmatch(self.schedule):
+            raise InvalidArgument(
+                f"schedule={self.schedule!r}: give one-shot, steps:N, cubic:N or exponential:N, such as steps:5"
+            )
+        if not _PENALTY.fullmatch(self.penalty) or not _is_number(self.penalty.partition(":")[2] or "0"):
+            raise InvalidArgument(f"penalty={self.penalty!r}: give none, or one with its strength, such as l1:1e-5")
+        if type(self.seed) is not int or self.seed < 0:
+            raise InvalidArgument(f"seed={self.seed!r}: give an integer of at least 0")
+        if self.survivors != "kept" and self.schedule != ONE_SHOT:
+            raise InvalidArgument(f"survivors={self.survivors!r} go with schedule='one-shot', not {self.schedule!r}")
+        if self.removed == "connections" and (self.method != "prune" or self.criterion not in ("magnitude", "random")):
+            raise InvalidArgument(
+                f"connections are pruned by magnitude or at random, from a trained model: not {self.method}, "
+                f"{self.criterion}"
+            )
+
+    @property
+    def key(self) -> str:
+        """The run's name, which a file may have."""
+        *parts, seed = (f"{value:g}" if isinstance(value, float) else str(value) for value in asdict(self).values())
+        return "-".join([*(part.replace(":", "") for part in parts), f"s{seed}"])
+
+    @property
+    def iterative(self) -> bool:
+        """Whether it is pruned in several steps."""
+        return self.schedule != ONE_SHOT
+
+    @property
+    def plain(self) -> Run:
+        """The run without what its method does not depend on."""
+        default = Run()
+        kept = {
+            "prune": {field.name for field in fields(Run)},
+            "scratch": {"method", "criterion", "ratio", "scope", "penalty", "seed"},
+            "small": {"method", "ratio", "penalty", "seed"},
+            "dense": {"method", "penalty", "seed"},
+        }[self.method]
+        other = {f.name: getattr(default, f.name) for f in fields(Run) if f.name not in kept}
+        return replace(self, **(other | ({"ratio": 0.0} if self.method == "dense" else {})))
+
+
+def schedule_of(run: Run) -> tuple[str, int]:
+    """The kind of a run's schedule, and in how many steps."""
+    kind, _, count = run.schedule.partition(":")
+    return kind, int(count or 1)
+
+
+def penalty_of(run: Run) -> tuple[str, float]:
+    """The name of a run's penalty, and its strength."""
+    name, _, strength = run.penalty.partition(":")
+    return name, float(strength or 0)
+
+
+def grid(
+    *,
+    criteria: Iterable[str] = ("magnitude",),
+    ratios: Iterable[float] = (0.5,),
+    scopes: Iterable[str] = ("global",),
+    schedules: Iterable[str] = (ONE_SHOT,),
+    survivors: Iterable[str] = ("kept",),
+    penalties: Iterable[str] = (NO_PENALTY,),
+    removed: Iterable[str] = ("units",),
+    seeds: int | Iterable[int] = 3,
+    baselines: Iterable[str] = BASELINES,
+) -> tuple[Run, ...]:
+    """Every combination, and for each the baselines asked for, every run once.
+
+    Survivors that are not kept go with one shot alone. `seeds` are a number of seeds, from 0 on, or the seeds.
+
+    >>> len(grid(criteria=["l1", "l2"], ratios=[0.5, 0.75], seeds=3, baselines=["random", "small"]))
+    24
+
+    Raises:
+        InvalidArgument: an entry is unknown, or there are none.
+    """
+    baselines = tuple(baselines)
+    for name in baselines:
+        if name not in BASELINES:
+            raise InvalidArgument(f"baseline {name!r}: choose of {', '.join(BASELINES)}")
+    numbers = range(seeds) if isinstance(seeds, int) else seeds
+    found: dict[Run, None] = {}
+    combinations = itertools.product(numbers, ratios, criteria, scopes, schedules, survivors, penalties, removed)
+    for seed, ratio, criterion, scope, schedule, survivor, penalty, what in combinations:
+        if survivor != "kept" and schedule != ONE_SHOT:
+            continue
+        run = Run("prune", criterion, ratio, scope, schedule, survivor, penalty, what, seed)
+        found[run] = None
+        for name in baselines:
+            if name == "random":
+                found[replace(run, criterion="random")] = None
+            elif what == "units" or name == "dense":
+                found[replace(run, method=name, removed="units", schedule=ONE_SHOT, survivors="kept").plain] = None
+    if not found:
+        raise InvalidArgument("the study has no run: give at least one criterion, ratio, scope, schedule and seed")
+    return tuple(found)
+
+
+def parse(data: Any) -> Run:
+    """A run as JSON has it.
+
+    >>> parse(asdict(Run(ratio=0.25))) == Run(ratio=0.25)
+    True
+    """
+    return Run(**data)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return 0 <= float(text) < float("inf")
+    except ValueError:
+        return False

@@ -1,0 +1,125 @@
+"""A study: its runs, carried out and resumed; its rows, its table and its plots."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from surgeon.errors import InvalidArgument
+from surgeon.files import StrPath, replace, write_text
+from surgeon.progress import counter
+from surgeon.study import figures, latency, workers
+from surgeon.study.runs import Run
+from surgeon.study.store import Row, store
+from surgeon.study.table import markdown
+from surgeon.study.task import Task, check, load
+
+TABLE = "table.md"
+BY_MACS = "metric-macs"
+BY_LATENCY = "metric-latency"
+
+
+class Study:
+    """Runs of one task in a folder, where a row is kept of each.
+
+    A study that is started again in its folder goes on: with the runs that have no row yet, and within those from the
+    last epoch that was finished. Runs that failed are tried again.
+
+    Args:
+        task: `package.module:NAME` or `folder/file.py:NAME`, or the task itself, which then stays in this process.
+        folder: where everything is written; created where it is missing.
+        runs: what to run, such as `surgeon.study.grid(…)`.
+        measure: whether the latency of what comes out is measured too, in onnxruntime on one thread.
+        threads: torch's threads in each process; with one, a run's result is always the same.
+
+    Raises:
+        InvalidArgument: the task is none, or the folder holds another study.
+        OutputError: the folder can't be written.
+    """
+
+    def __init__(
+        self, task: str | Task, folder: StrPath, runs: Iterable[Run], *, measure: bool = False, threads: int = 1
+    ) -> None:
+        if type(threads) is not int or threads < 1:
+            raise InvalidArgument(f"threads={threads!r}: give an integer of at least 1")
+        self.runs = tuple(dict.fromkeys(runs))
+        if not self.runs:
+            raise InvalidArgument("the study has no runs; see surgeon.study.grid")
+        name = _absolute(task) if isinstance(task, str) else None
+        self.task = load(name) if name is not None else check(task)
+        self.measure, self.threads = measure, threads
+        self._shared = name is not None
+        self._store = store(folder)
+        settings = {
+            "task": name if name is not None else type(self.task).__qualname__, "epochs": self.task.epochs,
+            "retraining": self.task.retraining, "measure": measure, "threads": threads,
+        }
+        self._store.begin(settings, self.runs, os.getcwd())
+
+    @property
+    def pending(self) -> tuple[Run, ...]:
+        """The runs without a row, and those that failed."""
+        return tuple(run for run in self.runs if (row := self._store.row(run)) is None or "error" in row)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows so far, failures too, each a dict: `run`, `metric`, and so on; see `surgeon.study.method`."""
+        return self._store.rows(self.runs)
+
+    def run(self, jobs: int = 1, ray: str | None = None) -> list[Row]:
+        """Carry out what has no row yet; all rows.
+
+        Args:
+            jobs: processes of this machine.
+            ray: instead, the address of a Ray cluster ("auto" for the one of this machine, "local" for one that is
+                started for the study).
+
+        Raises:
+            InvalidArgument: several processes are asked for, but the task was not given by name; or ray is missing.
+            SurgeonError: a process ended before its work was done.
+        """
+        if type(jobs) is not int or jobs < 1:
+            raise InvalidArgument(f"jobs={jobs!r}: give an integer of at least 1")
+        if (jobs > 1 or ray is not None) and not self._shared:
+            raise InvalidArgument("other processes import the task: give its name, package.module:NAME or file.py:NAME")
+        pending = self.pending
+        with counter("study") as progress, workers.threads(self.threads):
+
+            def count() -> None:
+                progress(len(self.runs) - len(self.pending), len(self.runs))
+
+            if ray is not None:
+                workers.on_ray(pending, self._store, None if ray == "local" else ray, count)
+            elif jobs > 1 and len(pending) > 1:
+                workers.in_processes(pending, self._store, jobs, count)
+            else:
+                workers.here(self.task, pending, self._store, count)
+        if self.measure:
+            latency.measure(self.runs, self._store)
+        return self.rows
+
+    def table(self) -> str:
+        """All settings with their mean over seeds, as Markdown."""
+        return markdown(self.rows)
+
+    def write(self) -> list[Path]:
+        """Write the table, and the plots where matplotlib is there; the files."""
+        made = [self._store.folder / TABLE]
+        write_text(made[0], self.table())
+        plots: dict[str, Any] = {BY_MACS: figures.by_macs}
+        if self.measure:
+            plots[BY_LATENCY] = figures.by_latency
+        if figures.available():
+            for name, draw in plots.items():
+                path = self._store.folder / f"{name}.svg"
+                with replace(path) as temporary:
+                    temporary.write_text(figures.svg(draw(self.rows)), encoding="utf-8")
+                made.append(path)
+        return made
+
+
+def _absolute(spec: str) -> str:
+    source, colon, name = spec.rpartition(":")
+    return f"{Path(source).absolute()}{colon}{name}" if source.endswith(".py") else spec

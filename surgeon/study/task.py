@@ -1,0 +1,101 @@
+"""What a study needs to know of a user's work."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from surgeon.errors import InvalidArgument
+from surgeon.sources import current_folder_importable
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A model, data, a loss and a metric.
+
+    `epochs` is how long the dense model is trained, `retraining` for how many more a pruned one is. What is drawn at
+    random comes from the generators of torch, numpy or Python, which the study seeds.
+    """
+
+    epochs: int
+    retraining: int
+
+    def model(self) -> nn.Module:
+        """A new model, with the weights that training starts from."""
+
+    def inputs(self) -> Any:
+        """Example inputs of the model, as `surgeon.shrink` takes them."""
+
+    def batches(self) -> Iterable[Any]:
+        """The training set: a DataLoader, or any iterable that gives the batches of an epoch each time."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The mean loss of a batch."""
+
+    def optimizer(self, parameters: Iterable[nn.Parameter], retraining: bool) -> Optimizer:
+        """For training, or, most often with a smaller rate, for retraining."""
+
+    def metric(self, model: nn.Module) -> float:
+        """What a model in eval mode is worth on held-out data, such as its accuracy; the more, the better."""
+
+
+PARTS = ("epochs", "retraining", "model", "inputs", "batches", "loss", "optimizer", "metric")
+
+
+def load(spec: str) -> Task:
+    """The task that `spec` names: `package.module:NAME` or `folder/file.py:NAME`, an object or what a call gives.
+
+    Raises:
+        InvalidArgument: there is none, or it lacks something; the message says what.
+    """
+    source, _, name = spec.rpartition(":")
+    if not source or not name:
+        raise InvalidArgument(f"{spec!r} names no task; give package.module:NAME or folder/file.py:NAME")
+    with current_folder_importable():
+        try:
+            module = _file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+        except Exception as error:  # importing runs the user's code
+            raise InvalidArgument(f"{source} can't be imported: {type(error).__name__}: {error}") from error
+        found = getattr(module, name, None)
+        if found is None:
+            raise InvalidArgument(f"{source} has no {name!r}")
+        if inspect.isclass(found) or (callable(found) and not isinstance(found, Task)):
+            try:
+                found = found()
+            except Exception as error:  # the user's own code may raise anything
+                raise InvalidArgument(f"{spec} could not be made: {type(error).__name__}: {error}") from error
+    return check(found, spec)
+
+
+def check(task: Any, name: str = "task") -> Task:
+    """`task`, if it is one.
+
+    Raises:
+        InvalidArgument: it lacks something, or its epochs are no positive integers.
+    """
+    missing = [part for part in PARTS if not hasattr(task, part)]
+    if missing:
+        raise InvalidArgument(f"{name} is no task: it has no {', '.join(missing)}; see surgeon.study.Task")
+    for part in ("epochs", "retraining"):
+        value = getattr(task, part)
+        if type(value) is not int or value < 1:
+            raise InvalidArgument(f"{name}.{part} is {value!r}; it must be an integer of at least 1")
+    found: Task = task
+    return found
+
+
+def _file(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError("there is no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
