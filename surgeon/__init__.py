@@ -5,8 +5,6 @@
 'SurgeonError'
 """
 
-from surgeon import schedules as schedules
-from surgeon import training as training
 from surgeon.clock import Timing
 from surgeon.deploy.export import ExportReport, export
 from surgeon.deploy.quantize import Quantized, quantize
@@ -16,10 +14,10 @@ from surgeon.errors import SurgeonError
 from surgeon.plan import Plan
 from surgeon.profiling import kit, profile
 from surgeon.recovery import Recovery, recover
+from surgeon.recovery.synthesis import synthesize
 from surgeon.report import Report
 from surgeon.shrink import inspect, plan, shrink, verify
 from surgeon.storage import load, save
-from surgeon.training.pruner import Pruner
 from surgeon.verify import Certificate
 
 __version__ = "0.1.0"
@@ -29,7 +27,6 @@ __all__ = [
     "ExportReport",
     "Plan",
     "Profile",
-    "Pruner",
     "Quantized",
     "Recovery",
     "Report",
@@ -47,5 +44,6 @@ __all__ = [
     "recover",
     "save",
     "shrink",
+    "synthesize",
     "verify",
 ]

@@ -15,14 +15,15 @@ from surgeon.analysis import analyse
 from surgeon.clock import Clock, Device, Timing, check_device, check_request
 from surgeon.cost import Cost
 from surgeon.coupling import Groups
-from surgeon.errors import InvalidArgument
+from surgeon.criteria import score_groups, settle
 from surgeon.guided import RECONSTRUCTION, widths_for
-from surgeon.importance import Criterion, check_finite, score
+from surgeon.importance import Criterion, check_finite
 from surgeon.limits import Keep
 from surgeon.plan import Plan, attach, choose
 from surgeon.progress import collect, stage
 from surgeon.recovery import Recovery, recover_groups
 from surgeon.recovery.data import Calibration, calibrate
+from surgeon.recovery.labels import Loss
 from surgeon.recovery.selection import reconstruction
 from surgeon.replay import carry_out
 from surgeon.report import Change, Report
@@ -61,6 +62,7 @@ def shrink(
     max_params: int | None = None,
     data: Any = None,
     samples: int = 256,
+    loss: Loss | None = None,
     compensate: bool = True,
     form: Form = "auto",
     return_report: bool = False,
@@ -90,8 +92,11 @@ def shrink(
         max_params: for a latency, how many parameters the result may have beside.
         data: unlabeled inputs: a tensor, or an iterable of batches such as a DataLoader, read once. With them the units
             that are rebuilt best from the others go, widths are chosen by what that does to the model's output, and
-            the layers that are left are fitted to make up for the rest: no labels, no training.
+            the layers that are left are fitted to make up for the rest: no labels, no training. "synthetic" does the
+            same with inputs that are made from the model alone, as `surgeon.synthesize` does.
         samples: how many of them to use at most.
+        loss: a function of the model's output and of what each batch of `data` holds beside the inputs, such as
+            `loss(output, labels)`, that gives a scalar: for the gradient criteria "taylor", "fisher" and "gradient".
         compensate: whether layers are fitted; the certificate is always that of the cut alone.
         form: "module" or "graph" insists on the user's own class, or on a `torch.fx.GraphModule`.
         return_report: return `(slim, report)`.
@@ -115,7 +120,7 @@ def shrink(
         made = decide(
             model, ratio, example_inputs=example_inputs, budget=budget, ignore=ignore, keep=keep, align=align,
             importance=importance, scope=scope, seed=seed, latency_ms=latency_ms, device=device, threads=threads,
-            max_params=max_params, data=data, samples=samples,
+            max_params=max_params, data=data, samples=samples, loss=loss,
         )
         operation, certificate = carry_out(model, made.groups, made.keep, form)
         recovery = None
@@ -148,6 +153,7 @@ def plan(
     max_params: int | None = None,
     data: Any = None,
     samples: int = 256,
+    loss: Loss | None = None,
 ) -> Plan:
     """What `shrink` would remove, without touching a weight. Arguments and errors are those of `shrink`.
 
@@ -160,7 +166,7 @@ def plan(
     return decide(
         model, ratio, example_inputs=example_inputs, budget=budget, ignore=ignore, keep=keep, align=align,
         importance=importance, scope=scope, seed=seed, latency_ms=latency_ms, device=device, threads=threads,
-        max_params=max_params, data=data, samples=samples,
+        max_params=max_params, data=data, samples=samples, loss=loss,
     ).plan
 
 
@@ -201,28 +207,28 @@ def decide(
     model: nn.Module, ratio: float | None, *, example_inputs: Any, budget: str, ignore: Ignored | Iterable[Ignored],
     keep: Keep, align: int | None, importance: str | Criterion | None, scope: str, seed: int,
     latency_ms: float | None = None, device: Device = None, threads: int | None = None, max_params: int | None = None,
-    data: Any = None, samples: int = 256,
+    data: Any = None, samples: int = 256, loss: Loss | None = None,
 ) -> _Decision:
     """Which units stay."""
     check_request(ratio, latency_ms, budget)
     share = check_ratio(ratio) if ratio is not None else None
     timed = budget == "latency" or latency_ms is not None
     check_device(timed, align=align, scope=scope, device=device, threads=threads, max_params=max_params)
-    if importance is None:
-        importance = "magnitude" if data is None else RECONSTRUCTION
+    importance = settle(importance, data, loss)
     guided = importance == RECONSTRUCTION
-    if guided and data is None:
-        raise InvalidArgument(f"importance={importance!r} is told by data: pass unlabeled inputs as data=")
     groups = analyse(model, example_inputs, ignore)
     check_finite(groups.graph)
     cost = Cost(groups)
     calibration = None
     if data is not None:
         with stage("read data"):
-            calibration = calibrate(data, groups.graph, model, samples)
+            calibration = calibrate(data, groups.graph, model, samples, labelled=loss is not None, seed=seed)
     selection = reconstruction(model, groups, calibration, seed=seed) if guided and calibration is not None else None
     with stage("plan"):
-        scores = selection.scores if selection is not None else score(groups, importance, seed)
+        scores = (
+            selection.scores if selection is not None
+            else score_groups(model, groups, importance, calibration, loss, seed)
+        )
     name = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")
     settings: dict[str, Any] = {"ratio": share, "budget": budget, "importance": name, "seed": seed}
     timing = None

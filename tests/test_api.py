@@ -12,13 +12,13 @@ import pytest
 import surgeon
 
 NAMES = """
-Certificate ExportReport Plan Profile Pruner Quantized Recovery Report SurgeonError Timing Verdict
-benchmark export inspect kit load plan profile quantize recover save shrink verify
+Certificate ExportReport Plan Profile Quantized Recovery Report SurgeonError Timing Verdict
+benchmark export inspect kit load plan profile quantize recover save shrink synthesize verify
 """.split()
 
 DECISIONS = (
     "model ratio example_inputs budget ignore keep align importance scope seed latency_ms device threads max_params"
-    " data samples"
+    " data samples loss"
 )
 
 # Arguments in their order; those after * are given by name.
@@ -34,9 +34,6 @@ SIGNATURES = {
     "Plan.load": "path",
     "Plan.verify": "self model slim example_inputs",
     "Plan.align": "self profile model example_inputs",
-    "Pruner": (
-        "model target * schedule importance example_inputs scope budget align ignore keep regularizer seed"
-    ),
     "profile": "model example_inputs * threads path",
     "kit": "model path example_inputs",
     "recover": (
@@ -49,7 +46,7 @@ BY_NAME = {"export": "example_inputs", "benchmark": "threads", "quantize": "path
 DEFAULTS = {
     "example_inputs": None, "budget": "macs", "ignore": (), "keep": None, "align": None, "importance": None,
     "scope": "global", "seed": 0, "form": "auto", "return_report": False, "ratio": None, "latency_ms": None,
-    "device": None, "threads": None, "max_params": None, "data": None, "samples": 256, "compensate": True,
+    "device": None, "threads": None, "max_params": None, "data": None, "samples": 256, "loss": None, "compensate": True,
 }
 
 

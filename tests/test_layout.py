@@ -47,6 +47,7 @@ RANKS = {
     "report": 9,
     "storage": 10,
     "guided": 11,
+    "criteria": 11,
     "profiling": 10,
     "clock": 11,
     "training/": 11,

@@ -82,7 +82,7 @@ def check_loss(loss: Any) -> None:
     """
     if not callable(loss):
         raise InvalidArgument(
-            f"loss is a {type(loss).__name__}; give a function of the model's output and the rest of each batch, such "
+            f"loss={loss!r}: give a function of the model's output and the rest of each batch, such "
             "as torch.nn.functional.cross_entropy"
         )
 
@@ -116,7 +116,7 @@ def evaluate(loss: Loss, output: Any, rest: tuple[Any, ...], device: torch.devic
     if not value.requires_grad:
         raise InvalidArgument("loss gives a constant; it must be computed from the model's output, without detaching")
     if not bool(torch.isfinite(value)):
-        raise InvalidInputs(f"loss is {float(value)} on a batch of data; check its labels and its scale")
+        raise InvalidInputs(f"loss is {float(value.detach())} on a batch of data; check its labels and its scale")
     return value.reshape(())
 
 

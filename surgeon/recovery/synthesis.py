@@ -4,6 +4,10 @@ Noise is moved, by gradient descent, until each batch norm sees about the mean a
 training (Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework", CVPR 2020, arXiv:2001.00281), and until the
 model is as sure of a class, each in turn, as of what it was trained on (Yin et al., "Dreaming to Distill: Data-free
 Knowledge Transfer via DeepInversion", CVPR 2020, arXiv:1912.08795). Both are found from the graph's operators.
+
+Without batch norms the noise stays noise, and tokens are drawn from the rows of their embedding: what the units make of
+it still tells which of them can stand in for which, as their weights alone do (Srinivas and Babu, "Data-free Parameter
+Pruning for Deep Neural Networks", BMVC 2015, arXiv:1507.06149), through whatever stands between.
 """
 
 from __future__ import annotations
@@ -14,26 +18,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from surgeon.errors import InvalidModel
-from surgeon.progress import counter
+from surgeon.errors import InvalidArgument, InvalidModel
+from surgeon.inputs import infer
+from surgeon.progress import counter, stage
 from surgeon.recovery.network import Network
 from surgeon.rules import arguments
 from surgeon.rules.base import size_of
-from surgeon.trace import Graph
+from surgeon.trace import Graph, normalise_inputs, trace_inputs
 from surgeon.verify.interpreter import last_uses
 
 #: Steps of Adam, and the rate of the first.
-STEPS = 100
+STEPS = 50
 RATE = 0.2
 #: What cross-entropy counts for beside the batch norms' mean divergence, in nats.
 CLASSES = 0.02
-#: Samples that batch norms see at once, since their statistics are those of a batch; fewer where the values that
-#: gradients need would take more bytes than `MEMORY`.
-TOGETHER = 256
+#: Samples that batch norms see at once, as in training; fewer where the values that gradients need would take more
+#: bytes than `MEMORY`.
+TOGETHER = 64
 MEMORY = 3 << 30
 
 
@@ -77,15 +82,50 @@ def norms(graph: Graph) -> list[Norm]:
     return found
 
 
+def synthesize(model: nn.Module, example_inputs: Any = None, *, samples: int = 256, seed: int = 0) -> Any:
+    """Inputs made from the model alone, for `data=` of `surgeon.shrink` and `surgeon.recover` when there are none.
+
+    Noise is moved until the model's batch norms see what they remember of training, which takes a minute for a small
+    network and long for a large one. Without batch norms it stays noise, of the mean and the spread that the example
+    inputs have; tokens are drawn at random.
+
+    Args:
+        model: the trained model; it is left as it is, and runs in eval mode.
+        example_inputs: as for `surgeon.shrink`; inputs that are no noise, such as masks, are like these.
+        samples: how many of them.
+        seed: of the noise.
+
+    Returns:
+        A tensor `(samples, …)`; a dict of them where inputs go by keyword, a list of one tuple where there are several.
+
+    Raises:
+        InvalidArgument: an argument is out of range.
+        InvalidModel: the model takes nothing that could be drawn, or computes NaN or infinity.
+        TraceError: `torch.export` can't trace the model.
+
+    >>> net = nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.ReLU())
+    >>> synthesize(net, torch.zeros(1, 2, 8), samples=16).shape
+    torch.Size([16, 2, 8])
+    """
+    given: tuple[tuple[str, Any, int], ...] = (("samples", samples, 1), ("seed", seed, 0))
+    for name, value, least in given:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InvalidArgument(f"{name}={value!r}: give an integer of at least {least}")
+    inputs = infer(model) if example_inputs is None else normalise_inputs(example_inputs)
+    with stage("trace"):
+        graph = trace_inputs(model, inputs)
+    leaves, _ = synthesise(graph, samples, seed)
+    args, kwargs = pytree.tree_unflatten(leaves, pytree.tree_structure(graph.inputs))
+    if len(args) == 1 and not kwargs:
+        return args[0]
+    return kwargs if not args else [args]
+
+
 def synthesise(graph: Graph, samples: int = 256, seed: int = 0) -> tuple[list[Any], list[str]]:
     """The leaves of inputs of at least `samples` samples for a graph, and notes for a report.
 
-    Where a batch norm depends on an input, that is synthesised; tokens are drawn from their embedding's rows;
-    everything else, such as a mask, is as in the example inputs.
-
     Raises:
-        InvalidModel: there is neither a batch norm that keeps statistics nor an embedding of tokens, or the model
-            computes NaN or infinity.
+        InvalidModel: no input is a batch of numbers or tokens, or the model computes NaN or infinity.
     """
     generator = torch.Generator().manual_seed(seed)
     remembered = norms(graph)
@@ -93,30 +133,39 @@ def synthesise(graph: Graph, samples: int = 256, seed: int = 0) -> tuple[list[An
     if not graph.dynamic:
         samples = -(-samples // graph.batch) * graph.batch
     leaves = pytree.tree_leaves(graph.inputs)
-    batched, moved, tokens = [], [], False
+    batched: list[int] = []
+    moved: list[int] = []
+    drawn: list[int] = []
     for place, node in enumerate(node for node in graph.nodes if node.op == "placeholder"):
         leaf = leaves[place]
         if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != graph.batch:
             continue
         batched.append(place)
         shape, rows = (samples, *leaf.shape[1:]), _rows(graph, node)
-        if leaf.is_floating_point() and node in watched:
-            leaves[place] = torch.randn(shape, generator=generator).to(leaf.device)
-            moved.append(place)
+        noise = leaf.is_floating_point() and (node in watched or not remembered)
+        if noise:
+            leaves[place] = _noise(leaf.detach(), shape, generator)
+            (moved if node in watched else drawn).append(place)
         elif rows is not None:
             leaves[place] = torch.randint(rows, shape, generator=generator).to(leaf)
-            tokens = True
+            drawn.append(place)
         else:
             leaves[place] = leaf.detach()[torch.arange(samples, device=leaf.device) % len(leaf)]
     if moved:
         nats = _descend(graph, remembered, leaves, batched, moved, samples)
         return leaves, [f"inputs are synthesised: batch norms see their statistics within {nats:.3f} nats a channel"]
-    if tokens:
-        return leaves, ["inputs are tokens drawn at random"]
-    raise InvalidModel(
-        "no inputs can be synthesised: the model has no batch norm that keeps statistics of what it was trained on, "
-        "and no embedding of tokens; pass unlabeled inputs as data=, or nothing and merge=True"
-    )
+    if drawn:
+        return leaves, ["inputs are drawn at random: the model has no batch norms that tell what it was trained on"]
+    raise InvalidModel("no inputs can be synthesised: none is a batch of numbers, or of tokens of an embedding")
+
+
+def _noise(example: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Normal noise of the mean and the spread of an example; of a standard normal where the example is constant."""
+    noise = torch.randn(shape, generator=generator).to(example.device)
+    values = example.float()
+    spread, mean = values.std(unbiased=False), values.mean()
+    usable = bool(torch.isfinite(spread + mean)) and float(spread) > 0
+    return (noise * spread + mean if usable else noise).to(example)
 
 
 def _descend(
