@@ -148,11 +148,16 @@ def reduced(subject: Subject, times: float) -> tuple[Path, float]:
 
 
 def efficiency(subject: Subject, seconds: float) -> Row:
-    """How much of the reduction in MACs arrives on the clock."""
+    """How much of the reduction in MACs arrives on the clock; and of that by the same share of every group."""
     path, macs = reduced(subject, REDUCTION)
     found = measured(subject.base, path, seconds)
     reduction = subject.macs / macs
-    return {**found, "speedup": found["ratio"], "reduction": reduction, "ratio": found["ratio"] / reduction}
+    widths = subject.uniform(subject.macs / REDUCTION)
+    speedup = measured(subject.base, subject.file("uniform", widths), seconds)["ratio"]
+    even = {"speedup": speedup, "reduction": subject.macs / subject.cost.macs(widths)}
+    return {
+        **found, "speedup": found["ratio"], "reduction": reduction, "ratio": found["ratio"] / reduction, "uniform": even
+    }
 
 
 def align(subject: Subject, seconds: float, plans: int = 3) -> Row:

@@ -166,6 +166,20 @@ class Subject:
         return best
 
 
+    def uniform(self, target: float) -> dict[int, int]:
+        """The same share of every group, at multiples of 16 where a group is so wide, at about `target` MACs."""
+        low, high = 0.0, 1.0
+        widths: dict[int, int] = {}
+        for _ in range(STEPS):
+            share = (low + high) / 2
+            widths = {
+                leaf: max(16, round(size * share / 16) * 16) if size >= 32 else size
+                for leaf, size in self.cost.sizes.items()
+            }
+            low, high = (low, share) if self.cost.macs(widths) > target else (share, high)
+        return widths
+
+
 def measured(base: Path, slim: Path, seconds: float) -> dict[str, Any]:
     """The base's time over the other's, in one interleaved run of one thread's CPU time; 95 % interval."""
     verdict = surgeon.benchmark(base, slim, seconds=seconds)

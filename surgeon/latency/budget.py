@@ -137,9 +137,9 @@ def damages(groups: Groups, scores: Mapping[int, np.ndarray], cost: Cost) -> dic
     """What keeping only the best 1, 2, … units of a group does to the model, by leaf: `(units,)`, 0 where all stay.
 
     The damage of a group that retains the share r of its importance is -log r: losses are spread over groups, and none
-    is emptied. It counts once for every operator that the units are an input or output of, by the square root of the
-    operator's MACs: what a residual stream loses, each of its blocks is without; and where all operators counted alike,
-    those that compute the most would be cut the deepest, for being dear.
+    is emptied. It counts by the share of the model's MACs that go when the group goes: what a residual stream loses,
+    each of its blocks is without; and where all groups counted alike, those that compute the most would be cut the
+    deepest, for being dear.
     """
     stakes = _stakes(cost)
     found = {}
@@ -151,17 +151,16 @@ def damages(groups: Groups, scores: Mapping[int, np.ndarray], cost: Cost) -> dic
 
 
 def _stakes(cost: Cost) -> dict[int, float]:
-    """For each leaf, the square roots of the MACs of the operators that it is an axis of, 1 on average, in all."""
-    roots = dict.fromkeys(cost.sizes, 0.0)
-    shares = [(share.terms, macs) for share in cost.shares("macs") if (macs := share.at({}, cost.sizes))]
-    mean = sum(math.sqrt(macs) for _, macs in shares) / max(len(shares), 1)
-    for terms, macs in shares:
-        for leaves, factor in terms.items():
-            part = factor * math.prod(cost.sizes[leaf] for leaf in leaves)
+    """For each leaf, the relative change of the model's MACs by that of its width."""
+    found = dict.fromkeys(cost.sizes, 0.0)
+    whole = cost.macs({})
+    for share in cost.shares("macs"):
+        for leaves, factor in share.terms.items():
+            part = factor * math.prod(cost.sizes[leaf] for leaf in leaves) / whole
             for leaf in leaves:
-                roots[leaf] += part / math.sqrt(macs) / mean
-    # what no operator multiplies still has a worth
-    return {leaf: root or 1.0 for leaf, root in roots.items()}
+                found[leaf] += part
+    # what nothing multiplies still has a worth
+    return {leaf: stake or 1.0 / len(found) for leaf, stake in found.items()}
 
 
 def _candidates(latency: LatencyModel, leaf: int, size: int, floor: float) -> tuple[int, ...]:
