@@ -1,0 +1,98 @@
+"""Tensors out of a checkpoint of torch before 1.6 without unpickling it: no code in the file can run.
+
+Such a file is five pickles (a magic number, a version, sizes of C types, the state, the storages' keys) and then the
+storages, each a count and its numbers. The pickles' opcodes are listed by `pickletools`, which only reads them, and
+followed here as far as plain data go: a call is kept as the tuple of what is called and with what.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_TYPES = {
+    "torch FloatStorage": torch.float32, "torch DoubleStorage": torch.float64, "torch HalfStorage": torch.float16,
+    "torch LongStorage": torch.int64, "torch IntStorage": torch.int32,
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_LITERALS = ("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "GLOBAL")
+_MARK = object()
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """The state that a file holds, by name.
+
+    Raises:
+        ValueError: the file is none of these, or holds anything but a dict of tensors.
+    """
+    with path.open("rb") as file:
+        if _plain(file) != _MAGIC:
+            raise ValueError(f"{path} is no checkpoint of torch before 1.6")
+        _, _, state, keys = (_plain(file) for _ in range(4))
+        kinds = {key: _TYPES[kind] for call in state.values() for _, kind, key, *_ in (call[1][0],)}
+        storages = {key: _storage(file, kinds[key]) for key in keys}
+    found = {}
+    for name, (function, (source, offset, size, stride, *_)) in state.items():
+        if function != "torch._utils _rebuild_tensor_v2":
+            raise ValueError(f"{path}: {name} is made by {function}, not a tensor")
+        found[name] = torch.as_strided(storages[source[2]], size, stride, offset).clone()
+    return found
+
+
+def _storage(file: BinaryIO, kind: torch.dtype) -> Tensor:
+    (count,) = struct.unpack("<q", file.read(8))
+    return torch.frombuffer(bytearray(file.read(count * kind.itemsize)), dtype=kind)
+
+
+def _plain(file: BinaryIO) -> Any:
+    """The next pickle as plain data; a call is (function, arguments), a reference to a storage its own tuple."""
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
+
+    def marked() -> list[Any]:
+        at = len(stack) - 1 - stack[::-1].index(_MARK)
+        items = stack[at + 1 :]
+        del stack[at:]
+        return items
+
+    for code, value, _ in pickletools.genops(file):
+        name = code.name
+        if name in _LITERALS:
+            stack.append(value)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in _EMPTY:
+            stack.append(_EMPTY[name]())
+        elif name in _TUPLES:
+            last = tuple(stack[-_TUPLES[name] :])
+            stack[-_TUPLES[name] :] = [last]
+        elif name == "MARK":
+            stack.append(_MARK)
+        elif name == "TUPLE":
+            stack.append(tuple(marked()))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[value] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[value])
+        elif name in ("SETITEM", "SETITEMS"):
+            items = marked() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
+            stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        elif name == "APPENDS":
+            items = marked()
+            stack[-1].extend(items)
+        elif name == "REDUCE":
+            arguments, function = stack.pop(), stack.pop()
+            stack.append({} if function == "collections OrderedDict" else (function, arguments))
+        elif name == "BUILD":
+            stack.pop()  # attributes of a dict
+        elif name not in ("PROTO", "BINPERSID", "STOP"):
+            raise ValueError(f"a pickle with the opcode {name}, which plain tensors don't need")
+    return stack.pop()
