@@ -11,9 +11,12 @@ import typer
 
 from surgeon.cli_device import add_commands
 from surgeon.options import (
+    Data,
     Ignore,
+    NeededData,
     Out,
     Pretrained,
+    Samples,
     Seed,
     Shape,
     Spec,
@@ -91,11 +94,18 @@ def shrink(
         typer.Option(metavar="[GLOB=]N", help="Least width (16) or share (0.25) of a group, or of those named."),
     ] = None,
     align: Annotated[int | None, typer.Option(help="Widths as multiples of this; 1 switches it off.")] = None,
-    importance: Annotated[str, typer.Option(help="The criterion that ranks units.")] = "magnitude",
+    importance: Annotated[
+        str | None, typer.Option(help="What ranks units; default: reconstruction with data, else magnitude.")
+    ] = None,
     scope: Annotated[Scope, typer.Option(help="Compare all groups, or cut each alike.")] = Scope.GLOBAL,
     seed: Seed = 0,
     pretrained: Pretrained = False,
     shape: Shape = None,
+    data: Data = None,
+    samples: Samples = 256,
+    compensate: Annotated[
+        bool, typer.Option("--compensate/--no-compensate", help="With data: fit layers to make up for the cut.")
+    ] = True,
     device: Annotated[
         Path | None,
         typer.Option(
@@ -107,6 +117,7 @@ def shrink(
 ) -> None:
     """Write base.onnx, slim.onnx, plan.json, weights.safetensors and report.json to a folder."""
     import surgeon
+    from surgeon import batches
     from surgeon.progress import collect, stage
 
     least = least_widths(keep or [])
@@ -121,6 +132,9 @@ def shrink(
             keep=least,
             align=align,
             importance=importance,
+            data=None if data is None else batches.read(data),
+            samples=samples,
+            compensate=compensate,
             scope=scope.value,
             seed=seed,
             latency_ms=latency_ms,
@@ -143,6 +157,35 @@ def shrink(
         report = dataclasses.replace(report, exports=exports, benchmark=verdict, seconds=taken)
         report.save(scratch / "report.json")
     show(report)
+
+
+@app.command()
+@reported()
+def recover(
+    spec: Spec,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `surgeon apply` or `surgeon shrink` wrote.")],
+    data: NeededData,
+    out: Out,
+    samples: Samples = 256,
+    shape: Shape = None,
+    pretrained: Pretrained = False,
+    seed: Seed = 0,
+) -> None:
+    """Fit the layers that are left to make up for what a plan removed, from unlabeled inputs; nothing is trained."""
+    import surgeon
+    from surgeon import batches
+
+    with published(out) as scratch:
+        model, inputs = load(spec, shape or [], pretrained, seed)
+        plan = surgeon.Plan.load(folder / "plan.json")
+        slim = surgeon.load(folder, model)
+        better, report = surgeon.recover(
+            model, slim, plan, batches.read(data), samples=samples, example_inputs=inputs, return_report=True
+        )
+        surgeon.save(better, scratch, plan)
+        found = surgeon.export(better, scratch / "slim.onnx", example_inputs=inputs)
+    print(dataclasses.replace(found, path=out / "slim.onnx"))
+    print(report)
 
 
 @app.command()

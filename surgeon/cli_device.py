@@ -64,8 +64,11 @@ def bench(
 def quantize(
     model: Annotated[Path, typer.Argument(help="A float32 ONNX file.")],
     calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="NPY", help="Unlabeled inputs, (rows, …), as numpy saves them; without it, only dynamic."),
+        str | None,
+        typer.Option(
+            metavar="FILE|FOLDER|MODULE:NAME",
+            help="Unlabeled inputs, as --data of `surgeon shrink`; without them, only dynamic.",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write.")] = Path("int8.onnx"),
     base: Annotated[Path | None, typer.Option(help="An ONNX file to measure the result against too.")] = None,
@@ -73,9 +76,10 @@ def quantize(
 ) -> None:
     """Write a model in int8 where that is measured faster and accurate enough; else float32 is kept."""
     import surgeon
+    from surgeon import batches
 
-    batches = None if calibration is None else _rows(calibration)
-    print(surgeon.quantize(model, batches, path=out, base=base, threads=threads))
+    inputs = None if calibration is None else batches.read(calibration)
+    print(surgeon.quantize(model, inputs, path=out, base=base, threads=threads))
 
 
 def report(
@@ -91,21 +95,3 @@ def report(
 
     for path in write_page(folder, others=others or (), threads=threads):
         print(path)
-
-
-def _rows(path: Path) -> list[object]:
-    """The rows of a numpy file, in batches."""
-    import numpy as np
-
-    from surgeon.errors import InvalidArgument
-
-    try:
-        rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InvalidArgument(f"{path} can't be read as a numpy array: {error}") from error
-    if not isinstance(rows, np.ndarray) or not rows.ndim or not len(rows):
-        raise InvalidArgument(f"{path} holds no rows; save an array of inputs with numpy.save")
-    return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
-
-
-_BATCH = 32

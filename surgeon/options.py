@@ -35,6 +35,14 @@ Pretrained = Annotated[bool, typer.Option("--pretrained", help="Take the zoo's p
 Seed = Annotated[int, typer.Option(help="Draws a zoo's random weights, and what a criterion draws.")]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where to write; created if missing.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime while measuring.")]
+_DATA = typer.Option(
+    metavar="FILE|FOLDER|MODULE:NAME|synthetic",
+    help="Unlabeled inputs as for inference: .npy, .npz or .safetensors, a folder of such files, what yields "
+    "batches in your own Python, such as package.module:LOADER, or synthetic: made from the model alone.",
+)
+Data = Annotated[str | None, _DATA]
+NeededData = Annotated[str, _DATA]
+Samples = Annotated[int, typer.Option(help="How many of the data to use at most.")]
 Ignore = Annotated[
     list[str] | None,
     typer.Option(metavar="GLOB", help="Module or parameter to leave alone; may be given several times."),

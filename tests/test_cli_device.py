@@ -90,7 +90,7 @@ def test_int8_is_kept_or_not_but_said(here: Path) -> None:
     ("arguments", "message"),
     [
         (("quantize", "no.onnx"), "no.onnx"),
-        (("quantize", "no.onnx", "--calibration", "nets_here.py"), "numpy array"),
+        (("quantize", "no.onnx", "--calibration", "nets_here.py"), "names no inputs"),
         (("report", "."), "report.json"),
         (("kit", "nets_here:small", "-o", "kit.zip"), ".pyz"),
         (("profile", "nets_here:small", "-o", "nets_here.py"), "nets_here.py"),
