@@ -5,6 +5,8 @@
 'SurgeonError'
 """
 
+from surgeon import schedules as schedules
+from surgeon import training as training
 from surgeon.clock import Timing
 from surgeon.deploy.export import ExportReport, export
 from surgeon.deploy.quantize import Quantized, quantize
@@ -18,6 +20,7 @@ from surgeon.recovery.synthesis import synthesize
 from surgeon.report import Report
 from surgeon.shrink import inspect, plan, shrink, verify
 from surgeon.storage import load, save
+from surgeon.training.pruner import Pruner
 from surgeon.verify import Certificate
 
 __version__ = "0.1.0"
@@ -27,6 +30,7 @@ __all__ = [
     "ExportReport",
     "Plan",
     "Profile",
+    "Pruner",
     "Quantized",
     "Recovery",
     "Report",

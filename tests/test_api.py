@@ -12,7 +12,7 @@ import pytest
 import surgeon
 
 NAMES = """
-Certificate ExportReport Plan Profile Quantized Recovery Report SurgeonError Timing Verdict
+Certificate ExportReport Plan Profile Pruner Quantized Recovery Report SurgeonError Timing Verdict
 benchmark export inspect kit load plan profile quantize recover save shrink synthesize verify
 """.split()
 
@@ -34,6 +34,9 @@ SIGNATURES = {
     "Plan.load": "path",
     "Plan.verify": "self model slim example_inputs",
     "Plan.align": "self profile model example_inputs",
+    "Pruner": (
+        "model target * schedule importance example_inputs scope budget align ignore keep regularizer seed"
+    ),
     "profile": "model example_inputs * threads path",
     "kit": "model path example_inputs",
     "recover": (
