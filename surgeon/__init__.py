@@ -15,7 +15,7 @@ from surgeon.device.profile import Profile
 from surgeon.errors import SurgeonError
 from surgeon.plan import Plan
 from surgeon.profiling import kit, profile
-from surgeon.recovery import Recovery, recover
+from surgeon.recovery import Recovery, project, recover
 from surgeon.recovery.synthesis import synthesize
 from surgeon.report import Report
 from surgeon.shrink import inspect, plan, shrink, verify
@@ -44,6 +44,7 @@ __all__ = [
     "load",
     "plan",
     "profile",
+    "project",
     "quantize",
     "recover",
     "save",

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from torch import nn
+
 from surgeon.allocation import NARROW, allocate, steps
+from surgeon.basis import basis_of
 from surgeon.cost import Cost
-from surgeon.coupling import Groups
+from surgeon.coupling import Groups, couple
 from surgeon.errors import Infeasible
 from surgeon.ladder import TOLERANCE
 from surgeon.limits import Keep
+from surgeon.progress import stage
+from surgeon.recovery.data import Calibration
+from surgeon.recovery.projection import project_groups
 from surgeon.recovery.selection import Selection, allocate_by_damage
+from surgeon.select import Ignored, ignoring
+from surgeon.trace import trace_inputs, with_train_only
 
 RECONSTRUCTION = "reconstruction"
 """The criterion that needs data; the default where there are some."""
+
+
+def rotated(
+    model: nn.Module, groups: Groups, data: Calibration, ignore: Ignored | Iterable[Ignored]
+) -> tuple[nn.Module, Groups]:
+    """The model in the basis in which least is lost by a cut, and its groups; both as they are if it is in one."""
+    if basis_of(model) is not None:
+        return model, groups
+    with stage("project"):
+        turned = project_groups(model, groups, data)
+    if turned is model:
+        return model, groups
+    with stage("trace"):
+        graph = with_train_only(trace_inputs(turned, groups.graph.inputs), turned)
+    return turned, couple(graph, ignoring(model, ignore))
 
 
 def widths_for(

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,8 +15,10 @@ import numpy as np
 from torch import fx, nn
 
 from surgeon.architecture import fingerprint, named_tensors
+from surgeon.basis import basis_entry, mark, require
 from surgeon.coupling import Group, Groups, couple
 from surgeon.device.profile import Profile
+from surgeon.documents import Document
 from surgeon.errors import InvalidArgument, PlanError
 from surgeon.files import write_text
 from surgeon.latency.legalise import legalise
@@ -28,14 +29,15 @@ from surgeon.signature import describe, zeros
 from surgeon.trace import normalise_inputs, trace_inputs, with_train_only
 from surgeon.verify import Certificate
 
-FORMAT = "surgeon-plan"
-VERSION = 1
+FORMAT, VERSION = "surgeon-plan", 1
+_DOCUMENT = Document("plan", FORMAT, VERSION, PlanError, "save the plan again")
 #: Where a smaller model carries the plan that it was made by.
 ATTRIBUTE = "surgeon_plan"
 
 
 def attach(module: nn.Module, plan: Plan) -> None:
     """Let a smaller model carry its plan; in a graph's `meta` too, which a copy of it has as well."""
+    mark(module, None)
     vars(module)[ATTRIBUTE] = plan
     if isinstance(module, fx.GraphModule):
         module.meta[ATTRIBUTE] = plan
@@ -121,7 +123,8 @@ class Plan:
         digest = fingerprint(model if model is not None else groups.graph.module)
         if model is not None:
             _MADE_FOR[digest] = model
-        return cls(digest, tuple(cuts), describe(groups.graph.inputs), _plain(settings or {}))
+        own = {**(settings or {}), **basis_entry(model)}
+        return cls(digest, tuple(cuts), describe(groups.graph.inputs), _plain(own))
 
     def keep(self, groups: Groups) -> dict[int, tuple[int, ...]]:
         """The kept units of every leaf that loses some: what `of` was given.
@@ -207,9 +210,14 @@ class Plan:
         `example_inputs` are by default zeros like those that the plan was made with.
 
         Raises:
-            PlanError: the plan is of another architecture.
+            PlanError: the plan is of another architecture, or of the model in another basis.
             NotEquivalent: the result is not the model less the removed units.
         """
+        require(model, self.settings.get("basis"))
+        return self.build(model, example_inputs, form)
+
+    def build(self, model: nn.Module, example_inputs: Any = None, form: str = "auto") -> nn.Module:
+        """As `apply`, whatever basis the weights are in: for a model that other weights are put into."""
         groups = self._couple(model, example_inputs)
         operation, _ = carry_out(model, groups, self.keep(groups), form)
         attach(operation.module, self)
@@ -219,10 +227,11 @@ class Plan:
         """Prove that `slim` is `model` less what the plan removes.
 
         Raises:
-            PlanError: the plan is of another architecture.
+            PlanError: the plan is of another architecture, or of the model in another basis.
             NotEquivalent: it is not; the message names the first operator that differs.
         """
         groups = self._couple(model, example_inputs)
+        require(model, self.settings.get("basis"))
         return hold_against(groups, self.keep(groups), slim)
 
     def align(self, profile: Profile, model: nn.Module | None = None, example_inputs: Any = None) -> Plan:
@@ -273,40 +282,25 @@ class Plan:
         Raises:
             PlanError: the file is missing, not a plan, of a newer version, or malformed; the message says where.
         """
-        try:
-            data = json.loads(Path(path).read_bytes().decode())
-        except OSError as error:
-            raise PlanError(f"{path} can't be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise PlanError(f"{path} is no plan, or was cut short: {error}; save the plan again") from error
-        try:
-            return cls._parse(data)
-        except PlanError as error:
-            raise PlanError(f"{path}: {error}") from error
+        return _DOCUMENT.read(path, cls._parse)
 
     @classmethod
-    def _parse(cls, data: Any) -> Plan:
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PlanError(f'this is no plan: the entry "format" must be "{FORMAT}"')
-        version = _typed(data, "version", int)
-        if version > VERSION:
-            raise PlanError(f"the plan is of version {version}, this surgeon reads up to {VERSION}; update surgeon")
-        if version < 1:
-            raise PlanError(f"version {version} does not exist")
-        inputs = _typed(data, "inputs", dict)
-        _typed(inputs, "args", list, "inputs: ")
-        _typed(inputs, "kwargs", dict, "inputs: ")
+    def _parse(cls, data: dict[str, Any]) -> Plan:
+        inputs = _DOCUMENT.entry(data, "inputs", dict)
+        _DOCUMENT.entry(inputs, "args", list, "inputs: ")
+        _DOCUMENT.entry(inputs, "kwargs", dict, "inputs: ")
         cuts = []
-        for index, entry in enumerate(_typed(data, "cuts", list)):
+        for index, entry in enumerate(_DOCUMENT.entry(data, "cuts", list)):
             place = f"cuts[{index}]: "
             if not isinstance(entry, dict):
                 raise PlanError(f"{place}an object is expected, not {type(entry).__name__}")
-            keep = _typed(entry, "keep", list, place)
+            keep = _DOCUMENT.entry(entry, "keep", list, place)
             if not all(type(position) is int for position in keep):
                 raise PlanError(f'{place}"keep" must hold integers only')
-            axis, size = _typed(entry, "axis", int, place), _typed(entry, "size", int, place)
-            cuts.append(Cut(_typed(entry, "tensor", str, place), axis, size, tuple(keep)))
-        return cls(_typed(data, "fingerprint", str), tuple(cuts), inputs, _typed(data, "settings", dict))
+            axis, size = _DOCUMENT.entry(entry, "axis", int, place), _DOCUMENT.entry(entry, "size", int, place)
+            cuts.append(Cut(_DOCUMENT.entry(entry, "tensor", str, place), axis, size, tuple(keep)))
+        settings = _DOCUMENT.entry(data, "settings", dict)
+        return cls(_DOCUMENT.entry(data, "fingerprint", str), tuple(cuts), inputs, settings)
 
     def __str__(self) -> str:
         chosen = ", ".join(f"{name} {value}" for name, value in self.settings.items())
@@ -376,14 +370,6 @@ def _check_cut(cut: Cut) -> None:
     if keep[0] < 0 or keep[-1] >= cut.size:
         wrong = keep[0] if keep[0] < 0 else keep[-1]
         raise PlanError(f"{place}: index {wrong} is out of range for {cut.size} positions")
-
-
-def _typed(data: Mapping[str, Any], key: str, kind: type, place: str = "") -> Any:
-    value = data.get(key)
-    if type(value) is not kind:
-        found = "is missing" if key not in data else f"is of type {type(value).__name__}"
-        raise PlanError(f'{place}the entry "{key}" {found}; expected {kind.__name__}')
-    return value
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

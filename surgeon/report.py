@@ -52,8 +52,8 @@ class Report:
     `form_reason` why. `requested` and `reached` are the shares of `budget` to remove and removed. `groups`
     maps the name of each group of coupled units to its width before and after. `certificate` is what
     verification found, `latency` what was asked of the clock and what it told, `recovery` which layers made
-    up for the cut, `exports` and `benchmark` what export and measuring found, where they ran. `seconds` are
-    those of each stage.
+    up for the cut, `basis` which groups were rotated before it, `exports` and `benchmark` what export and
+    measuring found, where they ran. `seconds` are those of each stage.
 
     >>> report = Report("Net", "module", "", "macs", requested=0.5, reached=0.49, macs=Change(100, 51),
     ...                 params=Change(10, 6), groups={"conv1": Change(8, 5)})
@@ -78,6 +78,7 @@ class Report:
     certificate: object = None
     latency: object = None
     recovery: object = None
+    basis: object = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     exports: Mapping[str, object] = field(default_factory=dict)
     benchmark: object = None
@@ -134,7 +135,8 @@ class Report:
             lines += [f"  {count:4} {reason}" for reason, count in ranked[:REASONS]]
             if rest := ranked[REASONS:]:
                 lines.append(f"  {sum(count for _, count in rest):4} for {len(rest)} other reasons")
-        for found in (self.latency, self.recovery, self.certificate, *self.exports.values(), self.benchmark):
+        parts = (self.latency, self.recovery, self.basis, self.certificate, *self.exports.values(), self.benchmark)
+        for found in parts:
             if found is not None:
                 lines.append(str(found))
         if self.seconds:

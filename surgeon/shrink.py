@@ -12,11 +12,12 @@ from torch import nn
 
 from surgeon.allocation import allocate, check_ratio
 from surgeon.analysis import analyse
+from surgeon.basis import basis_of
 from surgeon.clock import Clock, Device, Timing, check_device, check_request
 from surgeon.cost import Cost
 from surgeon.coupling import Groups
 from surgeon.criteria import score_groups, settle
-from surgeon.guided import RECONSTRUCTION, widths_for
+from surgeon.guided import RECONSTRUCTION, rotated, widths_for
 from surgeon.importance import Criterion, check_finite
 from surgeon.limits import Keep
 from surgeon.plan import Plan, attach, choose
@@ -36,6 +37,7 @@ Form = Literal["auto", "module", "graph"]
 
 @dataclass(frozen=True)
 class _Decision:
+    model: nn.Module
     groups: Groups
     plan: Plan
     keep: dict[int, Any]
@@ -63,6 +65,7 @@ def shrink(
     data: Any = None,
     samples: int = 256,
     loss: Loss | None = None,
+    project: bool = True,
     compensate: bool = True,
     form: Form = "auto",
     return_report: bool = False,
@@ -97,6 +100,9 @@ def shrink(
         samples: how many of them to use at most.
         loss: a function of the model's output and of what each batch of `data` holds beside the inputs, such as
             `loss(output, labels)`, that gives a scalar: for the gradient criteria "taylor", "fisher" and "gradient".
+        project: whether, where data guide the selection, linear streams and attention heads are first rotated as
+            `surgeon.project` does, so that directions go instead of units. The rotated model computes the same; the
+            certificate, and the plan that the result carries, are then of that model.
         compensate: whether layers are fitted; the certificate is always that of the cut alone.
         form: "module" or "graph" insists on the user's own class, or on a `torch.fx.GraphModule`.
         return_report: return `(slim, report)`.
@@ -120,14 +126,14 @@ def shrink(
         made = decide(
             model, ratio, example_inputs=example_inputs, budget=budget, ignore=ignore, keep=keep, align=align,
             importance=importance, scope=scope, seed=seed, latency_ms=latency_ms, device=device, threads=threads,
-            max_params=max_params, data=data, samples=samples, loss=loss,
+            max_params=max_params, data=data, samples=samples, loss=loss, project=project,
         )
-        operation, certificate = carry_out(model, made.groups, made.keep, form)
+        operation, certificate = carry_out(made.model, made.groups, made.keep, form)
         recovery = None
         if made.data is not None and compensate:
             with stage("recover"):
                 kept = made.groups.kept(made.keep)
-                module, recovery = recover_groups(model, operation.module, made.groups, kept, made.data)
+                module, recovery = recover_groups(made.model, operation.module, made.groups, kept, made.data)
             operation = replace(operation, module=module)
         attach(operation.module, made.plan)
     if not return_report:
@@ -156,6 +162,9 @@ def plan(
     loss: Loss | None = None,
 ) -> Plan:
     """What `shrink` would remove, without touching a weight. Arguments and errors are those of `shrink`.
+
+    It is a plan of the units of this model: with data, `shrink` rotates the model first, by default. To plan in that
+    basis, give this function what `surgeon.project` returns.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
@@ -207,7 +216,7 @@ def decide(
     model: nn.Module, ratio: float | None, *, example_inputs: Any, budget: str, ignore: Ignored | Iterable[Ignored],
     keep: Keep, align: int | None, importance: str | Criterion | None, scope: str, seed: int,
     latency_ms: float | None = None, device: Device = None, threads: int | None = None, max_params: int | None = None,
-    data: Any = None, samples: int = 256, loss: Loss | None = None,
+    data: Any = None, samples: int = 256, loss: Loss | None = None, project: bool = False,
 ) -> _Decision:
     """Which units stay."""
     check_request(ratio, latency_ms, budget)
@@ -223,6 +232,9 @@ def decide(
     if data is not None:
         with stage("read data"):
             calibration = calibrate(data, groups.graph, model, samples, labelled=loss is not None, seed=seed)
+    if guided and project and calibration is not None:
+        model, groups = rotated(model, groups, calibration, ignore)
+        cost = Cost(groups)
     selection = reconstruction(model, groups, calibration, seed=seed) if guided and calibration is not None else None
     with stage("plan"):
         scores = (
@@ -252,7 +264,7 @@ def decide(
                 widths = allocate(groups, scores, cost, budget=budget, ratio=share, scope=scope, align=align, keep=keep)
             kept = choose(groups, scores, widths)
         settings |= {"scope": scope, "align": align}
-    return _Decision(groups, Plan.of(groups, kept, settings, model=model), kept, cost, timing, calibration)
+    return _Decision(model, groups, Plan.of(groups, kept, settings, model=model), kept, cost, timing, calibration)
 
 
 def _report(
@@ -283,5 +295,6 @@ def _report(
         certificate=certificate,
         latency=made.timing,
         recovery=recovery,
+        basis=basis_of(made.model),
         seconds=dict(seconds),
     )

@@ -105,7 +105,7 @@ def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
     form, tied = _read_meta(path / MODEL)
     plan = Plan.load(path / PLAN)
     stored = _read_header(path)
-    slim = plan.apply(fresh_model, form=form)
+    slim = plan.build(fresh_model, form=form)
     _retie(slim, tied)
     _check(stored, tied, slim)
     _copy(stored, tied, slim)

@@ -13,7 +13,7 @@ import surgeon
 
 NAMES = """
 Certificate ExportReport Plan Profile Pruner Quantized Recovery Report SurgeonError Timing Verdict
-benchmark export inspect kit load plan profile quantize recover save shrink synthesize verify
+benchmark export inspect kit load plan profile project quantize recover save shrink synthesize verify
 """.split()
 
 DECISIONS = (
@@ -23,7 +23,7 @@ DECISIONS = (
 
 # Arguments in their order; those after * are given by name.
 SIGNATURES = {
-    "shrink": f"{DECISIONS} compensate form return_report".replace("ratio ", "ratio * "),
+    "shrink": f"{DECISIONS} project compensate form return_report".replace("ratio ", "ratio * "),
     "plan": DECISIONS.replace("ratio ", "ratio * "),
     "inspect": "model example_inputs ignore",
     "verify": "model slim plan example_inputs",
@@ -39,6 +39,7 @@ SIGNATURES = {
     ),
     "profile": "model example_inputs * threads path",
     "kit": "model path example_inputs",
+    "project": "model data * samples example_inputs",
     "recover": (
         "model slim plan data * samples ridge batch_norm compensate example_inputs return_report"
     ),
@@ -50,6 +51,7 @@ DEFAULTS = {
     "example_inputs": None, "budget": "macs", "ignore": (), "keep": None, "align": None, "importance": None,
     "scope": "global", "seed": 0, "form": "auto", "return_report": False, "ratio": None, "latency_ms": None,
     "device": None, "threads": None, "max_params": None, "data": None, "samples": 256, "loss": None, "compensate": True,
+    "project": True,
 }
 
 

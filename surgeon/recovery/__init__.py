@@ -1,6 +1,7 @@
-"""Recovery without training: compensation of what was removed, and BatchNorm statistics."""
+"""Recovery without training: rotation before a cut, compensation of what it removed, and BatchNorm statistics."""
 
+from surgeon.recovery.projection import project
 from surgeon.recovery.recover import recover, recover_groups
 from surgeon.recovery.report import Layer, Recovery
 
-__all__ = ["Layer", "Recovery", "recover", "recover_groups"]
+__all__ = ["Layer", "Recovery", "project", "recover", "recover_groups"]

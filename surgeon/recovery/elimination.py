@@ -55,8 +55,8 @@ class Curve:
         return np.append(self.damage[:-1][::-1], 0.0)
 
 
-def eliminate(group: Group, sensitivity: Sensitivity, ridge: float = 1e-2) -> Curve:
-    """Remove the units of a group, those first that do least damage.
+def eliminate(group: Group, sensitivity: Sensitivity, ridge: float = 1e-2, ranked: bool = False) -> Curve:
+    """Remove the units of a group, those first that do least damage, or from the last to the first if `ranked`.
 
     `ridge` is added to the covariances' diagonals, relative to their means, as in compensation.
     """
@@ -73,7 +73,7 @@ def eliminate(group: Group, sensitivity: Sensitivity, ridge: float = 1e-2) -> Cu
         each = loose[left] + sum((state.each(left) for state in states), np.zeros(len(left)))
         ahead = [len(left) - stop for stop in stops if stop < len(left)]
         count = min(max(1, group.size // STEPS), len(left), *ahead)
-        chosen = np.argsort(each, kind="stable")[:count]
+        chosen = np.arange(len(left))[::-1][:count] if ranked else np.argsort(each, kind="stable")[:count]
         gone = left[chosen]
         together = float(loose[gone].sum()) + sum(state.remove(gone) for state in states)
         share = np.cumsum(np.maximum(each[chosen], 0.0))

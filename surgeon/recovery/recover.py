@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from surgeon.basis import require
 from surgeon.coupling import Groups, couple
 from surgeon.errors import InvalidArgument, PlanError
 from surgeon.plan import Plan
@@ -53,7 +54,7 @@ def recover(
     Raises:
         InvalidArgument: an argument is out of range.
         InvalidInputs: the data are empty, used up, of the wrong shape, or hold NaN.
-        PlanError: the plan is of another architecture, or `slim` is not what it makes of the model.
+        PlanError: the plan is of another architecture or basis, or `slim` is not what it makes of the model.
 
     >>> import surgeon, torch
     >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
@@ -63,6 +64,7 @@ def recover(
     True
     """
     plan.check(model)
+    require(model, plan.settings.get("basis"))
     with collect() as seconds:
         inputs = plan.example_inputs() if example_inputs is None else normalise_inputs(example_inputs)
         with stage("trace"):

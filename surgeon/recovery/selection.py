@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from surgeon.basis import basis_of
 from surgeon.cost import Cost
 from surgeon.coupling import Groups
 from surgeon.errors import Infeasible
@@ -74,10 +75,12 @@ def reconstruction(
     """
     calibration = calibrate(data, groups.graph, model, samples)
     sensitivity = measure(groups, calibration.batches, seed)
+    basis = basis_of(model)
+    ranked = basis.ranked if basis is not None else ()
     curves: dict[int, Curve] = {}
     with stage("selection"):
         for group in groups:
-            curves[group.leaf.id] = eliminate(group, sensitivity, ridge)
+            curves[group.leaf.id] = eliminate(group, sensitivity, ridge, group.name in ranked)
     curves = refine(groups, curves, sensitivity, calibration.batches, seed)
     return Selection(
         {leaf: curve.scores for leaf, curve in curves.items()},
