@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx
 
+from surgeon.convolution import each, pads
 from surgeon.cost import Terms, product_of
 from surgeon.latency.chain import link, operand
 from surgeon.latency.pointwise import POINTWISE
@@ -66,19 +67,20 @@ def _convolution(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     kernel = list(weight[2:])
     static: dict[str, Any] = {
         "kernel": kernel,
-        "stride": _each(a["stride"], rank),
-        "dilation": _each(a["dilation"], rank),
+        "stride": each(a["stride"], rank),
+        "dilation": each(a["dilation"], rank),
         "spatial": list(given[-rank:]),
         "batch": math.prod(given[: -rank - 1]),
         "bias": True,  # where there is none, one comes in with the BatchNorm that is folded into it
     }
-    static["pads"] = _pads(a["padding"], kernel, static["dilation"], rank)
+    before, after = pads(a["padding"], kernel, static["dilation"])
+    static["pads"] = [*before, *after]
     inner, outer = x[-rank - 1], out[-rank - 1]
     reads = (a["input"],)
     if "transpose" in name_of(node):
         if int(a["groups"]) != 1:
             return UNKNOWN
-        static["output_padding"] = _each(a["output_padding"], rank)
+        static["output_padding"] = each(a["output_padding"], rank)
         return Described("conv_transpose", static, (inner, outer), reads)
     channels, groups = given[-rank - 1], int(a["groups"])
     if groups == 1:
@@ -87,18 +89,6 @@ def _convolution(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
         static["multiplier"] = result[-rank - 1] // channels
         return Described("depthwise", static, (inner,), reads, chained=True)
     return Described("grouped", static, (inner, outer, w[1]), reads, chained=True)
-
-
-def _pads(padding: Any, kernel: list[int], dilation: list[int], rank: int) -> list[int]:
-    if isinstance(padding, str):
-        totals = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
-        return [*(total // 2 for total in totals), *(total - total // 2 for total in totals)]
-    return _each(padding, rank) * 2
-
-
-def _each(value: Any, rank: int) -> list[int]:
-    values = [value] if isinstance(value, int) else [int(v) for v in value]
-    return values * rank if len(values) == 1 else values
 
 
 @kind("linear")
@@ -195,11 +185,11 @@ def _pool(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     rank = int(name_of(node)[-2])
     if len(given) != rank + 2:
         return UNKNOWN
-    kernel = _each(a["kernel_size"], rank)
+    kernel = each(a["kernel_size"], rank)
     static = _pooling("MaxPool" if name_of(node).startswith("max") else "AveragePool", given, out[2:], kernel)
     static |= {
-        "stride": _each(a["stride"] or kernel, rank), "pads": _each(a["padding"], rank) * 2,
-        "dilation": _each(a.get("dilation", 1), rank), "ceil": bool(a["ceil_mode"]),
+        "stride": each(a["stride"] or kernel, rank), "pads": each(a["padding"], rank) * 2,
+        "dilation": each(a.get("dilation", 1), rank), "ceil": bool(a["ceil_mode"]),
     }
     return Described("pool", static, (x[1],), (a["self"],))
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from surgeon.convolution import each, pads
+
 
 def windows(x: Tensor, given: dict[str, Any], kernel: Sequence[int]) -> Tensor:
     """All windows of `x` (B, C, *spatial) that a convolution reads, as a view: (B, C, *output, *kernel).
@@ -20,27 +22,14 @@ def windows(x: Tensor, given: dict[str, Any], kernel: Sequence[int]) -> Tensor:
     [[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]]
     """
     rank = len(kernel)
-    stride, dilation = (_each(given[name], rank) for name in ("stride", "dilation"))
-    if (sides := _sides(given["padding"], kernel, dilation)) != [0] * (2 * rank):
-        x = F.pad(x, sides)
+    stride, dilation = (each(given[name], rank) for name in ("stride", "dilation"))
+    before, after = pads(given["padding"], kernel, dilation)
+    if any((*before, *after)):
+        # F.pad takes the last axis first
+        x = F.pad(x, [side for sides in zip(reversed(before), reversed(after), strict=True) for side in sides])
     for axis in range(rank):
         x = x.unfold(2 + axis, (kernel[axis] - 1) * dilation[axis] + 1, stride[axis])[..., :: dilation[axis]]
     return x
-
-
-def _sides(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
-    """What is padded before and after each axis, the last axis first, as F.pad takes it."""
-    if padding == "valid":
-        return [0] * (2 * len(kernel))
-    if padding == "same":
-        total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        return [side for t in reversed(total) for side in (t // 2, t - t // 2)]
-    return [side for p in reversed(_each(padding, len(kernel))) for side in (p, p)]
-
-
-def _each(value: Any, rank: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * rank if len(values) == 1 else values
 
 
 def at_positions(x: Tensor, rank: int, chosen: Tensor) -> Tensor:
