@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from surgeon.architecture import fingerprint
-from surgeon.cost import Cost
+from surgeon.cost import BUDGETS, Cost
 from surgeon.coupling import Groups
 from surgeon.device.benchmark import Verdict, benchmark
 from surgeon.device.profile import Profile
@@ -190,6 +190,8 @@ def _error(timing: Timing) -> float:
 
 def check_request(ratio: Any, latency_ms: Any, budget: str) -> None:
     """Make sure that there is one request, and that it can be told from the others."""
+    if budget not in (known := (*BUDGETS, "latency")):
+        raise InvalidArgument(f"budget={budget!r} is none that surgeon knows; choose one of {', '.join(known)}")
     if latency_ms is None:
         if ratio is None:
             raise InvalidArgument("give the ratio to remove, or latency_ms")

@@ -141,7 +141,7 @@ ARGUMENTS: list[tuple[str, dict[str, Any], type[SurgeonError], str]] = [
     ("importance that is a number", {"importance": 3}, InvalidArgument, "importance is a int"),
     ("importance of another size", {"importance": lambda groups, group, rng: [1.0]}, InvalidArgument,
      r"expected scores of shape \(32,\)"),
-    ("budget that is none", {"budget": None}, InvalidArgument, r"macs.*params.*channels"),
+    ("budget that is none", {"budget": None}, InvalidArgument, r"macs.*params.*channels.*latency"),
     ("unknown scope", {"scope": "layer"}, InvalidArgument, "scope='layer'.*global, local"),
     ("align of zero", {"align": 0}, InvalidArgument, "align=0: give an integer of at least 1"),
     ("align that is a share", {"align": 0.5}, InvalidArgument, r"align=0\.5"),
