@@ -8,6 +8,7 @@
 from surgeon import schedules as schedules
 from surgeon import training as training
 from surgeon.clock import Timing
+from surgeon.connections import prune_connections
 from surgeon.deploy.export import ExportReport, export
 from surgeon.deploy.quantize import Quantized, quantize
 from surgeon.device.benchmark import Verdict, benchmark
@@ -20,6 +21,9 @@ from surgeon.recovery.synthesis import synthesize
 from surgeon.report import Report
 from surgeon.shrink import inspect, plan, shrink, verify
 from surgeon.storage import load, save
+from surgeon.sweep import sweep
+from surgeon.sweeping.report import SweepReport
+from surgeon.training.masks import Masks
 from surgeon.training.pruner import Pruner
 from surgeon.verify import Certificate
 
@@ -28,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Certificate",
     "ExportReport",
+    "Masks",
     "Plan",
     "Profile",
     "Pruner",
@@ -35,6 +40,7 @@ __all__ = [
     "Recovery",
     "Report",
     "SurgeonError",
+    "SweepReport",
     "Timing",
     "Verdict",
     "benchmark",
@@ -45,10 +51,12 @@ __all__ = [
     "plan",
     "profile",
     "project",
+    "prune_connections",
     "quantize",
     "recover",
     "save",
     "shrink",
+    "sweep",
     "synthesize",
     "verify",
 ]

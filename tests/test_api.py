@@ -12,8 +12,9 @@ import pytest
 import surgeon
 
 NAMES = """
-Certificate ExportReport Plan Profile Pruner Quantized Recovery Report SurgeonError Timing Verdict
-benchmark export inspect kit load plan profile project quantize recover save shrink synthesize verify
+Certificate ExportReport Masks Plan Profile Pruner Quantized Recovery Report SurgeonError SweepReport Timing Verdict
+benchmark export inspect kit load plan profile project prune_connections quantize recover save shrink sweep
+synthesize verify
 """.split()
 
 DECISIONS = (
@@ -39,6 +40,8 @@ SIGNATURES = {
     ),
     "profile": "model example_inputs * threads path",
     "kit": "model path example_inputs",
+    "prune_connections": "model amount scope threshold ignore * example_inputs",
+    "sweep": "model example_inputs * threshold return_report",
     "project": "model data * samples example_inputs",
     "recover": (
         "model slim plan data * samples ridge batch_norm compensate example_inputs return_report"

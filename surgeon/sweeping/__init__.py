@@ -1,0 +1,1 @@
+"""Which units of a network are constant or read by nobody, and what takes over the constants."""

@@ -1,0 +1,346 @@
+"""Which elements of an operator's result depend on which elements of its operands.
+
+Each operator has a linear function of non-negative masks: an element of its result is positive where it depends on an
+element that is. Run forward on what depends on the model's inputs, it says what is constant; its transpose, run
+backward from the model's outputs, says what is read. Where an operator is not known, all depends on all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from surgeon.rules import arguments, find
+from surgeon.rules.base import dims
+from surgeon.rules.pointwise import elementwise, prelu, unary
+
+Masks = Mapping[fx.Node, Tensor]
+
+#: Constants are known to be equal; computed at several positions, they may differ by rounding.
+ROUNDING = 1e-12
+
+_MOVES = set("""
+view _unsafe_view reshape flatten unflatten permute transpose t numpy_T mT squeeze unsqueeze expand
+expand_as broadcast_to cat concat concatenate stack split split_with_sizes unsafe_split chunk unbind slice
+narrow select slice_copy roll flip repeat tile repeat_interleave pixel_shuffle pixel_unshuffle
+channel_shuffle native_channel_shuffle unfold index_select index gather take_along_dim diagonal movedim pad
+constant_pad_nd
+""".split())
+_INDICES = {"index", "indices"}
+_FACTORS = {
+    "linear": ("input", "weight"), "matmul": ("self", "other"), "mm": ("self", "mat2"), "bmm": ("self", "mat2"),
+    "addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"),
+    **{f"conv{kind}{rank}d": ("input", "weight") for kind in ("", "_transpose") for rank in (1, 2, 3)},
+    "convolution": ("input", "weight"),
+}
+_REDUCTIONS = set("sum mean amax amin logsumexp prod all any var std norm linalg_vector_norm count_nonzero".split())
+_WINDOWS = ("max_pool", "avg_pool", "upsample")
+_RANDOM = set("rand randn rand_like randn_like randint randperm bernoulli multinomial normal empty empty_like".split())
+
+
+@dataclass(frozen=True)
+class Influence:
+    """`apply` maps the masks of operands to that of the result, or a list of them.
+
+    `loose` says which elements are no constants even if no input reaches them, as they depend on sizes that may be
+    others in another run, such as the sum over an image.
+    """
+
+    apply: Callable[[Masks], Any]
+    loose: Any = None
+
+
+@dataclass
+class Operands:
+    """The values of a node's operands, and whether their elements depend on the model's inputs.
+
+    `live` are the operands that are computed tensors: the model's own are constant and need no mask.
+    """
+
+    node: fx.Node
+    values: dict[fx.Node, Any]
+    unknown: dict[fx.Node, Any]
+    result: Any
+
+    def __post_init__(self) -> None:
+        inputs = self.node.all_input_nodes
+        self.live = {n: self.values[n].shape for n in inputs if n.op != "get_attr" and _is_tensor(self.values[n])}
+        self.shape = _shapes(self.result)
+
+    def is_live(self, operand: object) -> bool:
+        return isinstance(operand, fx.Node) and operand in self.live
+
+    def forget(self) -> None:
+        """Let go of all values that were computed: the influence does not need them."""
+        for n in self.live:
+            self.values.pop(n)
+        self.unknown.clear()
+        self.result = None
+
+    def matters(self, operand: fx.Node) -> Tensor:
+        """Where an operand is not known to be zero."""
+        value, unknown = self.values[operand], self.unknown.get(operand)
+        return ((value != 0) | unknown if unknown is not None else value != 0).float()
+
+    def varies(self, operand: fx.Node, over: Sequence[int]) -> Tensor:
+        """Whether an operand's elements are not one known constant along these dims."""
+        value, unknown = self.values[operand].double(), self.unknown.get(operand)
+        spread = value.amax(tuple(over), keepdim=True) - value.amin(tuple(over), keepdim=True)
+        varies = ~(spread <= ROUNDING * value.abs().amax(tuple(over), keepdim=True))
+        return varies | unknown.any(dim=tuple(over), keepdim=True) if unknown is not None else varies
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _shapes(result: Any) -> Any:
+    if isinstance(result, tuple | list):
+        return [_shapes(each) for each in result]
+    return result.shape if isinstance(result, Tensor) else None
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float32)
+
+
+def influence(o: Operands) -> Influence:
+    """The influence of a node's operands on its result."""
+    node, name = o.node, getattr(o.node.target, "_opname", "")
+    if name in _RANDOM or (name.endswith("dropout") and _training(node)):
+        return Influence(_everything(o).apply, _loose(o.shape))
+    if not o.live:
+        return Influence(lambda masks: _spread(o.shape, _zeros()))
+    a = arguments(node)
+    if name in _MOVES and not any(o.is_live(i) and o.unknown[i].any() for i in _index_nodes(a)):
+        indices = {n: o.values[n] for n in _index_nodes(a)}
+        return Influence(lambda masks: _moved(o, a, indices, masks))
+    if name == "mul" or name == "multiply":
+        return _product(o, a)
+    if find(node.target) is elementwise:
+        return Influence(lambda masks: sum((masks[n] for n in o.live), _zeros(*o.shape)))
+    x: Any = a.get("self", a.get("input"))
+    if find(node.target) in (unary, prelu) and o.is_live(x):
+        return Influence(lambda masks: masks[x].expand(o.shape))
+    if name in _FACTORS:
+        return _bilinear(o, a, *(a[key] for key in _FACTORS[name]))
+    if name == "einsum" and len(a["tensors"]) == 2:
+        return _bilinear(o, a, *a["tensors"])
+    rule = _RULES.get(name)
+    if rule is not None:
+        return rule(o, a)
+    if name in _REDUCTIONS and o.is_live(x):
+        return _reduction(o, a, name)
+    rank = _window_rank(name)
+    if rank and isinstance(o.result, Tensor):
+        return _windows(o, rank)
+    return _everything(o)
+
+
+def _training(node: fx.Node) -> bool:
+    return bool(arguments(node).get("train", arguments(node).get("training")))
+
+
+def _loose(shape: Any) -> Any:
+    if isinstance(shape, list):
+        return [_loose(each) for each in shape]
+    return torch.ones(shape, dtype=torch.bool) if shape is not None else None
+
+
+def _spread(shape: Any, value: Tensor) -> Any:
+    if isinstance(shape, list):
+        return [_spread(each, value) for each in shape]
+    return value.expand(shape) if shape is not None else None
+
+
+def _everything(o: Operands) -> Influence:
+    def apply(masks: Masks) -> Any:
+        return _spread(o.shape, sum((masks[n].sum() for n in o.live), _zeros()))
+
+    return Influence(apply, _loose(o.shape))
+
+
+def _index_nodes(a: Mapping[str, Any]) -> list[fx.Node]:
+    given = [a[name] for name in _INDICES if name in a]
+    return [n for each in given for n in (each if isinstance(each, list | tuple) else [each]) if isinstance(n, fx.Node)]
+
+
+def _moved(o: Operands, a: Mapping[str, Any], indices: Mapping[fx.Node, Tensor], masks: Masks) -> Any:
+    """The operator moves the masks as it moves the values; what it adds is constant."""
+    kept = set(_index_nodes(a))
+
+    def replace(n: fx.Node) -> Any:
+        if n in kept:
+            return indices.get(n, o.values.get(n))
+        if n in masks:
+            return masks[n]
+        value = o.values[n]
+        return _zeros(*value.shape) if isinstance(value, Tensor) else value
+
+    args: Any
+    args, kwargs = fx.node.map_arg((o.node.args, o.node.kwargs), replace)
+    if getattr(o.node.target, "_opname", "") in ("pad", "constant_pad_nd"):
+        mode = {"mode": a["mode"]} if a.get("mode") else {}
+        return torch.nn.functional.pad(args[0], fx.node.map_arg(a["pad"], lambda n: o.values[n]), **mode)
+    if o.node.target is torch.ops.aten.view.default:
+        return args[0].reshape(*args[1:])  # memory may be laid out in another way than the values were
+    return o.node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _product(o: Operands, a: Mapping[str, Any]) -> Influence:
+    """A factor that is zero hides the other one."""
+    x, y = a["self"], a["other"]
+    if x is y or not (isinstance(x, fx.Node) and isinstance(y, fx.Node)):
+        zero = not isinstance(y, fx.Node) and y == 0
+        return Influence(lambda masks: masks[x].expand(o.shape) * (0.0 if zero else 1.0))
+    beside = {x: _scaled(o, y), y: _scaled(o, x)}
+    return Influence(lambda masks: sum((masks[n] * beside[n] for n in o.live), _zeros(*o.shape)))
+
+
+def _scaled(o: Operands, n: fx.Node) -> Tensor:
+    return o.matters(n) if isinstance(o.values[n], Tensor) else torch.ones((), dtype=torch.float32)
+
+
+def _bilinear(o: Operands, a: Mapping[str, Any], x: Any, y: Any) -> Influence:
+    """Sums of products: a factor that is zero hides the other one. Addends are added."""
+    matters = {n: o.matters(n) for n in (x, y)}
+    addends = [n for n in o.live if n is not x and n is not y]
+
+    def run(first: Tensor, second: Tensor) -> Tensor:
+        values = {x: first, y: second}
+        if getattr(o.node.target, "_opname", "") in ("addmm", "baddbmm"):
+            return first @ second
+        given = {name: None if name == "bias" else value for name, value in a.items()}
+        schema = o.node.target._schema  # type: ignore[union-attr]
+
+        def replace(n: fx.Node) -> Any:
+            return values[n] if n in values else o.values[n]
+
+        args = fx.node.map_arg([given[s.name] for s in schema.arguments if not s.kwarg_only], replace)
+        return o.node.target(*args)  # type: ignore[operator]
+
+    def apply(masks: Masks) -> Tensor:
+        total = _zeros(*o.shape)
+        if x is y:
+            return total + run(masks[x], masks[x].detach() * 0 + 1)
+        if o.is_live(x):
+            total = total + run(masks[x], matters[y])
+        if o.is_live(y):
+            total = total + run(matters[x], masks[y])
+        return sum((masks[n] for n in addends), total)
+
+    return Influence(apply, o.result != 0 if o.is_live(x) and o.is_live(y) else None)
+
+
+def _reduction(o: Operands, a: Mapping[str, Any], name: str) -> Influence:
+    x = a["self"]
+    over = dims(a.get("dim"), len(o.live[x]))
+    keepdim = bool(a.get("keepdim"))
+
+    def apply(masks: Masks) -> Tensor:
+        return masks[x].sum(over, keepdim=keepdim) if over else masks[x]
+
+    loose = o.varies(x, over)
+    loose = (loose if keepdim else loose.squeeze(over)).reshape(o.shape)
+    return Influence(apply, loose if name in ("mean", "amax", "amin") else loose | (o.result != 0))
+
+
+def _window_rank(name: str) -> int:
+    windows = any(tag in name for tag in _WINDOWS)
+    return next((rank for rank in (1, 2, 3) if f"{rank}d" in name), 0) if windows else 0
+
+
+def _windows(o: Operands, rank: int) -> Influence:
+    """Each channel depends on itself, anywhere in the image."""
+    (x,) = o.live
+    over = list(range(-rank, 0))
+    shape = o.shape
+    loose = o.varies(x, over).expand(shape)
+    return Influence(lambda masks: masks[x].sum(over, keepdim=True).expand(shape), loose)
+
+
+def _normalised(o: Operands, a: Mapping[str, Any], x: Any, shape: Sequence[int], over: Sequence[int]) -> Influence:
+    """All elements that a statistic is taken over count, unless their scale is zero."""
+    weight = a.get("weight")
+    scale = o.matters(weight).reshape(shape) if isinstance(weight, fx.Node) else torch.ones((), dtype=torch.float32)
+
+    def apply(masks: Masks) -> Tensor:
+        mask = masks[x].sum(tuple(over), keepdim=True).expand(o.live[x]) if over else masks[x]
+        return mask * scale
+
+    return Influence(apply)
+
+
+def _batch_norm(o: Operands, a: Mapping[str, Any]) -> Influence:
+    x = a["input"]
+    rank = len(o.live[x])
+    uses_input = a.get("training", a.get("use_input_stats")) or a["running_mean"] is None
+    over = [*(() if "instance" in str(o.node.target) else (0,)), *range(2, rank)] if uses_input else []
+    return _normalised(o, a, x, [1, -1, *[1] * (rank - 2)], over)
+
+
+def _layer_norm(o: Operands, a: Mapping[str, Any]) -> Influence:
+    count = len(a["normalized_shape"])
+    return _normalised(o, a, a["input"], a["normalized_shape"], list(range(-count, 0)))
+
+
+def _group_norm(o: Operands, a: Mapping[str, Any]) -> Influence:
+    x, groups = a["input"], a["num_groups"]
+    shape = o.live[x]
+    whole = _normalised(o, a, x, [1, -1, *[1] * (len(shape) - 2)], [])
+
+    def apply(masks: Masks) -> Tensor:
+        grouped = masks[x].reshape(shape[0], groups, -1)
+        return whole.apply({x: grouped.sum(-1, keepdim=True).expand(grouped.shape).reshape(shape)})
+
+    return Influence(apply)
+
+
+def _softmax(o: Operands, a: Mapping[str, Any]) -> Influence:
+    x, dim = a["self"], a["dim"]
+    return Influence(lambda m: m[x].sum(dim, keepdim=True).expand(m[x].shape), _loose(o.shape))
+
+
+def _embedding(o: Operands, a: Mapping[str, Any]) -> Influence:
+    index, weight = a["indices"], a["weight"]
+    varies = o.varies(weight, [0])[0].float()
+    moved = o.unknown.get(weight) is not None
+
+    def apply(masks: Masks) -> Tensor:
+        mask = masks[index][..., None] * varies if o.is_live(index) else _zeros(*o.shape)
+        return mask + masks[weight].sum(0) if moved else mask
+
+    return Influence(apply)
+
+
+def _glu(o: Operands, a: Mapping[str, Any]) -> Influence:
+    x, dim = a["self"], a["dim"]
+    return Influence(lambda masks: sum(masks[x].chunk(2, dim), _zeros(*o.shape)))
+
+
+def _attention(o: Operands, a: Mapping[str, Any]) -> Influence:
+    """Weights that sum to one: values that are the same constant everywhere come out as they are."""
+    q, k, v, given = a["query"], a["key"], a["value"], a.get("attn_mask")
+    if a.get("enable_gqa") or not all(o.is_live(n) for n in (q, k, v)):
+        return _everything(o)
+    of_q, of_k = o.matters(q).amax(-2, keepdim=True), o.matters(k).amax(-2, keepdim=True)
+    varies = o.varies(v, [-2])
+
+    def apply(masks: Masks) -> Tensor:
+        weights = (masks[q] * of_k).sum(-1, keepdim=True) + (masks[k] * of_q).sum((-1, -2), keepdim=True)
+        if o.is_live(given):
+            weights = weights + masks[given].sum()  # type: ignore[index]
+        return weights * varies.float() + masks[v].sum(-2, keepdim=True)
+
+    return Influence(apply, varies.expand(o.shape))
+
+
+_RULES: dict[str, Callable[[Operands, Mapping[str, Any]], Influence]] = {
+    "batch_norm": _batch_norm, "instance_norm": _batch_norm, "layer_norm": _layer_norm, "rms_norm": _layer_norm,
+    "group_norm": _group_norm, "softmax": _softmax, "_softmax": _softmax, "log_softmax": _softmax,
+    "_log_softmax": _softmax, "embedding": _embedding, "glu": _glu, "scaled_dot_product_attention": _attention,
+}
