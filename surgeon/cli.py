@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from surgeon.cli_device import add_commands
+from surgeon import cli_device, cli_study
 from surgeon.options import (
     Data,
     Ignore,
@@ -103,6 +103,9 @@ def shrink(
     shape: Shape = None,
     data: Data = None,
     samples: Samples = 256,
+    project: Annotated[
+        bool, typer.Option("--project/--no-project", help="With data: rotate linear streams before the cut.")
+    ] = True,
     compensate: Annotated[
         bool, typer.Option("--compensate/--no-compensate", help="With data: fit layers to make up for the cut.")
     ] = True,
@@ -134,6 +137,7 @@ def shrink(
             importance=importance,
             data=None if data is None else batches.read(data),
             samples=samples,
+            project=project,
             compensate=compensate,
             scope=scope.value,
             seed=seed,
@@ -240,4 +244,5 @@ def verify(
     print(surgeon.verify(model, slim, plan, example_inputs=inputs))
 
 
-add_commands(app)
+cli_device.add_commands(app)
+cli_study.add_commands(app)
