@@ -152,8 +152,8 @@ def _peer(subject: Subject, system: str) -> tuple[Path, Row]:
         def macs(slim: nn.Module) -> float:
             return Cost(couple(trace(slim, inputs))).macs({})
 
-        round_to = ROUNDED[system]
-        found = peers.land(lambda ratio: peers.cut(model, inputs, ratio, round_to), macs, subject.macs * HALF)
+        recipe = peers.Recipe(round_to=ROUNDED[system])
+        found = peers.land(lambda ratio: peers.cut(model, inputs, ratio, recipe), macs, subject.macs * HALF)
         surgeon.export(found.model, path, example_inputs=inputs)
         facts.write_text(json.dumps({"macs": found.macs, "channels": found.ratio}), encoding="utf-8")
     return path, json.loads(facts.read_text(encoding="utf-8"))

@@ -1,21 +1,58 @@
 """What users prune with today, on the terms of the benchmarks: Torch-Pruning, by the recipe that its examples give.
 
-Global ranking by group magnitude, the classifier left alone, position and class tokens declared, widths of attention a
-multiple of the heads. Its pruning ratio is of channels, so the one that lands at a share of the MACs is searched for.
+Global ranking by group magnitude, the classifier left alone, position and class tokens declared, and so are the heads
+of attention; its pruning ratio is of channels, so the one that lands at a share of the MACs is searched for. Beside it
+the structured pruning of `torch.nn.utils.prune`, which zeroes channels where they are.
 """
 
 import copy
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
 
 STEPS = 10
+
+#: Torch-Pruning's criteria by the names that its papers have, as it builds them.
+CRITERIA: dict[str, Callable[[Any], Any]] = {
+    "L1": lambda importance: importance.GroupMagnitudeImportance(p=1),
+    "L2": lambda importance: importance.GroupMagnitudeImportance(p=2),
+    "BatchNorm scale": lambda importance: importance.BNScaleImportance(),
+    "LAMP": lambda importance: importance.LAMPImportance(p=2),
+    "FPGM": lambda importance: importance.FPGMImportance(),
+    "random": lambda importance: importance.RandomImportance(),
+    "Taylor": lambda importance: importance.GroupTaylorImportance(),
+    "Hessian": lambda importance: importance.GroupHessianImportance(),
+}
+#: Those that learn from labels.
+LABELLED = ("Taylor", "Hessian")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How Torch-Pruning is asked: what ranks channels, across which of them, which layers stay as they are.
+
+    `labelled` is images and labels, for the criteria of `LABELLED`. `ignored` names modules.
+    """
+
+    criterion: str = "L2"
+    scope: str = "global"
+    round_to: int | None = None
+    labelled: tuple[Tensor, Tensor] | None = None
+    ignored: tuple[str, ...] = ()
+    max_ratio: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The criterion, and how it ranks where that is not globally."""
+        return self.criterion if self.scope == "global" else f"{self.criterion}, {self.scope}"
 
 
 @dataclass(frozen=True)
@@ -41,59 +78,149 @@ def torch_pruning() -> ModuleType:
         raise SystemExit("these benchmarks compare with Torch-Pruning: pip install 'surgeon[peers]'") from error
 
 
-def build(model: nn.Module, inputs: tuple[Tensor, ...], ratio: float, round_to: int | None = None) -> Any:
-    """Torch-Pruning's pruner for `model`, which it will change; this traces the model and builds its graph."""
+def build(model: nn.Module, inputs: Any, ratio: float, recipe: Recipe = Recipe()) -> Any:
+    """Torch-Pruning's pruner for `model`, which it will change; this traces the model and builds its graph.
+
+    `inputs` are a tuple of positional inputs, or a dict.
+    """
     peer = torch_pruning()
-    heads = {m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    rounded = {m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     tokens = [
         (value, value.dim() - 1)
         for module in model.modules()
         for value in module.parameters(recurse=False)
         if value.dim() == 3 and value.shape[0] == 1  # class and position tokens are (1, tokens, width)
     ]
-    return peer.pruner.MagnitudePruner(
+    ignored = [model.get_submodule(name) for name in recipe.ignored]
+    importance = CRITERIA[recipe.criterion](peer.importance)
+    made = peer.pruner.BasePruner(
         model,
         inputs,
-        importance=peer.importance.GroupMagnitudeImportance(p=2),
-        global_pruning=True,
+        importance=importance,
+        global_pruning=recipe.scope != "local",
+        isomorphic=recipe.scope == "isomorphic",
         pruning_ratio=ratio,
-        ignored_layers=[[module for module in model.modules() if isinstance(module, nn.Linear)][-1]],
-        round_to=math.lcm(round_to or 1, *heads) if round_to or heads else None,
+        max_pruning_ratio=recipe.max_ratio,
+        ignored_layers=ignored or [[module for module in model.modules() if isinstance(module, nn.Linear)][-1]],
+        round_to=math.lcm(recipe.round_to or 1, *rounded) if recipe.round_to or rounded else None,
+        in_channel_groups={},  # its defaults are shared by all pruners, and changed
+        out_channel_groups={},
+        num_heads={layer: heads for _, layers, heads in attentions(model) for layer in layers},
         unwrapped_parameters=tokens,
     )
+    if recipe.criterion in LABELLED:
+        _differentiate(model, recipe, importance)
+    return made
 
 
-def cut(model: nn.Module, inputs: tuple[Tensor, ...], ratio: float, round_to: int | None = None) -> nn.Module:
-    """A copy of `model` without `ratio` of its channels; torchvision's transformers are told their new width."""
+def attentions(model: nn.Module) -> list[tuple[nn.Module, list[nn.Linear], int]]:
+    """The modules that split linear layers into heads by their own integers, those layers, and how many heads."""
+    found = []
+    for module in model.modules():
+        heads = getattr(module, "num_heads", getattr(module, "num_attention_heads", None))
+        children = [getattr(module, name, None) for name in ("qkv", "query", "key", "value")]
+        layers = [child for child in children if isinstance(child, nn.Linear)]
+        if isinstance(heads, int) and layers:
+            found.append((module, layers, heads))
+    return found
+
+
+def _differentiate(model: nn.Module, recipe: Recipe, importance: Any) -> None:
+    """Leave gradients of the loss on the model, and each image's with a criterion that wants it."""
+    if recipe.labelled is None:
+        raise ValueError(f"{recipe.criterion} needs images and labels")
+    images, labels = recipe.labelled
+    losses = F.cross_entropy(model(images), labels, reduction="none")
+    if recipe.criterion == "Taylor":
+        losses.mean().backward()
+        return
+    for index, loss in enumerate(losses):
+        model.zero_grad()
+        loss.backward(retain_graph=index + 1 < len(losses))
+        importance.accumulate_grad(model)
+
+
+def cut(model: nn.Module, inputs: Any, ratio: float, recipe: Recipe = Recipe()) -> nn.Module:
+    """A copy of `model` without `ratio` of its channels; the numbers that its code goes by are set, as examples do."""
     slim = copy.deepcopy(model)
-    build(slim, inputs, ratio, round_to).step()
+    build(slim, inputs, ratio, recipe).step()
+    slim.zero_grad()
     patches: Any = getattr(slim, "conv_proj", None)
-    if isinstance(patches, nn.Conv2d):
+    if isinstance(patches, nn.Conv2d):  # torchvision's transformers
         vars(slim)["hidden_dim"] = patches.out_channels
+    for module, layers, heads in attentions(slim):
+        each = layers[0].out_features // (heads * (3 if len(layers) == 1 else 1))
+        for name, value in {"head_dim": each, "attention_head_size": each, "all_head_size": heads * each}.items():
+            if hasattr(module, name):
+                setattr(module, name, value)
     with torch.no_grad():
-        slim(*inputs)
+        slim(**inputs) if isinstance(inputs, dict) else slim(*inputs)
+    return slim
+
+
+def best(
+    model: nn.Module, inputs: Any, recipes: Sequence[Recipe], macs: Callable[[nn.Module], float], target: float,
+    judge: Callable[[nn.Module], float],
+) -> tuple[dict[str, dict[str, Any]], tuple[str, nn.Module] | None]:
+    """What every recipe gives at `target` MACs: its score by `judge` and its MACs, or the error that it ends in.
+
+    And the name and the model of the best one, if any runs.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    models: dict[str, nn.Module] = {}
+    for recipe in recipes:
+        try:
+            one = land(lambda ratio: cut(model, inputs, ratio, recipe), macs, target)  # noqa: B023  (called at once)
+        except Exception as error:  # noqa: BLE001  (the peer may raise anything)
+            found[recipe.name] = {"error": f"{type(error).__name__}: {error}"}
+            continue
+        found[recipe.name] = {"score": judge(one.model), "macs": one.macs}
+        models[recipe.name] = one.model
+    if not models:
+        return found, None
+    name = max(models, key=lambda each: found[each]["score"])
+    return found, (name, models[name])
+
+
+def zeroed(model: nn.Module, share: float) -> nn.Module:
+    """A copy in which `torch.nn.utils.prune` zeroed that share of every layer's channels, by their L2 norm.
+
+    The last linear layer is left alone. Nothing gets smaller.
+    """
+    slim = copy.deepcopy(model)
+    layers = [module for module in slim.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    for layer in layers[:-1]:
+        prune.ln_structured(layer, "weight", amount=share, n=2, dim=0)
+        prune.remove(layer, "weight")
     return slim
 
 
 def land(
     make: Callable[[float], nn.Module], macs: Callable[[nn.Module], float], target: float, tolerance: float = 0.01
 ) -> Found:
-    """The model that `make(ratio)` gives whose MACs are nearest to `target`, by bisection of the ratio.
+    """The model that `make(ratio)` gives whose MACs are nearest to `target`.
 
     The search ends within `tolerance` (a share of the target) or after ten steps: with rounded widths a model may
-    not come nearer.
+    not come nearer. MACs go about with the square of the share of channels that stays, so roots are interpolated.
     """
-    low, high = 0.0, 1.0
+    low: tuple[float, float] | None = None
+    high = (1.0, 0.0)
     best: Found | None = None
-    ratio = 0.3  # MACs go about with the square of the widths
-    for _ in range(STEPS):
+    ratio = 0.3
+    for step in range(STEPS):
         model = make(ratio)
         found = Found(model, macs(model), ratio)
         if best is None or abs(found.macs - target) < abs(best.macs - target):
             best = found
         if abs(found.macs - target) <= tolerance * target:
             break
-        low, high = (ratio, high) if found.macs > target else (low, ratio)
-        ratio = (low + high) / 2
+        here = (ratio, math.sqrt(found.macs))
+        low, high = (here, high) if found.macs > target else (low, here)
+        if step % 3 == 2:  # where the interpolation creeps towards a jump
+            ratio = ((low[0] if low else 0.0) + high[0]) / 2
+            continue
+        left = low or (0.0, here[1] / (1 - ratio))
+        ratio = left[0] + (high[0] - left[0]) * (left[1] - math.sqrt(target)) / max(left[1] - high[1], 1e-9)
+        ratio = min(max(ratio, 0.0), high[0])
     assert best is not None
     return best

@@ -95,8 +95,9 @@ def _build(name: str, system: str, base: Path, slim: Path) -> Row:
         result = surgeon.shrink(model, 0.5, example_inputs=inputs)
         after = macs(result, inputs)
     else:
+        recipe = peers.Recipe(round_to=SYSTEMS[system])
         found = peers.land(
-            lambda ratio: peers.cut(model, inputs, ratio, SYSTEMS[system]), lambda m: macs(m, inputs), before / 2
+            lambda ratio: peers.cut(model, inputs, ratio, recipe), lambda m: macs(m, inputs), before / 2
         )
         result, after, ratio = found.model, found.macs, found.ratio
     surgeon.export(result, slim, example_inputs=inputs)

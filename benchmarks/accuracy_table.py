@@ -1,0 +1,163 @@
+"""The results of `benchmarks.accuracy` in Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from benchmarks.accuracy_rows import COMPARED, PARTS, SAMPLES
+
+Row = dict[str, Any]
+Cells = list[str]
+#: The rows of one kind by (network, share of the MACs removed), one a seed.
+Seeds = dict[tuple[str, float], list[Row]]
+
+
+def table(rows: dict[str, Row]) -> str:
+    """All results so far."""
+    kinds: dict[str, Seeds] = {}
+    for key, row in rows.items():
+        kind, *names, ratio, _ = key.split(":")
+        kinds.setdefault(kind, {}).setdefault((names[0] if names else kind, float(ratio)), []).append(row)
+    sections: dict[str, Callable[[dict[str, Seeds]], list[str]]] = {
+        "free": _untrained, "parts": _parts, "peer": _criteria, "tune": _tuned, "lite0": _lite0, "minilm": _minilm,
+    }
+    return "\n\n".join("\n".join(make(kinds)) for kind, make in sections.items() if kind in kinds) + "\n"
+
+
+def _lines(head: str, columns: str, cells: Iterable[Cells]) -> list[str]:
+    names = columns.split(" | ")
+    return [head, "", *(f"| {' | '.join(row)} |" for row in [names, ["---"] * len(names), *cells])]
+
+
+def _untrained(kinds: dict[str, Seeds]) -> list[str]:
+    head = (
+        "**Without training**: top-1 on the 10,000 test images of Fashion-MNIST, mean over seeds ± half the range, "
+        f"from {SAMPLES} unlabeled images of the training set. Lost: percentage points. Fast: widths that are fast in "
+        "onnxruntime, with the measured speed-up. No data: inputs synthesised from the network alone. Torch-Pruning: "
+        "the best of its criteria, by the test images. Zeroed: `torch.nn.utils.prune.ln_structured`, the same share "
+        "of each layer's channels. Seconds: of one core, of the fast column."
+    )
+    columns = (
+        "network (dense) | MACs left | any width | lost | fast | lost | speed-up | no data | lost | Torch-Pruning | "
+        "zeroed | seconds"
+    )
+    return _lines(head, columns, [_untrained_row(place, kinds) for place in kinds["free"]])
+
+
+def _untrained_row(place: tuple[str, float], kinds: dict[str, Seeds]) -> Cells:
+    free, fast, made_up, peer = (kinds.get(kind, {}).get(place, []) for kind in ("free", "fast", "nodata", "peer"))
+    dense = free[0]["dense"]
+    return [
+        f"{place[0]} ({dense:.2%})", f"{1 - place[1]:.0%}",
+        f"**{_mean(free)}**", _lost(free, dense),
+        _mean(fast), _lost(fast, dense),
+        f"{statistics.mean(row['ratio'] for row in fast):.2f}×" if fast else "–",
+        _mean(made_up), _lost(made_up, dense),
+        f"{peer[0]['accuracy']:.2%} ({peer[0]['best']})" if peer and "best" in peer[0] else "–",
+        f"{peer[0]['zeroed']:.2%}" if peer else "–",
+        f"{statistics.median(row['seconds'] for row in fast or free):.0f}",
+    ]
+
+
+def _parts(kinds: dict[str, Seeds]) -> list[str]:
+    head = (
+        "**What each part adds**: each switched off by itself, at any width, one seed. Without selection: the units "
+        "with the largest weights, at the widths that the data ask for. Without allocation: the same share of every "
+        "group. Without data: nothing but the weights tells what is cut, and nothing is made up for."
+    )
+    names = [f"without {name}" if index else name for index, name in enumerate(PARTS)]
+    cells = [
+        [place[0], f"{1 - place[1]:.0%}", *(f"{seeds[0][name]['accuracy']:.2%}" for name in PARTS)]
+        for place, seeds in kinds["parts"].items()
+    ]
+    return _lines(head, " | ".join(["network", "MACs left", *names]), cells)
+
+
+def _criteria(kinds: dict[str, Seeds]) -> list[str]:
+    head = (
+        "**Torch-Pruning's criteria**, without training, heads and tokens declared; ranked globally unless said. "
+        f"Taylor and Hessian learn from labels. On the first {COMPARED:,} test images."
+    )
+    names = list(next(iter(kinds["peer"].values()))[0]["criteria"])
+    cells = [
+        [place[0], f"{1 - place[1]:.0%}", *(_score(seeds[0]["criteria"].get(name, {})) for name in names)]
+        for place, seeds in kinds["peer"].items()
+    ]
+    return _lines(head, " | ".join(["network", "MACs left", *names]), cells)
+
+
+def _tuned(kinds: dict[str, Seeds]) -> list[str]:
+    rows = next(iter(kinds["tune"].values()))
+    head = (
+        f"**After one epoch** on {rows[0]['images']:,} labelled images, one seed: the same loop, the better of the "
+        "same peak rates for each, chosen on images held back. Torch-Pruning: its best straight after the cut."
+    )
+    columns = (
+        "network | MACs left | surgeon: straight | after the epoch | Torch-Pruning: straight | after the epoch | ahead"
+    )
+    cells = []
+    for (network, ratio), (ours, *_) in kinds["tune"].items():
+        theirs = kinds.get("tune_peer", {}).get((network, ratio), [{}])[0]
+        cells.append([
+            network, f"{1 - ratio:.0%}", f"{ours['straight']:.2%}", f"**{ours['accuracy']:.2%}**",
+            *(
+                (
+                    f"{theirs['straight']:.2%} ({theirs['criterion']})", f"{theirs['accuracy']:.2%}",
+                    f"{100 * (ours['accuracy'] - theirs['accuracy']):+.2f}",
+                )
+                if theirs else ("–", "–", "–")
+            ),
+        ])
+    return _lines(head, columns, cells)
+
+
+def _lite0(kinds: dict[str, Seeds]) -> list[str]:
+    ((_, ratio), (row, *_)), *_ = kinds["lite0"].items()
+    head = (
+        f"**EfficientNet-Lite0, ImageNet weights**, {ratio:.0%} of the MACs gone, nothing trained: the share of "
+        f"{row['held_back']} held-back crops of photographs ({row['classes']} classes) whose top-1 is the original's, "
+        "from unlabeled crops of other parts of the pictures."
+    )
+    return _pretrained(head, row, "agreement", "{:.1%}")
+
+
+def _minilm(kinds: dict[str, Seeds]) -> list[str]:
+    ((_, ratio), (row, *_)), *_ = kinds["minilm"].items()
+    head = (
+        f"**all-MiniLM-L6-v2**, {ratio:.0%} of the MACs gone from its heads and feed-forward layers, nothing trained: "
+        f"mean cosine of {row['held_back']} held-back sentences' embeddings to the original's, from unlabeled "
+        "sentences of other documents."
+    )
+    return _pretrained(head, row, "cosine", "{:.3f}")
+
+
+def _pretrained(head: str, row: Row, measure: str, form: str) -> list[str]:
+    names = {"surgeon": "surgeon, any width", "fast": "surgeon, fast widths", "cut alone": "surgeon, no data"}
+    cells = [
+        [name, form.format(row[key]["score"]), f"{row[key]['macs']:.0%}", f"{row[key]['seconds']:.0f}"]
+        for key, name in names.items()
+    ]
+    for name, each in row["peer"].items():
+        cells.append([
+            f"Torch-Pruning, {name}", form.format(each["score"]) if "score" in each else "fails",
+            f"{each['macs']:.0%}" if "macs" in each else "–", "–",
+        ])
+    return _lines(head, f"system | {measure} | MACs left | seconds of one core", cells)
+
+
+def _score(row: Row) -> str:
+    return f"{row['score']:.1%}" if "score" in row else "fails"
+
+
+def _mean(rows: list[Row]) -> str:
+    if not rows:
+        return "–"
+    values = [row["accuracy"] for row in rows]
+    spread = (max(values) - min(values)) / 2
+    return f"{statistics.mean(values):.2%}" + (f" ± {100 * spread:.2f}" if spread else "")
+
+
+def _lost(rows: list[Row], dense: float) -> str:
+    return f"{100 * (dense - statistics.mean(row['accuracy'] for row in rows)):.2f}" if rows else "–"
