@@ -26,7 +26,7 @@ from surgeon.training.pruner import Pruner
 from surgeon.training.survivors import reinitialize, rewind
 
 #: Pruning in several steps ends after this share of retraining; the rest is for the model to recover.
-PRUNING = 0.6
+PRUNING = 1 / 3
 #: Of retraining, what gradients are gathered over before the first units go by them.
 GATHERING = 0.05
 

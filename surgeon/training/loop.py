@@ -168,14 +168,14 @@ def fit(
                 state.epoch, state.batch = state.epoch + 1, 0
                 if checkpoint is not None and every is None and state.step != steps:
                     state.save(checkpoint)
-        if checkpoint is not None and state.step > resumed:
+        if checkpoint is not None and state.step > state.saved:
             state.save(checkpoint)
     return Fitted(tuple(state.losses.tolist()), resumed)
 
 
 @dataclass
 class _State:
-    """Where training stands: `batch` counts within the epoch, `step` in all."""
+    """Where training stands: `batch` counts within the epoch, `step` in all; `saved` is the step of the checkpoint."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -186,6 +186,7 @@ class _State:
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    saved: int = 0
     earlier: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     recent: list[Tensor] = field(default_factory=list)
 
@@ -215,6 +216,7 @@ class _State:
             place = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "losses": self.losses}
             stored = {name: part.state_dict() for name, part in self.parts().items()}
             checkpoints.write(folder, {"settings": self.settings(), "place": place, **stored}, self.step)
+        self.saved = self.step
         self.accelerator.wait_for_everyone()
 
     def load(self, folder: StrPath) -> None:
@@ -233,6 +235,7 @@ class _State:
             part.load_state_dict(stored[name])
         place = stored["place"]
         self.step, self.epoch, self.batch = place["step"], place["epoch"], place["batch"]
+        self.saved = self.step
         self.earlier = place["losses"]
 
 
