@@ -193,7 +193,7 @@ def _sweeps(found: dict[str, Row]) -> list[str]:
         f"with an L1 penalty and cut at {THRESHOLD:g}. Dead neurons are counted beside by paths through boolean "
         "matrices; outputs are compared in float64 on 5,000 test images.",
         "",
-        "| pruned | seed | zeros | widths | dead, counted | removed | still dead | parameters | top-1 | outputs apart |",
+        "| pruned | seed | zeros | widths | dead | removed | still dead | parameters | top-1 | outputs apart |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for key, row in found.items():
