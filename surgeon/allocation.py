@@ -116,12 +116,12 @@ def allocate(
     raise Infeasible(_infeasible(cost, budget, ratio, best[1], held), reachable=1 - left)
 
 
-def check_ratio(ratio: Any) -> float:
-    """`ratio` as a float, if it is a number of at least 0 and less than 1."""
+def check_ratio(ratio: Any, name: str = "ratio") -> float:
+    """`ratio` as a float, if it is a number of at least 0 and less than 1; `name` is what the user knows it by."""
     number = isinstance(ratio, int | float | np.floating | np.integer) and not isinstance(ratio, bool)
     if not number or not 0 <= ratio < 1:
         raise InvalidArgument(
-            f"ratio={ratio!r}: give the share of the budget to remove, a number of at least 0 and less than 1"
+            f"{name}={ratio!r}: give the share of the budget to remove, a number of at least 0 and less than 1"
         )
     return float(ratio)
 

@@ -267,7 +267,7 @@ def test_nothing_due_is_nothing_cut() -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"target": 1.0}, InvalidArgument, r"ratio=1\.0"),
+    ({"target": 1.0}, InvalidArgument, r"target=1\.0: give the share"),
     ({"schedule": 0.5}, InvalidArgument, r"schedule=0\.5: give one of surgeon\.schedules"),
     ({"schedule": lambda step: 2.0}, InvalidArgument, r"gives 2\.0 at step 0"),
     ({"schedule": schedules.one_shot(), "importance": "taylor"}, InvalidArgument, "none at step 0"),

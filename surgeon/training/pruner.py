@@ -106,7 +106,7 @@ class Pruner:
     ) -> None:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             raise InvalidArgument(f"model is wrapped by {type(model).__name__}: give model.module to the pruner")
-        self.target, self.schedule = check_ratio(target), schedule
+        self.target, self.schedule = check_ratio(target, "target"), schedule
         first = share_at(schedule, 0)
         observing = isinstance(importance, str) and importance in GRADIENT_CRITERIA
         if observing and first > 0:
