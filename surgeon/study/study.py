@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import InvalidArgument
-from surgeon.files import StrPath, replace, write_text
+from surgeon.files import StrPath, write_text
 from surgeon.progress import counter
 from surgeon.study import figures, latency, workers
 from surgeon.study.runs import Run
@@ -111,11 +111,11 @@ class Study:
         plots: dict[str, Any] = {BY_MACS: figures.by_macs}
         if self.measure:
             plots[BY_LATENCY] = figures.by_latency
-        if figures.available():
+        rows = [row for row in self.rows if "error" not in row]
+        if figures.available() and rows:
             for name, draw in plots.items():
                 path = self._store.folder / f"{name}.svg"
-                with replace(path) as temporary:
-                    temporary.write_text(figures.svg(draw(self.rows)), encoding="utf-8")
+                write_text(path, figures.svg(draw(rows)))
                 made.append(path)
         return made
 
