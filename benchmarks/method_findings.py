@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -172,7 +173,7 @@ def summary(effects: Sequence[Effect]) -> str:
 def figure(finding: Finding, effects: Sequence[Effect]) -> Any:
     """A row a case: each seed's difference, the mean and its interval."""
     with style():
-        made = canvas(6.6, 1.0 + 0.42 * len(effects))
+        made = canvas(7.0, 1.2 + 0.42 * len(effects))
         axes = made.subplots()
         axes.axvline(0, color=FAINT, linewidth=1)
         for row, each in enumerate(effects):
@@ -186,7 +187,7 @@ def figure(finding: Finding, effects: Sequence[Effect]) -> Any:
         axes.set_yticks(range(len(effects)), [str(each.case) for each in effects], fontsize=8.5)
         axes.set_ylim(len(effects) - 0.4, -0.6)
         axes.set_xlabel("points of accuracy in favour of the finding; each seed, mean, 95 % interval", fontsize=8.5)
-        axes.set_title(finding.claim, loc="left", fontsize=9.5)
+        made.suptitle(textwrap.fill(finding.claim, 95), x=0.01, ha="left", fontsize=9.5)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", alpha=0.25)
     return made

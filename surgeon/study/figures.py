@@ -47,7 +47,7 @@ def _plot(rows: Sequence[Row], place: Place, axis: str, scale: int) -> Any:
         series.setdefault(name, []).append((where, [row["after"] for row in found]))
     dense = list({row["run"]["seed"]: row["dense"] for row in kept}.values())
     with style():
-        figure = canvas(7.2, 4.4)
+        figure = canvas(7.2, 4.0 + 0.11 * len(series))
         axes = figure.subplots()
         if dense:
             axes.axhspan(min(dense), max(dense), color=FAINT, alpha=0.2, linewidth=0)
@@ -66,5 +66,5 @@ def _plot(rows: Sequence[Row], place: Place, axis: str, scale: int) -> Any:
         axes.set_ylabel("metric after retraining")
         axes.tick_params(colors=INK)
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=8, ncols=1 + len(series) // 9)
+        figure.legend(frameon=False, fontsize=8, ncols=2, loc="outside lower center")
     return figure
