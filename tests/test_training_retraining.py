@@ -165,7 +165,7 @@ def test_distillation_is_the_paper_s_loss() -> None:
         hidden = (wanted * (wanted.log() - found.log_softmax(1))).sum(1).mean()
         expected = 0.75 * F.cross_entropy(slim(x), y) + 0.25 * 9 * hidden
     value = both(slim, (x, y))
-    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
     value.backward()
     assert all(parameter.grad is not None for parameter in slim.parameters())
     assert all(parameter.grad is None for parameter in dense.parameters())
@@ -173,7 +173,7 @@ def test_distillation_is_the_paper_s_loss() -> None:
     with torch.no_grad():
         for parameter in dense.parameters():
             parameter.zero_()  # the teacher is as it was
-    assert float(both(slim, (x, y))) == pytest.approx(float(value))
+    assert both(slim, (x, y)).item() == pytest.approx(value.item())
 
 
 class Named(nn.Module):
@@ -190,8 +190,8 @@ class Named(nn.Module):
 def test_distillation_reads_logits_by_name() -> None:
     dense, slim, x = Named(), Named(), torch.randn(4, 2)
     both = distillation(lambda model, batch: model(batch)["logits"].square().mean(), dense, weight=1.0)
-    assert float(both(dense, x)) == pytest.approx(0, abs=1e-6)
-    assert float(both(slim, x)) > 1e-3
+    assert both(dense, x).item() == pytest.approx(0, abs=1e-6)
+    assert both(slim, x).item() > 1e-3
 
 
 def test_distillation_refuses() -> None:
