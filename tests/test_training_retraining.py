@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 import surgeon
 from surgeon.errors import InvalidArgument, WeightsError
-from surgeon.training.teacher import distillation
 from surgeon.training.dropout import scale_dropout
 from surgeon.training.freezing import frozen
 from surgeon.training.masks import Masks
 from surgeon.training.survivors import reinitialize, rewind
+from surgeon.training.teacher import distillation
 from tests.test_training_pruner import NETWORKS, network
 
 
