@@ -50,6 +50,11 @@ class Compensation:
 
     `tensors` are the smaller model's, by name; they are written to. Every operator is run on all batches before the
     next one, and corrected before it is run, so that each layer is fitted to inputs that are final.
+
+    Noise says nothing of how far layers drift when it is run through them. On noise, each layer is fitted by itself
+    instead, to the original's inputs and without a bias: what it reads of removed units is merged into what it reads of
+    those that stay, which is Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015, for
+    units that resemble several others.
     """
 
     def __init__(
@@ -122,7 +127,7 @@ class Compensation:
 
     def _fit(self, layer: Contraction) -> None:
         moments = self._moments(layer)
-        absorber = _absorber(layer, self.slots)
+        absorber = _absorber(layer, self.slots) if not self.data.noise else None
         start = layer.matrix(layer.weight.read()).to(moments.means[0].dtype)
         bias = torch.zeros_like(moments.means[1])
         if layer.bias is not None:
@@ -160,9 +165,20 @@ class Compensation:
         inputs = layer.matrix(layer.weight.places).shape[1]
         share = self._share(layer, inputs)
         for batch in range(len(self.data.fit)):
-            x = self.small.value(layer.source, batch)
-            moments.add(*layer.rows(x, self._wanted(layer.node, batch), share, self.generator))
+            x = self._input(layer, batch)
+            wanted = self._wanted(layer.node, batch)
+            if self.data.noise and layer.bias is not None and layer.along is not None:
+                outputs = layer.matrix(layer.weight.places).shape
+                wanted = wanted - layer.along(layer.bias.read().reshape(outputs[0], outputs[2])).to(wanted)
+            moments.add(*layer.rows(x, wanted, share, self.generator))
         return moments
+
+    def _input(self, layer: Contraction, batch: int) -> Tensor:
+        """What a layer is fitted on."""
+        if self.data.noise:
+            return self._wanted(layer.source, batch)
+        value: Tensor = self.small.value(layer.source, batch)
+        return value
 
     def _share(self, layer: Contraction, inputs: int) -> float:
         """The share of the rows that is enough: rows of one sample are much alike."""
@@ -181,7 +197,8 @@ class Compensation:
         for name, (matrix, shift) in candidates.items():
             weight = layer.unmatrix(matrix).to(wanted[0].dtype)
             for batch, want in zip(held, wanted, strict=True):
-                have = self.small.compute(layer.node, batch, {layer.weight.node: weight})
+                instead = {layer.weight.node: weight, layer.source: self._input(layer, batch)}
+                have = self.small.compute(layer.node, batch, instead)
                 if layer.along is not None:
                     have = have + layer.along(shift).to(have)
                 errors[name] += float((have - want).double().square().sum())

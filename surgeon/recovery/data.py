@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,8 @@ SYNTHETIC = "synthetic"
 class Calibration:
     """Inputs `(args, kwargs)` for a traced graph: what is fitted on, and what is held back to judge the fit by.
 
-    `rest` is what each of `batches` holds beside the inputs, such as labels, where that was asked for.
+    `rest` is what each of `batches` holds beside the inputs, such as labels, where that was asked for; `noise` says
+    that the inputs are drawn at random, and tell nothing of what the model was trained on.
     """
 
     fit: tuple[Inputs, ...] = field(repr=False)
@@ -46,6 +47,7 @@ class Calibration:
     samples: int
     notes: tuple[str, ...] = ()
     rest: tuple[tuple[Any, ...], ...] = field(default=(), repr=False)
+    noise: bool = False
 
     @property
     def batches(self) -> tuple[Inputs, ...]:
@@ -91,9 +93,9 @@ def calibrate(
         samples = affordable
     reader = _Reader(graph, model)
     if isinstance(data, str) and data == SYNTHETIC:
-        made, told = synthesise(graph, samples, seed)
-        whole = reader.batched(made)
-        return _split(whole, reader, len(whole[0]), [*notes, *told])
+        made = synthesise(graph, samples, seed)
+        whole = reader.batched(made.leaves)
+        return replace(_split(whole, reader, len(whole[0]), [*notes, made.note]), noise=made.noise)
     batches: list[list[Tensor]] = []
     rest: list[tuple[Any, ...]] = []
     count = 0

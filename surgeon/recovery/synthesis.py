@@ -43,6 +43,15 @@ MEMORY = 3 << 30
 
 
 @dataclass(frozen=True)
+class Synthetic:
+    """The leaves of inputs for a graph, and whether they are no more than noise."""
+
+    leaves: list[Any]
+    noise: bool
+    note: str
+
+
+@dataclass(frozen=True)
 class Norm:
     """A batch norm that reads `source`, and what it remembers: mean and variance of each channel, (C,)."""
 
@@ -114,15 +123,15 @@ def synthesize(model: nn.Module, example_inputs: Any = None, *, samples: int = 2
     inputs = infer(model) if example_inputs is None else normalise_inputs(example_inputs)
     with stage("trace"):
         graph = trace_inputs(model, inputs)
-    leaves, _ = synthesise(graph, samples, seed)
-    args, kwargs = pytree.tree_unflatten(leaves, pytree.tree_structure(graph.inputs))
+    made = synthesise(graph, samples, seed)
+    args, kwargs = pytree.tree_unflatten(made.leaves, pytree.tree_structure(graph.inputs))
     if len(args) == 1 and not kwargs:
         return args[0]
     return kwargs if not args else [args]
 
 
-def synthesise(graph: Graph, samples: int = 256, seed: int = 0) -> tuple[list[Any], list[str]]:
-    """The leaves of inputs of at least `samples` samples for a graph, and notes for a report.
+def synthesise(graph: Graph, samples: int = 256, seed: int = 0) -> Synthetic:
+    """Inputs of at least `samples` samples for a graph.
 
     Raises:
         InvalidModel: no input is a batch of numbers or tokens, or the model computes NaN or infinity.
@@ -153,9 +162,11 @@ def synthesise(graph: Graph, samples: int = 256, seed: int = 0) -> tuple[list[An
             leaves[place] = leaf.detach()[torch.arange(samples, device=leaf.device) % len(leaf)]
     if moved:
         nats = _descend(graph, remembered, leaves, batched, moved, samples)
-        return leaves, [f"inputs are synthesised: batch norms see their statistics within {nats:.3f} nats a channel"]
+        note = f"inputs are synthesised: batch norms see their statistics within {nats:.3f} nats a channel"
+        return Synthetic(leaves, noise=False, note=note)
     if drawn:
-        return leaves, ["inputs are drawn at random: the model has no batch norms that tell what it was trained on"]
+        note = "inputs are drawn at random: the model has no batch norms that tell what it was trained on"
+        return Synthetic(leaves, noise=True, note=note)
     raise InvalidModel("no inputs can be synthesised: none is a batch of numbers, or of tokens of an embedding")
 
 
