@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from surgeon import schedules
 from surgeon.errors import InvalidArgument, WeightsError
+from surgeon.training import Pruner, l1
 from surgeon.training import checkpoint as checkpoints
 from surgeon.training.loop import Fitted, Moment, fit
 
@@ -171,6 +173,37 @@ def test_steps_end_within_an_epoch(tmp_path: Path) -> None:
     assert same(model, other)
 
 
+@pytest.mark.parametrize("importance", ["l1", "taylor"])
+def test_a_pruner_is_resumed_with_its_training(tmp_path: Path, importance: str) -> None:
+    def run(folder: Path | None, kill: int | None) -> Pruner:
+        model = network()
+        pruner = Pruner(
+            model, 0.5, schedule=schedules.cubic(4, 30, 4), importance=importance, align=1, regularizer=l1(1e-3),
+            example_inputs=torch.zeros(2, 6),
+        )
+
+        def killer(moment: Moment) -> None:
+            if moment.step == kill:
+                raise Killed
+
+        fit(
+            model, DataLoader(Noisy(), batch_size=8, shuffle=True), loss=entropy, steps=35, pruner=pruner, every=5,
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9), callbacks=[killer],
+            checkpoint=folder,
+        )
+        return pruner
+
+    whole = run(None, None)
+    for kill in (3, 13, 24):  # before the first cut, and twice amid them
+        with pytest.raises(Killed):
+            run(tmp_path, kill)
+    resumed = run(tmp_path, None)
+    assert same(resumed.model, whole.model)
+    assert resumed.plan == whole.plan
+    assert resumed.history == whole.history
+    assert same(resumed.commit(), whole.commit())
+
+
 def test_a_killed_process_resumes(whole: tuple[nn.Module, Fitted], tmp_path: Path) -> None:
     """The process kills itself by a signal that nothing can catch, while it writes a checkpoint."""
     code = f"""
@@ -237,7 +270,9 @@ import torch
 from torch import nn
 torch.set_num_threads(1)
 from surgeon.training.loop import fit
-from tests.test_training_loop import Shrinking, entropy
+from surgeon import schedules
+from surgeon.training import Pruner
+from tests.test_training_loop import entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 generator = torch.Generator().manual_seed(0)
@@ -246,12 +281,13 @@ data = DataLoader(TensorDataset(inputs, (inputs.sum(1) > 0).long()), batch_size=
 rank = int(os.environ["RANK"])
 torch.manual_seed(rank)  # another network in each process: the first one's counts
 model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
-pruner = Shrinking(model)
+pruner = Pruner(model, 0.5, schedule=schedules.steps(4, 12, 3), importance="taylor", example_inputs=inputs[:2], align=1)
 done = fit(model, data, loss=entropy, optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), epochs=4,
            pruner=pruner, checkpoint={folder!r})
 weights = {{name: value.tolist() for name, value in model.state_dict().items()}}
 Path(sys.argv[1] + f"-{{rank}}.json").write_text(json.dumps(
-    {{"losses": done.losses, "weights": weights, "done": pruner.done, "count": int(os.environ["WORLD_SIZE"])}}))
+    {{"losses": done.losses, "weights": weights, "plan": str(pruner.plan), "done": pruner.done,
+      "count": int(os.environ["WORLD_SIZE"])}}))
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()
 """
@@ -276,7 +312,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     (one,), (first, second) = launch(1, tmp_path), launch(2, tmp_path)
     assert (one["count"], first["count"], second["count"]) == (1, 2, 2)
     assert first["weights"] == second["weights"]
-    assert first["done"] == second["done"] == one["done"] == 4
+    assert first["plan"] == second["plan"] == one["plan"]
+    assert one["done"]
     assert first["losses"] == second["losses"]
     assert len(one["losses"]) == 20  # batches of 7 and of 2: parts are of unequal size
     assert np.abs(np.subtract(one["losses"], first["losses"])).max() < 1e-5
