@@ -20,6 +20,7 @@ _TYPES = {
     "torch FloatStorage": torch.float32, "torch DoubleStorage": torch.float64, "torch HalfStorage": torch.float16,
     "torch LongStorage": torch.int64, "torch IntStorage": torch.int32,
 }
+_TENSOR = "torch._utils _rebuild_tensor_v2"
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -37,14 +38,15 @@ def tensors(path: Path) -> dict[str, Tensor]:
         if _plain(file) != _MAGIC:
             raise ValueError(f"{path} is no checkpoint of torch before 1.6")
         _, _, state, keys = (_plain(file) for _ in range(4))
-        kinds = {key: _TYPES[kind] for call in state.values() for _, kind, key, *_ in (call[1][0],)}
+        for name, made in state.items():
+            if not isinstance(made, tuple) or made[0] != _TENSOR:
+                raise ValueError(f"{path}: {name} is no tensor but {made!r}")
+        kinds = {arguments[0][2]: _TYPES[arguments[0][1]] for _, arguments in state.values()}
         storages = {key: _storage(file, kinds[key]) for key in keys}
-    found = {}
-    for name, (function, (source, offset, size, stride, *_)) in state.items():
-        if function != "torch._utils _rebuild_tensor_v2":
-            raise ValueError(f"{path}: {name} is made by {function}, not a tensor")
-        found[name] = torch.as_strided(storages[source[2]], size, stride, offset).clone()
-    return found
+    return {
+        name: torch.as_strided(storages[source[2]], size, stride, offset).clone()
+        for name, (_, (source, offset, size, stride, *_)) in state.items()
+    }
 
 
 def _storage(file: BinaryIO, kind: torch.dtype) -> Tensor:
@@ -85,8 +87,8 @@ def _plain(file: BinaryIO) -> Any:
         elif name in ("SETITEM", "SETITEMS"):
             items = marked() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
             stack[-1].update(zip(items[::2], items[1::2], strict=True))
-        elif name == "APPENDS":
-            items = marked()
+        elif name in ("APPEND", "APPENDS"):
+            items = marked() if name == "APPENDS" else [stack.pop()]
             stack[-1].extend(items)
         elif name == "REDUCE":
             arguments, function = stack.pop(), stack.pop()
