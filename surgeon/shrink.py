@@ -99,7 +99,8 @@ def shrink(
             same with inputs that are made from the model alone, as `surgeon.synthesize` does.
         samples: how many of them to use at most.
         loss: a function of the model's output and of what each batch of `data` holds beside the inputs, such as
-            `loss(output, labels)`, that gives a scalar: for the gradient criteria "taylor", "fisher" and "gradient".
+            `loss(output, labels)`, that gives a scalar. "reconstruction" then weighs errors by the gradients of this
+            loss, instead of labels that it draws; the criteria "taylor", "fisher" and "gradient" are made of them.
         project: whether, where data guide the selection, linear streams and attention heads are first rotated as
             `surgeon.project` does, so that directions go instead of units. The rotated model computes the same; the
             certificate, and the plan that the result carries, are then of that model.
@@ -235,7 +236,9 @@ def decide(
     if guided and project and calibration is not None:
         model, groups = rotated(model, groups, calibration, ignore)
         cost = Cost(groups)
-    selection = reconstruction(model, groups, calibration, seed=seed) if guided and calibration is not None else None
+    selection = None
+    if guided and calibration is not None:
+        selection = reconstruction(model, groups, calibration, seed=seed, loss=loss)
     with stage("plan"):
         scores = (
             selection.scores if selection is not None

@@ -79,6 +79,35 @@ def test_a_dict_hands_the_loss_what_the_model_does_not_take() -> None:
     assert found == tuple(range(16, 32))
 
 
+def test_reconstruction_weighs_errors_by_the_loss() -> None:
+    net = network()
+    torch.nn.init.normal_(net[2].weight)
+    with torch.no_grad():
+        net[2].weight[1:, :16] = 0  # the first half is read by class 0 alone, the second half by the others
+        net[2].weight[0, 16:] = 0
+    first = keep_of(net, data=BATCHES, loss=lambda output, labels: output[:, 0].square().mean())
+    others = keep_of(net, data=BATCHES, loss=lambda output, labels: output[:, 1:].square().mean())
+    assert sum(unit < 16 for unit in first) > 12 and sum(unit < 16 for unit in others) < 4
+
+
+def test_the_loss_gets_the_output_as_the_model_gives_it() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            y = self.net(x)
+            return {"logits": y, "best": y.argmax(1), "twice": 2 * y}
+
+    def loss(output: dict[str, Tensor], labels: Tensor) -> Tensor:
+        assert torch.equal(output["best"], output["logits"].argmax(1))
+        return F.cross_entropy(output["logits"], labels) + output["twice"].square().mean()
+
+    slim = surgeon.shrink(Named(), 0.5, example_inputs=X[:2], data=BATCHES, loss=loss)
+    assert slim.net[0].out_features == 16
+
+
 def test_activations_by_hand() -> None:
     net = network()
     groups = couple(trace(net, X[:2]))
@@ -121,7 +150,10 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("options", "kind", "text"), WRONG)
 @pytest.mark.filterwarnings("ignore:Converting a tensor")
-def test_what_does_not_fit_is_told(options: dict[str, Any], kind: type[Exception], text: str) -> None:
+@pytest.mark.parametrize("criterion", ["taylor", None])
+def test_what_does_not_fit_is_told(
+    options: dict[str, Any], kind: type[Exception], text: str, criterion: str | None
+) -> None:
     net = network()
     with pytest.raises(kind, match=text):
-        surgeon.shrink(net, 0.5, example_inputs=X[:2], **{"importance": "taylor", **options})
+        surgeon.shrink(net, 0.5, example_inputs=X[:2], **{"importance": criterion, **options})

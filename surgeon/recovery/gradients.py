@@ -1,10 +1,13 @@
-"""Gradients of the user's loss on labelled batches, observed unit by unit, without touching the user's model."""
+"""The user's loss on labelled batches: gradients observed unit by unit, without touching the user's model."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils import _pytree as pytree
 
 from surgeon.coupling import Groups
 from surgeon.errors import InvalidArgument
@@ -12,7 +15,8 @@ from surgeon.importance.gradients import Gradients
 from surgeon.progress import counter
 from surgeon.recovery.data import Calibration
 from surgeon.recovery.labels import Loss, evaluate
-from surgeon.trace import skeleton
+from surgeon.recovery.sensitivity import Likelihoods
+from surgeon.trace import batch_size, skeleton
 
 
 def observe(model: nn.Module, groups: Groups, data: Calibration, loss: Loss) -> Gradients:
@@ -43,3 +47,26 @@ def observe(model: nn.Module, groups: Groups, data: Calibration, loss: Loss) -> 
     if not found.count:
         raise InvalidArgument("gradients of the loss are not finite on any batch; check the labels and the loss")
     return found
+
+
+def likelihoods(model: nn.Module, data: Calibration, loss: Loss) -> Likelihoods:
+    """What `sensitivity.measure` differentiates on the batches of `data`: less the loss, times the samples of a batch.
+
+    The loss gets the output in the form that `model` gives it, with the traced graph's numbers in it.
+    """
+    free = skeleton(model).eval()
+
+    def given(outputs: list[Tensor], number: int, generator: torch.Generator) -> Iterator[Tensor]:
+        if not any(output.requires_grad for output in outputs):
+            return
+        args, kwargs = data.batches[number]
+        with torch.no_grad():
+            leaves, form = pytree.tree_flatten(free(*args, **kwargs))
+        traced = iter(outputs)
+        filled = [
+            next(traced) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf for leaf in leaves
+        ]
+        value = evaluate(loss, pytree.tree_unflatten(filled, form), data.rest[number], outputs[0].device)
+        yield -value * batch_size((args, kwargs))
+
+    return given

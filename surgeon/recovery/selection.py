@@ -21,6 +21,8 @@ from surgeon.limits import LEAST_SHARE, Keep, floors, nothing_to_prune
 from surgeon.progress import stage
 from surgeon.recovery.data import calibrate
 from surgeon.recovery.elimination import Curve, eliminate, refine
+from surgeon.recovery.gradients import likelihoods
+from surgeon.recovery.labels import Loss
 from surgeon.recovery.sensitivity import measure
 
 
@@ -47,7 +49,8 @@ class Selection:
 
 
 def reconstruction(
-    model: nn.Module, groups: Groups, data: Any, *, samples: int = 256, ridge: float = 1e-2, seed: int = 0
+    model: nn.Module, groups: Groups, data: Any, *, samples: int = 256, ridge: float = 1e-2, seed: int = 0,
+    loss: Loss | None = None,
 ) -> Selection:
     """Judge every unit by what its loss does after the units that are left were fitted to make up for it.
 
@@ -58,6 +61,7 @@ def reconstruction(
         samples: how many of them to use at most.
         ridge: as for `recover`.
         seed: seeds the labels that are drawn from the model's own outputs.
+        loss: instead of these, the loss of the labels that `data`, a labelled Calibration, holds.
 
     Raises:
         InvalidInputs: the data are empty, used up, of the wrong shape, or hold NaN.
@@ -74,7 +78,8 @@ def reconstruction(
     True
     """
     calibration = calibrate(data, groups.graph, model, samples)
-    sensitivity = measure(groups, calibration.batches, seed)
+    labelled = likelihoods(model, calibration, loss) if loss is not None else None
+    sensitivity = measure(groups, calibration.batches, seed, labelled)
     basis = basis_of(model)
     ranked = basis.ranked if basis is not None else ()
     curves: dict[int, Curve] = {}

@@ -2,13 +2,13 @@
 
 Gradients are those of the log-likelihood of labels that are drawn from the model's own softmax, so that their second
 moments are the Fisher information and no labels are needed (Martens and Grosse, "Optimizing Neural Networks with
-Kronecker-factored Approximate Curvature", ICML 2015).
+Kronecker-factored Approximate Curvature", ICML 2015); or those of a given loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,10 @@ DRAWS = 2
 #: Rows that moments are taken of, for each input of an operator.
 ROWS_PER_INPUT = 40
 FEWEST_ROWS = 4096
+
+
+# From the outputs of the graph and the number of the batch to log-likelihoods that are summed over its samples.
+Likelihoods = Callable[[list[Tensor], int, torch.Generator], Iterable[Tensor]]
 
 
 @dataclass
@@ -61,17 +65,20 @@ class Loose:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Readers and loose values of a model, and how many samples, times draws, they were measured on."""
+    """Readers and loose values of a model, and how many samples, times draws, they were measured on, by what."""
 
     readers: tuple[Reader, ...]
     loose: tuple[Loose, ...]
     samples: int
+    likelihoods: Likelihoods = field(repr=False)
 
 
-def measure(groups: Groups, batches: Sequence[Inputs], seed: int = 0) -> Sensitivity:
-    """Run the model forwards and backwards on `batches`."""
+def measure(
+    groups: Groups, batches: Sequence[Inputs], seed: int = 0, likelihoods: Likelihoods | None = None
+) -> Sensitivity:
+    """Run the model forwards and backwards on `batches`; without `likelihoods`, those of labels that are drawn."""
     readers, loose = _find(groups)
-    found = Sensitivity(tuple(readers), tuple(loose), 0)
+    found = Sensitivity(tuple(readers), tuple(loose), 0, likelihoods or _drawn)
     samples = 0
     for run in backwards(groups, found, batches, seed):
         for reader in readers:
@@ -81,7 +88,7 @@ def measure(groups: Groups, batches: Sequence[Inputs], seed: int = 0) -> Sensiti
             for leaf, effects in loose_effects(groups, one, run).items():
                 one.energy[leaf] += effects.square().sum(0).numpy()
         samples += run.size
-    return Sensitivity(tuple(readers), tuple(loose), samples)
+    return replace(found, samples=samples)
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ def backwards(groups: Groups, sensitivity: Sensitivity, batches: Sequence[Inputs
     with counter("sensitivity") as progress:
         for done, batch in enumerate(batches):
             progress(done, len(batches))
-            yield from _batch(groups, sensitivity, batch, generator)
+            yield from _batch(groups, sensitivity, batch, done, generator)
 
 
 def _find(groups: Groups) -> tuple[list[Reader], list[Loose]]:
@@ -167,7 +174,7 @@ def _units(groups: Groups, layer: Contraction, group: Group) -> Tensor | None:
 
 
 def _batch(
-    groups: Groups, sensitivity: Sensitivity, batch: Inputs, generator: torch.Generator
+    groups: Groups, sensitivity: Sensitivity, batch: Inputs, number: int, generator: torch.Generator
 ) -> Iterator[Run]:
     graph = groups.graph
 
@@ -194,7 +201,7 @@ def _batch(
             if node in watched:
                 values[node] = value = value if value.requires_grad else value.detach().requires_grad_()
             network.keep(node, 0, value)
-        losses = list(_losses(outputs, generator))
+        losses = list(sensitivity.likelihoods(outputs, number, generator))
     size = len(outputs[0]) if outputs and outputs[0].dim() else 1
     detached = {node: value.detach() for node, value in values.items()}
     for draw, loss in enumerate(losses):
@@ -205,7 +212,7 @@ def _batch(
         yield Run(size, inputs, detached, by_node, generator, network)
 
 
-def _losses(outputs: list[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
+def _drawn(outputs: list[Tensor], number: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Log-likelihoods to be differentiated, each with labels of its own draw.
 
     One output of a row a sample is taken for logits; anything else has noise of its own spread.
