@@ -18,7 +18,7 @@ from surgeon.replay import carry_out
 from surgeon.sweeping.removable import Sweep, find
 from surgeon.sweeping.report import SweepReport
 from surgeon.trace import Graph
-from surgeon.verify.check import TOLERANCE, checked_inputs, relative
+from surgeon.verify.check import TOLERANCE, checked_inputs, gathered, relative
 from surgeon.verify.interpreter import Runner, precisely
 
 Form = Literal["module", "graph"]
@@ -31,8 +31,9 @@ def sweep(
 
     A unit is dead when none of its inputs is connected, or when nobody reads it; each that goes may leave others dead,
     and these go too. A unit without inputs is constant: what it adds to the layers that read it goes into their
-    biases, or into the running mean of the BatchNorm behind them. Where that can't be, as for a constant that is not
-    zero under a convolution with padding, the unit is left, and the report says so. Outputs are compared in float64.
+    biases, or into the running mean of the BatchNorm behind them. Where that can't be, the unit is left, and the
+    report says so; of constants that are not zero under a convolution with padding one is left, which takes over what
+    the others add. Outputs are compared in float64.
 
     Args:
         model: any module that `torch.export` can trace; it is left as it is. What it computes in eval mode counts.
@@ -81,7 +82,7 @@ def _cut(work: nn.Module, groups: Groups, swept: Sweep) -> tuple[nn.Module, Form
     exact = _shifted(groups, swept)
     operation, _ = carry_out(work, groups, swept.keep)
     kept = groups.kept(swept.keep)
-    small = {name: value[kept.positions(groups.tensors[name][0])] for name, value in exact.items()}
+    small = {name: gathered(value, groups.tensors[name], kept) for name, value in exact.items()}
     found = _outputs(operation.traced, groups, small)
     deviation = max((relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
     if deviation > TOLERANCE:

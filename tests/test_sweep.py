@@ -136,12 +136,13 @@ def test_constants_go_into_biases_or_into_the_batch_norm_behind(bias: bool) -> N
     assert slim.state_dict().keys() == model.state_dict().keys()
 
 
-def test_constants_under_padding_are_left_unless_they_are_zero() -> None:
+def test_of_constants_under_padding_one_is_left_unless_they_are_zero() -> None:
     model = convolutions(1)
     slim, report = sweep(model, torch.randn(2, 3, 9, 9, dtype=torch.float64), return_report=True)
-    assert slim[0].out_channels == 8
-    assert [(reason.split(":")[0], count) for reason, count in report.left.items()] == [("conv2d in 3", 2)]
+    assert slim[0].out_channels == 7 and report.constant == 1
+    assert [(reason.split(":")[0], count) for reason, count in report.left.items()] == [("conv2d in 3", 1)]
     assert "a convolution with padding" in str(report)
+    assert same(model, slim, torch.randn(3, 3, 12, 10, dtype=torch.float64)) < 1e-12
     model[2] = nn.ReLU()
     with torch.no_grad():
         model.get_parameter("0.bias")[[2, 5]] = -99.0

@@ -40,7 +40,8 @@ class Reader:
 
     By positions of the axis: `zero` says whether it adds nothing, whatever is read; `known` whether what is summed is
     constant. A linear layer or convolution has `weights` (groups, outputs a group, positions), summed over the kernel,
-    and `values` (groups, positions) of what it reads: NaN where that is not one known constant.
+    and `values` (groups, positions) of what it reads: NaN where that is not one known constant; `weight` is the name of
+    its weight, if that belongs to it alone.
     """
 
     node: fx.Node
@@ -53,6 +54,7 @@ class Reader:
     weights: np.ndarray | None = field(default=None, repr=False)
     values: np.ndarray | None = None
     target: Target | None = None
+    weight: str | None = None
 
     @property
     def place(self) -> str:
@@ -176,6 +178,8 @@ def _describe_layer(groups: Groups, o: Operands, reader: Reader) -> bool:
     reader.known = np.isin(np.arange(shape[2]), np.flatnonzero(_known(o.unknown[a["input"]], channel, count)))
     reader.padded = convolution and not _unpadded(a["padding"])
     reader.target = _target(groups, o.node, a)
+    own = _own(groups, a["weight"], o.node, 1)
+    reader.weight = own.tensor if own is not None else None
     return True
 
 

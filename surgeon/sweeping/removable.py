@@ -11,6 +11,7 @@ import numpy as np
 from surgeon.coupling import Group, Groups
 from surgeon.sweeping.facts import gather
 from surgeon.sweeping.influence import Operands
+from surgeon.sweeping.merging import Merge, merge
 from surgeon.sweeping.readers import STATISTIC, Reader, readers
 
 LAST = "a layer can't be empty"
@@ -52,20 +53,30 @@ def find(groups: Groups) -> Sweep:
     blocked = [reader.blocked(read.get(reader.node)) for reader in known]
     keep: dict[int, tuple[int, ...]] = {}
     lines = []
+    shifts: dict[str, np.ndarray] = {}
     for group in groups:
-        kept, line = _decide(groups, group, known, blocked)
+        kept, line, merged = _decide(groups, group, known, blocked)
         lines.append(line)
         if len(kept) < group.size:
             keep[group.leaf.id] = kept
-    return Sweep(keep, _shifts(groups, keep, known), tuple(lines))
+        if merged is not None:
+            _add(shifts, merged.shifts(groups))
+    _add(shifts, _shifts(groups, keep, known))
+    return Sweep(keep, shifts, tuple(lines))
+
+
+def _add(total: dict[str, np.ndarray], more: Mapping[str, np.ndarray]) -> None:
+    for name, shift in more.items():
+        total[name] = total.get(name, 0) + shift
 
 
 def _decide(
     groups: Groups, group: Group, known: list[Reader], blocked: list[dict[int, str]]
-) -> tuple[tuple[int, ...], Found]:
+) -> tuple[tuple[int, ...], Found, Merge | None]:
     stays, alive = np.zeros(group.size, dtype=bool), np.zeros(group.size, dtype=bool)
     constant = np.ones(group.size, dtype=bool)
     reasons: dict[int, str] = {}
+    blockers: dict[int, list[Reader]] = {}
     for reader, why in zip(known, blocked, strict=True):
         for units in groups.space.units(reader.axis, group.leaf):
             of_group = units >= 0
@@ -73,12 +84,17 @@ def _decide(
             for position in (p for p in why if units[p] >= 0):
                 unit = int(units[position])
                 stays[unit] = True
+                blockers.setdefault(unit, []).append(reader)
                 if not reader.known[position]:
                     alive[unit] = True
                 elif reader.statistic:  # what follows a statistic is not constant, but the unit was before
                     reasons[unit] = f"{reader.place}: {why[position]}"
                 else:
                     reasons.setdefault(unit, f"{reader.place}: {why[position]}")
+    merged = merge(groups, group, blockers)
+    for unit in merged.gone if merged is not None else ():
+        stays[unit] = False
+        del reasons[unit]
     dead = (u for u, reason in reasons.items() if not alive[u] or reason.endswith(STATISTIC))
     left = Counter(reasons[u] for u in dead)
     gone = ~stays
@@ -89,7 +105,7 @@ def _decide(
     line = Found(
         group.name, group.size, len(kept), int((gone & constant).sum()), int((gone & ~constant).sum()), dict(left)
     )
-    return kept, line
+    return kept, line, merged
 
 
 def _shifts(groups: Groups, keep: Mapping[int, tuple[int, ...]], known: list[Reader]) -> dict[str, np.ndarray]:
@@ -102,5 +118,5 @@ def _shifts(groups: Groups, keep: Mapping[int, tuple[int, ...]], known: list[Rea
         gone = np.setdiff1d(np.arange(reader.axis.size), kept.positions(reader.axis))
         shift = reader.target.sign * reader.shift(gone)
         if shift.any():
-            found[reader.target.tensor] = found.get(reader.target.tensor, 0) + shift
+            _add(found, {reader.target.tensor: shift})
     return found
