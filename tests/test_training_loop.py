@@ -24,7 +24,8 @@ from surgeon.training import Pruner, l1
 from surgeon.training import checkpoint as checkpoints
 from surgeon.training.loop import Fitted, Moment, fit
 
-pytest.importorskip("accelerate")
+accelerate = pytest.importorskip("accelerate")
+AcceleratorState = accelerate.state.AcceleratorState
 
 
 class Noisy(Dataset[tuple[Tensor, Tensor]]):
@@ -246,6 +247,24 @@ def test_what_is_the_users_stays_so() -> None:
     assert random.getstate() == states[0]
     assert (np.random.get_state()[1] == states[1]).all()  # type: ignore[index]
     assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_mixed_precision_leaves_the_model_as_it_was() -> None:
+    model = network()
+    before, seen = set(vars(model)), []
+    next(model.children()).register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+    AcceleratorState._reset_state(reset_partial_state=True)  # the library has one precision a process
+    try:
+        fit(
+            model, DataLoader(Noisy(), batch_size=8), loss=entropy, optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+            epochs=1, accelerator=accelerate.Accelerator(cpu=True, mixed_precision="bf16"),
+        )
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert set(vars(model)) == before
+    assert set(seen) == {torch.bfloat16}
+    assert model(torch.zeros(2, 6)).dtype == torch.float32
+    assert seen[-1] == torch.float32
 
 
 def test_a_sampler_with_a_generator_of_its_own_is_resumed_too(tmp_path: Path) -> None:

@@ -65,7 +65,12 @@ class Study:
 
     @property
     def rows(self) -> list[Row]:
-        """The rows so far, failures too, each a dict: `run`, `metric`, and so on; see `surgeon.study.method`."""
+        """The rows so far, each a dict.
+
+        `run` says what was asked for; `dense`, `before` and `after` are the metric of the dense model and of the pruned
+        one, before retraining (None where the two are one) and after; `macs`, `dense_macs`, `params` (that are not
+        zero) and `dense_params` are sizes, `latency` what was measured. A row of a run that failed has `error` alone.
+        """
         return self._store.rows(self.runs)
 
     def run(self, jobs: int = 1, ray: str | None = None) -> list[Row]:

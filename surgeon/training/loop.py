@@ -319,6 +319,7 @@ def _send(batch: Any, device: torch.device) -> Any:
 def _prepared(model: nn.Module, optimizer: Optimizer, accelerator: Any) -> Iterator[tuple[nn.Module, Any]]:
     """The model in train mode and wrapped as the hardware needs it; afterwards it is as it was, but for the weights."""
     modes = [(module, module.training) for module in model.modules()]
+    own = set(vars(model))
     model.train()
     try:
         yield accelerator.prepare(model, optimizer)
@@ -326,8 +327,8 @@ def _prepared(model: nn.Module, optimizer: Optimizer, accelerator: Any) -> Itera
         for module, mode in modes:
             module.training = mode
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        vars(model).pop("_is_accelerate_prepared", None)
-        vars(model).pop("_original_forward", None)
+        for name in {"_is_accelerate_prepared", "_original_forward", "forward"} - own:
+            vars(model).pop(name, None)
 
 
 def _accelerator() -> Any:
