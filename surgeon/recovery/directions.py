@@ -51,11 +51,11 @@ def nested(covariance: Tensor, metric: Tensor, centred: bool) -> tuple[Tensor, T
     if not centred:
         basis, _ = torch.linalg.qr(forth.t())
         return basis.t(), basis
-    ones = torch.ones(size, 1, dtype=covariance.dtype) / size**0.5
+    ones = covariance.new_ones(size, 1) / size**0.5
     functionals = forth.t() - ones @ (ones.t() @ forth.t())
     basis, _ = torch.linalg.qr(torch.cat([ones, functionals[:, : size - 1]], 1))
     basis[:, 0] = ones[:, 0]
-    rotation = torch.cat([ones, _helmert(size)], 1) @ basis.t()
+    rotation = torch.cat([ones, _helmert(size).to(covariance)], 1) @ basis.t()
     return rotation, rotation.t()
 
 

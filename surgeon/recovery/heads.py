@@ -37,16 +37,16 @@ class Values:
 
     def rotate(self, readers: dict[fx.Node, Reader]) -> None:
         """Put the directions that matter most first."""
-        covariance = metric = torch.zeros(len(self.rows), len(self.rows), dtype=torch.float64)
+        covariances, metrics = [], []
         for layer, copies in self.readers:
             reader = readers[layer.node]
             weight = layer.matrix(layer.weight.read())[0].double()
             gradients = reader.gradients[0] * (reader.positions / max(reader.count, 1))
             found = reader.moments.covariances()[0][0]
             for columns in copies:
-                covariance = covariance + found[columns][:, columns]
-                metric = metric + weight[columns] @ gradients @ weight[columns].t()
-        forth, back = weighted(covariance, metric)
+                covariances.append(found[columns][:, columns])
+                metrics.append(weight[columns] @ gradients @ weight[columns].t())
+        forth, back = weighted(torch.stack(covariances).sum(0), torch.stack(metrics).sum(0))
         multiply_outputs(self.writer, self.rows, forth)
         for layer, copies in self.readers:
             matrix = layer.matrix(layer.weight.read()).double()
@@ -68,7 +68,7 @@ class Match:
     def rotate(self, queries_of: dict[fx.Node, Moments], keys_of: dict[fx.Node, Moments]) -> None:
         """Put the directions that matter most for the product first."""
         found = queries_of[self.writer.node].covariances(centred=False)[0][0]
-        queries = sum((found[list(rows)][:, list(rows)] for rows in self.queries), torch.zeros(()).double())
+        queries = torch.stack([found[list(rows)][:, list(rows)] for rows in self.queries]).sum(0)
         keys = keys_of[self.reader.node].covariances(centred=False)[0][0][list(self.keys)][:, list(self.keys)]
         forth, back = balanced(queries, keys)
         for rows in self.queries:

@@ -19,7 +19,7 @@ from surgeon.coupling import Groups, couple
 from surgeon.errors import InvalidArgument
 from surgeon.inputs import infer
 from surgeon.progress import stage
-from surgeon.recovery import heads, streams
+from surgeon.recovery import heads, order, streams
 from surgeon.recovery.contraction import Contraction
 from surgeon.recovery.data import Calibration, calibrate
 from surgeon.recovery.heads import Match
@@ -38,7 +38,8 @@ TOLERANCE = 1e-3
 def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: Any = None) -> nn.Module:
     """A copy of the model that computes the same, in the basis in which least is lost by a cut.
 
-    Linear streams are rotated from their writers to their readers, values and keys inside of each attention head.
+    Linear streams are rotated from their writers to their readers, values and keys inside of each attention head;
+    inside of each group of a grouped convolution, channels are put in the order of their worth.
     `shrink` does this on its own where it has data. A plan that is made for the copy is one of the copy's units, and
     `Plan.apply` and `verify` take it to the copy alone.
 
@@ -80,9 +81,15 @@ def project_groups(model: nn.Module, groups: Groups, data: Any, *, samples: int 
     slots = Slots(groups, {node: node for node in groups.graph.nodes}, tensors)
     linear = [stream for group in groups if (stream := streams.find(groups, group, slots)) is not None]
     values, matches = heads.find(groups, slots)
-    if not (linear or values or matches):
+    turned = {value.leaf for value in values} | {match.leaf for match in matches}
+    turned |= {stream.group.leaf.id for stream in linear}
+    inner = [found for group in groups if group.leaf.id not in turned and (found := order.find(groups, group))]
+    if not (turned or inner):
         return model
     readers = {reader.layer.node: reader for reader in measure(groups, calibration.batches).readers}
+    turned |= {each.group.leaf.id for each in inner if each.sort(groups, readers.values(), tensors)}
+    if not turned:
+        return model
     seen = _Seen(groups, linear, matches, calibration)
     for value in values:
         value.rotate(readers)
@@ -93,8 +100,6 @@ def project_groups(model: nn.Module, groups: Groups, data: Any, *, samples: int 
     deviation = _deviation(groups, tensors, calibration)
     if not deviation <= TOLERANCE:
         return model
-    turned = {value.leaf for value in values} | {match.leaf for match in matches}
-    turned |= {stream.group.leaf.id for stream in linear}
     mark(rotated, Basis(
         _digest(rotated), tuple(group.name for group in groups if group.leaf.id in turned),
         tuple(stream.group.name for stream in linear if stream.ranked), deviation,

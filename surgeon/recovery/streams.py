@@ -104,19 +104,20 @@ class Stream:
     ) -> tuple[Tensor, Tensor]:
         """The matrix (C, C) into the new basis, and its inverse."""
         size = self.group.size
-        metric = covariance = torch.zeros(size, size, dtype=torch.float64)
+        metrics, covariances = [], []
         for layer, norm in self.readers:
             reader = readers[layer.node]
             weight = layer.matrix(layer.weight.read()).double()[0].reshape(size, -1, reader.gradients.shape[1])
             gradients = reader.gradients[0] * (reader.positions / max(reader.count, 1))
-            metric = metric + torch.einsum("cko,op,dkp->cd", weight, gradients, weight)
+            metrics.append(torch.einsum("cko,op,dkp->cd", weight, gradients, weight))
             if norm is not None:
                 found = outputs[norm.node].covariances()[0][0]
             else:
                 kernel = weight.shape[1]
                 found = reader.moments.covariances()[0][0].reshape(size, kernel, size, kernel)
                 found = torch.einsum("ckdk->cd", found) / kernel
-            covariance = covariance + found / len(self.readers)
+            covariances.append(found)
+        metric, covariance = torch.stack(metrics).sum(0), torch.stack(covariances).mean(0)
         if self.norms:
             return nested(covariance, metric, self.ranked)
         return weighted(covariance, metric)
