@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,9 +75,15 @@ def macs(model: nn.Module, inputs: Any) -> float:
     return counter.get_total_flops() / 2 / len(next(iter((*tensors, *named.values()))))
 
 
+@functools.cache
+def dense(network: str) -> float:
+    """The accuracy of a whole network."""
+    return models.accuracy(models.load(network), *load_test())
+
+
 def free(subject: Subject, ratio: float) -> Row:
     """Any width."""
-    return {"dense": subject.accuracy(subject.model), **subject.judged(lambda: subject.shrink(ratio, align=1))[1]}
+    return {"dense": dense(subject.network), **subject.judged(lambda: subject.shrink(ratio, align=1))[1]}
 
 
 def fast(subject: Subject, ratio: float, files: Path, seconds: float) -> Row:
@@ -139,8 +146,11 @@ PARTS = tuple(_PARTS)
 
 
 def no_data(subject: Subject, ratio: float) -> Row:
-    """Inputs made up from the network alone, at any width."""
-    return subject.judged(lambda: subject.shrink(ratio, align=1, data="synthetic"))[1]
+    """Inputs made up from the network alone, at any width; not even the example inputs are images."""
+    noise = torch.randn(subject.inputs.shape, generator=torch.Generator().manual_seed(subject.seed))
+    return subject.judged(lambda: surgeon.shrink(
+        subject.model, ratio, example_inputs=noise, align=1, data="synthetic", seed=subject.seed
+    ))[1]
 
 
 def peer(subject: Subject, ratio: float) -> Row:

@@ -32,16 +32,18 @@ def _lines(head: str, columns: str, cells: Iterable[Cells]) -> list[str]:
 
 
 def _untrained(kinds: dict[str, Seeds]) -> list[str]:
+    counts = {kind: max(map(len, kinds.get(kind, {}).values()), default=0) for kind in ("free", "fast", "nodata")}
     head = (
-        "**Without training**: top-1 on the 10,000 test images of Fashion-MNIST, mean over seeds ± half the range, "
-        f"from {SAMPLES} unlabeled images of the training set. Lost: percentage points. Fast: widths that are fast in "
-        "onnxruntime, with the measured speed-up. No data: inputs synthesised from the network alone. Torch-Pruning: "
-        "the best of its criteria, by the test images. Zeroed: `torch.nn.utils.prune.ln_structured`, the same share "
-        "of each layer's channels. Seconds: of one core, of the fast column."
+        "**Without training**: top-1 on the 10,000 test images of Fashion-MNIST, mean ± half the range over seeds "
+        f"({counts['free']} at any width, {counts['fast']} at fast ones, {counts['nodata']} without data), from "
+        f"{SAMPLES} unlabeled images of the training set. Lost: percentage points. Fast: widths that are fast in "
+        "onnxruntime, with the measured speed-up. No data: inputs synthesised from the network alone. Seconds: CPU, of "
+        "one core. Torch-Pruning: the best of its criteria. Zeroed: `torch.nn.utils.prune.ln_structured`, the same "
+        "share of each layer's channels, which makes nothing smaller."
     )
     columns = (
-        "network (dense) | MACs left | any width | lost | fast | lost | speed-up | no data | lost | Torch-Pruning | "
-        "zeroed | seconds"
+        "network (dense) | MACs left | any width | lost | seconds | fast | lost | speed-up | no data | lost | seconds "
+        "| Torch-Pruning | zeroed"
     )
     return _lines(head, columns, [_untrained_row(place, kinds) for place in kinds["free"]])
 
@@ -51,13 +53,12 @@ def _untrained_row(place: tuple[str, float], kinds: dict[str, Seeds]) -> Cells:
     dense = free[0]["dense"]
     return [
         f"{place[0]} ({dense:.2%})", f"{1 - place[1]:.0%}",
-        f"**{_mean(free)}**", _lost(free, dense),
+        f"**{_mean(free)}**", _lost(free, dense), _seconds(free),
         _mean(fast), _lost(fast, dense),
         f"{statistics.mean(row['ratio'] for row in fast):.2f}×" if fast else "–",
-        _mean(made_up), _lost(made_up, dense),
+        _mean(made_up), _lost(made_up, dense), _seconds(made_up),
         f"{peer[0]['accuracy']:.2%} ({peer[0]['best']})" if peer and "best" in peer[0] else "–",
         f"{peer[0]['zeroed']:.2%}" if peer else "–",
-        f"{statistics.median(row['seconds'] for row in fast or free):.0f}",
     ]
 
 
@@ -149,6 +150,10 @@ def _pretrained(head: str, row: Row, measure: str, form: str) -> list[str]:
 
 def _score(row: Row) -> str:
     return f"{row['score']:.1%}" if "score" in row else "fails"
+
+
+def _seconds(rows: list[Row]) -> str:
+    return f"{statistics.median(row['seconds'] for row in rows):.0f}" if rows else "–"
 
 
 def _mean(rows: list[Row]) -> str:

@@ -63,7 +63,8 @@ def row(accuracy: float) -> dict[str, Any]:
 
 def test_seeds_are_averaged_and_what_is_missing_is_left_open() -> None:
     text = table({"free:residual:0.5:0": row(0.90), "free:residual:0.5:1": row(0.91), "fast:residual:0.5:0": row(0.9)})
-    assert "| residual (92.00%) | 50% | **90.50% ± 0.50** | 1.50 | 90.00% | 2.00 | 1.80× | – | – | – | – | 3 |" in text
+    cells = "| residual (92.00%) | 50% | **90.50% ± 0.50** | 1.50 | 3 | 90.00% | 2.00 | 1.80× | – | – | – | – | – |"
+    assert cells in text
     assert "After one epoch" not in text
 
 
