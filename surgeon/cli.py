@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from surgeon import cli_device, cli_study
+from surgeon import cli_device, cli_study, cli_sweep
 from surgeon.options import (
     Data,
     Ignore,
@@ -246,3 +246,4 @@ def verify(
 
 cli_device.add_commands(app)
 cli_study.add_commands(app)
+cli_sweep.add_commands(app)

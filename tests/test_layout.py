@@ -64,6 +64,7 @@ RANKS = {
     "options": 15,
     "cli_device": 16,
     "cli_study": 16,
+    "cli_sweep": 16,
     "cli": 17,
     "__main__": 18,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
@@ -46,6 +47,12 @@ class SweepReport:
         for group in self.groups:
             total.update(group.left)
         return dict(total)
+
+    def to_json(self) -> str:
+        """All of it as JSON."""
+        groups = [{**vars(group), "left": dict(group.left)} for group in self.groups]
+        totals = {"removed": self.removed, "constant": self.constant, "unread": self.unread, "left": self.left}
+        return json.dumps({**vars(self), **totals, "groups": groups}, ensure_ascii=False)
 
     def __str__(self) -> str:
         head = (
