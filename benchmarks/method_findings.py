@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,16 +82,18 @@ class Effect:
     @property
     def verdict(self) -> str:
         """What the interval says."""
+        if not any(self.differences):
+            return "no difference"
         return "reproduced" if self.low > 0 else "refuted" if self.high < 0 else "open"
 
 
 CONNECTED = tuple(Case("connected", "units", ratio) for ratio in (0.75, 0.9))
-RESIDUAL = (Case("residual", "units", 0.75, (0, 1, 2)),)
+RESIDUAL = tuple(Case("residual", "units", ratio) for ratio in (0.5, 0.75))
 SPARSE = tuple(Case("connected", "connections", ratio) for ratio in (0.9, 0.95))
-SPARSE_RESIDUAL = (Case("residual", "connections", 0.9, (0, 1, 2)),)
+SPARSE_RESIDUAL = (Case("residual", "connections", 0.9),)
 EVERY = (*CONNECTED, *RESIDUAL, *SPARSE, *SPARSE_RESIDUAL)
-L1 = ({"penalty": "l1:1e-5"}, {"penalty": "l1:1e-4"})
-L2 = ({"penalty": "l2:1e-4"}, {"penalty": "l2:1e-3"})
+L1 = ({"penalty": "l1:1e-4"}, {"penalty": "l1:1e-3"})
+L2 = ({"penalty": "l2:1e-3"}, {"penalty": "l2:1e-2"})
 KEPT: Settings = {}
 
 FINDINGS = (
@@ -133,8 +135,9 @@ FINDINGS = (
 
 def effect(finding: Finding, case: Case, rows: Mapping[str, Row]) -> Effect | None:
     """The effect in a case, on the seeds of which all runs are there; nothing where those are fewer than three."""
+    compared = {name for side in (finding.better, finding.worse) for settings in side for name in settings}
     sides = [
-        {_label(settings): _values(finding, case, settings, rows) for settings in side}
+        {_label(settings, compared): _values(finding, case, settings, rows) for settings in side}
         for side in (finding.better, finding.worse)
     ]
     seeds = sorted(set.intersection(*(set(values) for side in sides for values in side.values())))
@@ -152,8 +155,9 @@ def _values(finding: Finding, case: Case, settings: Settings, rows: Mapping[str,
     return {seed: value for seed, value in found if value is not None}
 
 
-def _label(settings: Settings) -> str:
-    return ", ".join(map(str, settings.values())) or "kept"
+def _label(settings: Settings, compared: Iterable[str]) -> str:
+    """What a side has of what is compared."""
+    return ", ".join(str(settings.get(name, getattr(Run(), name))) for name in compared)
 
 
 def key(network: str, run: Run) -> str:
@@ -164,7 +168,8 @@ def key(network: str, run: Run) -> str:
 def summary(effects: Sequence[Effect]) -> str:
     """One word for all cases, or how many say what."""
     verdicts = [each.verdict for each in effects]
-    counts = {name: verdicts.count(name) for name in ("reproduced", "refuted", "open") if name in verdicts}
+    order = dict.fromkeys(("reproduced", "refuted", "open", *verdicts))
+    counts = {name: verdicts.count(name) for name in order if name in verdicts}
     if len(counts) == 1:
         return f"**{next(iter(counts))}**" + (f" in all {len(effects)}" if len(effects) > 1 else "")
     return ", ".join(f"**{name}** in {count}" for name, count in counts.items()) + f" of {len(effects)}"
