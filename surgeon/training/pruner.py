@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from surgeon.allocation import allocate, check_ratio
@@ -24,6 +24,7 @@ from surgeon.replay import carry_out
 from surgeon.schedules import Schedule, share_at
 from surgeon.select import Ignored
 from surgeon.training import checkpoint
+from surgeon.training.processes import agreed
 from surgeon.training.regularizers import Regularizer
 from surgeon.training.units import UnitMasks
 from surgeon.verify.check import TOLERANCE
@@ -306,9 +307,7 @@ class Pruner:
             scores = self._gradients.scores(self.importance)
         else:
             scores = score(self.groups, self.importance, self.seed)
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            scores = _agreed(scores, next(self.model.parameters()).device)
-        return self._with_masked(scores, 0.0)
+        return self._with_masked(agreed(scores, next(self.model.parameters()).device), 0.0)
 
     def _with_masked(self, scores: Mapping[int, np.ndarray], value: float) -> dict[int, np.ndarray]:
         found = {leaf: values.copy() for leaf, values in scores.items()}
@@ -338,15 +337,3 @@ def _regularizers(given: Regularizer | Iterable[Regularizer] | None) -> tuple[Re
                 f"regularizer: a {type(each).__name__} is none; give functions as in surgeon.training.regularizers"
             )
     return found
-
-
-def _agreed(scores: Mapping[int, np.ndarray], device: torch.device) -> dict[int, np.ndarray]:
-    """The mean over processes, as the first of them has it."""
-    joined = torch.from_numpy(np.concatenate(list(scores.values())))
-    if distributed.get_backend() == "nccl":  # which sums on its own devices only
-        joined = joined.to(device)
-    distributed.all_reduce(joined)
-    distributed.broadcast(joined, src=0)
-    values = (joined / distributed.get_world_size()).cpu().numpy()
-    ends = np.cumsum([len(each) for each in scores.values()])[:-1]
-    return dict(zip(scores, np.split(values, ends), strict=True))
