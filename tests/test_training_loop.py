@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from surgeon import schedules
 from surgeon.errors import InvalidArgument, WeightsError
 from surgeon.training import Pruner, l1
-from surgeon.training import checkpoint as checkpoints
 from surgeon.training.loop import Fitted, Moment, fit
 
 accelerate = pytest.importorskip("accelerate")
@@ -213,8 +212,9 @@ from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 import torch
 torch.set_num_threads(1)
+from surgeon.training import checkpoint
 from tests import test_training_loop as here
-written, save = 0, here.checkpoints.save_file
+written, save = 0, checkpoint.save_file
 def cut_off(tensors, path):
     global written
     written += 1
@@ -222,7 +222,7 @@ def cut_off(tensors, path):
     if written == 4:
         Path(path).write_bytes(Path(path).read_bytes()[:100])
         os.kill(os.getpid(), signal.SIGKILL)
-here.checkpoints.save_file = cut_off
+checkpoint.save_file = cut_off
 here.train(here.network(), Path({str(tmp_path)!r}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -338,53 +338,6 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert np.abs(np.subtract(one["losses"], first["losses"])).max() < 1e-5
     for name, value in one["weights"].items():
         assert np.abs(np.subtract(value, first["weights"][name])).max() < 1e-5
-
-
-STATE = {
-    "numbers": [1, 2.5, float("inf"), None, True],
-    "moments": {0: {"step": torch.tensor(3.0)}, "name": (1, "two", torch.arange(3))},
-    "tied": [torch.ones(2, 2).t(), torch.zeros(0), torch.tensor([True])],
-    "numpy": np.float64(0.1),
-}
-
-
-def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
-    for step in (1, 2, 2):
-        checkpoints.write(tmp_path, STATE, step)
-        found = checkpoints.read(tmp_path)
-        assert found is not None
-        assert repr(found) == repr({**STATE, "numpy": 0.1})
-        assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_checkpoint_takes_no_objects(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match=r"scheduler\.lambdas\.0 is a function"):
-        checkpoints.write(tmp_path, {"scheduler": {"lambdas": [launch]}}, 1)
-    assert checkpoints.read(tmp_path) is None
-
-
-def _corrupt(folder: Path, what: str) -> None:
-    head = folder / checkpoints.HEAD
-    match what:
-        case "head":
-            head.write_text(head.read_text()[:50])
-        case "tensors":
-            next(folder.glob("*.safetensors")).unlink()
-        case "cut":
-            file = next(folder.glob("*.safetensors"))
-            file.write_bytes(file.read_bytes()[:20])
-        case "format":
-            head.write_text("{}")
-        case "version":
-            head.write_text(head.read_text().replace('"version": 1', '"version": 9'))
-
-
-@pytest.mark.parametrize("what", ["head", "tensors", "cut", "format", "version"])
-def test_a_broken_checkpoint_is_refused(tmp_path: Path, what: str) -> None:
-    checkpoints.write(tmp_path, STATE, 1)
-    _corrupt(tmp_path, what)
-    with pytest.raises(WeightsError, match=str(tmp_path)):
-        checkpoints.read(tmp_path)
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
