@@ -66,7 +66,10 @@ class Slots:
 
 
 def find(groups: Groups, group: Group) -> Slots | None:
-    """The slots that a group's units are: another leaf stands with them in every tensor and every value."""
+    """The slots that a group's units are: another leaf stands with them in every tensor and every value.
+
+    No operator may sum over that leaf alone: attention sums over the channels of each head, so that heads are no slots.
+    """
     common: set[Leaf] | None = None
     values = [axes for each in groups.axes.values() for axes in (each if isinstance(each, list) else [each])]
     for axes in (*groups.tensors.values(), *values):
@@ -76,8 +79,21 @@ def find(groups: Groups, group: Group) -> Slots | None:
         if group.leaf not in once:
             return None
         common = once if common is None else common & once
-    outer = sorted((common or set()) - {group.leaf}, key=lambda leaf: leaf.id)
+    outer = [leaf for leaf in (common or set()) - {group.leaf} if not _mixed(groups, group.leaf, leaf)]
     return Slots(group, outer[0]) if len(outer) == 1 else None
+
+
+def _mixed(groups: Groups, inner: Leaf, outer: Leaf) -> bool:
+    """Whether an operator sums over units of `outer` but not of `inner`, so that those must not change places apart."""
+    for node, typed in groups.typed.items():
+        summed = _leaves(groups, (*typed.contracted, *typed.reduced))
+        if outer not in summed or inner in summed:
+            continue
+        for each in (node, *node.all_input_nodes):
+            axes = groups.axes[each]
+            if any(_has(groups, one, inner) for one in (axes if isinstance(axes, list) else [axes])):
+                return True
+    return False
 
 
 def _worth(reader: Reader) -> Tensor:
