@@ -6,6 +6,9 @@ taken in that order until the budget is met; then single rungs are put back or t
 - `scope="global"` orders rungs by the share of the group's importance that would be lost in all, so that every group
   ends with about the same share of its importance. Where units are worth alike, that is the same share of units.
 - `scope="local"` orders them by the share of the group's units, whatever those are worth.
+- `scope="isomorphic"` orders them by the place of the rung's units among all units of groups of the same structure, so
+  that units are compared with their like alone, and each structure loses the same share of its units (Fang et al.,
+  "Isomorphic Pruning for Vision Models", ECCV 2024, arXiv:2407.04616).
 
 Three things hold a rung back or bring it forward, all read off the axes and the costs, never off a model's kind:
 
@@ -32,7 +35,7 @@ from surgeon.errors import Infeasible, InvalidArgument
 from surgeon.ladder import TOLERANCE, Ladder, meet
 from surgeon.limits import LEAST_SHARE, Keep, floors, nothing_to_prune, retained
 
-SCOPES = ("global", "local")
+SCOPES = ("global", "local", "isomorphic")
 #: Below this many channels convolutions are computed by slower kernels.
 NARROW = 16
 
@@ -62,7 +65,8 @@ def allocate(
         cost: the costs of the same groups.
         budget: "macs", "params", or "channels": that share of each group's units.
         ratio: the share to remove, at least 0 and less than 1. "macs" and "params" are met within 2 %.
-        scope: "global" compares groups by importance, "local" takes the same share of each.
+        scope: "global" compares groups by importance, "local" takes the same share of each, "isomorphic" the same share
+            of all groups that are of one structure, of which it compares the units.
         align: widths are multiples of it; what a unit is made of counts, so that heads of 64 are aligned at any number.
             By default 16 for groups of 32 and more, 8 from 24, 4 from 8, and any width below; finer only where the
             budget can't be met so. 1 allows every width. The full width is always allowed.
@@ -144,6 +148,7 @@ class _Builder:
         self.align, self.floors, self.tops = align, floors, tops
         self.inside, self.inner = _products(groups, cost)
         self.retained = {group.leaf.id: retained(scores[group.leaf.id], group.size) for group in groups}
+        self.places = _places(groups, scores) if scope == "isomorphic" else {}
         self.pace = self._paces()
 
     def ladders(self, finest: int, least: float, floors: Mapping[int, int]) -> list[Ladder]:
@@ -158,6 +163,9 @@ class _Builder:
         step = _step(group, self.inside[group.leaf.id], self.align, finest)
         widths = (*(width for width in range(step, top, step) if width >= floor), top)
         inner = leaf in self.inner
+        if self.scope == "isomorphic" and self.budget != "channels":
+            found = [float(self.places[leaf][a:b].mean()) for a, b in pairwise(widths)]
+            return Ladder(group, widths, np.array([*found, -1.0]) + float(inner))
         if self.scope == "local" or self.budget == "channels":
             # A share p of the group is removed, rounded: the rung is taken where (1 - p) · size is nearer to it.
             orders = [1 - (a + b) / 2 / size for a, b in pairwise(widths)]
@@ -192,6 +200,35 @@ class _Builder:
             else:
                 paces[leaf] = 1.0
         return paces
+
+
+def _places(groups: Groups, scores: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """For the units of each leaf, the best first, their place from 0 to 1 among those of groups of its structure."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for group in groups:
+        alike.setdefault(_structure(groups, group), []).append(group.leaf.id)
+    found = {}
+    for leaves_ in alike.values():
+        every = np.sort(np.concatenate([scores[leaf] for leaf in leaves_]))
+        for leaf in leaves_:
+            best_first = np.sort(scores[leaf])[::-1]
+            below, upto = (np.searchsorted(every, best_first, side) for side in ("left", "right"))
+            found[leaf] = (below + upto) / (2 * len(every))
+    return found
+
+
+def _structure(groups: Groups, group: Group) -> tuple[Any, ...]:
+    """What operators read the group's members, and in which of their axes the units stand; sizes do not count."""
+    graph = groups.graph
+    readers: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        if node.name in graph.tensors:
+            names = readers.setdefault(graph.canonical[graph.tensors[node.name]], [])
+            names += [str(user.target) for user in node.users]
+    return tuple(sorted(
+        (member.axis, graph.tensor(member.tensor).dim(), *sorted(readers.get(graph.canonical[member.tensor], ())))
+        for member in group.members
+    ))
 
 
 def steps(groups: Groups, cost: Cost, align: int | None = None, finest: int = NARROW) -> dict[int, int]:

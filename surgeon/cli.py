@@ -52,6 +52,7 @@ class Scope(StrEnum):
 
     GLOBAL = "global"
     LOCAL = "local"
+    ISOMORPHIC = "isomorphic"
 
 
 class Network(StrEnum):
@@ -97,7 +98,7 @@ def shrink(
     importance: Annotated[
         str | None, typer.Option(help="What ranks units; default: reconstruction with data, else magnitude.")
     ] = None,
-    scope: Annotated[Scope, typer.Option(help="Compare all groups, or cut each alike.")] = Scope.GLOBAL,
+    scope: Annotated[Scope, typer.Option(help="Compare all groups, none, or those of one structure.")] = Scope.GLOBAL,
     seed: Seed = 0,
     pretrained: Pretrained = False,
     shape: Shape = None,

@@ -48,7 +48,7 @@ def widths_for(
     Raises:
         Infeasible: the budget can't be met.
     """
-    if budget == "channels" or scope == "local" or ratio == 0:
+    if budget == "channels" or scope != "global" or ratio == 0:
         return allocate(groups, found.scores, cost, budget=budget, ratio=ratio, scope=scope, align=align, keep=keep)
     whole = cost.of(budget)({})
     best: dict[int, int] | None = None

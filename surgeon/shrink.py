@@ -86,7 +86,8 @@ def shrink(
             off.
         importance: the name of a criterion, or a function like those in `surgeon.importance`; by default
             "reconstruction" where there are data, else "magnitude".
-        scope: "global" compares groups with one another, "local" takes the same share of each.
+        scope: "global" compares groups with one another, "local" takes the same share of each, "isomorphic" compares
+            groups of the same structure and takes the same share of each structure.
         seed: seeds the criteria that draw at random.
         latency_ms: instead of a ratio, the milliseconds that the result may take on `device`.
         device: for a latency, the profile of the CPU where the model will run, or the file that it is in; by default

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def residual() -> Groups:
     return grouped(Residual(), 2, 3, 12, 12)
 
 
-@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("scope", ["global", "local", "isomorphic"])
 @pytest.mark.parametrize("budget", ["macs", "params"])
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5, 0.75, 0.9])
 def test_the_budget_is_met(residual: Groups, budget: str, ratio: float, scope: str) -> None:
@@ -207,7 +208,7 @@ def test_ratios_out_of_range_are_refused(residual: Groups, ratio: Any) -> None:
     ("options", "message"),
     [
         ({"budget": "latency"}, "macs, params, channels"),
-        ({"scope": "isomorphic"}, "global, local"),
+        ({"scope": "regional"}, "global, local"),
         ({"align": 0}, "at least 1"),
         ({"align": True}, "at least 1"),
         ({"align": 2.0}, "at least 1"),
@@ -244,3 +245,31 @@ def test_nothing_to_prune_names_the_reasons() -> None:
     groups = couple(trace(nn.Linear(3, 2), torch.zeros(2, 3)))
     with pytest.raises(NothingToPrune, match="an input of the model"):
         allocate(groups, {}, Cost(groups))
+
+
+def test_isomorphic_scope_compares_units_with_their_like() -> None:
+    class Stack(nn.Module):
+        """Two groups between convolutions, two between linear layers."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            sizes = (4, 32, 64, 4)
+            self.convolutions = nn.Sequential(*(nn.Conv1d(a, b, 1) for a, b in pairwise(sizes)))
+            self.linears = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(sizes)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linears(self.convolutions(x).mean(2))
+
+    groups = grouped(Stack(), 2, 4, 5)
+    at = {group.name: group.leaf.id for group in groups}
+    first, second, third, fourth = (at[f"{kind}.{i}"] for kind in ("convolutions", "linears") for i in (0, 1))
+    # The second convolution's units are worth less than the first's, and all linear layers' ten times as much.
+    scores = {first: np.full(32, 3.0), second: np.arange(64.0) / 32}
+    scores |= {third: np.full(32, 30.0), fourth: np.full(64, 30.0), at["convolutions.2"]: np.ones(4)}
+    scores[third] += np.arange(32) / 32
+    scores[fourth] += np.arange(64) / 64
+    widths = allocate(groups, scores, Cost(groups), ratio=0.5, align=1, scope="isomorphic")
+    assert widths[first] == 32 and widths[second] < 48
+    removed = 1 - (widths[third] + widths[fourth]) / 96
+    assert abs(removed - (1 - (widths[first] + widths[second]) / 96)) < 0.06
+    assert abs(widths[third] / 32 - widths[fourth] / 64) < 0.1
