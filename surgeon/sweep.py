@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from surgeon.analysis import analyse
 from surgeon.coupling import Groups
@@ -64,7 +65,8 @@ def sweep(
         with torch.no_grad():
             for parameter in work.parameters():
                 parameter.masked_fill_(parameter.abs() < threshold, 0)
-    groups = analyse(work, example_inputs)
+    inputs = pytree.tree_map(lambda value: value.cpu() if isinstance(value, Tensor) else value, example_inputs)
+    groups = analyse(work, inputs)
     check_finite(groups.graph)
     swept = find(groups)
     slim, form, deviation = (_cut(work, groups, swept) if swept.keep else (work, "module", 0.0))

@@ -263,3 +263,26 @@ def test_nan_is_refused() -> None:
         model.get_parameter("0.weight")[0, 0] = float("nan")
     with pytest.raises(InvalidModel, match=r"0\.weight"):
         sweep(model)
+
+
+class Gram(nn.Module):
+    """Products of activations, one of them of a tensor with itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.mid, self.down = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x).relu()
+        square = x.transpose(1, 2) @ x
+        return self.down(self.mid(square @ square))
+
+
+def test_products_of_activations_are_not_mistaken() -> None:
+    model, x = Gram().double(), torch.randn(2, 6, 4, dtype=torch.float64)
+    kill(model, "mid.weight", 0, 1, 2)
+    kill(model, "mid.weight", 1, 3)
+    kill(model, "down.weight", 1, 4)
+    slim = sweep(model, x)
+    assert slim.mid.out_features == 3
+    assert same(model, slim, torch.randn(3, 6, 4, dtype=torch.float64)) < 1e-12

@@ -52,9 +52,8 @@ def _forward(groups: Groups, look: Look, traced: dict[fx.Node, tuple[Operands, I
                 inputs = node.all_input_nodes
                 own = {n: unknown[n] for n in inputs if n in unknown}
                 operands = Operands(node, {n: values[n] for n in inputs}, own, value)
-                found = influence(operands)
+                found, unknown[node] = influence(operands)
                 traced[node] = operands, found
-                unknown[node] = _either(found.apply({n: unknown[n].float() for n in operands.live}), found.loose)
                 look(operands)
                 operands.forget()
             for dead in drop.get(node, ()):
@@ -64,14 +63,6 @@ def _forward(groups: Groups, look: Look, traced: dict[fx.Node, tuple[Operands, I
 
 def _item(masks: Any, index: Any) -> Any:
     return masks[index] if isinstance(masks, list) and isinstance(index, int) else masks
-
-
-def _either(masks: Any, loose: Any) -> Any:
-    if isinstance(masks, tuple | list):
-        return [_either(m, loose[i] if loose is not None else None) for i, m in enumerate(masks)]
-    if not isinstance(masks, Tensor):
-        return None
-    return masks > 0 if loose is None else (masks > 0) | loose
 
 
 def _backward(groups: Groups, traced: dict[fx.Node, tuple[Operands, Influence]]) -> dict[fx.Node, Any]:

@@ -27,7 +27,8 @@ _MOVES = set("""
 view _unsafe_view reshape flatten unflatten permute transpose t numpy_T mT squeeze unsqueeze expand
 expand_as broadcast_to cat concat concatenate stack split split_with_sizes unsafe_split chunk unbind slice
 narrow select slice_copy roll flip repeat tile repeat_interleave pixel_shuffle pixel_unshuffle
-channel_shuffle native_channel_shuffle unfold index_select index gather take_along_dim diagonal movedim pad
+channel_shuffle native_channel_shuffle reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
+replication_pad2d replication_pad3d unfold index_select index gather take_along_dim diagonal movedim pad
 constant_pad_nd
 """.split())
 _INDICES = {"index", "indices"}
@@ -108,8 +109,26 @@ def _zeros(*shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.float32)
 
 
-def influence(o: Operands) -> Influence:
-    """The influence of a node's operands on its result."""
+def influence(o: Operands) -> tuple[Influence, Any]:
+    """The influence of a node's operands on its result; and which elements of it depend on the model's inputs."""
+    masks = {n: o.unknown[n].float() for n in o.live}
+    try:
+        found = _by_operator(o)
+        return found, _either(found.apply(masks), found.loose)
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
+        found = _everything(o)  # the operator has arguments that its rule does not cover
+        return found, _either(found.apply(masks), found.loose)
+
+
+def _either(masks: Any, loose: Any) -> Any:
+    if isinstance(masks, tuple | list):
+        return [_either(m, loose[i] if loose is not None else None) for i, m in enumerate(masks)]
+    if not isinstance(masks, Tensor):
+        return None
+    return masks > 0 if loose is None else (masks > 0) | loose
+
+
+def _by_operator(o: Operands) -> Influence:
     node, name = o.node, getattr(o.node.target, "_opname", "")
     if name in _RANDOM or (name.endswith("dropout") and _training(node)):
         return Influence(_everything(o).apply, _loose(o.shape))
@@ -226,7 +245,7 @@ def _bilinear(o: Operands, a: Mapping[str, Any], x: Any, y: Any) -> Influence:
     def apply(masks: Masks) -> Tensor:
         total = _zeros(*o.shape)
         if x is y:
-            return total + run(masks[x], masks[x].detach() * 0 + 1)
+            return total + masks[x].sum()
         if o.is_live(x):
             total = total + run(masks[x], matters[y])
         if o.is_live(y):
@@ -329,6 +348,8 @@ def _attention(o: Operands, a: Mapping[str, Any]) -> Influence:
         return _everything(o)
     of_q, of_k = o.matters(q).amax(-2, keepdim=True), o.matters(k).amax(-2, keepdim=True)
     varies = o.varies(v, [-2])
+    if o.is_live(given):  # a row that is masked as a whole has no weights that sum to one
+        varies = varies | (o.values[v] != 0).any(-2, keepdim=True)
 
     def apply(masks: Masks) -> Tensor:
         weights = (masks[q] * of_k).sum(-1, keepdim=True) + (masks[k] * of_q).sum((-1, -2), keepdim=True)
