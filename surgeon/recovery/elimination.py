@@ -58,7 +58,7 @@ class Curve:
 def eliminate(group: Group, sensitivity: Sensitivity, ridge: float = 1e-2, ranked: bool = False) -> Curve:
     """Remove the units of a group, those first that do least damage, or from the last to the first if `ranked`.
 
-    `ridge` is added to the covariances' diagonals, relative to their means, as in compensation.
+    `ridge` dampens the covariances as it does in compensation.
     """
     leaf = group.leaf.id
     states = [_State(reader, leaf, ridge) for reader in sensitivity.readers if leaf in reader.units and reader.count]
@@ -98,9 +98,7 @@ class _State:
         self.reader = reader
         covariance, _ = reader.moments.covariances()
         diagonal = covariance.diagonal(dim1=1, dim2=2)
-        weight = ridge * diagonal.mean(1, keepdim=True)
-        weight = torch.where(weight > 0, weight, torch.ones_like(weight))
-        damped = covariance + torch.diag_embed(weight.expand_as(diagonal))
+        damped = covariance + torch.diag_embed(reader.moments.damping(diagonal, ridge))
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
         self.matrix = reader.layer.matrix(reader.layer.weight.read()).double()
         # Half the Fisher information of the reader's output, all positions of a sample together.

@@ -17,6 +17,10 @@ from torch import Tensor
 from surgeon.errors import InvalidInputs
 
 
+#: Rows of inputs, for each of their number, below which a covariance shows more order than there is.
+ENOUGH = 8
+
+
 class Moments:
     """Sums over rows, at double precision, of inputs x and wanted outputs y and of x xᵀ and x yᵀ.
 
@@ -60,19 +64,26 @@ class Moments:
             xx, xy = xx + x[:, :, None] * x[:, None, :], xy + x[:, :, None] * y[:, None, :]
         return xx, xy
 
+    def damping(self, diagonal: Tensor, ridge: float) -> Tensor:
+        """What is added to the diagonal (G, f) of E x xᵀ: `ridge` times its mean, and more where rows are few.
+
+        With fewer rows than inputs any output can be made up from any inputs, on those rows: both the fit and what it
+        promises would be of them alone. Inputs that never vary say nothing: their weights stay as they are.
+        """
+        scarce = max(1.0, ENOUGH * diagonal.shape[1] / self.count)
+        weight = ridge * scarce * diagonal.mean(1, keepdim=True)
+        return torch.where(weight > 0, weight, torch.ones_like(weight)).expand_as(diagonal)
+
     def solve(self, start: Tensor, ridge: float, shifted: bool = True) -> tuple[Tensor, Tensor]:
         """The matrix W (G, f, o) and the shift b (G, o) that minimise E|xᵀW + b - y|² + λ|W - start|².
 
-        λ is `ridge` times the mean of the diagonal of E x xᵀ. Without `shifted`, b is 0.
+        λ is the `damping` of `ridge`. Without `shifted`, b is 0.
         """
         xx, xy = self.covariances(shifted)
         start = start.double()
         diagonal = xx.diagonal(dim1=1, dim2=2)
-        # Inputs that never vary say nothing: their weights stay as they are.
-        weight = ridge * diagonal.mean(1, keepdim=True)
-        weight = torch.where(weight > 0, weight, torch.ones_like(weight))
         right = xy - xx @ start
-        system = xx + torch.diag_embed(weight.expand_as(diagonal))
+        system = xx + torch.diag_embed(self.damping(diagonal, ridge))
         factor, failed = torch.linalg.cholesky_ex(system)
         if bool(failed.any()):
             system = system + torch.diag_embed(diagonal.mean(1, keepdim=True).expand_as(diagonal) * 1e-6)

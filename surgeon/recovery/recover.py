@@ -45,7 +45,8 @@ def recover(
         data: unlabeled inputs: a tensor, or an iterable of batches, such as a DataLoader, each a tensor, a tuple that
             starts with the inputs, or a dict by name. It is read once, no further than needed.
         samples: how many of them to use at most.
-        ridge: how strongly weights are held to those that they have, relative to the mean variance of their inputs.
+        ridge: how strongly weights are held to those that they have, relative to the mean variance of their inputs; it
+            counts for more where a layer has more inputs than the data have rows.
         batch_norm: whether running statistics are estimated anew.
         compensate: whether weights and biases are fitted.
         example_inputs: by default like those that the plan was made with.
