@@ -16,7 +16,6 @@ from torch import Tensor
 
 from surgeon.errors import InvalidInputs
 
-
 #: Rows of inputs, for each of their number, below which a covariance shows more order than there is.
 ENOUGH = 8
 
