@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -153,7 +153,8 @@ def fit(
         state.load(checkpoint)
     resumed = state.step
     total = steps if steps is not None else (epochs or 0) * _length(loader)
-    with randomness.put_back(), _prepared(model, made, accelerator) as (wrapped, used), counter("train") as progress:
+    shown = counter("train") if accelerator.is_main_process else nullcontext(lambda done, total: None)
+    with randomness.put_back(), _prepared(model, made, accelerator) as (wrapped, used), shown as progress:
         while state.step < steps if steps is not None else state.epoch < (epochs or 0):
             for batch in _epoch(loader, state):
                 value = _step(wrapped, used, batch, state, loss, clip, split)
@@ -250,10 +251,12 @@ def _step(
     optimizer.zero_grad()
     value = _number(loss(model, batch)) * weight
     accelerator.backward(value)
+    if accelerator.scaler is not None:  # what follows reads gradients as they are
+        accelerator.unscale_gradients(optimizer)
     if state.pruner is not None:
         state.pruner.regularize()
     if clip is not None:
-        accelerator.clip_grad_norm_(model.parameters(), clip)
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     if state.pruner is not None:
         state.pruner.step()
