@@ -131,7 +131,7 @@ def test_surgery_gives_the_masked_model(name: str, importance: str) -> None:
     assert pruner.history[-1].removed == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("scope", ["global", "local", "isomorphic"])
 @pytest.mark.parametrize("importance", [*CRITERIA, *GRADIENT_CRITERIA])
 def test_what_is_gone_stays_gone(importance: str, scope: str) -> None:
     model, x = network("residual")
