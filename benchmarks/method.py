@@ -5,7 +5,7 @@
     python -m benchmarks.method --table                 # print the tables of the results so far
 
 Rows of JSON go to `benchmarks/results/method.jsonl`, the tables to `method.md` and a plot of each finding to
-`method_FINDING.svg` beside it. What runs start from and resume from is kept in `build/method`.
+`finding_NAME.svg` beside it. What runs start from and resume from is kept in `build/method`.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def draw(rows: dict[str, Row]) -> None:
     for finding in FINDINGS:
         effects = [found for case in finding.cases if (found := effect(finding, case, rows)) is not None]
         if effects:
-            path = RESULTS.with_name(f"method_{finding.name}.svg")
+            path = RESULTS.with_name(f"finding_{finding.name}.svg")
             path.write_text(svg(figure(finding, effects)), encoding="utf-8")
 
 

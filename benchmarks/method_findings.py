@@ -126,8 +126,8 @@ FINDINGS = (
         L1, L2, SPARSE, "before",
     ),
     Finding(
-        "iterative", "iterative beats one shot at the same epochs: five steps in the first third of retraining, against "
-        "all at its start (the better of two schedules)",
+        "iterative", "iterative beats one shot at as many epochs: five steps in the first third of retraining, "
+        "against all at its start (the better of two schedules)",
         ({"schedule": "steps:5"}, {"schedule": "exponential:5"}), (KEPT,), EVERY,
     ),
 )  # fmt: skip
