@@ -28,7 +28,7 @@ _PENALTY = re.compile(r"none|(l1|l2|group_lasso|batch_norm_l1):(\d.*)")
 
 @dataclass(frozen=True)
 class Run:
-    """One row of a study.
+    """One row of a study. Widths of units are any integers, `align=1`: criteria are compared, not how they are rounded.
 
     Args:
         method: see METHODS.
