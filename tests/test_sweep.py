@@ -286,3 +286,28 @@ def test_products_of_activations_are_not_mistaken() -> None:
     slim = sweep(model, x)
     assert slim.mid.out_features == 3
     assert same(model, slim, torch.randn(3, 6, 4, dtype=torch.float64)) < 1e-12
+
+
+class Total(nn.Module):
+    """The sum of a matrix whose rows and columns are the same units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.mix = nn.Linear(4, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x).relu()
+        y = x + self.mix(x)
+        return (y[:, :, None] * x[:, None, :]).sum((1, 2))
+
+
+def test_a_unit_that_is_summed_over_twice_goes_where_it_adds_nothing_either_way() -> None:
+    model, x = Total().double(), torch.randn(2, 4, dtype=torch.float64)
+    kill(model, "up.weight", 0, 2)
+    kill(model, "up.bias", 0, 2)  # x is zero there, but y is not
+    slim = sweep(model, x)
+    assert slim.up.out_features == 6 and same(model, slim, torch.randn(3, 4, dtype=torch.float64)) == 0
+    kill(model, "mix.weight", 0, 2)
+    kill(model, "mix.bias", 0, 2)
+    slim = sweep(model, x)
+    assert slim.up.out_features == 5 and same(model, slim, torch.randn(3, 4, dtype=torch.float64)) < 1e-12

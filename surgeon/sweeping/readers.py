@@ -20,7 +20,7 @@ _PRODUCTS = {
     "dot": ("self", "tensor"), "addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"),
 }
 
-UNREAD_CONSTANT = "a constant that is not zero, and nothing there can take it over"
+NO_PLACE = "a constant that is not zero, and nothing there can take it over"
 PADDED = "a constant that is not zero under a convolution with padding: at the borders it is missing"
 UNEVEN = "a constant that is not the same everywhere"
 STATISTIC = "a statistic is taken over the unit and others"
@@ -89,14 +89,14 @@ class Reader:
         return rows.reshape(self.matters.shape[:2])
 
     def _constant(self, position: int) -> str:
-        return UNREAD_CONSTANT if self.known[position] else ""
+        return NO_PLACE if self.known[position] else ""
 
     def _why(self, values: np.ndarray, known: bool) -> str:
         if not known:
             return ""
         if np.isnan(values).any():
             return UNEVEN
-        return PADDED if self.padded else UNREAD_CONSTANT
+        return PADDED if self.padded else NO_PLACE
 
 
 def readers(groups: Groups, o: Operands) -> list[Reader]:
@@ -115,17 +115,23 @@ def _reader(groups: Groups, o: Operands, axis: Axis, statistic: bool) -> Reader:
     if _describe_layer(groups, o, reader):
         return reader
     wanted = groups.space.resolve(axis)
+    zero, known = [], []
     for factors in _every_operand(groups, o) if statistic else _summed(o):
         same = [(n, dim) for n, dim in factors if groups.space.resolve(_axis(groups, n, dim)) == wanted]
-        zeros = [~o.matters(n).bool().movedim(dim, 0).flatten(1).any(1).numpy() for n, dim in same]
-        constants = [
-            ~o.unknown[n].movedim(dim, 0).flatten(1).any(1).numpy() for n, dim in same if n in o.unknown
-        ]
-        if len(same) == len(factors):
-            reader.zero |= np.logical_or.reduce(zeros)
-        if constants:
-            reader.known |= np.logical_and.reduce(constants)
+        if same:
+            zero.append(np.stack([_by_position(~o.matters(n).bool(), dim) for n, dim in same]).any(0))
+        if same and all(n in o.unknown for n, _ in same):
+            known.append(np.stack([_by_position(~o.unknown[n], dim) for n, dim in same]).all(0))
+    # where the axis is summed over twice, as in the sum of a matrix, what is gone must add nothing either way
+    for found, into in ((zero, reader.zero), (known, reader.known)):
+        if found:
+            into[:] = np.stack(found).all(0)
     return reader
+
+
+def _by_position(mask: Tensor, dim: int) -> np.ndarray:
+    """Whether all of a mask is set, at each position of a dim."""
+    return mask.movedim(dim, 0).flatten(1).all(1).numpy()
 
 
 def _axis(groups: Groups, node: fx.Node, dim: int) -> Axis:
@@ -175,16 +181,13 @@ def _describe_layer(groups: Groups, o: Operands, reader: Reader) -> bool:
     reader.matters = (weight != 0).reshape(*shape, -1).any(-1).numpy()
     reader.weights = weight.double().reshape(*shape, -1).sum(-1).numpy()
     reader.values = _constants(x, o.unknown[a["input"]], channel).reshape(count, -1)
-    reader.known = np.isin(np.arange(shape[2]), np.flatnonzero(_known(o.unknown[a["input"]], channel, count)))
+    by_group = _by_position(~o.unknown[a["input"]], channel).reshape(count, -1)
+    reader.known = np.asarray(by_group.all(axis=0))
     reader.padded = convolution and not _unpadded(a["padding"])
     reader.target = _target(groups, o.node, a)
     own = _own(groups, a["weight"], o.node, 1)
     reader.weight = own.tensor if own is not None else None
     return True
-
-
-def _known(unknown: Tensor, channel: int, count: int) -> np.ndarray:
-    return (~unknown.movedim(channel, 0).flatten(1).any(1)).reshape(count, -1).all(0).numpy()
 
 
 def _constants(x: Tensor, unknown: Tensor, channel: int) -> np.ndarray:
