@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks import coverage
+from benchmarks import coverage, method_iterative
+from benchmarks.rows import last
 
 README = Path(__file__).parent.parent / "README.md"
 SPEED = Path(__file__).parent / "results" / "speed.md"
@@ -19,7 +20,8 @@ ACCURACY = Path(__file__).parent / "results" / "accuracy.md"
 def render(text: str) -> str:
     """`text` with what stands between `<!-- NAME -->` and `<!-- /NAME -->` replaced by the results of that name."""
     summary = coverage.table(coverage.ordered()).split("\n", 1)[0]
-    tables = {"coverage": summary} | {
+    iterative = method_iterative.table(last(method_iterative.RESULTS, "row")).strip()
+    tables = {"coverage": summary, "method_iterative": iterative} | {
         path.stem: path.read_text(encoding="utf-8").strip() for path in (SPEED, LATENCY, ACCURACY)
     }
     for name, table in tables.items():
