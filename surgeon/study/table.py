@@ -96,7 +96,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
         ]
         if timed:
             clocks = [row["latency"] for row in found if "latency" in row]
-            cells += [spread([c["ms"] for c in clocks], ".3f"), spread([c["speedup"] for c in clocks], ".2f")] if (
+            cells += [spread([c["ms"] for c in clocks], ".4f"), spread([c["speedup"] for c in clocks], ".2f")] if (
                 clocks
             ) else ["–", "–"]
         lines.append(f"| {' | '.join(cells)} |")
