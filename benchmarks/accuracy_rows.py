@@ -21,7 +21,7 @@ from models.data import load_test, load_train
 
 SAMPLES = 512
 """Unlabeled images, of the training set."""
-LABELLED = {"Taylor": 512, "Hessian": 64}
+LABELLED = {"Taylor": 512, "Hessian": 16}
 """Labelled ones, for the peer's criteria that want labels."""
 COMPARED = 2000
 """Test images that the peer's criteria are compared on."""

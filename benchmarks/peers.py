@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 STEPS = 10
+#: How far from the MACs that are asked for a model may be to count.
+MISSED = 0.1
 
 #: Torch-Pruning's criteria by the names that its papers have, as it builds them.
 CRITERIA: dict[str, Callable[[Any], Any]] = {
@@ -173,6 +175,9 @@ def best(
             one = land(lambda ratio: cut(model, inputs, ratio, recipe), macs, target)  # noqa: B023  (called at once)
         except Exception as error:  # noqa: BLE001  (the peer may raise anything)
             found[recipe.name] = {"error": f"{type(error).__name__}: {error}"}
+            continue
+        if abs(one.macs / target - 1) > MISSED:
+            found[recipe.name] = {"error": f"it comes no nearer than {one.macs / target:.2f} times the MACs asked for"}
             continue
         found[recipe.name] = {"score": judge(one.model), "macs": one.macs}
         models[recipe.name] = one.model
