@@ -225,3 +225,24 @@ def test_careless_units_are_refused_and_change_nothing(name: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         masks.set({leaf if key is None else key: value for key, value in keep.items()})
     assert model.get_parameter("0.weight").ne(0).all() and masks.keep == {}
+
+
+class SinglePrecision(nn.Module):
+    """Its code makes a tensor in single precision, whatever its parameters are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.place, self.down = nn.Linear(4, 8), nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x) + self.place(torch.linspace(0, 1, 3, dtype=torch.float32)))
+
+
+def test_deviations_are_measured_where_code_names_a_type() -> None:
+    model = SinglePrecision()
+    groups = analyse(model, torch.randn(2, 4))
+    masks = UnitMasks(model, groups)
+    masks.set(first_of(groups))
+    operation, _ = carry_out(masks.bare(), groups, masks.keep)
+    assert masks.deviation(operation.module) < 1e-9
+    assert masks.deviation(model) == 0

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from surgeon.architecture import named_tensors
 from surgeon.coupling import Groups
-from surgeon.errors import InvalidArgument, NotEquivalent, SurgeryError, WeightsError
+from surgeon.errors import InvalidArgument, NotEquivalent, SurgeonError, SurgeryError, WeightsError
 from surgeon.rules import Axes, Kept
 from surgeon.trace import skeleton, trace_inputs
 from surgeon.training.intercept import Interceptor
@@ -218,7 +218,10 @@ class _Held:
 
 def _outputs(model: nn.Module, groups: Groups) -> list[Tensor]:
     inputs = pytree.tree_map(double, checked_inputs(groups.graph))
-    graph = trace_inputs(copy.deepcopy(model).double(), inputs)  # what depends on the type, such as an eps, is double's
+    try:
+        graph = trace_inputs(copy.deepcopy(model).double(), inputs)  # what depends on the type, as an eps, is double's
+    except SurgeonError:  # its code names another type, which is computed in float64 all the same
+        graph = trace_inputs(model, groups.graph.inputs)
     runner = Runner(graph, inputs)
     value: Any = []
     with precisely():
