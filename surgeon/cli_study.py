@@ -23,15 +23,15 @@ def study(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where rows go; a study there goes on.")],
     ratio: Annotated[list[float], typer.Option(help="Share of the MACs to remove; may be given several times.")],
-    criterion: Annotated[Names, typer.Option(help="Ranks units: magnitude, l1, l2, taylor, …")] = ["magnitude"],  # noqa: B006
-    scope: Annotated[Names, typer.Option(help="global, or local for the same share of each layer.")] = ["global"],  # noqa: B006
-    schedule: Annotated[Names, typer.Option(help="one-shot, steps:N, cubic:N or exponential:N.")] = ["one-shot"],  # noqa: B006
-    survivors: Annotated[Names, typer.Option(help="kept, rewound or reinitialized.")] = ["kept"],  # noqa: B006
-    penalty: Annotated[Names, typer.Option(help="While training: none, l1:1e-5, l2:1e-4, …")] = ["none"],  # noqa: B006
-    removed: Annotated[Names, typer.Option(help="units or connections.")] = ["units"],  # noqa: B006
-    baseline: Annotated[  # noqa: B006
-        Names, typer.Option(help="random, scratch, small or dense; none for none.")
-    ] = ["random", "scratch", "small"],  # fmt: skip
+    criterion: Annotated[Names, typer.Option(help="Ranks units: magnitude, l1, l2, taylor, …")] = ["magnitude"],
+    scope: Annotated[Names, typer.Option(help="global, or local for the same share of each layer.")] = ["global"],
+    schedule: Annotated[Names, typer.Option(help="one-shot, steps:N, cubic:N or exponential:N.")] = ["one-shot"],
+    survivors: Annotated[Names, typer.Option(help="kept, rewound or reinitialized.")] = ["kept"],
+    penalty: Annotated[Names, typer.Option(help="While training: none, l1:1e-5, l2:1e-4, …")] = ["none"],
+    removed: Annotated[Names, typer.Option(help="units or connections.")] = ["units"],
+    baseline: Annotated[Names, typer.Option(help="random, scratch, small or dense; none for none.")] = [
+        "random", "scratch", "small",
+    ],
     seeds: Annotated[int, typer.Option(min=1, help="How many, from 0 on.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Processes of this machine.")] = 1,
     ray: Annotated[
