@@ -6,17 +6,16 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from surgeon.allocation import NARROW, allocate, steps
+from surgeon.allocation import allocate
 from surgeon.basis import basis_of
 from surgeon.cost import Cost
 from surgeon.coupling import Groups, couple
-from surgeon.errors import Infeasible
-from surgeon.ladder import TOLERANCE
+from surgeon.least_damage import aligned_by_damage
 from surgeon.limits import Keep
 from surgeon.progress import stage
 from surgeon.recovery.data import Calibration
 from surgeon.recovery.projection import project_groups
-from surgeon.recovery.selection import Selection, allocate_by_damage
+from surgeon.recovery.selection import Selection
 from surgeon.select import Ignored, ignoring
 from surgeon.trace import trace_inputs, with_train_only
 
@@ -50,20 +49,7 @@ def widths_for(
     """
     if budget == "channels" or scope != "global" or ratio == 0:
         return allocate(groups, found.scores, cost, budget=budget, ratio=ratio, scope=scope, align=align, keep=keep)
-    whole = cost.of(budget)({})
-    best: dict[int, int] | None = None
-    for finest in (NARROW, 8, 4, 2, 1) if align is None else (align,):
-        try:
-            widths = allocate_by_damage(
-                groups, found.damages, cost, budget=budget, ratio=ratio, steps=steps(groups, cost, align, finest),
-                keep=keep,
-            )
-        except Infeasible:
-            if finest in (1, align):
-                raise
-            continue
-        best = widths
-        if 1 - cost.of(budget)(widths) / whole <= ratio + TOLERANCE:
-            break
-    assert best is not None
-    return best
+    widths, _ = aligned_by_damage(
+        groups, found.damages, cost, budget=budget, ratio=ratio, align=align, keep=keep
+    )
+    return widths

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from surgeon.cost import Cost, Share
 from surgeon.coupling import Groups, couple
+from surgeon.damage import damages
 from surgeon.errors import Infeasible, InvalidArgument, NothingToPrune
 from surgeon.importance import score
-from surgeon.latency.budget import allocate_latency, damages
+from surgeon.latency.budget import allocate_latency
 from surgeon.latency.factors import Factor, polynomial_factors, total
 from surgeon.latency.legalise import legalise
 from surgeon.plan import Plan

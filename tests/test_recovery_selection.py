@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from surgeon.cost import Cost
 from surgeon.coupling import Groups, couple
 from surgeon.errors import Infeasible, InvalidArgument
+from surgeon.least_damage import allocate_by_damage
 from surgeon.recovery.data import calibrate
 from surgeon.recovery.elimination import eliminate, refine
-from surgeon.recovery.selection import Selection, allocate_by_damage, reconstruction
+from surgeon.recovery.selection import Selection, reconstruction
 from surgeon.recovery.sensitivity import Sensitivity, backwards, measure
 from surgeon.trace import trace
 from tests.networks import random_network

@@ -11,14 +11,13 @@ import numpy as np
 
 from surgeon.cost import Cost
 from surgeon.coupling import Groups
+from surgeon.damage import damages
 from surgeon.errors import Infeasible, InvalidArgument
 from surgeon.latency.factors import LatencyModel, polynomial_factors, scaled, total
 from surgeon.latency.knapsack import Allocation, solve
 from surgeon.latency.problem import Budget
-from surgeon.limits import LEAST_SHARE, Keep, floors, nothing_to_prune, retained
+from surgeon.limits import LEAST_SHARE, Keep, floors, nothing_to_prune
 
-# Of the importance, this share is spread evenly over a group's units: what scores 0 is not removed without need.
-_EVEN = 0.01
 # Up to how many times the factors are scaled to the latency of the whole, and from what share of it they differ.
 _ROUNDS = 5
 _AGREE = 0.002
@@ -131,36 +130,6 @@ def _consistent(
         f"a latency of {ms:.4g} ms is out of reach: the widths come to {least:.4g} of {latency.ms({}):.4g} ms at least",
         reachable=1 - least / latency.ms({}),
     )
-
-
-def damages(groups: Groups, scores: Mapping[int, np.ndarray], cost: Cost) -> dict[int, np.ndarray]:
-    """What keeping only the best 1, 2, … units of a group does to the model, by leaf: `(units,)`, 0 where all stay.
-
-    The damage of a group that retains the share r of its importance is -log r: losses are spread over groups, and none
-    is emptied. It counts by the share of the model's MACs that go when the group goes: what a residual stream loses,
-    each of its blocks is without; and where all groups counted alike, those that compute the most would be cut the
-    deepest, for being dear.
-    """
-    stakes = _stakes(cost)
-    found = {}
-    for group in groups:
-        units = np.arange(1, group.size + 1) / group.size
-        share = (1 - _EVEN) * retained(scores[group.leaf.id], group.size) + _EVEN * units
-        found[group.leaf.id] = -stakes[group.leaf.id] * np.log(share / share[-1])
-    return found
-
-
-def _stakes(cost: Cost) -> dict[int, float]:
-    """For each leaf, the relative change of the model's MACs by that of its width."""
-    found = dict.fromkeys(cost.sizes, 0.0)
-    whole = cost.macs({})
-    for share in cost.shares("macs"):
-        for leaves, factor in share.terms.items():
-            part = factor * math.prod(cost.sizes[leaf] for leaf in leaves) / whole
-            for leaf in leaves:
-                found[leaf] += part
-    # what nothing multiplies still has a worth
-    return {leaf: stake or 1.0 / len(found) for leaf, stake in found.items()}
 
 
 def _candidates(latency: LatencyModel, leaf: int, size: int, floor: float) -> tuple[int, ...]:

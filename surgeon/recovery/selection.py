@@ -1,8 +1,7 @@
-"""Which units are best rebuilt from the others, and how many of each group to keep, from unlabeled data."""
+"""Which units are best rebuilt from the others, and what it does to the model to keep few, from unlabeled data."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +10,7 @@ import numpy as np
 from torch import nn
 
 from surgeon.basis import basis_of
-from surgeon.cost import Cost
 from surgeon.coupling import Groups
-from surgeon.errors import Infeasible
-from surgeon.latency.factors import polynomial_factors
-from surgeon.latency.knapsack import solve
-from surgeon.latency.problem import Budget
-from surgeon.limits import LEAST_SHARE, Keep, floors, nothing_to_prune
 from surgeon.progress import stage
 from surgeon.recovery.data import calibrate
 from surgeon.recovery.elimination import Curve, eliminate, refine
@@ -92,51 +85,3 @@ def reconstruction(
         {leaf: curve.by_width for leaf, curve in curves.items()},
         calibration.samples,
     )
-
-
-def allocate_by_damage(
-    groups: Groups, damages: Mapping[int, np.ndarray], cost: Cost, *, budget: str = "macs", ratio: float = 0.5,
-    steps: Mapping[int, int] | None = None, keep: Keep = None,
-) -> dict[int, int]:
-    """The widths, by leaf, that do the least damage of all that remove at least `ratio` of the budget.
-
-    Args:
-        groups: what may be removed.
-        damages: what keeping 1, 2, … units of a leaf does, not rising: `(units,)`.
-        cost: the costs of the same groups.
-        budget: "macs" or "params".
-        ratio: the share to remove.
-        steps: what the width of a leaf must be a multiple of; by default any width will do. The full width always does.
-        keep: what is left of a group at least, as for `surgeon.shrink`.
-
-    Raises:
-        InvalidArgument: `keep` is out of range, or names no group.
-        NothingToPrune: there are no groups.
-        Infeasible: the budget can't be met.
-    """
-    held = floors(groups, keep)
-    if not groups.groups:
-        raise nothing_to_prune(groups)
-    factors = [factor for share in cost.shares(budget) for factor in polynomial_factors(share.terms, share.label)]
-    limit = (1 - ratio) * cost.of(budget)({})
-    for least in (LEAST_SHARE, 0.0):
-        widths = {
-            group.leaf.id: _candidates(
-                group.size, (steps or {}).get(group.leaf.id, 1),
-                held.get(group.leaf.id, max(1, math.ceil(least * group.size))),
-            )
-            for group in groups
-        }
-        at = {leaf: np.asarray(damages[leaf])[np.array(each) - 1] for leaf, each in widths.items()}
-        try:
-            found = solve(widths, at, [Budget("budget", budget, tuple(factors), limit)], names=groups.names)
-        except Infeasible:
-            if least == 0.0:
-                raise
-        else:
-            return found.widths
-    raise AssertionError("the last share is 0")
-
-
-def _candidates(size: int, step: int, floor: int) -> tuple[int, ...]:
-    return (*(width for width in range(step, size, step) if width >= floor), size)
