@@ -86,6 +86,12 @@ def test_survivors_differ_in_their_weights_alone(done: Study) -> None:
     assert kept["macs"] == rewound["macs"] == anew["macs"]
 
 
+def test_a_criterion_of_gradients_has_the_same_architecture_from_scratch(tmp_path: Path) -> None:
+    pruned, scratch = Study(TASK, tmp_path, [Run(criterion="taylor"), Run(method="scratch", criterion="taylor")]).run()
+    assert 0.25 < scratch["after"] <= 1
+    assert (scratch["macs"], scratch["params"]) == (pruned["macs"], pruned["params"])
+
+
 def test_a_study_is_the_same_in_processes(done: Study, tmp_path: Path) -> None:
     other = Study(TASK, tmp_path, EVERY[:4])
     assert [told(row) for row in other.run(jobs=2)] == [told(row) for row in done.rows[:4]]

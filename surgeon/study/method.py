@@ -60,13 +60,8 @@ def _prune(task: Task, run: Run, base: Dense, work: Path) -> tuple[nn.Module, fl
     if run.removed == "connections":
         return _prune_connections(task, run, base, work)
     if run.iterative or run.criterion in GRADIENT_CRITERIA:
-        masked = copy.deepcopy(base.model)
-        pruner = Pruner(
-            masked, run.ratio, schedule=_schedule(task, run), importance=run.criterion,
-            example_inputs=task.inputs(), scope=run.scope, align=1, seed=run.seed,
-            regularizer=() if (found := penalty(run)) is None else found,
-        )
-        train(task, masked, run, work, epochs=task.retraining, retraining=True, pruner=pruner)
+        pruner = _pruner(task, run, base)
+        train(task, pruner.model, run, work, epochs=task.retraining, retraining=True, pruner=pruner)
         return pruner.commit(), None
     slim = shrink(
         base.model, run.ratio, example_inputs=task.inputs(), importance=run.criterion, scope=run.scope, align=1,
@@ -80,6 +75,15 @@ def _prune(task: Task, run: Run, base: Dense, work: Path) -> tuple[nn.Module, fl
             reinitialize(slim, _other(run))
     train(task, slim, run, work, epochs=task.retraining, retraining=True)
     return slim, before
+
+
+def _pruner(task: Task, run: Run, base: Dense) -> Pruner:
+    """What prunes a copy of the trained model while it is retrained."""
+    return Pruner(
+        copy.deepcopy(base.model), run.ratio, schedule=_schedule(task, run), importance=run.criterion,
+        example_inputs=task.inputs(), scope=run.scope, align=1, seed=run.seed,
+        regularizer=() if (found := penalty(run)) is None else found,
+    )
 
 
 def _prune_connections(task: Task, run: Run, base: Dense, work: Path) -> tuple[nn.Module, float | None]:
@@ -104,10 +108,18 @@ def _prune_connections(task: Task, run: Run, base: Dense, work: Path) -> tuple[n
 
 def _scratch(task: Task, run: Run, base: Dense, work: Path) -> tuple[nn.Module, None]:
     """The architecture that pruning leaves, trained from scratch for as long as the pruned model was in all."""
-    made = plan(
-        base.model, run.ratio, example_inputs=task.inputs(), importance=run.criterion, scope=run.scope, align=1,
-        seed=run.seed,
-    )
+    if run.criterion in GRADIENT_CRITERIA:  # as far as the pruned model is retrained before its units go
+        pruner = _pruner(task, run, base)
+        train(
+            task, pruner.model, run, None, epochs=task.retraining, steps=_gathering(task), retraining=True,
+            pruner=pruner,
+        )
+        made = pruner.plan
+    else:
+        made = plan(
+            base.model, run.ratio, example_inputs=task.inputs(), importance=run.criterion, scope=run.scope, align=1,
+            seed=run.seed,
+        )
     return _from_scratch(task, run, made.apply(base.model), work)
 
 
@@ -136,7 +148,7 @@ def _schedule(task: Task, run: Run) -> Schedule:
     """A run's schedule, over the steps of retraining."""
     kind, count = schedule_of(run)
     total = task.retraining * steps_of(task)
-    start = max(1, round(GATHERING * total)) if run.criterion in GRADIENT_CRITERIA else 0
+    start = _gathering(task) if run.criterion in GRADIENT_CRITERIA else 0
     end = max(round(PRUNING * total), start + 1)
     match kind:
         case "one-shot":
@@ -146,6 +158,11 @@ def _schedule(task: Task, run: Run) -> Schedule:
         case _:
             make = schedules.cubic if kind == "cubic" else schedules.exponential
             return make(start, end, max(1, round((end - start) / count)))
+
+
+def _gathering(task: Task) -> int:
+    """The steps of retraining that gradients are gathered over."""
+    return max(1, round(GATHERING * task.retraining * steps_of(task)))
 
 
 def _other(run: Run) -> int:

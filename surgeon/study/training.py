@@ -99,10 +99,13 @@ def steps_of(task: Task) -> int:
 
 
 def train(
-    task: Task, model: nn.Module, run: Run, folder: Path, *, epochs: int, retraining: bool,
-    pruner: Steered | None = None, early: Path | None = None,
+    task: Task, model: nn.Module, run: Run, folder: Path | None, *, epochs: int, retraining: bool,
+    steps: int | None = None, pruner: Steered | None = None, early: Path | None = None,
 ) -> None:
-    """Train `model` in place, and go on from `folder` where that was begun; `early` is where an early state goes."""
+    """Train `model` in place, and go on from `folder` where that was begun; `early` is where an early state goes.
+
+    With `steps` training stops after so many of those that `epochs` are.
+    """
     regularizer = penalty(run)
     if pruner is None and regularizer is not None:
         pruner = Penalty(regularizer, analyse(model, task.inputs()))
@@ -116,7 +119,8 @@ def train(
     fit(
         model, task.batches(), loss=task.loss, optimizer=lambda parameters: task.optimizer(parameters, retraining),
         scheduler=None if scheduler is None else lambda optimizer: scheduler(optimizer, epochs * steps_of(task)),
-        epochs=epochs, pruner=pruner, callbacks=[remember], checkpoint=folder, seed=run.seed,
+        epochs=epochs if steps is None else None, steps=steps, pruner=pruner, callbacks=[remember], checkpoint=folder,
+        seed=run.seed,
     )
 
 
