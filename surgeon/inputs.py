@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import InvalidArgument, InvalidInputs
+from surgeon.surroundings import untouched
 from surgeon.trace import Inputs, batched, skeleton
 
 BATCH = 2
@@ -56,7 +57,8 @@ def infer(model: nn.Module) -> Inputs:
     for candidate in _candidates(model):
         inputs = runner.fit(candidate)
         try:
-            runner.run(inputs)
+            with untouched(model):
+                runner.run(inputs)
         except Exception as error:  # noqa: BLE001 - a model may raise anything on inputs that don't fit
             reason = str(error).strip().splitlines()
             failures.append(f"  {candidate.origin}: {reason[0] if reason else type(error).__name__}")

@@ -13,6 +13,7 @@ from surgeon.progress import stage
 from surgeon.surgery import Operation, operate
 from surgeon.surgery.rewrite import slim_graph
 from surgeon.surgery.same import pair
+from surgeon.surroundings import untouched
 from surgeon.trace import refuse_unfit, skeleton, trace_inputs
 from surgeon.verify import Certificate, certify
 
@@ -28,6 +29,11 @@ def carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str = "auto") 
         SurgeryError: it can't be built.
         NotEquivalent: it is not the original less the removed units.
     """
+    with untouched(model):
+        return _carry_out(model, groups, keep, form)
+
+
+def _carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str) -> tuple[Operation, Certificate]:
     operation = _operation(model, groups, keep, form)
     with stage("verify"):
         try:

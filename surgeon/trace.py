@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import copy
-import gc
 import inspect
-import logging
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidArgument, InvalidInputs, InvalidModel, TraceError
 from surgeon.functional import functionalise
+from surgeon.surroundings import (
+    quietly,
+    uncollected,
+    untouched,
+    with_masks_as_given,
+    without_stack_traces,
+)
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -63,6 +67,21 @@ def hint(size: int | torch.SymInt) -> int:
     return size if isinstance(size, int) else int(size.node.hint)
 
 
+class _Measured(fx.Interpreter):
+    """Runs a graph and notes the sizes that depend on values, such as how many elements a mask selects."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if _depends_on_values(n):
+            n.meta["val"] = pytree.tree_map_only(Tensor, lambda found: found.to("meta"), result)
+        return result
+
+
+def _depends_on_values(node: fx.Node) -> bool:
+    values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
+    return any(not isinstance(size, int) and not size.node.has_hint() for v in values for size in v.shape)
+
+
 def normalise_inputs(example_inputs: Any) -> Inputs:
     """A tensor, a tuple of positional inputs or a dict of keyword inputs as `(args, kwargs)`."""
     args: tuple[Any, ...] = ()
@@ -93,38 +112,11 @@ def skeleton(model: nn.Module) -> nn.Module:
                 memo[id(value)] = value
             elif type(value) in (dict, OrderedDict, set) and not value:
                 memo[id(value)] = type(value)()  # a module has a dozen of these, and copy takes its time over them
+            elif isinstance(value, dict | list):
+                # What a hook remembers of a trace has no values that could be copied.
+                memo |= {id(leaf): leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, FakeTensor)}
     with quietly():
         return copy.deepcopy(model, memo=memo)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without what torch warns of and logs on the way: an export that fails is told by its error alone."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    was = logger.disabled
-    logger.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = was
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Without Python's search for cycles of garbage.
-
-    What is made in here is small, lives until the end and sets off searches of all objects of the process, which take
-    longer than the work itself.
-    """
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def batched(inputs: Inputs, size: int) -> Inputs:
@@ -169,6 +161,12 @@ def trace_inputs(model: nn.Module, inputs: Inputs, dynamic: bool = True) -> Grap
     if common == 0:
         raise InvalidInputs("the first of example_inputs has a batch of size 0; give a batch of at least 1")
     wide = batched(inputs, 2) if common == 1 else inputs
+    with untouched(model):
+        return _traced(shared, inputs, wide, dynamic)
+
+
+def _traced(shared: nn.Module, inputs: Inputs, wide: Inputs, dynamic: bool) -> Graph:
+    common = batch_size(inputs)
     program = None
     if dynamic and all(t.dim() and t.shape[0] == common for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)):
         try:
@@ -218,6 +216,14 @@ def with_train_only(graph: Graph, model: nn.Module) -> Graph:
 
 
 def _check_dense(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InvalidModel(
+            "the model is a ScriptModule, whose Python code is gone; prune the nn.Module that it was made of, and "
+            "script the result"
+        )
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+            raise InvalidModel(f"{path or type(module).__name__} is quantized; prune the floating model, then quantize")
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         fault = ""
         if is_lazy(value):
@@ -236,6 +242,9 @@ def _graph(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: bo
     first: dict[int, str] = {}
     for name, tensor in named.items():
         first.setdefault(id(tensor), name)
+    if any(_depends_on_values(node) for node in module.graph.nodes):
+        with torch.no_grad():
+            _Measured(module).run(*pytree.tree_leaves(inputs), enable_io_processing=False)
     tensors: dict[str, str] = {}
     values: dict[str, Tensor] = {}
     for node in module.graph.nodes:
@@ -261,19 +270,8 @@ def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> torch.export.Exp
     names = None
     if dynamic:
         names = {**_positional_names(model, args, shapes[0]), **shapes[1]} if kwargs else shapes[0]
-    with quietly(), uncollected(), _no_stack_traces(), torch.no_grad():
+    with quietly(), uncollected(), without_stack_traces(), with_masks_as_given(), torch.no_grad():
         return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=names)
-
-
-@contextmanager
-def _no_stack_traces() -> Iterator[None]:
-    """Leave out the Python stack of every node, which takes a fifth of the time; modules' names are kept anyway."""
-    before = fx.config.do_not_emit_stack_traces
-    fx.config.do_not_emit_stack_traces = True
-    try:
-        yield
-    finally:
-        fx.config.do_not_emit_stack_traces = before
 
 
 def _positional_names(model: nn.Module, args: tuple[Any, ...], shapes: Any) -> dict[str, Any]:

@@ -93,6 +93,12 @@ def scattered(x: Tensor, p: Any) -> Tensor:
     return torch.scatter(x, 2, p.index.expand(x.shape[0], x.shape[1], 2), 1.0)
 
 
+def written(x: Tensor, p: Any) -> Tensor:
+    y = x.clone()
+    y[:, :, p.ids] = p.values
+    return y
+
+
 POINTWISE = [
     Row("relu", "relu", lambda x, p: F.relu(x)),
     Row("gelu", "gelu", lambda x, p: F.gelu(x)),
@@ -140,6 +146,11 @@ CONTRACTION = [
     Row("einsum", "einsum", lambda x, p: torch.einsum("bcl,cd->bdl", x, p.w), more={"w": (8, 6)}),
     Row("einsum of an outer product", "einsum", lambda x, p: torch.einsum("bc,bd->bcd", x, p.up(x[:, :3])).flatten(1),
         spatial=()),
+    Row("einsum with an ellipsis", "einsum", lambda x, p: torch.einsum("...cl,cd->...dl", x, p.w), more={"w": (8, 6)}),
+    Row("einsum without an arrow", "einsum", lambda x, p: torch.einsum("bcl,cd", x, p.w), more={"w": (8, 6)}, axis=2),
+    Row("bilinear", "bilinear", lambda x, p: F.bilinear(x, p.other(x), p.w), spatial=(),
+        more={"other": nn.Linear(8, 5), "w": (6, 8, 5)}),
+    Row("vdot", "vdot", lambda x, p: x * torch.vdot(x[0], p.w), spatial=(), more={"w": (8,)}),
     Row("attention", "scaled_dot_product_attention", lambda x, p: fused(x), units=24),
     Row("attention with a mask", "scaled_dot_product_attention", lambda x, p: fused(x, attn_mask=p.bias), units=24,
         more={"bias": (1, 2, 4, 4)}),
@@ -175,6 +186,10 @@ LAYOUT = [
 SEGMENTS = [
     Row("cat", "cat", lambda x, p: torch.cat([x, p.conv(x), x], 1), more={"conv": nn.Conv1d(8, 5, 1)}),
     Row("stack", "stack", lambda x, p: torch.stack([x, 2 * x], 1).sum(1)),
+    Row("hstack", "hstack", lambda x, p: torch.hstack([x, p.conv(x)]), more={"conv": nn.Conv1d(8, 5, 1)}),
+    Row("vstack", "vstack", lambda x, p: torch.vstack([x, 2 * x])),
+    Row("repeat_interleave of positions by numbers of their own", "repeat_interleave",
+        lambda x, p: torch.repeat_interleave(x, p.times, 2), more={"times": torch.tensor([1, 0, 2, 3])}),
     Row("split", "split", lambda x, p: torch.cat([part * (i + 1) for i, part in enumerate(x.split(3, 1))], 1)),
     Row("split_with_sizes", "split_with_sizes", lambda x, p: torch.cat(x.split([5, 3], 1)[::-1], 1)),
     Row("chunk", "chunk", lambda x, p: torch.mul(*x.chunk(2, 1))),
@@ -240,6 +255,14 @@ INDEXING = [
     Row("embedding of other rows", "embedding", lambda x, p: x + F.embedding(p.ids, p.w)[..., None],
         more={"ids": torch.tensor([3, 0]), "w": (5, 8)}),
     Row("index of positions by a buffer", "index", lambda x, p: x[:, :, p.ids], more={"ids": torch.tensor([2, 0, 0])}),
+    Row("index of positions by a mask", "index", lambda x, p: x[:, :, p.mask],
+        more={"mask": torch.tensor([True, False, True, True])}),
+    Row("index_put to positions", "index_put", written,
+        more={"ids": torch.tensor([2, 0]), "values": (8, 1)}),
+    Row("index_put to a mask of positions", "index_put", lambda x, p: x.mT.index_put((p.mask,), p.value).mT,
+        more={"mask": torch.tensor([[True, False, True, True]] * 2), "value": (8,)}),
+    Row("embedding_bag", "embedding_bag", lambda x, p: x * F.embedding_bag(p.ids, p.w),
+        spatial=(), more={"ids": torch.tensor([[3, 0], [1, 1]]), "w": (5, 8)}),
     Row("index_select of positions", "index_select", lambda x, p: torch.index_select(x, 2, p.ids),
         more={"ids": torch.tensor([2, 0])}),
     Row("gather of positions", "gather", lambda x, p: torch.gather(x, 2, p.ids.expand(2, 8, 3)),
@@ -268,6 +291,8 @@ WINDOWS = [
     Row("interpolate bicubically", "upsample_bicubic2d",
         lambda x, p: F.interpolate(x, size=(4, 4), mode="bicubic"), spatial=(3, 3)),
     Row("interpolate linearly", "upsample_linear1d", lambda x, p: F.interpolate(x, size=7, mode="linear")),
+    Row("max_unpool2d", "max_unpool2d", lambda x, p: F.max_unpool2d(*F.max_pool2d_with_indices(x, [2, 2]), [2, 2]),
+        spatial=(4, 4)),
     Row("grid_sample", "grid_sampler", lambda x, p: F.grid_sample(x, grid(x), align_corners=False), spatial=(3, 3)),
 ]
 
@@ -280,10 +305,22 @@ RECURRENCE = [
     Row("gru", "gru", lambda x, p: p.rnn(x.mT)[0].mT, more={"rnn": nn.GRU(8, 6, batch_first=True)}),
     Row("the last state of a gru", "gru", lambda x, p: p.rnn(x.mT)[1][0],
         more={"rnn": nn.GRU(8, 6, batch_first=True)}),
+    Row("lstm_cell", "lstm_cell", lambda x, p: torch.cat(p.cell(x), 1), spatial=(), more={"cell": nn.LSTMCell(8, 6)}),
+    Row("gru_cell, twice", "gru_cell", lambda x, p: p.cell(x, p.cell(x)), spatial=(), more={"cell": nn.GRUCell(8, 6)}),
+    Row("rnn_cell", "rnn_relu_cell", lambda x, p: p.cell(x), spatial=(),
+        more={"cell": nn.RNNCell(8, 6, bias=False, nonlinearity="relu")}),
     Row("rnn", "rnn_tanh", lambda x, p: p.rnn(x.mT)[0].mT, more={"rnn": nn.RNN(8, 6, batch_first=True)}),
 ]
 
-ROWS = [*POINTWISE, *CONTRACTION, *LAYOUT, *SEGMENTS, *STATISTICS, *INDEXING, *WINDOWS, *RECURRENCE]
+SPECTRAL = [
+    Row("fft of positions", "fft_rfft", lambda x, p: torch.fft.irfft(torch.fft.rfft(x) * p.w, 4), more={"w": (8, 3)}),
+    Row("fft of two axes of positions", "fft_fft2", lambda x, p: torch.fft.fft2(x).real, spatial=(2, 3)),
+    Row("view_as_complex", "view_as_complex",
+        lambda x, p: torch.view_as_real(torch.view_as_complex(x.unflatten(2, (2, 2))) * 1j).flatten(2)),
+    Row("complex", "complex", lambda x, p: torch.complex(x, p.w * x).conj().abs(), more={"w": (8, 1)}),
+]
+
+ROWS = [*POINTWISE, *CONTRACTION, *LAYOUT, *SEGMENTS, *STATISTICS, *INDEXING, *WINDOWS, *RECURRENCE, *SPECTRAL]
 
 # What a removed unit's parameters, set to zero, still have a part in: the reference is a mask.
 MASKED = {
@@ -313,11 +350,10 @@ PINNED = [
          more={"ids": torch.tensor([[[2]]])}), "scatter: positions are read or written by number"),
     (Row("tril", "tril", lambda x, p: x.tril()), "tril: depends on positions"),
     (Row("reflected pad", "pad", lambda x, p: pads(x.mT, [1, 2], "reflect").mT), "pad: padded by its neighbours"),
-    (Row("hstack", "hstack", lambda x, p: torch.hstack([x, x])), "hstack: use cat, for which surgeon has a rule"),
+    (Row("hstack of vectors", "hstack", lambda x, p: torch.hstack([x[0], x[1]]).unflatten(0, (2, 8)), spatial=()),
+     "hstack: use cat, for which surgeon has a rule"),
     (Row("einsum of a diagonal", "einsum", lambda x, p: torch.einsum("bii->bi", x), spatial=(8,)),
      "einsum: surgeon has no rule for the equation"),
-    (Row("einsum without an arrow", "einsum", lambda x, p: torch.einsum("bcl,cd", x, p.w)[:, :, None], axis=0,
-         more={"w": (8, 6)}), "einsum: surgeon has no rule for the equation"),
     (Row("norm of order 0", "linalg_vector_norm",
          lambda x, p: x * torch.linalg.vector_norm(x, 0, 1, keepdim=True)), "a norm of order 0"),
     (Row("pixel_shuffle of too few", "pixel_shuffle", lambda x, p: F.pixel_shuffle(x, 2), units=4, spatial=(2, 2)),
@@ -325,7 +361,9 @@ PINNED = [
     (Row("lstm with projections", "lstm", lambda x, p: p.rnn(x.mT)[0].mT,
          more={"rnn": nn.LSTM(8, 6, batch_first=True, proj_size=3)}), "lstm in rnn: a recurrent layer with proj"),
     (Row("cumprod", "cumprod", lambda x, p: torch.cumprod(x, 1)), "cumprod: surgeon has no rule for this operator"),
-    (Row("bilinear", "bilinear", lambda x, p: F.bilinear(x, x, p.w), spatial=(), more={"w": (6, 8, 8)}),
-     "bilinear: surgeon has no rule for this operator"),
-    (Row("fft", "fft_rfft", lambda x, p: torch.fft.rfft(x, dim=1).abs()), "fft_rfft: surgeon has no rule"),
+    (Row("fft", "fft_rfft", lambda x, p: torch.fft.rfft(x, dim=1).abs()), "fft_rfft: frequencies"),
+    (Row("repeat_interleave by numbers", "repeat_interleave", lambda x, p: x.repeat_interleave(p.times, 1),
+         more={"times": torch.arange(8)}), "repeat_interleave: every position has a number of repetitions"),
+    (Row("index by a mask", "index", lambda x, p: x[:, p.mask], more={"mask": torch.arange(8) > 2}),
+     "index: positions are read by number"),
 ]

@@ -121,7 +121,7 @@ ARGUMENTS: list[tuple[str, dict[str, Any], type[SurgeonError], str]] = [
     ("sparse weights", {"model": Sparse()}, InvalidModel, r"first\.weight.*sparse"),
     ("weights without a shape yet", {"model": nn.Sequential(nn.LazyLinear(16), nn.Linear(16, 4))}, InvalidModel,
      r"0\.weight has no shape yet; run the model once"),
-    ("quantized weights", {"model": quantized()}, TraceError, "torch.export can't trace"),
+    ("quantized weights", {"model": quantized()}, InvalidModel, "is quantized; prune the floating model"),
     ("weights on the meta device", {"model": Net().to("meta")}, InvalidModel, r"first\.weight.*meta device"),
     ("inputs of another size", {"example_inputs": torch.randn(2, 9)}, InvalidInputs,
      r"Net\.forward does not run on example inputs of shapes \[\(2, 9\)\]"),

@@ -9,7 +9,8 @@ from surgeon.rules import (  # noqa: F401  (importing a family registers its rul
     pooling,
     recurrence,
     segments,
+    spectral,
 )
-from surgeon.rules.base import RULES, Axes, Context, Kept, Typed, arguments, find, rule, size_of, where
+from surgeon.rules.base import RULES, Axes, Context, Kept, Typed, arguments, find, is_random, rule, size_of, where
 
-__all__ = ["RULES", "Axes", "Context", "Kept", "Typed", "arguments", "find", "rule", "size_of", "where"]
+__all__ = ["RULES", "Axes", "Context", "Kept", "Typed", "arguments", "find", "is_random", "rule", "size_of", "where"]

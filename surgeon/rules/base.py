@@ -163,6 +163,19 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return found
 
 
+# Arguments by which an operator that may draw random numbers draws none.
+_QUIET = {"train": False, "training": False, "dropout_p": 0.0, "dropout": 0.0, "p": 0.0}
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the operator draws random numbers, as it is called."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    given = arguments(node)
+    return not any(name in given and given[name] == quiet for name, quiet in _QUIET.items())
+
+
 def size_of(node: fx.Node) -> tuple[int, ...]:
     """The sizes of the tensor that `node` computes, a dynamic batch at the size it was traced with."""
     value = node.meta.get("val")

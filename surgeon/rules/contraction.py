@@ -22,7 +22,7 @@ def linear(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     return Typed((*x[:-1], w[0]), contracted=(w[1],), macs=(*x[:-1], *w))
 
 
-@rule("mm", "bmm", "matmul", "mv", "dot")
+@rule("mm", "bmm", "matmul", "mv", "dot", "vdot")
 def matmul(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x, y = c.of(a["self"]), c.of(a.get("mat2", a.get("other", a.get("vec", a.get("tensor")))))
     return _matmul(node, x, y, c)
@@ -54,11 +54,9 @@ def outer(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 
 @rule("einsum")
 def einsum(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    equation = a["equation"].replace(" ", "")
-    left, arrow, right = equation.partition("->")
-    terms = left.split(",")
     operands = [c.of(t) for t in a["tensors"]]
-    if not arrow or "." in equation or any(len(set(t)) != len(t) for t in terms):
+    terms, right = _equation(a["equation"], [len(axes) for axes in operands])
+    if any(len(set(term)) != len(term) for term in terms):
         for axes in operands:
             c.pin(axes, f"{where(node)}: surgeon has no rule for the equation {a['equation']!r}")
         return Typed(c.pinned(size_of(node), f"output of {where(node)}"))
@@ -72,6 +70,38 @@ def einsum(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
                 c.unify(known, axis, f"{where(node)}: axis {letter} of {a['equation']!r} does not align")
     summed = tuple(axis for letter, axis in named.items() if letter not in right)
     return Typed(tuple(named[letter] for letter in right), contracted=summed, macs=tuple(named.values()))
+
+
+def _equation(equation: str, ranks: list[int]) -> tuple[list[list[str]], list[str]]:
+    """The names of each operand's axes, and of the result's; axes under an ellipsis are named by numbers.
+
+    >>> _equation("...i,ij", [3, 2])
+    ([['1', '0', 'i'], ['i', 'j']], ['1', '0', 'j'])
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    written = left.split(",")
+    hidden = [rank - len(term.replace("...", "")) for rank, term in zip(ranks, written, strict=True)]
+
+    def names(term: str, count: int) -> list[str]:
+        before, dots, after = term.partition("...")
+        return [*before, *([str(n) for n in range(count - 1, -1, -1)] if dots else ()), *after]
+
+    if not arrow:  # then the letters that occur once stay, in their order
+        right = "..." * ("..." in left) + "".join(sorted(x for x in set(left) - {",", "."} if left.count(x) == 1))
+    return [names(term, count) for term, count in zip(written, hidden, strict=True)], names(right, max(hidden))
+
+
+@rule("bilinear")
+def bilinear(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    """Inputs (…, I) and (…, J), weight (O, I, J) -> (…, O)."""
+    x, y, w = c.of(a["input1"]), c.of(a["input2"]), c.of(a["weight"])
+    why = f"{where(node)}: the inputs' units do not align with the weight's"
+    batch = c.broadcast([x[:-1], y[:-1]], why)
+    c.unify(x[-1], w[1], why)
+    c.unify(y[-1], w[2], why)
+    if a["bias"] is not None:
+        c.unify(w[0], c.of(a["bias"])[0], why)
+    return Typed((*batch, w[0]), contracted=w[1:], macs=(*batch, *w))
 
 
 @rule("conv1d", "conv2d", "conv3d", "convolution")

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import fx
 
-from surgeon.rules.base import Context, Typed, dims, rule, size_of, sizes_of, where
+from surgeon.axes import ONE
+from surgeon.rules.base import Axes, Context, Typed, dims, rule, size_of, sizes_of, where
 
 
 @rule("embedding")
@@ -16,22 +17,42 @@ def embedding(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     return Typed((*index, *w[1:]))
 
 
+@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    """Rows of a weight (rows, D), looked up and reduced in bags; the first result is (bags, D)."""
+    w = c.of(a["weight"])
+    why = f"{where(node)}: rows are looked up by number"
+    c.pin((w[0], *c.of(a["indices"]), *c.of(a["offsets"]), *c.of(a["per_sample_weights"])), why)
+    bags, *others = sizes_of(node)
+    return Typed([(c.fresh(bags[0], why), w[1]), *(c.pinned(size, why) for size in others)])
+
+
 @rule("index", "_unsafe_index")
 def index(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """Advanced indexing: the indexed axes are replaced by the broadcast axes of the indices."""
-    x, indices = c.of(a["self"]), list(a["indices"])
-    why = f"{where(node)}: positions are read by number"
-    sizes = size_of(node)
-    if any(i is not None and _is_mask(i) for i in indices):
-        c.pin(x, why)
-        return Typed(c.pinned(sizes, why))
+    return Typed(_indexed(c.of(a["self"]), list(a["indices"]), size_of(node), f"{where(node)}: positions are read", c))
+
+
+def _indexed(x: Axes, indices: list[Any], sizes: tuple[int, ...] | None, action: str, c: Context) -> Axes:
+    """The axes of what stands at `indices` of `x`; `sizes` are its sizes, where they are known."""
+    why = f"{action} by number"
+    masks = [i for i in indices if i is not None and _is_mask(i)]
+    if masks:
+        before = next((d for d, i in enumerate(indices) if i is not None), 0)
+        mask = c.of(masks[0])
+        if len([i for i in indices if i is not None]) > 1:
+            c.pin(x, why)
+            return c.pinned(sizes or (), why)
+        c.pin((*x[before : before + len(mask)], *mask), why)
+        chosen = c.pinned(sizes[before : before + 1], why) if sizes is not None else (ONE,)
+        return (*x[:before], *chosen, *x[before + len(mask) :])
     at = [d for d, i in enumerate(indices) if i is not None]
     c.pin([x[d] for d in at], why)
     looked_up = c.broadcast([c.of(indices[d]) for d in at], why)
     adjacent = at == list(range(at[0], at[-1] + 1))
     kept = [axis for d, axis in enumerate(x) if d not in at]
     place = at[0] if adjacent else 0
-    return Typed((*kept[:place], *looked_up, *kept[place:]))
+    return (*kept[:place], *looked_up, *kept[place:])
 
 
 def _is_mask(node: Any) -> bool:
@@ -69,14 +90,23 @@ def gather(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     return Typed(i if reads else x)
 
 
-@rule("index_put")
+@rule("index_put", "_unsafe_index_put")
 def index_put(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    x = c.of(a["self"])
-    why = f"{where(node)}: positions are written by number"
+    """The values broadcast to what stands at the indices; axes that are not indexed pass through."""
+    x, values = c.of(a["self"]), c.of(a["values"])
+    action = f"{where(node)}: positions are written"
     indices = [i for i in a["indices"] if i is not None]
-    c.pin((*x, *c.of(a["values"])), why)
     for i in indices:
-        c.pin(c.of(i), why)
+        c.pin(c.of(i), f"{action} by number")
+    if any(map(_is_mask, indices)) and len(indices) > 1:
+        c.pin((*x, *values), f"{action} by number")
+        return Typed(x)
+    place = _indexed(x, list(a["indices"]), None, action, c)
+    for axis, value in zip(reversed(place), reversed(values), strict=False):
+        if axis.size == value.size:
+            c.unify(axis, value, f"{action}: what is written does not align")
+        else:
+            c.pin((value,), f"{action} by number")
     return Typed(x)
 
 
@@ -109,7 +139,8 @@ def uniform(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 
 
 @rule("arange", "linspace", "eye", "scalar_tensor", "one_hot", "randperm", "tril_indices", "triu_indices", "bucketize",
-      "searchsorted", "nonzero", "masked_select", "hann_window", "fft_fftfreq", "unique_consecutive", "bincount")
+      "searchsorted", "nonzero", "repeat_interleave.Tensor", "masked_select", "hann_window", "fft_fftfreq",
+      "unique_consecutive", "bincount")
 def numbered(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """A tensor whose elements depend on their position, or on values: no position may disappear."""
     why = f"{where(node)}: values that depend on the position"

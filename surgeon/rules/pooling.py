@@ -42,3 +42,13 @@ def grid_sampler(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     c.pin((*x[2:], *grid[1:]), why)
     c.unify(x[0], grid[0], why)
     return Typed((*x[:2], *c.pinned(size_of(node)[2:], why)))
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    """Values (N, C, *spatial) go where the indices, of the same shape, say: to positions of their own channel."""
+    rank = next(n for tag, n in _RANK.items() if tag in str(node.target))
+    why = f"{where(node)}: spatial axis"
+    x = c.broadcast([c.of(a["self"]), c.of(a["indices"])], f"{where(node)}: values and indices do not align")
+    c.pin(x[-rank:], why)
+    return Typed((*x[:-rank], *c.pinned(size_of(node)[-rank:], why)))

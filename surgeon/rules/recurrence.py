@@ -55,3 +55,25 @@ def _projected(node: fx.Node, operands: list[Axes], c: Context) -> Typed:
     for axes in operands:
         c.pin(axes, why)
     return Typed([c.pinned(size, why) for size in sizes_of(node)])
+
+
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def cell(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    """One step: input (N, I), states (N, H), weights (gates·H, I) and (gates·H, H); the new states."""
+    kind = str(node.target).removeprefix("aten.").split(".")[0].removesuffix("_cell")
+    why = f"{where(node)}: hidden units do not align"
+    states = [c.of(h) for h in (a["hx"] if isinstance(a["hx"], tuple | list) else [a["hx"]])]
+    x, ins, own = c.of(a["input"]), c.of(a["w_ih"]), c.of(a["w_hh"])
+    hidden = states[0][-1]
+    c.unify(x[-1], ins[1], why)
+    c.unify(hidden, own[1], why)
+    for state in states:
+        c.broadcast([x[:-1], state[:-1]], why)
+        c.unify(hidden, state[-1], why)
+    for axes in (ins, own, *(c.of(a[name]) for name in ("b_ih", "b_hh") if a[name] is not None)):
+        gate, units = c.space.divide(axes[0], [_GATES[kind], hidden.size], why)
+        c.pin((gate,), f"{where(node)}: gates")
+        c.unify(units, hidden, why)
+    out = (*x[:-1], hidden)
+    macs: list[Axes] = [(*x[:-1], *ins), (*x[:-1], *own)]
+    return Typed([out] * len(states) if kind == "lstm" else out, contracted=(ins[1], own[1]), macs=macs)

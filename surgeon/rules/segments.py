@@ -24,19 +24,29 @@ def cat(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     return Typed(tuple(out))
 
 
-@rule("stack", "hstack", "vstack", "column_stack", "dstack")
+@rule("stack")
 def stack(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     operands = [c.of(t) for t in a["tensors"]]
-    if "aten.stack." not in str(node.target):
-        for axes in operands:
-            c.pin(axes, f"{where(node)}: use cat, for which surgeon has a rule")
-        return Typed(c.pinned(size_of(node), f"output of {where(node)}"))
     out = list(operands[0])
     for axes in operands[1:]:
         for axis, other in zip(out, axes, strict=True):
             c.unify(axis, other, f"{where(node)}: the operands do not align")
     out.insert(a["dim"] % (len(out) + 1), concat([ONE] * len(operands)))
     return Typed(tuple(out))
+
+
+# The axis along which each of these joins tensors; those of a lower rank get axes of size 1 first.
+_JOINED = {"vstack": 0, "hstack": 1, "column_stack": 1, "dstack": 2}
+
+
+@rule(*_JOINED)
+def joined(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    dim = _JOINED[str(node.target).removeprefix("aten.").split(".")[0]]
+    if min(len(c.of(t)) for t in a["tensors"]) > dim:
+        return cat(node, {**a, "dim": dim}, c)
+    for t in a["tensors"]:
+        c.pin(c.of(t), f"{where(node)}: use cat, for which surgeon has a rule")
+    return Typed(c.pinned(size_of(node), f"output of {where(node)}"))
 
 
 @rule("split", "split_with_sizes", "chunk", "tensor_split.indices", "tensor_split.sections", "unsafe_split",
@@ -173,6 +183,17 @@ def repeat_interleave(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     dim = a["dim"] % len(x)
     out = (*x[:dim], prod([x[dim], copies]), *x[dim + 1 :])
     return Typed(out, args={"repeats": lambda kept: kept.width(copies)})
+
+
+@rule("repeat_interleave.self_Tensor")
+def repeat_each(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    """Each position as often as its own number says: no position of that axis may disappear."""
+    x = c.of(a["self"])
+    why = f"{where(node)}: every position has a number of repetitions of its own"
+    dim = a["dim"] % len(x) if a["dim"] is not None else None
+    c.pin((*(x if dim is None else (x[dim],)), *c.of(a["repeats"])), why)
+    repeated = c.fresh(size_of(node)[dim or 0], why)
+    return Typed((repeated,) if dim is None else (*x[:dim], repeated, *x[dim + 1 :]))
 
 
 @rule("roll")

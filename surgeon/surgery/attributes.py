@@ -20,12 +20,17 @@ _Transposed = nn.modules.conv._ConvTransposeNd
 _Norm = nn.modules.batchnorm._NormBase
 
 
-def describe_tensors(module: nn.Module, groups_of: Mapping[str, int] | None = None) -> None:
+#: Arguments of operators that are attributes of the torch.nn module by the same name, which its tensors do not tell.
+NAMED_ALIKE = ("groups", "num_groups", "normalized_shape")
+
+
+def describe_tensors(module: nn.Module, printed: Mapping[str, Any] | None = None) -> None:
     """Make the documented size attributes of a torch.nn module agree with its tensors.
 
-    `groups_of` may give the new `groups` of a convolution or `num_groups` of a GroupNorm.
+    `printed` may give the new `groups` of a convolution, `num_groups` of a GroupNorm, or `normalized_shape` of a norm
+    without weights.
     """
-    new = dict(groups_of or {})
+    new = dict(printed or {})
     match module:
         case _Conv():
             module.groups = new.get("groups", module.groups)
@@ -38,8 +43,9 @@ def describe_tensors(module: nn.Module, groups_of: Mapping[str, int] | None = No
         case _Norm():
             tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
             module.num_features = next((t.shape[0] for t in tensors if t.dim()), module.num_features)
-        case nn.LayerNorm() | nn.RMSNorm() if module.elementwise_affine:
-            module.normalized_shape = tuple(module.weight.shape)
+        case nn.LayerNorm() | nn.RMSNorm():
+            shape = module.weight.shape if module.elementwise_affine else new.get("normalized_shape")
+            module.normalized_shape = tuple(shape or module.normalized_shape)
         case nn.GroupNorm():
             module.num_groups = new.get("num_groups", module.num_groups)
             module.num_channels = module.weight.shape[0] if module.affine else module.num_channels
@@ -47,9 +53,13 @@ def describe_tensors(module: nn.Module, groups_of: Mapping[str, int] | None = No
             module.num_embeddings, module.embedding_dim = module.weight.shape
         case nn.PReLU():
             module.num_parameters = module.weight.shape[0]
+        case nn.Bilinear():
+            module.out_features, module.in1_features, module.in2_features = module.weight.shape
         case nn.RNNBase():
             module.input_size = module.get_parameter("weight_ih_l0").shape[1]
             module.hidden_size = module.get_parameter("weight_hh_l0").shape[1]
+        case nn.RNNCellBase():
+            module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
 
 
 # The class of a module, and one of its attributes.
@@ -85,7 +95,7 @@ def renumber(
         name = known_as[0]
         sizes = {key: pair for alias in known_as for key, pair in printed.get(alias, {}).items()}
         before = {k: v for k, v in vars(module).items() if isinstance(v, int | tuple) and not isinstance(v, bool)}
-        describe_tensors(module, {k: v[1] for k, v in sizes.items() if k in ("groups", "num_groups")})
+        describe_tensors(module, {k: v[1] for k, v in sizes.items() if k in NAMED_ALIKE})
         if not type(module).__module__.startswith("torch.nn.modules") or isinstance(module, nn.MultiheadAttention):
             _replace_sizes(module, _pairs(sizes), chosen or {}, doubts)
         changes += [(name, k, v, vars(module)[k]) for k, v in before.items() if vars(module)[k] != v]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,11 +15,14 @@ from surgeon.surgery.rewrite import is_getitem
 _MODULE_OPERATORS = (torch._ops.OpOverload,)
 
 
-def restore_leaves(module: fx.GraphModule, model: nn.Module, groups_of: dict[str, dict[str, int]]) -> list[str]:
+def restore_leaves(
+    module: fx.GraphModule, model: nn.Module, printed: dict[str, dict[str, Any]], unlike: set[str]
+) -> list[str]:
     """Replace operators by calls of the torch.nn modules they were traced from; the names of the modules restored.
 
     Only calls that consist of a single operator on one activation, with the module's own tensors, are replaced: there
-    the operator is all that the module does. `groups_of` gives new group counts by module name.
+    the operator is all that the module does. `printed` gives new numbers by module name, see `describe_tensors`; the
+    modules named in `unlike` need other numbers from call to call, and stay operators.
     """
     calls: dict[tuple[str, str], list[fx.Node]] = {}
     for node in module.graph.nodes:
@@ -28,11 +32,11 @@ def restore_leaves(module: fx.GraphModule, model: nn.Module, groups_of: dict[str
     for (path, _), nodes in calls.items():
         leaf = _leaf(model, path)
         operator_node = nodes[0]
-        if leaf is None or not _is_whole_call(operator_node, nodes[1:], path):
+        if leaf is None or path in unlike or not _is_whole_call(operator_node, nodes[1:], path):
             continue
         activations = [n for n in operator_node.all_input_nodes if n.op != "get_attr"]
         if path not in restored:
-            restored[path] = _rebuild(module, leaf, path, groups_of.get(path, {}))
+            restored[path] = _rebuild(module, leaf, path, printed.get(path, {}))
         with module.graph.inserting_before(operator_node):
             call_node = module.graph.call_module(path, (activations[0],))
         call_node.meta = dict(nodes[-1].meta)
@@ -49,7 +53,9 @@ def _restore_dropout(module: fx.GraphModule) -> None:
     """What forward wrote as `F.dropout(x, p, self.training)` becomes a module, so that it follows `train()`."""
     found = module.graph.find_nodes(op="call_function", target=torch.ops.aten.dropout.default)
     for number, node in enumerate(found):
-        x, p, _ = node.args
+        x, p, active = node.args
+        if active:  # forward drops in eval mode too
+            continue
         path = ".".join(part for part in (module_path(node), f"functional_dropout_{number}") if part)
         module.add_submodule(path, nn.Dropout(p))
         with module.graph.inserting_before(node):
@@ -87,7 +93,7 @@ def _is_whole_call(first: fx.Node, rest: list[fx.Node], path: str) -> bool:
     )
 
 
-def _rebuild(module: fx.GraphModule, leaf: nn.Module, path: str, groups_of: dict[str, int]) -> nn.Module:
+def _rebuild(module: fx.GraphModule, leaf: nn.Module, path: str, printed: dict[str, Any]) -> nn.Module:
     """A copy of `leaf` that holds the smaller tensors already standing under its name."""
     memo = {id(t): t for t in (*leaf.parameters(), *leaf.buffers())}
     fresh = copy.deepcopy(leaf, memo)
@@ -102,6 +108,6 @@ def _rebuild(module: fx.GraphModule, leaf: nn.Module, path: str, groups_of: dict
     for name, buffer in list(fresh._buffers.items()):
         if buffer is not None:
             fresh._buffers[name] = getattr(holder, name, buffer.clone())
-    describe_tensors(fresh, groups_of)
+    describe_tensors(fresh, printed)
     module.add_submodule(path, fresh)
     return fresh

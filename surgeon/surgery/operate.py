@@ -14,13 +14,14 @@ from torch import Tensor, fx, nn
 from surgeon.coupling import Groups
 from surgeon.errors import InvalidArgument, SurgeonError, SurgeryError
 from surgeon.rules import Kept
-from surgeon.surgery.attributes import Attribute, Renumbered, module_path, renumber
+from surgeon.surgery.attributes import NAMED_ALIKE, Attribute, Renumbered, module_path, renumber
 from surgeon.surgery.leaves import restore_leaves
 from surgeon.surgery.record import Stand, Stream, record
 from surgeon.surgery.rewrite import assemble, check_shapes, slim_graph
 from surgeon.surgery.same import pair
 from surgeon.surgery.tensors import like, slim_tensors, take
-from surgeon.trace import Graph, refuse_unfit, skeleton, trace_inputs, uncollected, unread
+from surgeon.surroundings import uncollected
+from surgeon.trace import Graph, refuse_unfit, skeleton, trace_inputs, unread
 
 FORMS = ("auto", "module", "graph")
 #: How often another reading of the attributes in doubt is tried: each takes a trace.
@@ -245,13 +246,16 @@ def as_graph(
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
     module = assemble(graph, {name: value for name, value in tensors.items() if name in read}, _persistent(model))
-    counts: dict[str, dict[str, int]] = {}
+    printed: dict[str, dict[str, Any]] = {}
+    unlike: set[str] = set()
     for node, typed in groups.typed.items():
         path = module_path(node)
-        for name in ("groups", "num_groups"):
+        for name in NAMED_ALIKE:
             if path is not None and name in typed.args:
-                counts.setdefault(path, {})[name] = typed.args[name](kept)
-    restore_leaves(module, model, counts)
+                new = typed.args[name](kept)
+                if printed.setdefault(path, {}).setdefault(name, new) != new:
+                    unlike.add(path)
+    restore_leaves(module, model, printed, unlike)
     return module
 
 

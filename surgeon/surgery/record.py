@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from surgeon.functional import functional_variant
-from surgeon.trace import Inputs, quietly
+from surgeon.surroundings import quietly, with_masks_as_given
+from surgeon.trace import Inputs
 
 # Operators that compute their input.
 _IDENTITIES = {"alias", "clone", "contiguous", "detach", "lift_fresh"}
@@ -131,6 +132,8 @@ class Recorder(TorchDispatchMode):
         self._sharing.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))
 
     def _note(self, func: Any, named: Mapping[str, Any], told: dict[str, Any], result: Any) -> None:
+        if self._doubt:
+            return
         results = [result] if isinstance(result, Tensor) else list(result) if isinstance(result, tuple | list) else []
         if not any(isinstance(each, Tensor) for each in results):
             return
@@ -146,7 +149,9 @@ class Recorder(TorchDispatchMode):
             self._know(result, told["self"])
             return
         kinds = tuple(_kind(each) for each in results)
-        self._doubt |= not all(isinstance(size, int) for shape, _ in kinds for size in shape)
+        if not all(isinstance(size, int) for shape, _ in kinds for size in shape):
+            self._doubt = True  # sizes that depend on values are named differently from run to run
+            return
         operator = "view" if name in _VIEWS else "split" if name in _SPLITS else str(func)
         call = Call(operator, _plain(name, named, told), kinds)
         for place, each in enumerate(results):
@@ -170,7 +175,7 @@ def record(module: nn.Module, inputs: Inputs, stand: Stand) -> Stream | None:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # export goes without it
     try:
-        with quietly(), torch.no_grad(), stand.mode, recorder:
+        with quietly(), with_masks_as_given(), torch.no_grad(), stand.mode, recorder:
             outputs = module(*args, **kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -201,7 +206,10 @@ def _named(func: Any, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> tuple[Any, Any]:
-    return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else ((), None)
+    if not isinstance(value, Tensor):
+        return (), None
+    sizes: tuple[Any, ...] = tuple(value.shape)
+    return tuple(size if isinstance(size, int) else str(size) for size in sizes), value.dtype
 
 
 def _plain(name: str, named: Mapping[str, Any], told: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -128,11 +128,19 @@ def _compare(groups: Groups, node: fx.Node, value: Any, kept: Kept) -> None:
         return
     found = [value] if isinstance(value, Tensor) else value if isinstance(value, tuple | list) else []
     for have, want in zip(found, expected(groups, node, kept), strict=False):
-        if isinstance(have, Tensor) and tuple(have.shape) != want and have.numel():
+        if isinstance(have, Tensor) and _differs(tuple(have.shape), want):
             raise SurgeryError(
                 f"{where(node)} ({node.name}) computes {tuple(have.shape)} in the smaller graph, "
                 f"where its axes say {want}"
             )
+
+
+def _differs(have: tuple[Any, ...], want: tuple[int, ...]) -> bool:
+    """Whether two shapes differ; sizes that depend on values, and tensors without elements, do not."""
+    if len(have) != len(want):
+        return 0 not in have
+    known = [(a, b) for a, b in zip(have, want, strict=True) if isinstance(a, int)]
+    return any(a != b for a, b in known) and all(a for a, _ in known)
 
 
 def assemble(graph: fx.Graph, tensors: dict[str, Tensor], persistent: set[str]) -> fx.GraphModule:

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from surgeon.coupling import Groups
-from surgeon.rules import arguments, where
+from surgeon.rules import arguments, is_random, where
 from surgeon.trace import Graph, hint
 
 # Operators that do the same when the shapes of what they compute are the same.
@@ -58,7 +58,11 @@ def pair(groups: Groups, traced: Graph, copies: Mapping[fx.Node, fx.Node]) -> st
 def _operators(graph: Graph) -> list[fx.Node]:
     """Inputs and operators that compute tensors. Sizes computed from a dynamic batch may be written in other ways."""
     nodes = [n for n in graph.nodes if n.op not in ("get_attr", "output") and _shapes(n) is not None]
-    return [n for n in nodes if _name(n) not in _IDENTITIES]
+    return [n for n in nodes if not _computes_its_input(n)]
+
+
+def _computes_its_input(node: fx.Node) -> bool:
+    return _name(node) in _IDENTITIES and not is_random(node)
 
 
 def _wiring(graph: Graph, canonical: Mapping[str, str]) -> dict[fx.Node, Any]:
@@ -71,7 +75,7 @@ def _wiring(graph: Graph, canonical: Mapping[str, str]) -> dict[fx.Node, Any]:
         if node.op == "get_attr":
             name = graph.tensors.get(node.name, str(node.target))
             names[node] = canonical.get(name, name)
-        elif _name(node) in _IDENTITIES:
+        elif _computes_its_input(node):
             names[node] = names[node.all_input_nodes[0]]
     return names
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from surgeon.axes import Axis
 from surgeon.coupling import Groups
 from surgeon.errors import InvalidModel, NotEquivalent
-from surgeon.rules import Axes, Kept, arguments, where
+from surgeon.rules import Axes, Kept, arguments, is_random, where
 from surgeon.trace import Graph
 from surgeon.verify.certificate import Certificate
 from surgeon.verify.interpreter import Runner, double, precisely
@@ -91,6 +91,9 @@ def _node_by_node(
             if node not in pairs:
                 continue
             other = _advance(small, remaining, pairs[node])
+            if is_random(node):  # other numbers are drawn for another shape: go on with the same ones
+                other = _same_draw(groups, kept, node, value, other)
+                small.keep(pairs[node], other)
             found = _deviation(groups, kept, node, value, other)
             count += node.op == "call_function"
             if found > tolerance:
@@ -173,6 +176,15 @@ def gathered(value: Tensor, axes: Axes, kept: Kept) -> Tensor:
     return value
 
 
+def _same_draw(groups: Groups, kept: Kept, node: fx.Node, full: Any, small: Any) -> Any:
+    """What was drawn at full size, at its kept positions, in place of what was drawn at the smaller size."""
+    axes = groups.axes[node]
+    if isinstance(full, Tensor) and isinstance(small, Tensor) and isinstance(axes, tuple):
+        drawn = gathered(full, axes, kept)
+        return drawn if drawn.shape == small.shape else small
+    return small
+
+
 def _deviation(groups: Groups, kept: Kept, node: fx.Node, full: Any, small: Any) -> float:
     axes = groups.axes[node]
     if isinstance(full, Tensor) and isinstance(small, Tensor) and isinstance(axes, tuple):
@@ -193,7 +205,7 @@ def relative(a: Tensor, b: Tensor) -> float:
         return float("inf")
     if a.numel() == 0:
         return 0.0
-    if not a.is_floating_point():
+    if not a.is_floating_point() and not a.is_complex():
         return 0.0 if torch.equal(a, b) else float("inf")
     same = (a == b) | (a.isnan() & b.isnan())
     difference = torch.where(same, 0.0, (a - b).abs())

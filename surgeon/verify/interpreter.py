@@ -10,18 +10,20 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from surgeon.rules import is_random
 from surgeon.trace import Graph
 
 _UNINITIALISED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 _REDUCED = {torch.float32, torch.float16, torch.bfloat16}
+_COMPLEX = {torch.complex64, torch.complex32}
 
 
 def double(value: Any) -> Any:
-    """Floating tensors, and the names of floating types, at double precision; everything else as it is."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.detach().to(torch.float64)
-    if isinstance(value, torch.dtype) and value in _REDUCED:
-        return torch.float64
+    """Floating and complex tensors, and the names of their types, at double precision; everything else as it is."""
+    if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+        return value.detach().to(torch.complex128 if value.is_complex() else torch.float64)
+    if isinstance(value, torch.dtype) and value in _REDUCED | _COMPLEX:
+        return torch.complex128 if value in _COMPLEX else torch.float64
     return value
 
 
@@ -66,6 +68,7 @@ class Runner:
         self._inputs: Iterator[Any] = iter(pytree.tree_leaves(inputs))
         self._parameter = parameter
         self._drop = last_uses(graph)
+        self._places = {node: place for place, node in enumerate(graph.nodes)}
 
     def value(self, node: fx.Node) -> Any:
         """The value of an operand; a tensor of the model is converted when it is first needed."""
@@ -97,9 +100,18 @@ class Runner:
                 args, kwargs = self.arguments(node)
                 if node.target is torch.ops.aten.view.default:
                     return args[0].reshape(*args[1:])  # kernels lay out float64 in other ways than float32
+                if is_random(node):
+                    return self._drawn(node, args, kwargs)
                 value = node.target(*args, **kwargs)  # type: ignore[operator]
                 # Memory without values would differ from run to run.
                 return value.zero_() if _is_uninitialised(node) else value
+
+    def _drawn(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Random numbers, the same each time that the graph is run; the user's generators stay as they are."""
+        devices = {value.device for value in pytree.tree_leaves(args) if isinstance(value, Tensor) and value.is_cuda}
+        with torch.random.fork_rng(devices=list(devices)):
+            torch.manual_seed(self._places[node])
+            return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def keep(self, node: fx.Node, value: Any) -> None:
         """Remember the node's value, and forget those that nobody needs any more."""
