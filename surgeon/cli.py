@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from surgeon import cli_device, cli_study, cli_sweep
+import surgeon
+from surgeon import batches, cli_device, cli_study, cli_sweep
 from surgeon.options import (
     Data,
     Ignore,
@@ -27,8 +28,8 @@ from surgeon.options import (
     reported,
     show,
 )
+from surgeon.progress import collect, stage
 
-# What takes seconds to import is imported in the command that needs it: `surgeon --help` answers at once.
 app = typer.Typer(
     help="Make a PyTorch model smaller, prove that it is the same function less the removed units, "
     "export it, and measure the speed-up.",
@@ -36,6 +37,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(surgeon.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and exit.")
+    ] = False,
+) -> None:
+    """What is given before a command."""
 
 
 class Budget(StrEnum):
@@ -110,6 +126,9 @@ def shrink(
     compensate: Annotated[
         bool, typer.Option("--compensate/--no-compensate", help="With data: fit layers to make up for the cut.")
     ] = True,
+    distil: Annotated[
+        bool, typer.Option("--distil/--no-distil", help="With data: then move the fitted layers together.")
+    ] = True,
     device: Annotated[
         Path | None,
         typer.Option(
@@ -120,10 +139,6 @@ def shrink(
     bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure the speed-up.")] = True,
 ) -> None:
     """Write base.onnx, slim.onnx, plan.json, weights.safetensors and report.json to a folder."""
-    import surgeon
-    from surgeon import batches
-    from surgeon.progress import collect, stage
-
     least = least_widths(keep or [])
     with collect() as seconds, published(out) as scratch:
         model, inputs = load(spec, shape or [], pretrained, seed)
@@ -140,6 +155,7 @@ def shrink(
             samples=samples,
             project=project,
             compensate=compensate,
+            distil=distil,
             scope=scope.value,
             seed=seed,
             latency_ms=latency_ms,
@@ -176,10 +192,7 @@ def recover(
     pretrained: Pretrained = False,
     seed: Seed = 0,
 ) -> None:
-    """Fit the layers that are left to make up for what a plan removed, from unlabeled inputs; nothing is trained."""
-    import surgeon
-    from surgeon import batches
-
+    """Fit the layers that are left to make up for what a plan removed, from unlabeled inputs, without labels."""
     with published(out) as scratch:
         model, inputs = load(spec, shape or [], pretrained, seed)
         plan = surgeon.Plan.load(folder / "plan.json")
@@ -197,8 +210,6 @@ def recover(
 @reported()
 def inspect(spec: Spec, shape: Shape = None, ignore: Ignore = None) -> None:
     """Print the groups of coupled units, and every pinned axis with the reason."""
-    import surgeon
-
     model, inputs = load(spec, shape or [], pretrained=False, seed=0)
     print(surgeon.inspect(model, example_inputs=inputs, ignore=ignore or ()))
 
@@ -214,8 +225,6 @@ def apply(
     seed: Seed = 0,
 ) -> None:
     """Replay a plan on a model of the same architecture; write slim.onnx, plan.json and weights.safetensors."""
-    import surgeon
-
     with published(out) as scratch:
         made = surgeon.Plan.load(plan)
         model, inputs = load(spec, shape or [], pretrained, seed)
@@ -237,8 +246,6 @@ def verify(
     seed: Seed = 0,
 ) -> None:
     """Prove that the model in a folder is SPEC less the removed units. Give the options of `surgeon shrink`."""
-    import surgeon
-
     model, inputs = load(spec, shape or [], pretrained, seed)
     plan = surgeon.Plan.load(folder / "plan.json")
     slim = surgeon.load(folder, model)

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+import surgeon
+from surgeon import batches
+from surgeon.deploy.page import write_page
 from surgeon.options import Pretrained, Seed, Shape, Spec, Threads, load, reported
 
 
@@ -27,8 +30,6 @@ def profile(
     seed: Seed = 0,
 ) -> None:
     """Measure what this CPU takes for a model's operators; `shrink --device FILE` chooses widths by it."""
-    import surgeon
-
     model, inputs = load(spec, shape or [], pretrained, seed)
     print(f"{out}: {surgeon.profile(model, inputs, threads=threads, path=out)}")
 
@@ -41,8 +42,6 @@ def kit(
     seed: Seed = 0,
 ) -> None:
     """Write one file that measures a model's operators on a device with Python, numpy and onnxruntime alone."""
-    import surgeon
-
     model, inputs = load(spec, shape or [], pretrained, seed)
     made = surgeon.kit(model, out, inputs)
     print(f"{made}: run `python {made.name} -o device.json` on the device, then `surgeon shrink --device device.json`")
@@ -55,8 +54,6 @@ def bench(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure two ONNX files against each other: the ratio, its interval, a verdict, and what slowed one down."""
-    import surgeon
-
     verdict = surgeon.benchmark(base, slim, threads=threads)
     print(verdict.to_json() if json else verdict)
 
@@ -75,9 +72,6 @@ def quantize(
     threads: Threads = 1,
 ) -> None:
     """Write a model in int8 where that is measured faster and accurate enough; else float32 is kept."""
-    import surgeon
-    from surgeon import batches
-
     inputs = None if calibration is None else batches.read(calibration)
     print(surgeon.quantize(model, inputs, path=out, base=base, threads=threads))
 
@@ -91,7 +85,5 @@ def report(
     threads: Threads = 1,
 ) -> None:
     """Draw a folder's report: one HTML page and pictures of where the time went, before and after."""
-    from surgeon.deploy.page import write_page
-
     for path in write_page(folder, others=others or (), threads=threads):
         print(path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from surgeon.options import reported
+from surgeon.study import Study, figures, grid
 
 Names = list[str]
 
@@ -44,8 +46,6 @@ def study(
 
     Options may be given several times. The same command again goes on where it was stopped.
     """
-    from surgeon.study import Study, grid
-
     runs = grid(
         criteria=criterion, ratios=ratio, scopes=scope, schedules=schedule, survivors=survivors, penalties=penalty,
         removed=removed, seeds=seeds, baselines=[name for name in baseline if name != "none"],
@@ -58,5 +58,7 @@ def study(
     print(made.table(), end="")
     for path in made.write():
         print(path)
+    if not figures.available():
+        sys.stderr.write('surgeon: no plots were drawn; they need matplotlib: pip install "surgeon[plot]"\n')
     if any("error" in row for row in rows):
         raise typer.Exit(1)

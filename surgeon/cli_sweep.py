@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+import surgeon
+from surgeon.files import write_text
 from surgeon.options import Ignore, Out, Pretrained, Seed, Shape, Spec, load, published, reported, show
 
 
@@ -37,9 +39,6 @@ def sweep(
     shape: Shape = None,
 ) -> None:
     """Take away dead neurons and channels; write base.onnx, slim.onnx, plan.json, weights.safetensors, report.json."""
-    import surgeon
-    from surgeon.files import write_text
-
     with published(out) as scratch:
         model, inputs = load(spec, shape or [], pretrained, seed)
         if amount is not None:

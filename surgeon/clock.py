@@ -219,4 +219,5 @@ def check_device(
         return
     for name, value in (("device", device), ("threads", threads), ("max_params", max_params)):
         if value is not None:
-            raise InvalidArgument(f'{name}={value!r} is for a latency; ask for budget="latency" or latency_ms=')
+            shown = str(value) if isinstance(value, Path) else value
+            raise InvalidArgument(f'{name}={shown!r} is for a latency; ask for budget="latency" or latency_ms=')

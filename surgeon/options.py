@@ -8,16 +8,17 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import typer
+from rich.console import Console
+from torch import nn
 
+from surgeon import sources
 from surgeon.errors import InvalidArgument, SurgeonError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-# What takes seconds to import is imported where it is needed: `surgeon --help` answers at once.
+from surgeon.files import ensure_folder, replace_many
+from surgeon.inputs import infer
 
 Spec = Annotated[
     str,
@@ -65,8 +66,6 @@ def published(folder: Path) -> Iterator[Path]:
 
     Raises `OutputError` before the block if nothing could be written there.
     """
-    from surgeon.files import ensure_folder, replace_many
-
     # lexists: a link to nowhere stands in the way of a folder
     nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     with tempfile.TemporaryDirectory(prefix=".surgeon-", dir=ensure_folder(nearest)) as made:
@@ -78,13 +77,8 @@ def published(folder: Path) -> Iterator[Path]:
 
 def load(spec: str, shapes: Sequence[str], pretrained: bool, seed: int) -> tuple[nn.Module, Any]:
     """The model, and example inputs as the Python API takes them."""
-    import torch
-
-    from surgeon.inputs import infer
-    from surgeon.sources import load
-
     sizes = [_sizes(shape) for shape in shapes]
-    model, known = load(spec, pretrained=pretrained, seed=seed)
+    model, known = sources.load(spec, pretrained=pretrained, seed=seed)
     if sizes:
         generator = torch.Generator().manual_seed(seed)
         return model, tuple(torch.randn(size, generator=generator) for size in sizes)
@@ -120,6 +114,4 @@ def least_widths(texts: Sequence[str]) -> Any:
 
 
 def show(report: object) -> None:
-    from rich.console import Console
-
     Console(highlight=False, soft_wrap=True).print(report)

@@ -19,7 +19,7 @@ from surgeon.basis import basis_entry, mark, require
 from surgeon.coupling import Group, Groups, couple
 from surgeon.device.profile import Profile
 from surgeon.documents import Document
-from surgeon.errors import InvalidArgument, PlanError
+from surgeon.errors import InvalidArgument, NotEquivalent, PlanError
 from surgeon.files import write_text
 from surgeon.latency.legalise import legalise
 from surgeon.latency.model import Latency
@@ -228,11 +228,18 @@ class Plan:
 
         Raises:
             PlanError: the plan is of another architecture, or of the model in another basis.
-            NotEquivalent: it is not; the message names the first operator that differs.
+            NotEquivalent: it is not, or its weights were changed since; the message names the first operator that
+                differs.
         """
         groups = self._couple(model, example_inputs)
         require(model, self.settings.get("basis"))
-        return hold_against(groups, self.keep(groups), slim)
+        try:
+            return hold_against(groups, self.keep(groups), slim)
+        except NotEquivalent as error:
+            raise NotEquivalent(
+                f"{error}. If weights were changed since the cut, by compensation from data, recovery or training, "
+                "nothing can be proved of them; what can be verified is plan.apply(model)"
+            ) from error
 
     def align(self, profile: Profile, model: nn.Module | None = None, example_inputs: Any = None) -> Plan:
         """The fastest plan on a device that removes no more than this one: odd widths go up to fast ones.

@@ -140,7 +140,8 @@ def _own(package: str, name: str, seed: int) -> Loaded:
             found, arguments = loader, (name,)
         if not callable(found):
             kind = "nothing" if found is None else f"a {type(found).__name__}"
-            near = _near(name, (key for key in vars(module) if key != name and not key.startswith("_")))
+            named = {key: value for key, value in vars(module).items() if key != name and not key.startswith("_")}
+            near = _near(name, (key for key, value in named.items() if callable(value)))
             raise InvalidArgument(
                 f"{package}:{name} is {kind}, neither a torch.nn.Module nor a function that gives one{near}"
             )

@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from surgeon.errors import InvalidArgument, InvalidModel, WeightsError
 from surgeon.files import StrPath, replace_many
 from surgeon.plan import Plan, attached
+from surgeon.weights import write_tensors
 
 PLAN = "plan.json"
 WEIGHTS = "weights.safetensors"
@@ -68,10 +68,7 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
     with replace_many(folder) as scratch:
         plan.save(scratch / PLAN)
         metadata = {"plan": _digest(scratch / PLAN)}  # one entry: safetensors writes several in any order
-        try:
-            save_file(tensors, scratch / WEIGHTS, metadata)
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise InvalidModel(f"the weights of {type(model).__name__} can't be stored: {error}") from error
+        write_tensors(scratch / WEIGHTS, tensors, metadata)
         meta = {"format": FORMAT, "version": VERSION, "form": form, "tied": tied}
         (scratch / MODEL).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 

@@ -122,6 +122,7 @@ def test_verify_tells_other_weights(made: Path) -> None:
     result = call("verify", "nets:small", made, "--seed", 1)
     assert result.exit_code == 1
     assert result.stderr.startswith("surgeon: ")
+    assert "If weights were changed since the cut" in result.stderr
 
 
 def test_apply(made: Path, here: Path) -> None:
@@ -258,6 +259,10 @@ def test_python_runs_the_package() -> None:
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("surgeon: no.onnx: there is no such file")
+
+
+def test_version() -> None:
+    assert good("--version") == f"{surgeon.__version__}\n"
 
 
 def test_help_names_the_commands() -> None:

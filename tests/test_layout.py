@@ -26,6 +26,7 @@ RANKS = {
     "functional": 1,
     "surroundings": 1,
     "device/": 2,
+    "weights": 2,
     "space": 2,
     "trace": 2,
     "rules/": 3,

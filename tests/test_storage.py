@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ import surgeon
 from surgeon import files
 from surgeon.errors import InvalidArgument, InvalidModel, OutputError, PlanError, SurgeonError, WeightsError
 from surgeon.storage import MODEL, PLAN, WEIGHTS
+from surgeon.weights import write_tensors
 
 
 class Net(nn.Module):
@@ -252,7 +254,7 @@ def test_an_interrupted_save_leaves_the_old_folder(
         (folder / "half").unlink()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("surgeon.storage.save_file", interrupted)
+    monkeypatch.setattr("surgeon.weights.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         surgeon.save(slim, folder)
     assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()} == before
@@ -289,6 +291,23 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_disk_that_is_full_of_weights(slim: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("surgeon.weights.save_file", full)
+    with pytest.raises(OutputError, match=f"{WEIGHTS} can't be written: No space left on device$"):
+        surgeon.save(slim, folder)
+    assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()} == before
+
+
+def test_a_kind_of_numbers_that_safetensors_does_not_know(tmp_path: Path) -> None:
+    with pytest.raises(InvalidModel, match="can't be stored"):
+        write_tensors(tmp_path / WEIGHTS, {"a": torch.zeros(2, dtype=torch.complex128)})
+
+
 def test_a_file_is_replaced_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -300,7 +319,9 @@ def test_a_file_is_replaced_through_a_link(tmp_path: Path) -> None:
 def test_a_file_has_the_usual_permissions(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     files.write_text(tmp_path / "ours", "text")
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    write_tensors(tmp_path / WEIGHTS, {"a": torch.zeros(2)})
+    for name in ("ours", WEIGHTS):
+        assert (tmp_path / name).stat().st_mode == (tmp_path / "plain").stat().st_mode, name
 
 
 # what can't be written, what the message must say

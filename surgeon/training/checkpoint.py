@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from surgeon.errors import InvalidArgument, WeightsError
 from surgeon.files import StrPath, ensure_folder, replace, write_text
+from surgeon.weights import write_tensors
 
 FORMAT = "surgeon-checkpoint"
 VERSION = 1
@@ -36,6 +37,7 @@ def write(folder: StrPath, state: Mapping[str, Any], step: int) -> None:
 
     Raises:
         InvalidArgument: `state` holds what is neither a tensor nor a plain value; the message says where.
+        InvalidModel: a tensor is of a type that can't be stored.
         OutputError: `folder` can't be written; the checkpoint before is intact.
 
     >>> import tempfile
@@ -52,10 +54,7 @@ def write(folder: StrPath, state: Mapping[str, Any], step: int) -> None:
     if name == old:  # the file that a reader is told to read is never replaced
         name = f"tensors-{step}-again.safetensors"
     with replace(path / name) as temporary:
-        try:
-            save_file(tensors, temporary)
-        except SafetensorError as error:
-            raise InvalidArgument(f"the tensors of a checkpoint can't be stored: {error}") from error
+        write_tensors(temporary, tensors)
     head = {"format": FORMAT, "version": VERSION, "tensors": name, "state": plain}
     write_text(path / HEAD, json.dumps(head) + "\n")
     for file in path.glob(_PATTERN):

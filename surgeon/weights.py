@@ -1,0 +1,42 @@
+"""Tensors written to disk as safetensors."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from surgeon.errors import InvalidModel, OutputError
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write `tensors` by name to `path`, with the permissions that the user's umask gives a new file.
+
+    The tensors are dense, and no two share memory.
+
+    Raises:
+        InvalidModel: a tensor is of a kind that safetensors does not know.
+        OutputError: the disk is full, or `path` can't be written.
+
+    >>> import os, tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_tensors(Path(folder) / "a.safetensors", {"a": torch.ones(2)})
+    ...     print(os.listdir(folder))
+    ['a.safetensors']
+    """
+    try:
+        path.touch()
+        mode = stat.S_IMODE(path.stat().st_mode)
+        save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+        path.chmod(mode)  # safetensors puts a file of its own there, which nobody else may read
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {error.strerror or error}") from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        if "I/O error" in str(error):  # of what safetensors raises, nothing but the text tells
+            reason = str(error).rpartition("I/O error: ")[2].partition(" (os error")[0]
+            raise OutputError(f"{path} can't be written: {reason}") from error
+        raise InvalidModel(f"the tensors can't be stored: {error}") from error
