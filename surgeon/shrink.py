@@ -67,6 +67,7 @@ def shrink(
     loss: Loss | None = None,
     project: bool = True,
     compensate: bool = True,
+    distil: bool = True,
     form: Form = "auto",
     return_report: bool = False,
 ) -> Any:
@@ -106,6 +107,7 @@ def shrink(
             `surgeon.project` does, so that directions go instead of units. The rotated model computes the same; the
             certificate, and the plan that the result carries, are then of that model.
         compensate: whether layers are fitted; the certificate is always that of the cut alone.
+        distil: whether the layers that were fitted are then moved together, as `surgeon.recover` says.
         form: "module" or "graph" insists on the user's own class, or on a `torch.fx.GraphModule`.
         return_report: return `(slim, report)`.
 
@@ -135,7 +137,9 @@ def shrink(
         if made.data is not None and compensate:
             with stage("recover"):
                 kept = made.groups.kept(made.keep)
-                module, recovery = recover_groups(made.model, operation.module, made.groups, kept, made.data)
+                module, recovery = recover_groups(
+                    made.model, operation.module, made.groups, kept, made.data, distil=distil
+                )
             operation = replace(operation, module=module)
         attach(operation.module, made.plan)
     if not return_report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,17 +23,19 @@ class Network:
     """The values that later operators still need, for every batch.
 
     `nodes` gives for each node of the original graph the one to run, `tensor` the tensor that a `get_attr` node of the
-    original reads. Half precision is computed in single.
+    original reads; `constants`, by the node that is run, are taken as they are instead. Half precision is computed in
+    single.
     """
 
     def __init__(
-        self, nodes: Mapping[fx.Node, fx.Node], tensor: Callable[[fx.Node], Tensor | None], batches: Sequence[Inputs]
+        self, nodes: Mapping[fx.Node, fx.Node], tensor: Callable[[fx.Node], Tensor | None], batches: Sequence[Inputs],
+        constants: Mapping[fx.Node, Any] | None = None,
     ) -> None:
         self.values: list[dict[fx.Node, Any]] = [{} for _ in batches]
         self._nodes = nodes
         self._originals = {run: node for node, run in nodes.items()}
         self._tensor = tensor
-        self._constants: dict[fx.Node, Any] = {}
+        self._constants: dict[fx.Node, Any] = dict(constants or {})
         self._inputs = [iter(pytree.tree_leaves(batch)) for batch in batches]
 
     def value(self, node: fx.Node, batch: int) -> Any:
@@ -114,6 +117,12 @@ def bytes_per_sample(graph: Graph) -> int:
             most = max(most, held)
         held -= sum(sizes.pop(dead, 0) for dead in drop.get(node, ()))
     return 2 * most // max(graph.batch, 1)
+
+
+def bytes_backwards(graph: Graph) -> int:
+    """What the values of one sample take that a step backwards needs."""
+    total = sum(math.prod(size_of(node)) for node in graph.nodes if node.op != "get_attr")
+    return max(4 * total // max(graph.batch, 1), 1)
 
 
 def _item(value: Any) -> int:

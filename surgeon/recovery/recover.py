@@ -1,4 +1,4 @@
-"""Recovery without training: from unlabeled inputs, in one pass."""
+"""Recovery from unlabeled inputs: layer after layer in one pass, and then all layers together."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from surgeon.coupling import Groups, couple
 from surgeon.errors import InvalidArgument, PlanError
 from surgeon.plan import Plan
 from surgeon.progress import collect, stage
-from surgeon.recovery.compensate import Compensation, Outcome
+from surgeon.recovery.compensate import EXACT, Compensation, Outcome
 from surgeon.recovery.data import Calibration, calibrate
-from surgeon.recovery.report import Recovery
+from surgeon.recovery.distil import distil as distil_groups
+from surgeon.recovery.report import Distillation, Recovery
 from surgeon.rules import Kept
 from surgeon.trace import normalise_inputs, trace_inputs
 
@@ -29,14 +30,17 @@ def recover(
     ridge: float = 1e-2,
     batch_norm: bool = True,
     compensate: bool = True,
+    distil: bool = True,
     example_inputs: Any = None,
     return_report: bool = False,
 ) -> Any:
-    """A copy of `slim` whose layers make up for what was removed, from unlabeled inputs and without training.
+    """A copy of `slim` whose layers make up for what was removed, from unlabeled inputs and without labels.
 
     Each layer that reads removed units, or what they led to, gets the weights and bias that reproduce the original's
     output best (least squares) from what is left; a layer where that does not help on inputs that were held back keeps
-    its weights. Batch norms get new running statistics. Both models run in eval mode.
+    its weights. Batch norms get new running statistics. Then all layers that the cut touches are moved together, by
+    gradients, toward what the original makes of the inputs and of mixtures of them, for about a minute at most; if that
+    does not help on the inputs held back, it is undone. Both models run in eval mode.
 
     Args:
         model: the original; it is left as it is.
@@ -49,6 +53,7 @@ def recover(
             counts for more where a layer has more inputs than the data have rows.
         batch_norm: whether running statistics are estimated anew.
         compensate: whether weights and biases are fitted.
+        distil: whether all is moved together after that; never without `compensate`, and not by fewer than 64 samples.
         example_inputs: by default like those that the plan was made with.
         return_report: return `(module, Recovery)`.
 
@@ -73,7 +78,7 @@ def recover(
         groups = couple(graph)
         recovered, report = recover_groups(
             model, slim, groups, groups.kept(plan.keep(groups)), data, samples=samples, ridge=ridge,
-            batch_norm=batch_norm, compensate=compensate,
+            batch_norm=batch_norm, compensate=compensate, distil=distil,
         )
     report = Recovery(**{**vars(report), "seconds": dict(seconds)})
     return (recovered, report) if return_report else recovered
@@ -81,7 +86,7 @@ def recover(
 
 def recover_groups(
     model: nn.Module, slim: nn.Module, groups: Groups, kept: Kept, data: Any, *, samples: int = 256,
-    ridge: float = 1e-2, batch_norm: bool = True, compensate: bool = True,
+    ridge: float = 1e-2, batch_norm: bool = True, compensate: bool = True, distil: bool = True,
 ) -> tuple[nn.Module, Recovery]:
     """As `recover`, for a model that was traced and coupled already. `data` may be a Calibration."""
     _check(ridge)
@@ -101,11 +106,26 @@ def recover_groups(
             "the model is left as it was; more, or more fitting, data may help"
         )
         after = Outcome(deviation=before.deviation)
+    distilled = None
+    if distil and compensate and after.deviation > EXACT:
+        recovered, distilled = _distilled(groups, kept, recovered, calibration, after.deviation)
     report = Recovery(
-        layers, after.batch_norms, calibration.samples, before.deviation, after.deviation,
-        (*calibration.notes, *notes),
+        layers, after.batch_norms, calibration.samples, before.deviation,
+        after.deviation if distilled is None else distilled.after, (*calibration.notes, *notes), distilled=distilled,
     )
     return recovered, report
+
+
+def _distilled(
+    groups: Groups, kept: Kept, model: nn.Module, data: Calibration, before: float
+) -> tuple[nn.Module, Distillation | None]:
+    """What distillation makes of a smaller model, or the model itself where that is no nearer to the original."""
+    moved = copy.deepcopy(model)
+    steps = distil_groups(groups, kept, moved, _tensors(moved), data)
+    if not steps:
+        return model, None
+    after = _pass(groups, kept, _tensors(moved), data.judge, compensate=False, batch_norm=False).deviation
+    return (moved, Distillation(steps, before, after)) if after < before else (model, Distillation(0, before, before))
 
 
 def _pass(

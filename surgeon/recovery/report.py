@@ -26,6 +26,23 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """How many steps all layers were moved together for, and the outputs' deviation before that and after it.
+
+    None, if that did not help on the data held back.
+    """
+
+    steps: int
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        if not self.steps:
+            return "distilled: that did not help on the data held back, and was undone"
+        return f"distilled in {self.steps} steps: outputs deviate by {self.after:.3f} instead of {self.before:.3f}"
+
+
+@dataclass(frozen=True)
 class Recovery:
     """What `recover` did. Prints as a table.
 
@@ -39,6 +56,7 @@ class Recovery:
     before: float
     after: float
     notes: tuple[str, ...] = ()
+    distilled: Distillation | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -50,5 +68,6 @@ class Recovery:
             f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}  {e}" for a, b, c, d, e in rows
         ] if self.layers else []
         norms = [f"{self.batch_norms} batch norms re-estimated"] if self.batch_norms else []
+        moved = [str(self.distilled)] if self.distilled is not None else []
         times = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
-        return "\n".join([head, *lines, *norms, *self.notes, *([f"seconds: {times}"] if times else [])])
+        return "\n".join([head, *lines, *norms, *moved, *self.notes, *([f"seconds: {times}"] if times else [])])

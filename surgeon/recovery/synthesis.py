@@ -12,7 +12,6 @@ Pruning for Deep Neural Networks", BMVC 2015, arXiv:1507.06149), through whateve
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ from torch.utils import _pytree as pytree
 from surgeon.errors import InvalidArgument, InvalidModel
 from surgeon.inputs import infer
 from surgeon.progress import counter, stage
-from surgeon.recovery.network import Network
+from surgeon.recovery.network import Network, bytes_backwards
 from surgeon.rules import arguments
 from surgeon.rules.base import size_of
 from surgeon.trace import Graph, normalise_inputs, trace_inputs
@@ -183,7 +182,7 @@ def _descend(
     graph: Graph, remembered: list[Norm], leaves: list[Any], batched: list[int], moved: list[int], samples: int
 ) -> float:
     """Move the leaves at the places `moved`, of those that are `batched`; the divergence that is left, in nats."""
-    together = max(1, min(TOGETHER, MEMORY // _bytes(graph))) if graph.dynamic else graph.batch
+    together = max(1, min(TOGETHER, MEMORY // bytes_backwards(graph))) if graph.dynamic else graph.batch
     parts = torch.arange(samples).split(together)
     left = 0.0
     with counter("synthesise") as progress, torch.enable_grad():
@@ -261,9 +260,3 @@ def _rows(graph: Graph, node: fx.Node) -> int | None:
             if given["indices"] is node:
                 found.append(size_of(given["weight"])[0])
     return min(found, default=None)
-
-
-def _bytes(graph: Graph) -> int:
-    """What the values of one sample take that a step backwards needs."""
-    total = sum(math.prod(size_of(node)) for node in graph.nodes if node.op != "get_attr")
-    return max(4 * total // max(graph.batch, 1), 1)
