@@ -76,7 +76,7 @@ def allocate(
     >>> list(allocate(groups, scores, Cost(groups), ratio=0.5).values())
     [32]
     >>> list(allocate(groups, scores, Cost(groups), ratio=0.3, align=1).values())
-    [45]
+    [44]
     """
     ratio = check_ratio(ratio)
     cost.check(budget)
@@ -97,12 +97,12 @@ def allocate(
     if scope == "global":
         harm = {leaf: each * rungs.held[leaf] for leaf, each in damages(groups, scores, cost, _STEEPNESS).items()}
         try:
-            widths, over = aligned_by_damage(
+            widths, missed = aligned_by_damage(
                 groups, harm, cost, budget=budget, ratio=ratio, align=align, keep=keep, tops=tops
             )
         except Infeasible:
-            over = 1.0  # the ladders tell how far it could go
-        if over <= TOLERANCE:
+            missed = 1.0  # the ladders tell how far it could go
+        if missed <= TOLERANCE:
             return widths
     best: tuple[float, dict[int, int]] | None = None
     for finest in FINENESS if align is None else (align,):

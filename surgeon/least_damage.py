@@ -69,8 +69,8 @@ def aligned_by_damage(
 ) -> tuple[dict[int, int], float]:
     """The same at the coarsest default alignment at which the budget is met within 2 %, or at `align`.
 
-    With the widths comes the share by which they remove more than was asked for; that is above 2 % where no alignment
-    comes closer.
+    Widths that remove up to 2 % too little are taken before the alignment gets finer. With the widths comes the share
+    by which they miss what was asked for; that is above 2 % where no alignment comes closer.
 
     Raises:
         Infeasible: the budget can't be met.
@@ -79,21 +79,22 @@ def aligned_by_damage(
     alignment = Alignment(groups, cost)
     best: tuple[dict[int, int], float] | None = None
     for finest in FINENESS if align is None else (align,):
-        try:
-            widths = allocate_by_damage(
-                groups, damages, cost, budget=budget, ratio=ratio, steps=alignment.steps(align, finest), keep=keep,
-                tops=tops,
-            )
-        except Infeasible:
-            if finest in (1, align):
-                raise
-            continue
-        over = 1 - cost.of(budget)(widths) / whole - ratio
-        if best is None or over < best[1]:
-            best = widths, over
-        if over <= TOLERANCE:
-            break
-    assert best is not None
+        steps = alignment.steps(align, finest)
+        for asked in (ratio, max(ratio - TOLERANCE, 0.0)):
+            try:
+                widths = allocate_by_damage(
+                    groups, damages, cost, budget=budget, ratio=asked, steps=steps, keep=keep, tops=tops
+                )
+            except Infeasible as error:
+                refused = error
+                continue
+            missed = abs(1 - cost.of(budget)(widths) / whole - ratio)
+            if best is None or missed < best[1]:
+                best = widths, missed
+            if missed <= TOLERANCE:
+                return best
+    if best is None:
+        raise refused
     return best
 
 
