@@ -56,10 +56,10 @@ class Timing:
 
     def __str__(self) -> str:
         lines = [f"latency on {self.device}, {self.threads} thread{'s' if self.threads > 1 else ''}:"]
-        found = f"predicted {self.predicted:.2f} ms"
+        found = f"predicted {_text(self.predicted)}"
         if self.measured is not None:
-            found = f"measured {self.measured:.2f} ms ({self.measured / self.requested:.1%} of it), {found}"
-        lines.append(f"  base {self.base:.2f} ms, requested {self.requested:.2f} ms, {found}")
+            found = f"measured {_text(self.measured)} ({self.measured / self.requested:.1%} of it), {found}"
+        lines.append(f"  base {_text(self.base)}, requested {_text(self.requested)}, {found}")
         if self.corrections:
             lines.append("  the widths were chosen anew once, after measuring")
         if self.bound is not None:
@@ -182,6 +182,15 @@ class Clock:
         )
 
 
+def _text(ms: float) -> str:
+    """Milliseconds with three digits.
+
+    >>> _text(17.724), _text(0.01334)
+    ('17.7 ms', '0.0133 ms')
+    """
+    return f"{ms:.3g} ms" if ms < 100 else f"{ms:.0f} ms"
+
+
 def _error(timing: Timing) -> float:
     """How far the measured latency is from what was asked for; to be too slow counts twice."""
     off = (timing.measured or timing.predicted) / timing.requested - 1
@@ -216,6 +225,8 @@ def check_device(
             raise InvalidArgument(f"scope={scope!r}: for a latency, groups are always compared with one another")
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise InvalidArgument(f"threads={threads!r}: give an integer of at least 1")
+        if max_params is not None and (isinstance(max_params, bool) or not 0 < max_params < float("inf")):
+            raise InvalidArgument(f"max_params={max_params!r}: give a number of parameters above 0")
         return
     for name, value in (("device", device), ("threads", threads), ("max_params", max_params)):
         if value is not None:

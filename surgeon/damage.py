@@ -21,9 +21,9 @@ def damages(
     """What keeping only the best 1, 2, … units of a group does to the model, by leaf: `(units,)`, 0 where all stay.
 
     The damage of a group that retains the share r of its importance is -log r: losses are spread over groups, and none
-    is emptied. The steepness s makes of it (r^-s - 1) / s, which spreads them more evenly. It counts by the share of the
-    model's MACs that go when the group goes: what a residual stream loses, each of its blocks is without; and where all
-    groups counted alike, those that compute the most would be cut the deepest, for being dear.
+    is emptied. The steepness s makes of it (r^-s - 1) / s, which spreads them more evenly. It counts by the share of
+    the model's MACs that go when the group goes: what a residual stream loses, each of its blocks is without; and where
+    all groups counted alike, those that compute the most would be cut the deepest, for being dear.
 
     Args:
         groups: what may be removed.

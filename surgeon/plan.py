@@ -48,6 +48,17 @@ def attached(module: nn.Module) -> Plan | None:
     return getattr(module, ATTRIBUTE, None) or getattr(module, "meta", {}).get(ATTRIBUTE)
 
 
+def plan_of(module: nn.Module, given: Plan | None) -> Plan | None:
+    """The plan that is given, or else the one that the module carries, if any.
+
+    Raises:
+        InvalidArgument: what is given is no plan.
+    """
+    if given is not None and not isinstance(given, Plan):
+        raise InvalidArgument(f"plan is a {type(given).__name__}, not a surgeon.Plan")
+    return given if given is not None else attached(module)
+
+
 #: The models that plans were made for, by fingerprint, as long as something else holds them.
 _MADE_FOR: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
 _REPLAN = "make a plan for this model with surgeon.plan"
@@ -254,9 +265,14 @@ class Plan:
             example_inputs: by default zeros like those that the plan was made with.
 
         Raises:
+            InvalidArgument: `profile` is no profile.
             PlanError: the plan is of another architecture, or no model of it is at hand.
             ProfileError: the profile was taken for other models.
         """
+        if not isinstance(profile, Profile):
+            raise InvalidArgument(
+                f"profile is a {type(profile).__name__}, not a surgeon.Profile; surgeon.Profile.load reads a file"
+            )
         known = model if model is not None else _MADE_FOR.get(self.fingerprint)
         if known is None:
             raise PlanError("the model that the plan was made for is no longer in memory; pass model=")

@@ -102,7 +102,14 @@ def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = No
 
 
 def load_device(device: Profile | str | os.PathLike[str], threads: int | None = None) -> Profile:
-    """A profile, or the one in a file; with a warning where it may be wrong about this CPU."""
+    """A profile, or the one in a file; with a warning where it may be wrong about this CPU.
+
+    Raises:
+        InvalidArgument: it is neither.
+        ProfileError: the file holds no profile.
+    """
+    if not isinstance(device, Profile | str | os.PathLike):
+        raise InvalidArgument(f"device is a {type(device).__name__}, neither a surgeon.Profile nor the file of one")
     found = device if isinstance(device, Profile) else Profile.load(device)
     for text in found.warnings_here(threads):
         warnings.warn(text, stacklevel=2)

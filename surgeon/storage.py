@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from surgeon.errors import InvalidArgument, InvalidModel, WeightsError
 from surgeon.files import StrPath, replace_many
-from surgeon.plan import Plan, attached
+from surgeon.plan import Plan, plan_of
 from surgeon.weights import write_tensors
 
 PLAN = "plan.json"
@@ -57,7 +57,7 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
     """
     if not isinstance(model, nn.Module):
         raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    plan = plan if plan is not None else attached(model)
+    plan = plan_of(model, plan)
     if plan is None:
         raise InvalidArgument(
             f"{type(model).__name__} carries no plan, so it could not be rebuilt from the folder; "

@@ -221,10 +221,16 @@ def test_bad_calibration(file: Path, tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_module_and_a_first_batch_with_nan(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputs, match="batch 0 of calibration holds NaN or infinity; remove"):
+        quantize(conv_net(), [images()[0] * float("nan")], path=tmp_path / "out.onnx")
+
+
 def test_a_module_with_labels(tmp_path: Path) -> None:
     batches = [(images()[0], torch.ones(4))]
-    with pytest.raises(InvalidInputs, match="leave labels out"):
-        quantize(conv_net(), batches, path=tmp_path / "out.onnx", example_inputs=images()[0])
+    for example in (images()[0], None):
+        with pytest.raises(InvalidInputs, match="leave labels out"):
+            quantize(conv_net(), batches, path=tmp_path / "out.onnx", example_inputs=example)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

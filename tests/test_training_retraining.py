@@ -145,6 +145,8 @@ def test_dropout_counts_connections_that_are_zero() -> None:
     keep = torch.zeros(4, 32, dtype=torch.bool)
     keep[:, ::4] = True
     Masks(model).set({"head.weight": keep})
+    with pytest.raises(InvalidArgument, match="plan is a Linear, not a surgeon"):
+        scale_dropout(nn.Linear(2, 2), nn.Linear(2, 2))  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="pass example_inputs="):
         scale_dropout(model)
     assert {name: (each.rate, each.scaled) for name, each in scale_dropout(model, example_inputs=x).items()} == {

@@ -14,6 +14,8 @@ from surgeon.deploy.inputs import read_call
 from surgeon.errors import InvalidArgument, InvalidInputs
 
 Feeds = dict[str, np.ndarray]
+#: What helps where a batch holds more than the inputs.
+LABELS = "leave labels out: (images for images, labels in loader)"
 
 _TYPES = {
     "tensor(float)": np.float32,
@@ -56,6 +58,14 @@ def batches(calibration: object) -> Iterator[object]:
         raise InvalidInputs(f"calibration holds no batch{used_up if iterator is calibration else ''}") from None
     yield first
     yield from iterator
+
+
+def check_finite(batch: object, index: int) -> None:
+    """Raise InvalidInputs if any tensor or array of a batch holds NaN or infinity."""
+    for leaf in pytree.tree_leaves(batch):
+        value = torch.as_tensor(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" else leaf
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            raise InvalidInputs(f"batch {index} of calibration holds NaN or infinity; remove those samples")
 
 
 def collect(
@@ -125,8 +135,7 @@ def _array(value: object, index: int) -> np.ndarray:
 def _count(index: int, found: int, inputs: Sequence[Input]) -> str:
     names = ", ".join(each.name for each in inputs)
     return (
-        f"batch {index} of calibration holds {found} tensors, the model takes {len(inputs)} ({names}); leave labels "
-        "out: (images for images, labels in loader)"
+        f"batch {index} of calibration holds {found} tensors, the model takes {len(inputs)} ({names}); {LABELS}"
     )
 
 

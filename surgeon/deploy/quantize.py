@@ -18,14 +18,14 @@ import torch
 from torch import nn
 
 from surgeon.deploy.agreement import Accuracy, Judge, judge_by
-from surgeon.deploy.calibration import Feeds, Input, batches, collect, divide
+from surgeon.deploy.calibration import LABELS, Feeds, Input, batches, check_finite, collect, divide
 from surgeon.deploy.export import SINGLE_FILE_BYTES, export
 from surgeon.deploy.inputs import read_call
 from surgeon.deploy.quantizer import Method, Source
 from surgeon.deploy.recipes import Trial, search
 from surgeon.device.benchmark import Verdict, benchmark
 from surgeon.device.session import make_feeds, open_session
-from surgeon.errors import InvalidArgument
+from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.files import replace_beside
 from surgeon.inputs import infer
 from surgeon.progress import stage
@@ -215,8 +215,10 @@ def _float_file(
     """The float file, and the batches again where the first was looked at."""
     if not isinstance(model, nn.Module):
         return Path(model), given
+    first: object = None
     if example is None and given is not None:
         first = next(given)
+        check_finite(first, 0)
         given = itertools.chain([first], given)
         call = read_call(model, torch.utils._pytree.tree_map_only(np.ndarray, torch.as_tensor, first))
         small = call.with_batch(min(call.batch or 1, _EXPORTED))
@@ -226,7 +228,12 @@ def _float_file(
         args, kwargs = infer(model)
         example = args or kwargs
     with stage("export"):
-        return export(model, folder / "float.onnx", example_inputs=example).path, given
+        try:
+            return export(model, folder / "float.onnx", example_inputs=example).path, given
+        except InvalidInputs as error:
+            if not isinstance(first, tuple | list) or len(first) < 2:
+                raise
+            raise InvalidInputs(f"{error}; if batches hold labels beside the inputs, {LABELS}") from error
 
 
 def _inputs(path: Path) -> tuple[Input, ...]:

@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from surgeon.cost import weights_of
 from surgeon.coupling import Groups, couple
 from surgeon.errors import InvalidArgument
-from surgeon.plan import Plan, attached
+from surgeon.plan import Plan, plan_of
 from surgeon.surgery.attributes import module_path
 from surgeon.trace import normalise_inputs, trace_inputs
 
@@ -57,7 +57,7 @@ def scale_dropout(slim: nn.Module, plan: Plan | None = None, example_inputs: Any
     >>> print(scale_dropout(slim)["2"])
     0.5 → 0.25, 160 of 640 connections
     """
-    plan = plan if plan is not None else attached(slim)
+    plan = plan_of(slim, plan)
     if plan is None and example_inputs is None:
         raise InvalidArgument(f"{type(slim).__name__} carries no plan; pass example_inputs=")
     inputs = normalise_inputs(example_inputs) if example_inputs is not None else _inputs(plan)

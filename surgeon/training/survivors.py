@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import InvalidArgument, WeightsError
-from surgeon.plan import Plan, attached
+from surgeon.plan import Plan, plan_of
 
 
 @torch.no_grad()
@@ -33,11 +33,11 @@ def rewind(slim: nn.Module, earlier: Mapping[str, Tensor], plan: Plan | None = N
     >>> _ = nn.init.normal_(net[0].weight)
     >>> slim = surgeon.shrink(net, 0.5, example_inputs=torch.randn(1, 8))
     >>> rewind(slim, earlier)
-    >>> kept = attached(slim).tensor("0.weight")[0]
+    >>> kept = slim.surgeon_plan.tensor("0.weight")[0]
     >>> torch.equal(slim[0].weight, earlier["0.weight"][list(kept)])
     True
     """
-    plan = plan if plan is not None else attached(slim)
+    plan = plan_of(slim, plan)
     if plan is None:
         raise InvalidArgument(f"{type(slim).__name__} carries no plan of what was cut; pass plan=")
     state = slim.state_dict()
