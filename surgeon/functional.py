@@ -9,6 +9,9 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from surgeon.errors import TraceError
+
+_WRITE, _WRITTEN = torch.ops.aten.copy_.default, torch.ops.aten.copy.default
 # Composite operators that may return their own input without saying so in their schema.
 _MAY_ALIAS = {"aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::to", "aten::type_as"}
 
@@ -17,7 +20,8 @@ def functionalise(program: ExportedProgram) -> fx.GraphModule:
     """The program as a module whose operators have no side effects and stand in no regions.
 
     In-place operators on tensors that nothing else looks at become their functional variants. Where views are written
-    to, torch's own functionalisation does the work.
+    to, torch's own functionalisation does the work. What the model writes into its own tensors in the end, such as a
+    count of its calls, stays as an operator that nothing reads, see `own_writes`.
     """
     module = _unlifted(program)
     if not _replace_in_place(module.graph):
@@ -25,10 +29,29 @@ def functionalise(program: ExportedProgram) -> fx.GraphModule:
             warnings.simplefilter("ignore")
             module = _unlifted(program.run_decompositions({}))
         if not _replace_in_place(module.graph):
-            raise RuntimeError("torch's functionalisation left an operator that writes into a view")
+            raise TraceError("torch's functionalisation left an operator that writes into a view; please report this")
         _restore_batch_norm(module.graph)
     _inline_wrapped_regions(module)
+    for node in own_writes(module.graph, _WRITE):
+        node.target = _WRITTEN
+        if "val" not in node.meta and isinstance(node.args[1], fx.Node):
+            node.meta["val"] = node.args[1].meta.get("val")
     return module
+
+
+def own_writes(graph: fx.Graph, target: Any = _WRITTEN) -> list[fx.Node]:
+    """The operators at the end of a graph by which a model writes into its own tensors."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    return [
+        node for node in graph.find_nodes(op="call_function", target=target)
+        if not node.users and node.args[0].op == "get_attr" and all(order[u] <= order[node] for u in node.args[0].users)
+    ]
+
+
+def write_again(graph: fx.Graph) -> None:
+    """Undo what `functionalise` makes of writes into the model's own tensors."""
+    for node in own_writes(graph):
+        node.target = _WRITE
 
 
 def _restore_batch_norm(graph: fx.Graph) -> None:
@@ -79,8 +102,9 @@ def _replace_in_place(graph: fx.Graph) -> bool:
     """Replace in-place operators by functional ones; False, with the graph unchanged, where that is not safe."""
     order = {node: index for index, node in enumerate(graph.nodes)}
     todo: list[tuple[fx.Node, Any]] = []
+    own = set(own_writes(graph, _WRITE))
     for node in graph.nodes:
-        if node.op != "call_function" or not _mutates(node):
+        if node.op != "call_function" or not _mutates(node) or node in own:
             continue
         functional = functional_variant(node.target)
         target = node.args[0] if node.args else None

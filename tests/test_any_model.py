@@ -91,18 +91,73 @@ def drawn(m: Any, x: Tensor) -> Any:
     return m.b(h + torch.randn_like(h) * 0.1)
 
 
+def counted(m: Any, x: Tensor) -> Any:
+    h = F.relu(m.a(x))
+    m.times += 1
+    m.mean.lerp_(h.detach().mean((0, 1)), 0.1)
+    return m.b(h - m.mean)
+
+
 def dropped(m: Any, x: Tensor) -> Any:
     return m.b(F.dropout(F.relu(m.a(x)), 0.5))
 
 
-@pytest.mark.parametrize("run", [by_repeats, by_mask, drawn, dropped])
+@pytest.mark.parametrize("run", [by_repeats, by_mask, drawn, counted, dropped])
 def test_sizes_and_numbers_that_no_shape_tells(run: Callable[[Any, Tensor], Any]) -> None:
     x = torch.randn(2, 3, 4)
-    model = Written(run, a=nn.Linear(4, 16), b=nn.Linear(16, 2), times=torch.tensor([2, 0, 1]))
+    more = {"times": torch.tensor([2, 0, 1]), "mean": torch.randn(16)}
+    model = Written(run, a=nn.Linear(4, 16), b=nn.Linear(16, 2), **more)
     state = torch.random.get_rng_state()
     slim, _ = halved(model, x)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert slim(x).shape == model(x).shape
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_what_a_model_writes_into_its_own_tensors_it_goes_on_writing(form: Any) -> None:
+    layers = {"a": nn.Linear(4, 16), "b": nn.Linear(16, 2)}
+    model = Written(counted, **layers, times=torch.tensor(0), mean=torch.randn(16))
+    x = torch.randn(2, 3, 4)
+    slim = surgeon.shrink(model, 0.5, example_inputs=x, align=1, form=form).requires_grad_(False)
+    before = slim.get_buffer("mean").clone()
+    slim(x)
+    assert model.get_buffer("times") == 0
+    assert slim.get_buffer("times") == 1
+    assert before.shape == (8,)
+    assert not torch.equal(slim.get_buffer("mean"), before)
+
+
+def experts(m: Any, x: Tensor) -> Any:
+    """Rows of an input, sorted by the expert that each goes to."""
+    ends = torch.tensor([1, 3, 6], dtype=torch.int32)
+    multiply = torch.ops.transformers.grouped_mm_fallback
+    return m.b(multiply(F.relu(multiply(x, m.up, ends)), m.down, ends))
+
+
+def test_experts_whose_rows_are_dealt_out() -> None:
+    pytest.importorskip("transformers.integrations.moe")  # registers the operator
+    weights = {"up": torch.randn(3, 8, 32), "down": torch.randn(3, 32, 8)}
+    model = Written(experts, b=nn.Linear(8, 2))
+    for name, value in weights.items():
+        model.register_parameter(name, nn.Parameter(value))
+    _, report = halved(model, torch.randn(6, 8))
+    assert report.groups["up"].after < 32
+
+
+def stretched(m: Any, x: Tensor) -> Any:
+    """Heads in the batch, where the number of both is computed."""
+    h = m.a(x).unflatten(-1, (4, 4)).transpose(1, 2).flatten(0, 1)
+    return m.b((h * m.scale.expand(h.shape[0], -1, -1)).unflatten(0, (-1, 4)).transpose(1, 2).flatten(2))
+
+
+def each(m: Any, x: Tensor) -> Any:
+    return m.b(F.relu(m.a(x)).repeat_interleave(2, dim=2, output_size=32))
+
+
+@pytest.mark.parametrize(("run", "width"), [(stretched, 16), (each, 32)])
+def test_sizes_that_are_computed_or_written_beside(run: Callable[[Any, Tensor], Any], width: int) -> None:
+    model = Written(run, a=nn.Linear(4, 16), b=nn.Linear(width, 2), scale=torch.randn(1, 3, 4))
+    halved(model, torch.randn(2, 3, 4))
 
 
 def test_a_dropout_that_is_always_active_stays_so_in_a_graph() -> None:

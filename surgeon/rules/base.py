@@ -96,6 +96,10 @@ class Context:
     def fresh(self, size: int, pin: str | None = None) -> Axis:
         return self.space.fresh(size, pin)
 
+    def sized(self, size: int, written: Any, why: str) -> Axis:
+        """A new axis whose size is an argument: pinned where that is computed, and no smaller one can be written."""
+        return self.space.fresh(size, None if isinstance(written, int) else why)
+
     def pinned(self, sizes: Sequence[int], why: str) -> Axes:
         """Fresh axes of these sizes, none of whose units may be removed."""
         return tuple(self.space.fresh(size, why) for size in sizes)
@@ -206,5 +210,5 @@ def where(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(list(stack.values())), ("", None))[0] if stack else ""
     path = str(path).removeprefix("L['self'].").removeprefix("L['self']")
-    operator = str(node.target).removeprefix("aten.").split(".")[0]
+    operator = node.target._opname if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
     return f"{operator} in {path}" if path else operator

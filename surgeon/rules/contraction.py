@@ -46,6 +46,15 @@ def addmm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     return typed
 
 
+@rule("transformers::grouped_mm_fallback")
+def grouped_matmul(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    """Rows (T, K), in stretches that end at the offsets, each times a matrix of its own of (E, K, N) -> (T, N)."""
+    x, w = c.of(a["input"]), c.of(a["weight"])
+    c.pin((x[0], w[0], *c.of(a["offs"])), f"{where(node)}: rows are dealt out to the matrices by number")
+    c.unify(x[1], w[1], f"{where(node)}: the rows' units do not align with the matrices'")
+    return Typed((x[0], w[2]), contracted=(w[1],), macs=(x[0], *w[1:]))
+
+
 @rule("outer")
 def outer(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     out = (*c.of(a["self"]), *c.of(a["vec2"]))

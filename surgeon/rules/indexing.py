@@ -134,7 +134,8 @@ def positions(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
       "randn")
 def uniform(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """A tensor whose elements do not depend on their position: its units may go with those that they meet."""
-    axes = tuple(c.fresh(size) for size in size_of(node))
+    why = f"{where(node)}: a computed size"
+    axes = tuple(c.sized(size, amount, why) for size, amount in zip(size_of(node), a["size"], strict=True))
     return Typed(axes, args={"size": lambda kept: kept.sizes(axes, a["size"])})
 
 

@@ -151,7 +151,14 @@ def scatter(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 def expand(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x, sizes = c.of(a["self"]), size_of(node)
     old = (*[ONE] * (len(sizes) - len(x)), *x)
-    out = tuple(axis if axis.size == size else c.fresh(size) for axis, size in zip(old, sizes, strict=True))
+    if "other" in a:
+        written: list[Any] = list(sizes)
+    else:
+        written = [*[None] * (len(sizes) - len(a["size"])), *a["size"]]
+    out = tuple(
+        axis if axis.size == size else c.sized(size, amount, f"{where(node)}: stretched to a computed size")
+        for axis, size, amount in zip(old, sizes, written, strict=True)
+    )
     if "other" in a:
         for axis, other in zip(out, c.of(a["other"]), strict=True):
             c.unify(axis, other, f"{where(node)}: the shapes do not align")
@@ -167,7 +174,9 @@ def repeat(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     rank = max(len(x), len(times))
     old = (*[ONE] * (rank - len(x)), *x)
     counts = [new // axis.size if axis.size else 1 for new, axis in zip(size_of(node), old, strict=True)]
-    copies = [c.fresh(count) for count in counts]
+    amounts = [*[1] * (rank - len(times)), *times]
+    why = f"{where(node)}: repeated a computed number of times"
+    copies = [c.sized(count, amount, why) for count, amount in zip(counts, amounts, strict=True)]
     out = tuple(prod([n, axis]) for n, axis in zip(copies, old, strict=True))
     offset = rank - len(times)
     name = "repeats" if "repeats" in a else "dims"
@@ -178,11 +187,13 @@ def repeat(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 def repeat_interleave(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
     copies = c.fresh(a["repeats"])
-    if a["dim"] is None:
-        return Typed((prod([*x, copies]),), args={"repeats": lambda kept: kept.width(copies)})
-    dim = a["dim"] % len(x)
-    out = (*x[:dim], prod([x[dim], copies]), *x[dim + 1 :])
-    return Typed(out, args={"repeats": lambda kept: kept.width(copies)})
+    dim = a["dim"] % len(x) if a["dim"] is not None else None
+    repeated = prod([*x, copies]) if dim is None else prod([x[dim], copies])
+    args = {
+        "repeats": lambda kept: kept.width(copies),
+        "output_size": lambda kept: None if kept.changed(repeated) else a["output_size"],
+    }
+    return Typed((repeated,) if dim is None else (*x[:dim], repeated, *x[dim + 1 :]), args=args)
 
 
 @rule("repeat_interleave.self_Tensor")

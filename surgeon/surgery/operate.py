@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from surgeon.coupling import Groups
 from surgeon.errors import InvalidArgument, SurgeonError, SurgeryError
+from surgeon.functional import write_again
 from surgeon.rules import Kept
 from surgeon.surgery.attributes import NAMED_ALIKE, Attribute, Renumbered, module_path, renumber
 from surgeon.surgery.leaves import restore_leaves
@@ -245,6 +246,7 @@ def as_graph(
     for node in list(graph.nodes):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
+    write_again(graph)
     module = assemble(graph, {name: value for name, value in tensors.items() if name in read}, _persistent(model))
     printed: dict[str, dict[str, Any]] = {}
     unlike: set[str] = set()
