@@ -19,7 +19,7 @@ from benchmarks import peers
 from benchmarks.latency_subject import measured
 from models.data import load_test, load_train
 
-SAMPLES = 512
+SAMPLES = 1024
 """Unlabeled images, of the training set."""
 LABELLED = {"Taylor": 512, "Hessian": 16}
 """Labelled ones, for the peer's criteria that want labels."""
@@ -83,7 +83,8 @@ def dense(network: str) -> float:
 
 def free(subject: Subject, ratio: float) -> Row:
     """Any width."""
-    return {"dense": dense(subject.network), **subject.judged(lambda: subject.shrink(ratio, align=1))[1]}
+    _, row = subject.judged(lambda: subject.shrink(ratio, align=1))
+    return {"dense": dense(subject.network), "images": SAMPLES, **row}
 
 
 def fast(subject: Subject, ratio: float, files: Path, seconds: float) -> Row:
@@ -93,7 +94,8 @@ def fast(subject: Subject, ratio: float, files: Path, seconds: float) -> Row:
     for path, model in ((base, subject.model), (other, slim)):
         surgeon.export(model, path, example_inputs=subject.inputs)
     found = measured(base, other, seconds)
-    return {**row, **{name: found[name] for name in ("ratio", "low", "high", "base_ms", "slim_ms", "fallen")}}
+    timed = {name: found[name] for name in ("ratio", "low", "high", "base_ms", "slim_ms", "fallen")}
+    return {"images": SAMPLES, **row, **timed}
 
 
 def parts(subject: Subject, ratio: float) -> Row:
@@ -139,6 +141,7 @@ _PARTS: dict[str, Callable[[Subject, float], nn.Module]] = {
     "allocation": lambda subject, ratio: subject.shrink(ratio, align=1, scope="local"),
     "compensation": lambda subject, ratio: subject.shrink(ratio, align=1, compensate=False),
     "BatchNorm": _without_batch_norm,
+    "distillation": lambda subject, ratio: subject.shrink(ratio, align=1, distil=False),
     "projection": lambda subject, ratio: subject.shrink(ratio, align=1, project=False),
     "data": lambda subject, ratio: subject.shrink(ratio, align=1, data=None),
 }

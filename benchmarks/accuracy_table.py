@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.accuracy_rows import COMPARED, PARTS, SAMPLES
+from benchmarks.accuracy_rows import COMPARED, PARTS
 
 Row = dict[str, Any]
 Cells = list[str]
@@ -34,25 +34,26 @@ def _lines(head: str, columns: str, cells: Iterable[Cells]) -> list[str]:
 def _untrained(kinds: dict[str, Seeds]) -> list[str]:
     counts = {kind: max(map(len, kinds.get(kind, {}).values()), default=0) for kind in ("free", "fast", "nodata")}
     head = (
-        "**Without training**: top-1 on the 10,000 test images of Fashion-MNIST, mean ± half the range over seeds "
-        f"({counts['free']} at any width, {counts['fast']} at fast ones, {counts['nodata']} without data), from "
-        f"{SAMPLES} unlabeled images of the training set. Lost: percentage points. Fast: widths that are fast in "
+        "**Without labels**: top-1 on the 10,000 test images of Fashion-MNIST, mean ± half the range over seeds (at "
+        f"most {counts['free']} at any width, {counts['fast']} at fast ones, {counts['nodata']} without data), from "
+        "unlabeled images of the training set. Lost: percentage points. Fast: widths that are fast in "
         "onnxruntime, with the measured speed-up. No data: inputs synthesised from the network alone. Seconds: CPU, of "
         "one core. Torch-Pruning: the best of its criteria. Zeroed: `torch.nn.utils.prune.ln_structured`, the same "
         "share of each layer's channels, which makes nothing smaller."
     )
     columns = (
-        "network (dense) | MACs left | any width | lost | seconds | fast | lost | speed-up | no data | lost | seconds "
-        "| Torch-Pruning | zeroed"
+        "network (dense) | MACs left | images | any width | lost | seconds | fast | lost | speed-up | no data | lost "
+        "| seconds | Torch-Pruning | zeroed"
     )
     return _lines(head, columns, [_untrained_row(place, kinds) for place in kinds["free"]])
 
 
 def _untrained_row(place: tuple[str, float], kinds: dict[str, Seeds]) -> Cells:
-    free, fast, made_up, peer = (kinds.get(kind, {}).get(place, []) for kind in ("free", "fast", "nodata", "peer"))
+    every = (kinds.get(kind, {}).get(place, []) for kind in ("free", "fast", "nodata", "peer"))
+    free, fast, made_up, peer = map(_alike, every)
     dense = free[0]["dense"]
     return [
-        f"{place[0]} ({dense:.2%})", f"{1 - place[1]:.0%}",
+        f"{place[0]} ({dense:.2%})", f"{1 - place[1]:.0%}", f"{free[0].get('images', '–')}",
         f"**{_mean(free)}**", _lost(free, dense), _seconds(free),
         _mean(fast), _lost(fast, dense),
         f"{statistics.mean(row['ratio'] for row in fast):.2f}×" if fast else "–",
@@ -60,6 +61,12 @@ def _untrained_row(place: tuple[str, float], kinds: dict[str, Seeds]) -> Cells:
         f"{peer[0]['accuracy']:.2%} ({peer[0]['best']})" if peer and "best" in peer[0] else "–",
         f"{peer[0]['zeroed']:.2%}" if peer else "–",
     ]
+
+
+def _alike(rows: list[Row]) -> list[Row]:
+    """The rows from as many images as the one from the most."""
+    most = max((row.get("images", 0) for row in rows), default=0)
+    return [row for row in rows if row.get("images", 0) == most]
 
 
 def _parts(kinds: dict[str, Seeds]) -> list[str]:
@@ -70,7 +77,7 @@ def _parts(kinds: dict[str, Seeds]) -> list[str]:
     )
     names = [f"without {name}" if index else name for index, name in enumerate(PARTS)]
     cells = [
-        [place[0], f"{1 - place[1]:.0%}", *(f"{seeds[0][name]['accuracy']:.2%}" for name in PARTS)]
+        [place[0], f"{1 - place[1]:.0%}", *(_mean([seeds[0][name]] if name in seeds[0] else []) for name in PARTS)]
         for place, seeds in kinds["parts"].items()
     ]
     return _lines(head, " | ".join(["network", "MACs left", *names]), cells)

@@ -63,9 +63,14 @@ def row(accuracy: float) -> dict[str, Any]:
 
 def test_seeds_are_averaged_and_what_is_missing_is_left_open() -> None:
     text = table({"free:residual:0.5:0": row(0.90), "free:residual:0.5:1": row(0.91), "fast:residual:0.5:0": row(0.9)})
-    cells = "| residual (92.00%) | 50% | **90.50% ± 0.50** | 1.50 | 3 | 90.00% | 2.00 | 1.80× | – | – | – | – | – |"
+    cells = "| residual (92.00%) | 50% | – | **90.50% ± 0.50** | 1.50 | 3 | 90.00% | 2.00 | 1.80× | – | – | – | – | – |"
     assert cells in text
     assert "After one epoch" not in text
+
+
+def test_rows_from_fewer_images_are_not_averaged_with_those_from_more() -> None:
+    text = table({"free:residual:0.5:0": row(0.90), "free:residual:0.5:1": {**row(0.91), "images": 1024}})
+    assert "| residual (92.00%) | 50% | 1024 | **91.00%** | 1.00 | 3 |" in text
 
 
 def test_every_row_has_a_name_of_its_own() -> None:
