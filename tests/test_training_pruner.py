@@ -248,6 +248,19 @@ def test_a_function_of_the_user_s_is_a_schedule_and_a_criterion() -> None:
     assert pruner.plan.settings["importance"] == "last_first"
 
 
+def test_a_target_that_the_last_step_misses_is_told() -> None:
+    def unlucky(step: int) -> float:
+        return (0.0, 0.5624, 1.0)[step]
+
+    # In eights, 45.7 % is 16 and 24 units, and 25.7 % is 32 and 16: from there on, 42.9 or 51.4 % are left.
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4))
+    pruner = Pruner(model, 0.457, schedule=unlucky, example_inputs=torch.randn(1, 8), align=8)
+    pruner.step()
+    with pytest.warns(UserWarning, match="step 2: 45.7% of the macs should be gone, .* the nearest that can be had is"):
+        pruner.step()
+    assert pruner.done
+
+
 def test_release_gives_the_weights_back() -> None:
     model, x = network("transformer")
     before = {name: value.clone() for name, value in model.state_dict().items()}

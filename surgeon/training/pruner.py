@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -318,7 +319,7 @@ class Pruner:
         return found
 
     def _widths(self, scores: Mapping[int, np.ndarray], share: float, tops: Mapping[int, int]) -> dict[int, int]:
-        """The widths for a share of the target; the nearest that can be had where units are gone already."""
+        """The widths for a share of the target; the nearest that can be had, where units are gone already."""
         ratio = self.target * share
         try:
             return allocate(self.groups, scores, self.cost, ratio=ratio, ceilings=tops, **self._options)
@@ -326,7 +327,15 @@ class Pruner:
             if error.reachable is None:
                 raise
             nearest = max(error.reachable, 0.0)
-            return allocate(self.groups, scores, self.cost, ratio=nearest, ceilings=tops, **self._options)
+            widths = allocate(self.groups, scores, self.cost, ratio=nearest, ceilings=tops, **self._options)
+            if share == 1.0:  # before, a coarse step may miss what the last one meets
+                warnings.warn(
+                    f"step {self._count}: {ratio:.1%} of the {self._options['budget']} should be gone, but with the "
+                    f"units that are masked already the nearest that can be had is {nearest:.1%}, which is taken. "
+                    "Remedy: fewer decisions in the schedule, or a smaller align=.",
+                    stacklevel=4,
+                )
+            return widths
 
 
 def _regularizers(given: Regularizer | Iterable[Regularizer] | None) -> tuple[Regularizer, ...]:
