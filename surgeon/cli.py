@@ -245,7 +245,10 @@ def verify(
     pretrained: Pretrained = False,
     seed: Seed = 0,
 ) -> None:
-    """Prove that the model in a folder is SPEC less the removed units. Give the options of `surgeon shrink`."""
+    """Prove that the model in a folder is SPEC less the removed units. Give the options of `surgeon shrink`.
+
+    Of weights that data have fitted since the cut, or that were rotated before it, nothing can be proved.
+    """
     model, inputs = load(spec, shape or [], pretrained, seed)
     plan = surgeon.Plan.load(folder / "plan.json")
     slim = surgeon.load(folder, model)
