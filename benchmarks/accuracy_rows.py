@@ -1,4 +1,4 @@
-"""What is measured in the rows of `benchmarks.accuracy` on the networks of `models/`, without training."""
+"""What is measured in the rows of `benchmarks.accuracy` on the networks of `models/`, without labels."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ DECISIONS = (
 
 # Arguments in their order; those after * are given by name.
 SIGNATURES = {
-    "shrink": f"{DECISIONS} project compensate form return_report".replace("ratio ", "ratio * "),
+    "shrink": f"{DECISIONS} project compensate distil form return_report".replace("ratio ", "ratio * "),
     "plan": DECISIONS.replace("ratio ", "ratio * "),
     "inspect": "model example_inputs ignore",
     "verify": "model slim plan example_inputs",
@@ -44,7 +44,7 @@ SIGNATURES = {
     "sweep": "model example_inputs * threshold return_report",
     "project": "model data * samples example_inputs",
     "recover": (
-        "model slim plan data * samples ridge batch_norm compensate example_inputs return_report"
+        "model slim plan data * samples ridge batch_norm compensate distil example_inputs return_report"
     ),
 }
 FIRST = {"export": "model path", "benchmark": "base_path slim_path", "quantize": "model calibration"}
@@ -54,7 +54,7 @@ DEFAULTS = {
     "example_inputs": None, "budget": "macs", "ignore": (), "keep": None, "align": None, "importance": None,
     "scope": "global", "seed": 0, "form": "auto", "return_report": False, "ratio": None, "latency_ms": None,
     "device": None, "threads": None, "max_params": None, "data": None, "samples": 256, "loss": None, "compensate": True,
-    "project": True,
+    "project": True, "distil": True,
 }
 
 

@@ -1,4 +1,4 @@
-"""Recovery without training: rotation before a cut, compensation of what it removed, and BatchNorm statistics."""
+"""Recovery without labels: rotation before a cut, compensation of what it removed, BatchNorm statistics, distillation."""
 
 from surgeon.recovery.projection import project
 from surgeon.recovery.recover import recover, recover_groups
