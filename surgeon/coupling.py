@@ -48,6 +48,15 @@ class Pinned:
     reason: str
 
 
+def without_place(reason: str) -> str:
+    """A pin's reason less the operators that it names, so that equal ones can be counted.
+
+    >>> without_place("conv2d in conv1: kernel axis; conv2d in conv2: kernel axis")
+    'kernel axis'
+    """
+    return "; ".join(dict.fromkeys(part.rpartition(": ")[2] for part in reason.split("; ")))
+
+
 @dataclass(frozen=True)
 class Groups:
     """The coupled units of a graph: the value that couple hands on."""

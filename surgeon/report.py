@@ -16,7 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.coupling import Pinned
+from surgeon.coupling import Pinned, without_place
 from surgeon.files import StrPath, write_text
 
 FORMAT = "surgeon-report"
@@ -129,7 +129,7 @@ class Report:
         if changed < len(self.groups):
             lines.append(f"not cut: {len(self.groups) - changed} of {len(self.groups)} groups")
         if self.pinned:
-            reasons = Counter(_without_place(pin.reason) for pin in self.pinned)
+            reasons = Counter(without_place(pin.reason) for pin in self.pinned)
             lines.append(f"pinned: {len(self.pinned)} axes")
             ranked = reasons.most_common()
             lines += [f"  {count:4} {reason}" for reason, count in ranked[:REASONS]]
@@ -147,11 +147,6 @@ class Report:
 
 def _cells(change: Change) -> tuple[str, str, str]:
     return f"{change.before:,}", f"{change.after:,}", _percent(change.removed)
-
-
-def _without_place(reason: str) -> str:
-    """The reason for a pin less the operators that it names, so that equal ones can be counted."""
-    return "; ".join(dict.fromkeys(part.rpartition(": ")[2] for part in reason.split("; ")))
 
 
 def _percent(share: float) -> str:

@@ -101,8 +101,8 @@ def test_page_and_pictures(folder: Path) -> None:
     for shown in (
         report["model"],
         f"{measured['ratio']['value']:.2f}×",
-        f"{measured['slim']['low']:.2f} ms",
-        f"from {measured['base']['low']:.2f} ms",
+        f"{measured['slim']['low']:.3g} ms",
+        f"from {measured['base']['low']:.3g} ms",
         measured["decision"],
         f"{certificate['deviation']:.1e}",
         str(certificate["operators"]),

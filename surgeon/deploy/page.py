@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from surgeon.coupling import without_place
 from surgeon.deploy import figures
 from surgeon.device.explain import Culprit, Explanation, Fallen
 from surgeon.device.layout import Convolution
@@ -144,7 +145,7 @@ def _tiles(report: Mapping[str, Any], accuracy: Mapping[str, float]) -> str:
     if measured:
         ratio = measured["ratio"]
         tiles.append((f"{ratio['value']:.2f}×", f"speed-up, 95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}"))
-        tiles.append((f"{measured['slim']['low']:.2f} ms", f"CPU time, from {measured['base']['low']:.2f} ms"))
+        tiles.append((f"{measured['slim']['low']:.3g} ms", f"CPU time, from {measured['base']['low']:.3g} ms"))
     for name, key in (("MACs", "macs"), ("parameters", "params")):
         before, after = report[key]["before"], report[key]["after"]
         tiles.append((_short(after), f"{name}, from {_short(before)}"))
@@ -232,7 +233,7 @@ def _certificate(found: Mapping[str, Any]) -> str:
 
 def _reasons(pinned: Sequence[Mapping[str, Any]]) -> str:
     """How many axes each reason pins, without the operators' names, the most frequent first."""
-    reasons = Counter("; ".join(dict.fromkeys(p.rpartition(": ")[2] for p in a["reason"].split("; "))) for a in pinned)
+    reasons = Counter(without_place(axis["reason"]) for axis in pinned)
     return _table(("reason", "axes"), [(reason, str(count)) for reason, count in reasons.most_common()])
 
 
