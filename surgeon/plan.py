@@ -239,8 +239,7 @@ class Plan:
 
         Raises:
             PlanError: the plan is of another architecture, or of the model in another basis.
-            NotEquivalent: it is not, or its weights were changed since; the message names the first operator that
-                differs.
+            NotEquivalent: it is not, or its weights were changed since; the first operator that differs is named.
         """
         groups = self._couple(model, example_inputs)
         require(model, self.settings.get("basis"))
@@ -270,9 +269,8 @@ class Plan:
             ProfileError: the profile was taken for other models.
         """
         if not isinstance(profile, Profile):
-            raise InvalidArgument(
-                f"profile is a {type(profile).__name__}, not a surgeon.Profile; surgeon.Profile.load reads a file"
-            )
+            kind = type(profile).__name__
+            raise InvalidArgument(f"profile is a {kind}, not a surgeon.Profile; surgeon.Profile.load reads a file")
         known = model if model is not None else _MADE_FOR.get(self.fingerprint)
         if known is None:
             raise PlanError("the model that the plan was made for is no longer in memory; pass model=")
