@@ -1,4 +1,4 @@
-"""Recovery without labels: rotation before a cut, compensation of what it removed, BatchNorm statistics, distillation."""
+"""Recovery without labels: rotation before a cut, compensation of what it removed, BatchNorm, distillation."""
 
 from surgeon.recovery.projection import project
 from surgeon.recovery.recover import recover, recover_groups
