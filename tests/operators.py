@@ -247,6 +247,8 @@ STATISTICS = [
     Row("cosine_similarity", "cosine_similarity", lambda x, p: x * F.cosine_similarity(x, p.w, 1)[:, None],
         more={"w": (1, 8, 1)}),
     Row("cumsum of the units", "cumsum", lambda x, p: torch.cumsum(x, 1)),
+    Row("cumprod of positions", "cumprod", lambda x, p: torch.cumprod(x, 2)),
+    Row("cdist", "cdist", lambda x, p: torch.cdist(x.mT, p.w.mT).mT * p.v, more={"w": (8, 5), "v": (5, 1)}),
     Row("cumsum of positions", "cumsum", lambda x, p: torch.cumsum(x, 2)),
     Row("glu", "glu", lambda x, p: F.glu(x, 1)),
 ]
@@ -360,7 +362,8 @@ PINNED = [
      "pixel_shuffle: positions within a block"),
     (Row("lstm with projections", "lstm", lambda x, p: p.rnn(x.mT)[0].mT,
          more={"rnn": nn.LSTM(8, 6, batch_first=True, proj_size=3)}), "lstm in rnn: a recurrent layer with proj"),
-    (Row("cumprod", "cumprod", lambda x, p: torch.cumprod(x, 1)), "cumprod: surgeon has no rule for this operator"),
+    (Row("cumprod", "cumprod", lambda x, p: torch.cumprod(x, 1)), "cumprod: every position has a part in those that"),
+    (Row("renorm", "renorm", lambda x, p: torch.renorm(x, 2, 1, 1.0)), "renorm: surgeon has no rule for this operator"),
     (Row("fft", "fft_rfft", lambda x, p: torch.fft.rfft(x, dim=1).abs()), "fft_rfft: frequencies"),
     (Row("repeat_interleave by numbers", "repeat_interleave", lambda x, p: x.repeat_interleave(p.times, 1),
          more={"times": torch.arange(8)}), "repeat_interleave: every position has a number of repetitions"),

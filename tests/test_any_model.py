@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import surgeon
-from surgeon.errors import InvalidModel
+from surgeon.errors import InvalidModel, NothingToPrune
 
 
 class Written(nn.Module):
@@ -158,6 +158,12 @@ def each(m: Any, x: Tensor) -> Any:
 def test_sizes_that_are_computed_or_written_beside(run: Callable[[Any, Tensor], Any], width: int) -> None:
     model = Written(run, a=nn.Linear(4, 16), b=nn.Linear(width, 2), scale=torch.randn(1, 3, 4))
     halved(model, torch.randn(2, 3, 4))
+
+
+def test_a_function_without_a_rule_is_named() -> None:
+    model = Written(lambda m, x: m.b(torch.vmap(m.a)(x)), a=nn.Linear(4, 16), b=nn.Linear(16, 2))
+    with pytest.raises(NothingToPrune, match="_remove_batch_dim: surgeon has no rule"):
+        surgeon.shrink(model, 0.5, example_inputs=torch.randn(2, 3, 4))
 
 
 def test_a_dropout_that_is_always_active_stays_so_in_a_graph() -> None:

@@ -65,7 +65,7 @@ def test_units_that_an_operator_holds_are_pinned_with_the_reason(row: Row, reaso
 
 
 def test_downstream_of_an_operator_without_a_rule_pruning_goes_on() -> None:
-    row = Row("cumprod, and a layer", "cumprod", lambda x, p: F.relu(p.conv(torch.cumprod(x, 1))),
+    row = Row("renorm, and a layer", "renorm", lambda x, p: F.relu(p.conv(torch.renorm(x, 2, 1, 1.0))),
               more={"conv": nn.Conv1d(8, 6, 1)})
     model, inputs, groups = network(row)
     assert [group.name for group in groups] == ["conv"]

@@ -210,5 +210,9 @@ def where(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(list(stack.values())), ("", None))[0] if stack else ""
     path = str(path).removeprefix("L['self'].").removeprefix("L['self']")
-    operator = node.target._opname if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        operator = target._opname
+    else:
+        operator = getattr(target, "__name__", str(target))
     return f"{operator} in {path}" if path else operator

@@ -120,6 +120,14 @@ def running_sum(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     return Typed(x, contracted=(x[a["dim"] % len(x)],) if x else ())
 
 
+@rule("cumprod", "logcumsumexp")
+def running(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    """A running product, or the like, in which every position has a part."""
+    x = c.of(a["self"])
+    c.pin(x[a["dim"] % len(x) :][:1] if x else (), f"{where(node)}: every position has a part in those that follow")
+    return Typed(x)
+
+
 @rule("_weight_norm_interface", "_weight_norm")
 def weight_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """v / ||v|| · g, a norm over all axes but one: those are pinned, so that the weight stays what it is."""
@@ -149,7 +157,19 @@ def cosine(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     return Typed(_without(x, [dim], False), contracted=(x[dim],))
 
 
-@rule("frobenius_norm", "linalg_norm", "linalg_matrix_norm", "dist", "cdist")
+@rule("cdist")
+def distances(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    """Points (…, P, M) and (…, R, M) -> (…, P, R): a norm over M, to which a removed unit contributes nothing."""
+    x, y = c.of(a["x1"]), c.of(a["x2"])
+    why = f"{where(node)}: the points' units do not align"
+    c.unify(x[-1], y[-1], why)
+    if a["p"] <= 0:
+        c.pin(x[-1:], f"{where(node)}: a norm of order {a['p']}")
+    out = (*c.broadcast([x[:-2], y[:-2]], why), x[-2], y[-2])
+    return Typed(out, contracted=x[-1:], macs=(*out, x[-1]))
+
+
+@rule("frobenius_norm", "linalg_norm", "linalg_matrix_norm", "dist")
 def matrix_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     for value in a.values():
         if isinstance(value, fx.Node):
