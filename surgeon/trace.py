@@ -253,6 +253,11 @@ def _graph(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: bo
         value: Any = module
         for part in str(node.target).split("."):
             value = getattr(value, part)
+        if isinstance(value, FakeTensor):
+            raise TraceError(
+                f"forward makes {node.target} when it is first called, which a trace can't keep; run the model once on "
+                "example inputs before pruning"
+            )
         if isinstance(value, Tensor):
             tensors[node.name] = str(node.target)
             values[str(node.target)] = value

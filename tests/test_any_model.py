@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import surgeon
-from surgeon.errors import InvalidModel, NothingToPrune
+from surgeon.errors import InvalidModel, NothingToPrune, TraceError
 
 
 class Written(nn.Module):
@@ -158,6 +158,20 @@ def each(m: Any, x: Tensor) -> Any:
 def test_sizes_that_are_computed_or_written_beside(run: Callable[[Any, Tensor], Any], width: int) -> None:
     model = Written(run, a=nn.Linear(4, 16), b=nn.Linear(width, 2), scale=torch.randn(1, 3, 4))
     halved(model, torch.randn(2, 3, 4))
+
+
+def test_a_parameter_that_the_first_call_makes_is_told() -> None:
+    def normed(module: nn.Module, _: Any) -> None:
+        if not hasattr(module, "parametrizations"):
+            torch.nn.utils.parametrizations.weight_norm(module)
+
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    model[0].register_forward_pre_hook(normed)
+    x = torch.randn(2, 4)
+    with pytest.raises(TraceError, match="run the model once"):
+        surgeon.shrink(model, 0.5, example_inputs=x)
+    model(x)
+    halved(model, x)
 
 
 def test_a_function_without_a_rule_is_named() -> None:
