@@ -107,12 +107,6 @@ def test_parametrized_weights(wrap: Callable[[nn.Module], nn.Module], form: str)
         assert [name for name, _ in slim.named_parameters()] == names
 
 
-def test_the_power_iteration_of_spectral_norm_is_no_rule_and_says_so() -> None:
-    model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 32)), nn.ReLU(), nn.Linear(32, 4)).eval()
-    with pytest.raises(surgeon.SurgeonError, match=r"vdot in 0\.parametrizations\.weight\.0: surgeon has no rule"):
-        shrunk(model, torch.randn(2, 6))
-
-
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
