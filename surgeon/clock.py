@@ -123,15 +123,17 @@ class Clock:
         off = timing.measured / timing.requested if timing.measured is not None else 1.0
         if CLOSE[0] <= off <= CLOSE[1]:
             return kept, timing
+        landed = f"measured {off:.1%} of what was asked for"
         try:
             again, other = solve(requested, self._corrected(timing))
         except Infeasible:
-            note = f"measured {off:.1%} of what was asked for, and the widths can't be cut further"
-            return kept, replace(timing, notes=(*timing.notes, note))
+            return kept, _noted(timing, f"{landed}, and the widths can't be cut further")
         if again == kept:
-            return kept, timing
+            return kept, _noted(timing, f"{landed}, and no other widths are predicted nearer to it")
         other = replace(self._measured(again, other, relative=ms is None), corrections=1)
-        return (again, other) if _error(other) <= _error(timing) else (kept, timing)
+        if _error(other) <= _error(timing):
+            return again, other
+        return kept, _noted(timing, f"{landed}; widths that were chosen anew missed it by more")
 
     def _corrected(self, timing: Timing) -> float:
         """What to predict so that what was asked for is measured.
@@ -180,6 +182,10 @@ class Clock:
             timing, requested=requested, base=verdict.base.low, measured=verdict.base.low / verdict.ratio.value,
             verdict=verdict,
         )
+
+
+def _noted(timing: Timing, note: str) -> Timing:
+    return replace(timing, notes=(*timing.notes, note))
 
 
 def _text(ms: float) -> str:

@@ -112,6 +112,7 @@ def test_a_worse_correction_is_not_taken(taken: Path, slowed: Any) -> None:
     _, report = surgeon.shrink(Net(), 0.3, example_inputs=X, budget="latency", device=taken, return_report=True)
     assert len(asked) == 2
     assert report.latency.corrections == 0
+    assert "widths that were chosen anew missed it by more" in str(report.latency)
 
 
 def test_milliseconds_on_another_device_are_predicted_only(taken: Path) -> None:
