@@ -1,62 +1,62 @@
 """Structured pruning that is exact, explained, and measured on the clock.
 
+Public names are imported when they are first used, so that `import surgeon` costs next to nothing.
+
 >>> import surgeon
 >>> surgeon.SurgeonError.__name__
 'SurgeonError'
 """
 
-from surgeon import schedules as schedules
-from surgeon import training as training
-from surgeon.clock import Timing
-from surgeon.connections import prune_connections
-from surgeon.deploy.export import ExportReport, export
-from surgeon.deploy.quantize import Quantized, quantize
-from surgeon.device.benchmark import Verdict, benchmark
-from surgeon.device.profile import Profile
-from surgeon.errors import SurgeonError
-from surgeon.plan import Plan
-from surgeon.profiling import kit, profile
-from surgeon.recovery import Recovery, project, recover
-from surgeon.recovery.synthesis import synthesize
-from surgeon.report import Report
-from surgeon.shrink import inspect, plan, shrink, verify
-from surgeon.storage import load, save
-from surgeon.sweep import sweep
-from surgeon.sweeping.report import SweepReport
-from surgeon.training.masks import Masks
-from surgeon.training.pruner import Pruner
-from surgeon.verify import Certificate
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Certificate",
-    "ExportReport",
-    "Masks",
-    "Plan",
-    "Profile",
-    "Pruner",
-    "Quantized",
-    "Recovery",
-    "Report",
-    "SurgeonError",
-    "SweepReport",
-    "Timing",
-    "Verdict",
-    "benchmark",
-    "export",
-    "inspect",
-    "kit",
-    "load",
-    "plan",
-    "profile",
-    "project",
-    "prune_connections",
-    "quantize",
-    "recover",
-    "save",
-    "shrink",
-    "sweep",
-    "synthesize",
-    "verify",
-]
+# Where each public name lives; `__init__.pyi` says the same to type checkers and editors.
+_HOMES = {
+    "surgeon.deploy.export": "ExportReport export",
+    "surgeon.deploy.profiling": "kit profile",
+    "surgeon.device.benchmark": "Verdict benchmark",
+    "surgeon.device.profile": "Profile",
+    "surgeon.errors": "SurgeonError",
+    "surgeon.pipeline.latency_target": "Timing",
+    "surgeon.pipeline.shrink": "inspect plan shrink verify",
+    "surgeon.pipeline.storage": "load save",
+    "surgeon.plans.plan": "Plan",
+    "surgeon.projection.project": "project",
+    "surgeon.quantization.quantize": "Quantized quantize",
+    "surgeon.calibration.synthesis": "synthesize",
+    "surgeon.recovery.recover": "recover",
+    "surgeon.recovery.report": "Recovery",
+    "surgeon.reporting.report": "Report",
+    "surgeon.sparsity.connections": "prune_connections",
+    "surgeon.sparsity.report": "SweepReport",
+    "surgeon.sparsity.sweep": "sweep",
+    "surgeon.training.pruner": "Pruner",
+    "surgeon.training.weight_masks": "Masks",
+    "surgeon.verification.certificate": "Certificate",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+_MODULES = {
+    "schedules": "surgeon.training.schedules",
+    "scoring": "surgeon.scoring",
+    "study": "surgeon.study",
+    "training": "surgeon.training",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value: Any = importlib.import_module(_MODULES[name])
+    elif name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_MODULES})

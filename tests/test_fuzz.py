@@ -7,16 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks import fuzz
-from tests import oracle
-from tests.networks import random_network, tensors
+from testbed import oracle, trial
+from testbed.networks import random_network, tensors
 
 NETWORKS, SHARE = 300, 10
 
 
 @pytest.mark.parametrize("first", range(0, NETWORKS, SHARE))
 def test_pruned_networks_compute_what_is_left_of_the_original(first: int) -> None:
-    outcomes = [outcome for seed in range(first, first + SHARE) for outcome in fuzz.examine(seed)]
+    outcomes = [outcome for seed in range(first, first + SHARE) for outcome in trial.examine(seed)]
     failures = [o for o in outcomes if o.verdict != "right"]
     lines = [f"seed {o.seed} ({o.network}): {o.verdict} {o.deviation:.2g} {o.message}" for o in failures]
     assert not failures, "\n".join(lines)

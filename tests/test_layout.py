@@ -11,76 +11,53 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "surgeon"
 MAX_LINES = 400
 
-# A file imports only from lower ranks, or from files of its own rank in its own folder.
-# `rules/` is a folder, whose files share its rank; `__init__` is `surgeon/__init__.py`.
+# A room is a folder, or a file that lies beside the folders. A file imports only from rooms of lower ranks, or from its
+# own room; `__init__` is `surgeon/__init__.py`.
 RANKS = {
     "errors": 0,
-    "axes": 1,
-    "architecture": 1,
-    "convolution": 1,
-    "documents": 1,
-    "basis": 1,
-    "files": 1,
-    "progress": 1,
-    "schedules": 1,
-    "functional": 1,
-    "surroundings": 1,
-    "device/": 2,
-    "weights": 2,
-    "space": 2,
-    "trace": 2,
+    "support/": 1,
+    "ir/": 1,
+    "frontend/": 2,
+    "solver/": 2,
     "rules/": 3,
-    "inputs": 3,
-    "select": 3,
-    "signature": 3,
-    "coupling": 4,
-    "analysis": 5,
-    "importance/": 5,
-    "cost": 5,
-    "limits": 5,
-    "alignment": 6,
-    "damage": 6,
-    "ladder": 6,
-    "latency/": 7,
-    "least_damage": 8,
-    "rungs": 8,
-    "allocation": 9,
+    "device/": 3,
+    "groups/": 4,
+    "cost/": 5,
+    "verification/": 5,
+    "calibration/": 5,
+    "reporting/": 5,
+    "plans/": 6,
     "surgery/": 6,
-    "verify/": 7,
-    "recovery/": 10,
-    "replay": 8,
-    "deploy/": 8,
-    "plan": 9,
-    "report": 9,
-    "storage": 10,
-    "guided": 11,
-    "criteria": 11,
-    "profiling": 10,
-    "clock": 11,
-    "sweeping/": 11,
-    "training/": 11,
-    "shrink": 12,
-    "connections": 12,
-    "sweep": 12,
-    "__init__": 13,
-    "sources": 13,
-    "batches": 14,
-    "demo": 14,
-    "study/": 14,
-    "options": 15,
-    "cli_device": 16,
-    "cli_study": 16,
-    "cli_sweep": 16,
-    "cli": 17,
-    "__main__": 18,
+    "latency/": 6,
+    "scoring/": 7,
+    "recovery/": 7,
+    "deploy/": 7,
+    "allocation/": 8,
+    "projection/": 8,
+    "sparsity/": 8,
+    "quantization/": 8,
+    "pipeline/": 9,
+    "training/": 10,
+    "study/": 11,
+    "__init__": 12,
+    "cli/": 13,
+    "__main__": 14,
 }
+MAX_ROOMS, MAX_LEVELS = 32, 13
+
+# Methods of values that hand themselves on to the pipeline, which is imported when they are called.
+FORWARDS = {"surgeon/plans/plan.py": "surgeon.pipeline.replay"}
 
 # A package outside of surgeon, and the files of surgeon that may import it.
 RESERVED = {
-    "models": {"surgeon/demo.py"},
+    "models": {"surgeon/cli/demo.py"},
+    "testbed": set(),
     "tests": set(),
     "benchmarks": set(),
 }
+
+# What a kit takes along to a device beside `surgeon/device/`.
+CARRIED = ("surgeon.errors.", "surgeon.support.documents.", "surgeon.support.files.")
 
 # All of them are pickle, or write and read it.
 PICKLES = ("pickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "torch.save", "torch.load")
@@ -92,7 +69,7 @@ def sources(*folders: str) -> list[str]:
 
 
 OURS = sources(PACKAGE)
-ALL = sources(PACKAGE, "models", "tests", "benchmarks")
+ALL = sources(PACKAGE, "models", "testbed", "tests", "benchmarks")
 
 
 def read(path: str) -> str:
@@ -146,8 +123,7 @@ def rank(path: str) -> int:
 
 
 def may_import(importer: str, imported: str) -> bool:
-    mates = room(importer) == room(imported) or Path(importer).parent == Path(imported).parent
-    return rank(imported) < rank(importer) or (rank(imported) == rank(importer) and mates)
+    return room(importer) == room(imported) or rank(imported) < rank(importer)
 
 
 def upward(path: str, source: str) -> list[str]:
@@ -156,8 +132,22 @@ def upward(path: str, source: str) -> list[str]:
         f"{path}:{line} (rank {rank(path)}) imports {name} (rank {rank(target)}): "
         "move what both need to a lower rank, or hand it over as a value"
         for line, name in imports(path, source)
-        if (target := locate(name)) is not None and not may_import(path, target)
+        if (target := locate(name)) is not None
+        and not may_import(path, target)
+        and name != FORWARDS.get(path)
     ]
+
+
+def levels() -> dict[str, int]:
+    """For every room, how many rooms the longest chain of imports that ends in it has."""
+    below: dict[str, set[str]] = {room(path): set() for path in OURS}
+    for path in OURS:
+        targets = (locate(name) for _, name in imports(path, read(path)) if name != FORWARDS.get(path))
+        below[room(path)] |= {room(target) for target in targets if target is not None} - {room(path)}
+    found: dict[str, int] = {}
+    for each in sorted(below, key=RANKS.__getitem__):
+        found[each] = 1 + max((found[other] for other in below[each]), default=0)
+    return found
 
 
 def reserved(path: str, source: str) -> list[str]:
@@ -187,24 +177,40 @@ def test_rank_allows_every_import(path: str) -> None:
     assert upward(path, read(path)) == []
 
 
+def test_the_house_is_small() -> None:
+    found = levels()
+    assert found.keys() == RANKS.keys()
+    assert len(found) <= MAX_ROOMS and max(found.values()) <= MAX_LEVELS
+
+
+@pytest.mark.parametrize("path", sources("tests"))
+def test_tests_mirror_the_rooms(path: str) -> None:
+    folder = Path(path).parent.name
+    assert folder == "tests" or f"{folder}/" in RANKS
+
+
+@pytest.mark.parametrize("path", sources("tests"))
+def test_tests_import_no_benchmark(path: str) -> None:
+    assert [name for _, name in imports(path, read(path)) if name.split(".")[0] == "benchmarks"] == []
+
+
 @pytest.mark.parametrize("path", OURS)
 def test_surgeon_runs_without_the_other_packages(path: str) -> None:
     assert reserved(path, read(path)) == []
 
 
-@pytest.mark.parametrize("path", [path for path in OURS if room(path).removesuffix("/") == "axes"])
-def test_axes_know_no_torch(path: str) -> None:
+@pytest.mark.parametrize("path", ["surgeon/ir/axes.py", *(path for path in OURS if room(path) == "solver/")])
+def test_axes_and_solver_know_no_torch(path: str) -> None:
     assert [name for _, name in imports(path, read(path)) if name.split(".")[0] == "torch"] == []
 
 
 @pytest.mark.parametrize("path", [path for path in OURS if room(path) == "device/"])
 def test_the_device_needs_numpy_and_onnxruntime_alone(path: str) -> None:
-    ours = {"surgeon.device", "surgeon.documents", "surgeon.errors", "surgeon.files"}
     allowed = {*sys.stdlib_module_names, "numpy", "onnxruntime"}
     assert [
         name
         for _, name in imports(path, read(path))
-        if name.split(".")[0] not in allowed and ".".join(name.split(".")[:2]) not in ours
+        if name.split(".")[0] not in allowed and not name.startswith(("surgeon.device.", *CARRIED))
     ] == []
 
 
@@ -221,19 +227,21 @@ def test_file_holds_no_pickle(path: str) -> None:
 
 # The checks themselves: (file, its source, whether the layout allows it)
 DIRECTIONS = [
-    ("surgeon/axes.py", "from surgeon.errors import SurgeonError", True),
-    ("surgeon/errors.py", "from surgeon.axes import Leaf", False),
-    ("surgeon/errors.py", "from surgeon import axes", False),
-    ("surgeon/errors.py", "import surgeon.axes", False),
-    ("surgeon/errors.py", "from .axes import Leaf", False),
-    ("surgeon/errors.py", "def f():\n    from surgeon import axes", False),
+    ("surgeon/ir/axes.py", "from surgeon.errors import SurgeonError", True),
+    ("surgeon/errors.py", "from surgeon.ir.axes import Leaf", False),
+    ("surgeon/errors.py", "from surgeon.ir import axes", False),
+    ("surgeon/errors.py", "import surgeon.ir.axes", False),
+    ("surgeon/errors.py", "from .ir.axes import Leaf", False),
+    ("surgeon/errors.py", "def f():\n    from surgeon.ir import axes", False),
     ("surgeon/errors.py", "from surgeon import a_name_of_the_public_api", False),
     ("surgeon/rules/pointwise.py", "from surgeon.rules import table", True),
     ("surgeon/rules/pointwise.py", "from ..errors import SurgeonError", True),
     ("surgeon/rules/pointwise.py", "from .. import a_name_of_the_public_api", False),
-    ("surgeon/rules/pointwise.py", "from surgeon.trace import Graph", True),
-    ("surgeon/cli.py", "import surgeon", True),
-    ("surgeon/cli.py", "import numpy, torch.nn", True),
+    ("surgeon/rules/pointwise.py", "from surgeon.frontend.trace import Graph", True),
+    ("surgeon/cli/main.py", "import surgeon", True),
+    ("surgeon/cli/main.py", "import numpy, torch.nn", True),
+    ("surgeon/plans/plan.py", "from surgeon.pipeline import replay", True),
+    ("surgeon/plans/basis.py", "from surgeon.pipeline import replay", False),
 ]
 
 
@@ -241,7 +249,8 @@ DIRECTIONS = [
 def test_directions_are_told_apart(
     path: str, source: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = ("__init__", "errors", "axes", "trace", "cli", "rules/__init__", "rules/pointwise", "rules/table")
+    files = """__init__ errors ir/axes frontend/trace cli/main rules/__init__ rules/pointwise rules/table plans/plan
+        plans/basis pipeline/replay""".split()
     monkeypatch.setattr(f"{__name__}.OURS", [f"surgeon/{name}.py" for name in files])
     assert (upward(path, source) == []) is allowed
 
@@ -251,11 +260,11 @@ def test_a_file_without_a_rank_is_told_to_get_one() -> None:
         upward("surgeon/novel.py", "import surgeon")
 
 
-@pytest.mark.parametrize("source", ["import models", "from models.data import load", "import tests"])
+@pytest.mark.parametrize("source", ["import models", "from models.data import load", "import tests", "import testbed"])
 def test_other_packages_are_recognised(source: str) -> None:
-    assert len(reserved("surgeon/shrink.py", source)) == 1
+    assert len(reserved("surgeon/pipeline/shrink.py", source)) == 1
 
 
 @pytest.mark.parametrize("source", ["import pickle", "from pickle import loads", "torch.save(1, 'a')"])
 def test_pickle_is_recognised(source: str) -> None:
-    assert pickles("surgeon/plan.py", source) != []
+    assert pickles("surgeon/plans/plan.py", source) != []

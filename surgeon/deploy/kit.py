@@ -7,11 +7,13 @@ from pathlib import Path
 
 import surgeon.device
 from surgeon.device import kit
-from surgeon.device.points import Point
-from surgeon.device.rules import Probe
+from surgeon.device.layout_probes import Probe
+from surgeon.device.microbenchmark import Point
 from surgeon.errors import InvalidArgument
-from surgeon.files import replace
+from surgeon.support.files import replace
 
+# The rest of surgeon that device/ needs.
+_BESIDE = ("errors", "support/__init__", "support/documents", "support/files")
 _SHEBANG = b"#!/usr/bin/env python3\n"
 
 # Runs before anything else does, so that old Pythons can read it and say what is missing.
@@ -63,7 +65,7 @@ def write_kit(
     if Path(path).suffix != ".pyz":
         raise InvalidArgument(f"{path}: a kit's name must end in .pyz, by which Python knows that it can run it")
     folder = Path(surgeon.device.__file__).parent
-    beside = (folder.parent / f"{file}.py" for file in ("documents", "errors", "files"))
+    beside = (folder.parent / f"{file}.py" for file in _BESIDE)
     sources = [*sorted(folder.glob("*.py")), *beside]
     with replace(path) as temporary, temporary.open("wb") as file:
         file.write(_SHEBANG)

@@ -1,7 +1,6 @@
-"""Recovery without labels: rotation before a cut, compensation of what it removed, BatchNorm, distillation."""
+"""Recovery without labels: compensation of what a cut removed, BatchNorm, distillation."""
 
-from surgeon.recovery.projection import project
 from surgeon.recovery.recover import recover, recover_groups
 from surgeon.recovery.report import Layer, Recovery
 
-__all__ = ["Layer", "Recovery", "project", "recover", "recover_groups"]
+__all__ = ["Layer", "Recovery", "recover", "recover_groups"]

@@ -1,0 +1,1 @@
+"""What a model of given widths costs: MACs, parameters, channels."""

@@ -1,0 +1,1 @@
+"""Which indices of which parameters live or die together."""

@@ -1,0 +1,1 @@
+"""The stages in order: what the public functions do."""

@@ -1,0 +1,66 @@
+"""A plan that is at hand, carried out on a model, proved, or moved to widths that are fast on a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from surgeon.allocation.fast_widths import legalise
+from surgeon.device.profile import Profile
+from surgeon.errors import InvalidArgument, NotEquivalent, PlanError
+from surgeon.frontend.trace import normalise_inputs, trace_inputs, with_train_only
+from surgeon.groups.coupling import Groups, couple
+from surgeon.latency.model import Latency
+from surgeon.plans.basis import require
+from surgeon.plans.plan import MADE_FOR, Plan, attach
+from surgeon.surgery.build import carry_out, hold_against
+from surgeon.verification import Certificate
+
+
+def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, form: str = "auto") -> nn.Module:
+    """What `Plan.apply` says."""
+    require(model, plan.settings.get("basis"))
+    return build(plan, model, example_inputs, form)
+
+
+def build(plan: Plan, model: nn.Module, example_inputs: Any = None, form: str = "auto") -> nn.Module:
+    """As `apply`, whatever basis the weights are in: for a model that other weights are put into."""
+    groups = _couple(plan, model, example_inputs)
+    operation, _ = carry_out(model, groups, plan.keep(groups), form)
+    attach(operation.module, plan)
+    return operation.module
+
+
+def verify(plan: Plan, model: nn.Module, slim: nn.Module, example_inputs: Any = None) -> Certificate:
+    """What `Plan.verify` says."""
+    groups = _couple(plan, model, example_inputs)
+    require(model, plan.settings.get("basis"))
+    try:
+        return hold_against(groups, plan.keep(groups), slim)
+    except NotEquivalent as error:
+        raise NotEquivalent(
+            f"{error}. If weights were changed since the cut, by compensation from data, recovery or training, "
+            "nothing can be proved of them; what can be verified is plan.apply(model)"
+        ) from error
+
+
+def align(plan: Plan, profile: Profile, model: nn.Module | None = None, example_inputs: Any = None) -> Plan:
+    """What `Plan.align` says."""
+    if not isinstance(profile, Profile):
+        kind = type(profile).__name__
+        raise InvalidArgument(f"profile is a {kind}, not a surgeon.Profile; surgeon.Profile.load reads a file")
+    known = model if model is not None else MADE_FOR.get(plan.fingerprint)
+    if known is None:
+        raise PlanError("the model that the plan was made for is no longer in memory; pass model=")
+    groups = _couple(plan, known, example_inputs)
+    latency = Latency(groups, profile, model=plan.fingerprint)
+    return Plan.of(groups, legalise(groups, plan.keep(groups), latency), plan.settings, model=known)
+
+
+def _couple(plan: Plan, model: nn.Module, example_inputs: Any) -> Groups:
+    if not isinstance(model, nn.Module):
+        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    plan.check(model)
+    inputs = plan.example_inputs() if example_inputs is None else normalise_inputs(example_inputs)
+    return couple(with_train_only(trace_inputs(model, inputs), model))

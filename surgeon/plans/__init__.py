@@ -1,0 +1,1 @@
+"""Plans: which units stay, as a value and as a file."""

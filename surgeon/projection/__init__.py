@@ -1,0 +1,1 @@
+"""Rotations of linear streams and attention heads, which change nothing but what a cut loses."""

@@ -1,0 +1,1 @@
+"""int8 files, calibrated, measured, kept only where they are faster."""

@@ -1,0 +1,1 @@
+"""Widths of least damage within a budget, without torch."""
