@@ -8,7 +8,6 @@ Public names are imported when they are first used, so that `import surgeon` cos
 """
 
 import importlib
-from typing import Any
 
 __version__ = "0.1.0"
 
@@ -47,9 +46,10 @@ _MODULES = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    value: object
     if name in _MODULES:
-        value: Any = importlib.import_module(_MODULES[name])
+        value = importlib.import_module(_MODULES[name])
     elif name in _HOME:
         value = getattr(importlib.import_module(_HOME[name]), name)
     else:

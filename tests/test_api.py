@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
+import subprocess
+import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,11 +81,30 @@ def written(name: str) -> str:
 
 def test_the_names_are_these_and_no_others() -> None:
     assert sorted(surgeon.__all__) == sorted(NAMES)
+    assert all(hasattr(surgeon, name) for name in NAMES)
     public = {
         name for name, value in vars(surgeon).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
     assert public == set(NAMES)
+
+
+def test_type_checkers_are_told_the_same_names_from_the_same_files() -> None:
+    stub = ast.parse(Path(surgeon.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    told = {
+        alias.asname: f"{node.module}.{alias.name}"
+        for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    homes = {name: f"{home}.{name}" for home, names in surgeon._HOMES.items() for name in names.split()}
+    assert told == homes | surgeon._MODULES
+
+
+@pytest.mark.parametrize("command", ["import surgeon", "import torch, surgeon; surgeon.SurgeonError"])
+def test_importing_surgeon_loads_nothing_heavy(command: str) -> None:
+    heavy = ("sympy", "onnx", "onnxscript", "onnxruntime")
+    code = f"import sys; {command}; sys.exit(str([name for name in {heavy} if name in sys.modules]))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.stderr.strip() == "[]"
     assert re.fullmatch(r"\d+\.\d+\.\d+", surgeon.__version__)
 
 
