@@ -10,12 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from surgeon.groups.coupling import Groups
-
-#: Operators that only move the positions of a tensor, none of them twice.
-_MOVES = set(
-    "t transpose permute numpy_T mT view reshape _unsafe_view flatten unflatten unsqueeze squeeze select slice narrow "
-    "split split_with_sizes unsafe_split chunk unbind contiguous clone alias detach".split()
-)
+from surgeon.ir.operators import is_a
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ def _moves(node: fx.Node) -> bool:
     if node.op != "call_function" or len(node.all_input_nodes) != 1:
         return False
     target = node.target
-    return target is operator.getitem or (isinstance(target, torch._ops.OpOverload) and target._opname in _MOVES)
+    return target is operator.getitem or is_a(target, "identity", "view", "reorder", "split", "part")
 
 
 def _source(node: fx.Node) -> fx.Node | None:

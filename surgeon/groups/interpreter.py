@@ -11,9 +11,9 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from surgeon.frontend.trace import Graph
+from surgeon.ir.operators import is_a
 from surgeon.rules import is_random
 
-_UNINITIALISED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 _REDUCED = {torch.float32, torch.float16, torch.bfloat16}
 _COMPLEX = {torch.complex64, torch.complex32}
 
@@ -25,11 +25,6 @@ def double(value: Any) -> Any:
     if isinstance(value, torch.dtype) and value in _REDUCED | _COMPLEX:
         return torch.complex128 if value in _COMPLEX else torch.float64
     return value
-
-
-def _is_uninitialised(node: fx.Node) -> bool:
-    target = node.target
-    return isinstance(target, torch._ops.OpOverload) and target._opname in _UNINITIALISED
 
 
 def last_uses(graph: Graph) -> dict[fx.Node, list[fx.Node]]:
@@ -104,7 +99,7 @@ class Runner:
                     return self._drawn(node, args, kwargs)
                 value = node.target(*args, **kwargs)  # type: ignore[operator]
                 # Memory without values would differ from run to run.
-                return value.zero_() if _is_uninitialised(node) else value
+                return value.zero_() if is_a(node, "uninitialized") else value
 
     def _drawn(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Random numbers, the same each time that the graph is run; the user's generators stay as they are."""

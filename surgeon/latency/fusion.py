@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from surgeon.ir.operators import operator_name
 from surgeon.latency.pointwise_ops import COMMUTATIVE, POINTWISE
-from surgeon.latency.symbolic_sizes import IDENTITIES, Sizes, name_of
+from surgeon.latency.symbolic_sizes import Sizes, hands_on
 from surgeon.rules import arguments
 
 Link = list[Any]
@@ -28,8 +29,8 @@ def follow(
     last, start = node, order[node]
     while len(last.users) == 1:
         after = next(iter(last.users))
-        name = name_of(after)
-        if name in IDENTITIES or (folds and not chain and name == "batch_norm"):
+        name = operator_name(after)
+        if hands_on(after) or (folds and not chain and name == "batch_norm"):
             taken.add(after)
             last = after
             continue
@@ -45,7 +46,7 @@ def follow(
 
 def link(node: fx.Node, through: fx.Node, sizes: Sizes) -> tuple[Link, list[fx.Node]] | None:
     """An elementwise operator as it is applied to `through`, and the other tensors that it reads; else nothing."""
-    name = name_of(node)
+    name = operator_name(node)
     if name not in POINTWISE or not isinstance(node.meta.get("val"), Tensor):
         return None
     given = arguments(node)

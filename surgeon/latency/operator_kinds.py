@@ -10,10 +10,11 @@ from typing import Any
 from torch import fx
 
 from surgeon.ir.convolution import each, pads
+from surgeon.ir.operators import operator_name
 from surgeon.ir.polynomial import Terms, product_of
 from surgeon.latency.fusion import link, operand
 from surgeon.latency.pointwise_ops import POINTWISE
-from surgeon.latency.symbolic_sizes import Sizes, name_of
+from surgeon.latency.symbolic_sizes import Sizes
 
 Arguments = Mapping[str, Any]
 #: Axes of a batch of images, the only tensors that may be stored in blocks of channels.
@@ -42,7 +43,7 @@ DESCRIBE: dict[str, Describe] = {}
 
 def describe(node: fx.Node, given: Arguments, sizes: Sizes) -> Described | None:
     """What a node is once it runs; nothing for what takes no time."""
-    known = DESCRIBE.get(name_of(node))
+    known = DESCRIBE.get(operator_name(node))
     found = known(node, given, sizes) if known is not None else UNKNOWN
     return _unknown(node, sizes) if found is UNKNOWN else found
 
@@ -77,7 +78,7 @@ def _convolution(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     static["pads"] = [*before, *after]
     inner, outer = x[-rank - 1], out[-rank - 1]
     reads = (a["input"],)
-    if "transpose" in name_of(node):
+    if "transpose" in operator_name(node):
         if int(a["groups"]) != 1:
             return UNKNOWN
         static["output_padding"] = each(a["output_padding"], rank)
@@ -140,7 +141,7 @@ def _layer_norm(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
 def _group_norm(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     """The statistics of each group, or of each channel, as those of a LayerNorm's rows."""
     x = sizes.of(a["input"])
-    if name_of(node) == "instance_norm":
+    if operator_name(node) == "instance_norm":
         return Described("layer_norm", {}, (product_of(x[:2]), product_of(x[2:])), (a["input"],))
     groups = float(a["num_groups"])
     rows = product_of([x[0], {(): groups}])
@@ -161,16 +162,16 @@ def _softmax(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
 def _transpose(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     before, after = sizes.plain(a["self"]), sizes.plain(node)
     rank = len(before)
-    if name_of(node) == "permute":
+    if operator_name(node) == "permute":
         order = [int(dim) % rank for dim in a["dims"]]
-    elif name_of(node) == "transpose":
+    elif operator_name(node) == "transpose":
         order = list(range(rank))
         first, second = int(a["dim0"]) % rank, int(a["dim1"]) % rank
         order[first], order[second] = order[second], order[first]
     else:
         return UNKNOWN
     moved = [axis for axis in order if before[axis] != 1]
-    if moved == sorted(moved) or all(name_of(user) in _FUSES_TRANSPOSE for user in node.users) or not after:
+    if moved == sorted(moved) or all(operator_name(user) in _FUSES_TRANSPOSE for user in node.users) or not after:
         return None
     return Described("transpose", {"attributes": {"perm": order}}, sizes.of(a["self"]), (a["self"],))
 
@@ -182,11 +183,11 @@ _FUSES_TRANSPOSE = {"matmul", "bmm", "mm"}
 @kind("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
 def _pool(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     x, given, out = sizes.of(a["self"]), sizes.plain(a["self"]), sizes.plain(node)
-    rank = int(name_of(node)[-2])
+    rank = int(operator_name(node)[-2])
     if len(given) != rank + 2:
         return UNKNOWN
     kernel = each(a["kernel_size"], rank)
-    static = _pooling("MaxPool" if name_of(node).startswith("max") else "AveragePool", given, out[2:], kernel)
+    static = _pooling("MaxPool" if operator_name(node).startswith("max") else "AveragePool", given, out[2:], kernel)
     static |= {
         "stride": each(a["stride"] or kernel, rank), "pads": each(a["padding"], rank) * 2,
         "dilation": each(a.get("dilation", 1), rank), "ceil": bool(a["ceil_mode"]),
@@ -205,7 +206,7 @@ def _pooling(operator: str, given: Sequence[int], out: Sequence[int], kernel: li
 
 @kind("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
 def _adaptive(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
-    rank = int(name_of(node)[-2])
+    rank = int(operator_name(node)[-2])
     x, given, out = sizes.of(a["self"]), sizes.plain(a["self"])[-rank:], sizes.plain(node)[-rank:]
     if any(size != 1 for size in out):
         if len(x) != rank + 2 or any(size % part for size, part in zip(given, out, strict=True)):
@@ -229,7 +230,7 @@ def _reduce(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
         axes = list(range(-rank, 0))
     else:
         axes = sorted(int(dim) % rank - rank for dim in ([a["dim"]] if isinstance(a["dim"], int) else a["dim"]))
-    static = {"operator": _REDUCTIONS[name_of(node)], "axes": axes}
+    static = {"operator": _REDUCTIONS[operator_name(node)], "axes": axes}
     return Described("reduce", static, sizes.of(a["self"]), (a["self"],))
 
 

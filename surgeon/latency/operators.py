@@ -12,10 +12,11 @@ from torch import fx
 
 from surgeon.cost.cost import Cost
 from surgeon.groups.coupling import Groups
+from surgeon.ir.operators import operator_name
 from surgeon.ir.polynomial import Terms
 from surgeon.latency.fusion import follow
 from surgeon.latency.operator_kinds import describe
-from surgeon.latency.symbolic_sizes import IDENTITIES, Sizes, leaves_of, name_of, source
+from surgeon.latency.symbolic_sizes import Sizes, hands_on, leaves_of, source
 from surgeon.rules import arguments, where
 
 #: Kinds that a BatchNorm right behind them is folded into.
@@ -62,7 +63,7 @@ def operators(groups: Groups, cost: Cost) -> list[Operator]:
     taken: set[fx.Node] = set()
     found: list[Operator] = []
     for node in nodes:
-        if node.op != "call_function" or node in taken or not name_of(node) or name_of(node) in IDENTITIES:
+        if node.op != "call_function" or node in taken or not operator_name(node) or hands_on(node):
             continue
         what = describe(node, arguments(node), sizes)
         if what is None:

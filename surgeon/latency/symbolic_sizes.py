@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import SymInt, Tensor, fx
 
 from surgeon.cost.cost import Cost
 from surgeon.groups.coupling import Groups
+from surgeon.ir.operators import is_a
 from surgeon.ir.polynomial import Terms, product_of
-
-#: Operators that hand on what they are given, in eval mode.
-IDENTITIES = {
-    "clone", "contiguous", "dropout", "alias", "detach", "lift_fresh_copy", "feature_dropout", "alpha_dropout", "to",
-    "type_as", "_to_copy",
-}
-# Operators that read nothing of a tensor but its shape.
-_MADE = {
-    "sym_size", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like",
-}
 
 
 class Sizes:
@@ -67,15 +57,14 @@ def leaves_of(dims: Iterable[Terms]) -> tuple[int, ...]:
     return tuple(sorted({leaf for terms in dims for leaves in terms for leaf in leaves}))
 
 
-def name_of(node: fx.Node) -> str:
-    """The name of a node's ATen operator; empty for what is none."""
-    target = node.target
-    return target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else ""
+def hands_on(node: fx.Node) -> bool:
+    """Whether the operator gives its input, in eval mode."""
+    return is_a(node, "identity", "dropout", "cast")
 
 
 def source(node: fx.Node) -> fx.Node:
     """The node that really computes what `node` hands on."""
-    while node.op == "call_function" and name_of(node) in IDENTITIES and node.all_input_nodes:
+    while node.op == "call_function" and hands_on(node) and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return node
 
@@ -84,7 +73,7 @@ def _live(groups: Groups) -> set[fx.Node]:
     """The nodes whose value depends on the inputs: the others are constants, computed when the model is loaded."""
     live: set[fx.Node] = set()
     for node in groups.graph.nodes:
-        if name_of(node) in _MADE:
+        if is_a(node, "shape", "uninitialized"):
             continue
         if node.op == "placeholder" or any(read in live for read in node.all_input_nodes):
             live.add(node)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from surgeon.ir.axes import ONE, Axis, prod
+from surgeon.ir.operators import operator_name
 from surgeon.rules.base import Axes, Context, Kept, Typed, rule, size_of, where
 
 
@@ -162,7 +163,7 @@ def _convolved(
         c.unify(out_channel, c.of(a["bias"])[0], f"{where(node)}: the bias does not align with the output channels")
     size = size_of(node)
     out = (*x[: -spatial - 1], out_channel, *c.pinned(size[-spatial:], window))
-    transposed = a.get("transposed") or "transpose" in str(node.target)
+    transposed = a.get("transposed") or "transpose" in operator_name(node)
     positions = (*x[: -spatial - 1], *(x[-spatial:] if transposed else out[-spatial:]))
     macs = (*positions, out_channel, contracted, *w[2:])
 

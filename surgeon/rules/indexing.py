@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx
 
 from surgeon.ir.axes import ONE
+from surgeon.ir.operators import operator_name
 from surgeon.rules.base import Axes, Context, Typed, dims, rule, size_of, sizes_of, where
 
 
@@ -86,7 +87,7 @@ def gather(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
                 c.pin((axis, other), why)
             else:
                 c.unify(axis, other, why)
-    reads = "gather" in str(node.target) or "take" in str(node.target)
+    reads = operator_name(node) in ("gather", "take_along_dim")
     return Typed(i if reads else x)
 
 
@@ -155,7 +156,7 @@ def numbered(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 def effect_free(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """Computes no tensor. An assertion about metadata still holds: it is dropped when the graph is rewritten."""
     for value in a.values():
-        if "item" in str(node.target) or "scalar_dense" in str(node.target):
+        if operator_name(node) in ("item", "_local_scalar_dense"):
             c.pin(c.of(value), f"{where(node)}: a value is read")
     return Typed(())
 

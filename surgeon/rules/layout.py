@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx
 
 from surgeon.ir.axes import ONE, Axis, prod
+from surgeon.ir.operators import operator_name
 from surgeon.rules.base import Axes, Context, Kept, Typed, rule, size_of, sizes_of, where
 
 
@@ -36,7 +37,7 @@ def regroup(node: fx.Node, axes: Axes, sizes: Sequence[int], c: Context) -> Axes
 
 @rule("view", "reshape", "_unsafe_view", "view_copy", "_reshape_alias")
 def view(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    if "dtype" in str(node.target):
+    if "dtype" in a:
         return Typed(c.of(a["self"]))
     out = regroup(node, c.of(a["self"]), size_of(node), c)
     name = "shape" if "shape" in a else "size"
@@ -83,7 +84,7 @@ def transpose(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("t", "numpy_T", "mT", "adjoint")
 def t(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
-    whole = "numpy_T" in str(node.target)
+    whole = operator_name(node) == "numpy_T"
     return Typed(x[::-1] if whole or len(x) < 2 else (*x[:-2], x[-1], x[-2]))
 
 
@@ -175,7 +176,7 @@ def im2col(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     why = f"{where(node)}: sliding windows"
     sizes = size_of(node)
     window = math.prod(a["kernel_size"])
-    if "im2col" in str(node.target):
+    if operator_name(node) == "im2col":
         c.pin(x[-2:], why)
         return Typed((*x[:-3], prod([x[-3], c.fresh(window, why)]), c.fresh(sizes[-1], why)))
     channel, inner = c.space.divide(x[-2], [x[-2].size // window, window], why)

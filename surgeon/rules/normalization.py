@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx
 
 from surgeon.ir.axes import ONE, Axis, prod
+from surgeon.ir.operators import operator_name
 from surgeon.rules.base import Axes, Context, Typed, dims, rule, size_of, where
 
 
@@ -23,7 +24,7 @@ _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 def batch_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["input"])
     _per_channel(node, a, c, x[1], _BATCH_NORM)
-    per_sample = "instance_norm" in str(node.target)
+    per_sample = operator_name(node) == "instance_norm"
     uses_input = a.get("use_input_stats", a.get("training")) or a["running_mean"] is None
     return Typed(x, reduced=(*(() if per_sample else x[:1]), *x[2:]) if uses_input else ())
 
@@ -51,7 +52,7 @@ def layer_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
             for axis, other in zip(normalized, c.of(a[name]), strict=True):
                 c.unify(axis, other, f"{where(node)}: {name} does not align with the normalised axes")
     shape = {"normalized_shape": lambda kept: kept.sizes(normalized, a["normalized_shape"])}
-    if "native" in str(node.target):
+    if operator_name(node) == "native_layer_norm":
         return Typed([x, x[: -len(normalized)], x[: -len(normalized)]], reduced=normalized, args=shape)
     return Typed(x, reduced=normalized, args=shape)
 
@@ -110,7 +111,7 @@ def extreme(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
     over = a["dim"] % len(x)
     c.pin((x[over],), f"{where(node)}: positions along the axis are returned")
-    out = x if "cum" in str(node.target) else _without(x, [over], bool(a.get("keepdim")))
+    out = x if operator_name(node) in ("cummax", "cummin") else _without(x, [over], bool(a.get("keepdim")))
     return Typed([out, out])
 
 
@@ -135,7 +136,7 @@ def weight_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     dim = a["dim"] % len(v)
     c.pin([axis for i, axis in enumerate(v) if i != dim], f"{where(node)}: weight norm is taken over this axis")
     c.broadcast([v, g] if len(g) == len(v) else [(v[dim],), g], f"{where(node)}: the scale does not align")
-    if "interface" in str(node.target):
+    if operator_name(node) == "_weight_norm_interface":
         return Typed([v, g])
     return Typed(v)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import fx
 
+from surgeon.ir.operators import operator_name
 from surgeon.rules.base import Context, Typed, rule, size_of, sizes_of, where
 
 _RANK = {"1d": 1, "2d": 2, "3d": 3}
@@ -17,7 +18,7 @@ _RANK = {"1d": 1, "2d": 2, "3d": 3}
       "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
       "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
 def windows(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    rank = next(n for tag, n in _RANK.items() if tag in str(node.target))
+    rank = next(n for tag, n in _RANK.items() if tag in operator_name(node))
     x = c.of(a.get("self", a.get("input")))
     why = f"{where(node)}: spatial axis"
     c.pin(x[-rank:], why)
@@ -26,7 +27,7 @@ def windows(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 
 @rule(*[f"adaptive_max_pool{rank}" for rank in _RANK], *[f"max_pool{rank}_with_indices" for rank in _RANK])
 def windows_with_indices(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    rank = next(n for tag, n in _RANK.items() if tag in str(node.target))
+    rank = next(n for tag, n in _RANK.items() if tag in operator_name(node))
     x = c.of(a["self"])
     why = f"{where(node)}: spatial axis"
     c.pin(x[-rank:], why)
@@ -47,7 +48,7 @@ def grid_sampler(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("max_unpool2d", "max_unpool3d")
 def unpool(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """Values (N, C, *spatial) go where the indices, of the same shape, say: to positions of their own channel."""
-    rank = next(n for tag, n in _RANK.items() if tag in str(node.target))
+    rank = next(n for tag, n in _RANK.items() if tag in operator_name(node))
     why = f"{where(node)}: spatial axis"
     x = c.broadcast([c.of(a["self"]), c.of(a["indices"])], f"{where(node)}: values and indices do not align")
     c.pin(x[-rank:], why)

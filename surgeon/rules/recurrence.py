@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx
 
 from surgeon.ir.axes import Axis, concat
+from surgeon.ir.operators import operator_name
 from surgeon.rules.base import Axes, Context, Typed, rule, sizes_of, where
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -15,7 +16,7 @@ _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 @rule("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input")
 def recurrent(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """Input (N, L, I) with batch_first, else (L, N, I); weights (gates·hidden, …), stacked by layer and direction."""
-    kind = str(node.target).removeprefix("aten.").split(".")[0]
+    kind = operator_name(node)
     why = f"{where(node)}: hidden units do not align"
     states = [c.of(h) for h in (a["hx"] if isinstance(a["hx"], tuple | list) else [a["hx"]])]
     directions = 2 if a["bidirectional"] else 1
@@ -60,7 +61,7 @@ def _projected(node: fx.Node, operands: list[Axes], c: Context) -> Typed:
 @rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 def cell(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """One step: input (N, I), states (N, H), weights (gates·H, I) and (gates·H, H); the new states."""
-    kind = str(node.target).removeprefix("aten.").split(".")[0].removesuffix("_cell")
+    kind = operator_name(node).removesuffix("_cell")
     why = f"{where(node)}: hidden units do not align"
     states = [c.of(h) for h in (a["hx"] if isinstance(a["hx"], tuple | list) else [a["hx"]])]
     x, ins, own = c.of(a["input"]), c.of(a["w_ih"]), c.of(a["w_hh"])

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from surgeon.ir.axes import ONE, Axis, concat, prod
+from surgeon.ir.operators import operator_name
 from surgeon.rules.base import Axes, Context, Kept, Typed, rule, size_of, sizes_of, where
 
 
@@ -41,7 +42,7 @@ _JOINED = {"vstack": 0, "hstack": 1, "column_stack": 1, "dstack": 2}
 
 @rule(*_JOINED)
 def joined(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    dim = _JOINED[str(node.target).removeprefix("aten.").split(".")[0]]
+    dim = _JOINED[operator_name(node)]
     if min(len(c.of(t)) for t in a["tensors"]) > dim:
         return cat(node, {**a, "dim": dim}, c)
     for t in a["tensors"]:
@@ -235,7 +236,7 @@ def roll(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("flip", "fliplr", "flipud", "rot90")
 def flip(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
-    if "dims" in a and "rot90" not in str(node.target):
+    if "dims" in a and operator_name(node) != "rot90":
         c.pin([x[d] for d in a["dims"]], f"{where(node)}: the order of the units is reversed")
         return Typed(x)
     c.pin(x, f"{where(node)}: the order of the units is reversed")
@@ -249,8 +250,7 @@ def pad(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = list(c.of(a["self"]))
     sizes = size_of(node)
     amounts = list(a["padding" if "padding" in a else "pad"])
-    constant = a.get("mode", "constant") == "constant" and "flection" not in str(node.target) \
-        and "replication" not in str(node.target) and "circular" not in str(node.target)
+    constant = a.get("mode", "constant") == "constant" and operator_name(node) in ("pad", "constant_pad_nd")
     printed: list[tuple[int, Axis]] = []
     for i in range(0, len(amounts), 2):
         dim = len(x) - 1 - i // 2

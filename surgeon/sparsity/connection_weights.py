@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import operator
 
-import torch
 from torch import Tensor, fx, nn
 
 from surgeon.groups.coupling import Groups
+from surgeon.ir.operators import is_a, operator_name
 from surgeon.rules import arguments
 
 #: The arguments by which operators that multiply and accumulate take a weight; `self` is an addend of the last two.
 _FACTORS = {"weight", "params", "self", "other", "mat1", "mat2", "batch1", "batch2", "vec", "tensor", "tensors"}
 _ADDING = {"addmm", "baddbmm"}
-
-#: Operators that give the elements of a tensor on in another order, or some of them.
-_MOVES = set(
-    "t transpose permute numpy_T mT view reshape _unsafe_view flatten unflatten unsqueeze squeeze select slice narrow "
-    "split split_with_sizes unsafe_split chunk unbind contiguous clone alias detach to expand".split()
-)
 
 
 def connection_weights(groups: Groups) -> dict[str, nn.Parameter]:
@@ -38,7 +32,7 @@ def connection_weights(groups: Groups) -> dict[str, nn.Parameter]:
         if not typed.macs:
             continue
         for name, operands in arguments(node).items():
-            if name not in _FACTORS or (name == "self" and node.target._opname in _ADDING):  # type: ignore[union-attr]
+            if name not in _FACTORS or (name == "self" and operator_name(node) in _ADDING):
                 continue
             for operand in operands if isinstance(operands, list | tuple) else [operands]:
                 tensor = graph.tensors.get(_source(operand).name) if isinstance(operand, fx.Node) else None
@@ -51,9 +45,8 @@ def connection_weights(groups: Groups) -> dict[str, nn.Parameter]:
 def _source(node: fx.Node) -> fx.Node:
     """The node whose elements `node` has."""
     while node.op == "call_function" and len(node.all_input_nodes) == 1:
-        target = node.target
-        moves = isinstance(target, torch._ops.OpOverload) and target._opname in _MOVES
-        if not moves and target is not operator.getitem:
+        moves = is_a(node, "identity", "view", "reorder", "split", "part", "repeat", "cast")
+        if not moves and node.target is not operator.getitem:
             break
         node = node.all_input_nodes[0]
     return node

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from surgeon.ir.operators import is_a, operator_name
 from surgeon.rules import arguments, find
 from surgeon.rules.base import dims
 from surgeon.rules.pointwise import elementwise, prelu, unary
@@ -24,12 +25,9 @@ Masks = Mapping[fx.Node, Tensor]
 ROUNDING = 1e-12
 
 _MOVES = set("""
-view _unsafe_view reshape flatten unflatten permute transpose t numpy_T mT squeeze unsqueeze expand
-expand_as broadcast_to cat concat concatenate stack split split_with_sizes unsafe_split chunk unbind slice
-narrow select slice_copy roll flip repeat tile repeat_interleave pixel_shuffle pixel_unshuffle
-channel_shuffle native_channel_shuffle reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
-replication_pad2d replication_pad3d unfold index_select index gather take_along_dim diagonal movedim pad
-constant_pad_nd
+roll flip pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle reflection_pad1d reflection_pad2d
+reflection_pad3d replication_pad1d replication_pad2d replication_pad3d unfold index_select index gather take_along_dim
+diagonal pad constant_pad_nd slice_copy
 """.split())
 _INDICES = {"index", "indices"}
 _FACTORS = {
@@ -129,13 +127,14 @@ def _either(masks: Any, loose: Any) -> Any:
 
 
 def _by_operator(o: Operands) -> Influence:
-    node, name = o.node, getattr(o.node.target, "_opname", "")
+    node, name = o.node, operator_name(o.node)
     if name in _RANDOM or (name.endswith("dropout") and _training(node)):
         return Influence(_everything(o).apply, _loose(o.shape))
     if not o.live:
         return Influence(lambda masks: _spread(o.shape, _zeros()))
     a = arguments(node)
-    if name in _MOVES and not any(o.is_live(i) and o.unknown[i].any() for i in _index_nodes(a)):
+    moves = name in _MOVES or is_a(name, "view", "reorder", "split", "part", "repeat", "join")
+    if moves and not any(o.is_live(i) and o.unknown[i].any() for i in _index_nodes(a)):
         indices = {n: o.values[n] for n in _index_nodes(a)}
         return Influence(lambda masks: _moved(o, a, indices, masks))
     if name == "mul" or name == "multiply":
@@ -202,7 +201,7 @@ def _moved(o: Operands, a: Mapping[str, Any], indices: Mapping[fx.Node, Tensor],
 
     args: Any
     args, kwargs = fx.node.map_arg((o.node.args, o.node.kwargs), replace)
-    if getattr(o.node.target, "_opname", "") in ("pad", "constant_pad_nd"):
+    if operator_name(o.node) in ("pad", "constant_pad_nd"):
         mode = {"mode": a["mode"]} if a.get("mode") else {}
         return torch.nn.functional.pad(args[0], fx.node.map_arg(a["pad"], lambda n: o.values[n]), **mode)
     if o.node.target is torch.ops.aten.view.default:
@@ -231,7 +230,7 @@ def _bilinear(o: Operands, a: Mapping[str, Any], x: Any, y: Any) -> Influence:
 
     def run(first: Tensor, second: Tensor) -> Tensor:
         values = {x: first, y: second}
-        if getattr(o.node.target, "_opname", "") in ("addmm", "baddbmm"):
+        if operator_name(o.node) in ("addmm", "baddbmm"):
             return first @ second
         given = {name: None if name == "bias" else value for name, value in a.items()}
         schema = o.node.target._schema  # type: ignore[union-attr]
@@ -298,7 +297,7 @@ def _batch_norm(o: Operands, a: Mapping[str, Any]) -> Influence:
     x = a["input"]
     rank = len(o.live[x])
     uses_input = a.get("training", a.get("use_input_stats")) or a["running_mean"] is None
-    over = [*(() if "instance" in str(o.node.target) else (0,)), *range(2, rank)] if uses_input else []
+    over = [*(() if operator_name(o.node) == "instance_norm" else (0,)), *range(2, rank)] if uses_input else []
     return _normalised(o, a, x, [1, -1, *[1] * (rank - 2)], over)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from surgeon.groups.coupling import Groups
 from surgeon.ir.axes import Axis
+from surgeon.ir.operators import operator_name
 from surgeon.rules import arguments, where
 from surgeon.rules.base import dims
 from surgeon.sparsity.influence import ROUNDING, Operands
@@ -147,7 +148,7 @@ def _every_operand(groups: Groups, o: Operands) -> list[list[tuple[fx.Node, int]
 
 def _summed(o: Operands) -> list[list[tuple[fx.Node, int]]]:
     """For each axis that is summed over: the operands and dims whose elements are multiplied with one another."""
-    name, a = getattr(o.node.target, "_opname", ""), arguments(o.node)
+    name, a = operator_name(o.node), arguments(o.node)
     if name in _PRODUCTS:
         first, second = (a[key] for key in _PRODUCTS[name])
         inner = -2 if o.values[second].dim() > 1 else -1
@@ -167,7 +168,7 @@ def _summed(o: Operands) -> list[list[tuple[fx.Node, int]]]:
 
 def _describe_layer(groups: Groups, o: Operands, reader: Reader) -> bool:
     """Fill in what is known of a linear layer or convolution, if it is one."""
-    name = getattr(o.node.target, "_opname", "")
+    name = operator_name(o.node)
     a = arguments(o.node)
     linear, convolution = name == "linear", name in ("conv1d", "conv2d", "conv3d")
     if reader.statistic or not (linear or convolution) or not o.is_live(a["input"]) or o.is_live(a["weight"]):
@@ -204,9 +205,9 @@ def _unpadded(padding: Any) -> bool:
 
 
 def _output_dim(node: fx.Node, result: Tensor) -> int:
-    if getattr(node.target, "_opname", "") == "linear":
+    if operator_name(node) == "linear":
         return result.dim() - 1
-    return result.dim() - int(getattr(node.target, "_opname", "")[4]) - 1
+    return result.dim() - int(operator_name(node)[4]) - 1
 
 
 def _target(groups: Groups, node: fx.Node, a: dict[str, Any]) -> Target | None:
@@ -214,10 +215,10 @@ def _target(groups: Groups, node: fx.Node, a: dict[str, Any]) -> Target | None:
     if a["bias"] is not None:
         return _own(groups, a["bias"], node, 1)
     users = list(node.users)
-    if len(users) != 1 or getattr(users[0].target, "_opname", "") != "batch_norm":
+    if len(users) != 1 or operator_name(users[0]) != "batch_norm":
         return None
     norm = arguments(users[0])
-    channel_last = node.meta["val"].dim() == 2 or getattr(node.target, "_opname", "") != "linear"
+    channel_last = node.meta["val"].dim() == 2 or operator_name(node) != "linear"
     if norm["training"] or norm["running_mean"] is None or norm["input"] is not node or not channel_last:
         return None
     return _own(groups, norm["running_mean"], users[0], -1)

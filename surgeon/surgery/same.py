@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.frontend.trace import Graph, hint
 from surgeon.groups.coupling import Groups
+from surgeon.ir.operators import is_a, operator_name
 from surgeon.rules import arguments, is_random, where
 
 # Operators that do the same when the shapes of what they compute are the same.
@@ -20,8 +21,6 @@ _ALIKE = [
 ]
 # Printed arguments that the shapes of what an operator computes do not tell.
 _PLACES = ("start", "end", "shifts", "groups", "num_groups", "pad", "padding")
-# Operators that compute their input; in eval mode dropout does.
-_IDENTITIES = {"clone", "contiguous", "dropout", "alias", "detach", "lift_fresh_copy"}
 
 
 def pair(groups: Groups, traced: Graph, copies: Mapping[fx.Node, fx.Node]) -> str | dict[fx.Node, fx.Node]:
@@ -62,7 +61,7 @@ def _operators(graph: Graph) -> list[fx.Node]:
 
 
 def _computes_its_input(node: fx.Node) -> bool:
-    return _name(node) in _IDENTITIES and not is_random(node)
+    return is_a(node, "identity", "dropout") and not is_random(node)
 
 
 def _wiring(graph: Graph, canonical: Mapping[str, str]) -> dict[fx.Node, Any]:
@@ -84,12 +83,8 @@ def _operands(node: fx.Node, names: Mapping[fx.Node, Any]) -> list[Any]:
     return [names[operand] for operand in node.all_input_nodes if operand in names]
 
 
-def _name(node: fx.Node) -> str:
-    return node.target._opname if isinstance(node.target, torch._ops.OpOverload) else ""
-
-
 def _same_operator(a: fx.Node, b: fx.Node) -> bool:
-    if any(_name(a) in alike and _name(b) in alike for alike in _ALIKE):
+    if any(operator_name(a) in alike and operator_name(b) in alike for alike in _ALIKE):
         return True
     return a.op == b.op and (a.op == "placeholder" or a.target == b.target)
 

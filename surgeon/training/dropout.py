@@ -14,6 +14,7 @@ from surgeon.cost.cost import weights_of
 from surgeon.errors import InvalidArgument
 from surgeon.frontend.trace import normalise_inputs, trace_inputs
 from surgeon.groups.coupling import Groups, couple
+from surgeon.ir.operators import is_a
 from surgeon.plans.plan import Plan, plan_of
 from surgeon.surgery.attributes import module_path
 
@@ -88,7 +89,7 @@ def _inputs(plan: Plan | None) -> Any:
 
 
 def _is_dropout(node: fx.Node) -> bool:
-    return node.op == "call_function" and "dropout" in str(node.target) and "attention" not in str(node.target)
+    return is_a(node, "dropout")
 
 
 def _read_by(node: fx.Node, groups: Groups) -> Iterator[str]:
