@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -12,7 +12,7 @@ from surgeon.errors import InvalidArgument
 from surgeon.inputs import infer
 from surgeon.progress import stage
 from surgeon.select import Ignored, ignoring
-from surgeon.trace import normalise_inputs, trace_inputs, with_train_only
+from surgeon.trace import Inputs, normalise_inputs, trace_inputs, with_train_only
 
 
 def analyse(model: nn.Module, example_inputs: Any, ignore: Ignored | Iterable[Ignored] = ()) -> Groups:
@@ -22,6 +22,12 @@ def analyse(model: nn.Module, example_inputs: Any, ignore: Ignored | Iterable[Ig
     left_alone = ignoring(model, ignore)
     with stage("trace"):
         inputs = infer(model) if example_inputs is None else normalise_inputs(example_inputs)
+    return analyse_inputs(model, inputs, left_alone)
+
+
+def analyse_inputs(model: nn.Module, inputs: Inputs, ignore: Callable[[str], bool] | None = None) -> Groups:
+    """As analyse, for inputs that are `(args, kwargs)` already, and a test of the names that are to be left alone."""
+    with stage("trace"):
         graph = with_train_only(trace_inputs(model, inputs), model)
     with stage("couple"):
-        return couple(graph, left_alone)
+        return couple(graph, ignore)

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from torch import nn
 
 from surgeon.allocation import allocate
+from surgeon.analysis import analyse_inputs
 from surgeon.basis import basis_of
 from surgeon.cost import Cost
-from surgeon.coupling import Groups, couple
+from surgeon.coupling import Groups
 from surgeon.least_damage import aligned_by_damage
 from surgeon.limits import Keep
 from surgeon.progress import stage
@@ -17,7 +18,6 @@ from surgeon.recovery.data import Calibration
 from surgeon.recovery.projection import project_groups
 from surgeon.recovery.selection import Selection
 from surgeon.select import Ignored, ignoring
-from surgeon.trace import trace_inputs, with_train_only
 
 RECONSTRUCTION = "reconstruction"
 """The criterion that needs data; the default where there are some."""
@@ -33,9 +33,7 @@ def rotated(
         turned = project_groups(model, groups, data)
     if turned is model:
         return model, groups
-    with stage("trace"):
-        graph = with_train_only(trace_inputs(turned, groups.graph.inputs), turned)
-    return turned, couple(graph, ignoring(model, ignore))
+    return turned, analyse_inputs(turned, groups.graph.inputs, ignoring(model, ignore))
 
 
 def widths_for(

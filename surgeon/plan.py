@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 from torch import fx, nn
 
+from surgeon.analysis import analyse_inputs
 from surgeon.architecture import fingerprint, named_tensors
 from surgeon.basis import basis_entry, mark, require
-from surgeon.coupling import Group, Groups, couple
+from surgeon.coupling import Group, Groups
 from surgeon.device.profile import Profile
 from surgeon.documents import Document
 from surgeon.errors import InvalidArgument, NotEquivalent, PlanError
@@ -26,7 +26,7 @@ from surgeon.latency.model import Latency
 from surgeon.replay import carry_out, hold_against
 from surgeon.rules import Axes
 from surgeon.signature import describe, zeros
-from surgeon.trace import normalise_inputs, trace_inputs, with_train_only
+from surgeon.trace import normalise_inputs
 from surgeon.verify import Certificate
 
 FORMAT, VERSION = "surgeon-plan", 1
@@ -59,8 +59,6 @@ def plan_of(module: nn.Module, given: Plan | None) -> Plan | None:
     return given if given is not None else attached(module)
 
 
-#: The models that plans were made for, by fingerprint, as long as something else holds them.
-_MADE_FOR: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
 _REPLAN = "make a plan for this model with surgeon.plan"
 
 
@@ -132,8 +130,6 @@ class Plan:
             if (positions := groups.space.kept(axis, units)).size != axis.size
         ]
         digest = fingerprint(model if model is not None else groups.graph.module)
-        if model is not None:
-            _MADE_FOR[digest] = model
         own = {**(settings or {}), **basis_entry(model)}
         return cls(digest, tuple(cuts), describe(groups.graph.inputs), _plain(own))
 
@@ -251,7 +247,7 @@ class Plan:
                 "nothing can be proved of them; what can be verified is plan.apply(model)"
             ) from error
 
-    def align(self, profile: Profile, model: nn.Module | None = None, example_inputs: Any = None) -> Plan:
+    def align(self, profile: Profile, model: nn.Module, example_inputs: Any = None) -> Plan:
         """The fastest plan on a device that removes no more than this one: odd widths go up to fast ones.
 
         Rounding up often makes a model faster, because convolutions at odd widths leave onnxruntime's fast layout; a
@@ -259,31 +255,28 @@ class Plan:
 
         Args:
             profile: of the device, taken for this model (`surgeon.profile`).
-            model: a model of the plan's architecture; only its shapes matter. It may be left out while the model that
-                the plan was made for is still in memory.
+            model: a model of the plan's architecture; only its shapes matter.
             example_inputs: by default zeros like those that the plan was made with.
 
         Raises:
             InvalidArgument: `profile` is no profile.
-            PlanError: the plan is of another architecture, or no model of it is at hand.
+            PlanError: the plan is of another architecture.
             ProfileError: the profile was taken for other models.
         """
         if not isinstance(profile, Profile):
             kind = type(profile).__name__
             raise InvalidArgument(f"profile is a {kind}, not a surgeon.Profile; surgeon.Profile.load reads a file")
-        known = model if model is not None else _MADE_FOR.get(self.fingerprint)
-        if known is None:
-            raise PlanError("the model that the plan was made for is no longer in memory; pass model=")
-        groups = self._couple(known, example_inputs)
+        groups = self._couple(model, example_inputs)
         latency = Latency(groups, profile, model=self.fingerprint)
-        return Plan.of(groups, legalise(groups, self.keep(groups), latency), self.settings, model=known)
+        aligned = Plan.of(groups, legalise(groups, self.keep(groups), latency), model=model)
+        return replace(aligned, settings=self.settings)  # the plan's basis, whichever the model at hand is in
 
     def _couple(self, model: nn.Module, example_inputs: Any) -> Groups:
         if not isinstance(model, nn.Module):
             raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
         self.check(model)
         inputs = self.example_inputs() if example_inputs is None else normalise_inputs(example_inputs)
-        return couple(with_train_only(trace_inputs(model, inputs), model))
+        return analyse_inputs(model, inputs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON. What was at `path` before stays until the whole file is written.

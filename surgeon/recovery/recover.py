@@ -7,17 +7,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from surgeon.analysis import analyse_inputs
 from surgeon.basis import require
-from surgeon.coupling import Groups, couple
+from surgeon.coupling import Groups
 from surgeon.errors import InvalidArgument, PlanError
 from surgeon.plan import Plan
-from surgeon.progress import collect, stage
+from surgeon.progress import collect
 from surgeon.recovery.compensate import EXACT, Compensation, Outcome
 from surgeon.recovery.data import Calibration, calibrate
 from surgeon.recovery.distil import distil as distil_groups
 from surgeon.recovery.report import Distillation, Recovery
 from surgeon.rules import Kept
-from surgeon.trace import normalise_inputs, trace_inputs
+from surgeon.trace import normalise_inputs
 
 
 def recover(
@@ -73,9 +74,7 @@ def recover(
     require(model, plan.settings.get("basis"))
     with collect() as seconds:
         inputs = plan.example_inputs() if example_inputs is None else normalise_inputs(example_inputs)
-        with stage("trace"):
-            graph = trace_inputs(model, inputs)
-        groups = couple(graph)
+        groups = analyse_inputs(model, inputs)
         recovered, report = recover_groups(
             model, slim, groups, groups.kept(plan.keep(groups)), data, samples=samples, ridge=ridge,
             batch_norm=batch_norm, compensate=compensate, distil=distil,
