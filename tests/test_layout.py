@@ -15,12 +15,14 @@ MAX_LINES = 400
 # `rules/` is a folder, whose files share its rank; `__init__` is `surgeon/__init__.py`.
 RANKS = {
     "errors": 0,
+    "process_wide": 0,
     "axes": 1,
     "architecture": 1,
     "convolution": 1,
     "documents": 1,
     "basis": 1,
     "files": 1,
+    "memory": 1,
     "progress": 1,
     "schedules": 1,
     "functional": 1,

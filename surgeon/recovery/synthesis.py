@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidArgument, InvalidModel
 from surgeon.inputs import infer
+from surgeon.memory import share_of_memory
 from surgeon.progress import counter, stage
 from surgeon.recovery.network import Network, bytes_backwards
 from surgeon.rules import arguments
@@ -36,9 +37,9 @@ RATE = 0.2
 #: What cross-entropy counts for beside the batch norms' mean divergence, in nats.
 CLASSES = 0.02
 #: Samples that batch norms see at once, as in training; fewer where the values that gradients need would take more
-#: bytes than `MEMORY`.
+#: than the share `MEMORY` of the memory.
 TOGETHER = 64
-MEMORY = 3 << 30
+MEMORY = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,8 @@ def _descend(
     graph: Graph, remembered: list[Norm], leaves: list[Any], batched: list[int], moved: list[int], samples: int
 ) -> float:
     """Move the leaves at the places `moved`, of those that are `batched`; the divergence that is left, in nats."""
-    together = max(1, min(TOGETHER, MEMORY // bytes_backwards(graph))) if graph.dynamic else graph.batch
+    affordable = share_of_memory(MEMORY) // bytes_backwards(graph)
+    together = max(1, min(TOGETHER, affordable)) if graph.dynamic else graph.batch
     parts = torch.arange(samples).split(together)
     left = 0.0
     with counter("synthesise") as progress, torch.enable_grad():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from surgeon.process_wide import process_wide
 from surgeon.rules import is_random
 from surgeon.trace import Graph
 
@@ -44,16 +45,21 @@ def last_uses(graph: Graph) -> dict[fx.Node, list[fx.Node]]:
     return done
 
 
-@contextmanager
-def precisely() -> Iterator[None]:
-    """Without gradients, and with new floating tensors at double precision."""
+@process_wide
+def _double_by_default() -> Iterator[None]:
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         torch.set_default_dtype(default)
+
+
+@contextmanager
+def precisely() -> Iterator[None]:
+    """Without gradients, and with new floating tensors at double precision: in all threads, torch has one default."""
+    with _double_by_default(), torch.no_grad():
+        yield
 
 
 class Runner:
