@@ -22,10 +22,10 @@ def share_of_memory(share: float) -> int:
 
 def _installed() -> int:
     try:
-        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        size, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not a POSIX system, or one that does not tell
         return UNKNOWN
-    return found if found > 0 else UNKNOWN
+    return size * pages if size > 0 and pages > 0 else UNKNOWN
 
 
 def _limit(path: str) -> int:

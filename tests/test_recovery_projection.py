@@ -150,11 +150,11 @@ class Attended(nn.Module):
 
 
 class Chained(nn.Module):
-    """Two linear streams, one behind the other, the second's groups ahead of the first's."""
+    """Two linear streams, one behind the other, the second found before the first."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.mid, self.out = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(5, 4)
+        self.mid, self.up, self.out = nn.Linear(8, 5), nn.Linear(6, 8), nn.Linear(5, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.mid(self.up(x)))

@@ -84,7 +84,7 @@ def distil(
             if not loss.requires_grad:
                 return 0, "no parameter that the cut touches moves the outputs"
             if not bool(torch.isfinite(loss)):
-                return 0, f"at step {step + 1} of {steps}, the deviation from the original was {float(loss)}"
+                return 0, f"at step {step + 1} of {steps}, the deviation from the original was {loss.item()}"
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
