@@ -101,9 +101,10 @@ def project_groups(model: nn.Module, groups: Groups, data: Any, *, samples: int 
     if not turned:
         return model
     draft.write()
-    graphs = [groups.graph, *([groups.graph.train_only] if groups.graph.train_only is not None else [])]
-    deviation = max(_deviation(graph, tensors, calibration) for graph in graphs)
+    deviation, beside = _deviation(groups.graph, tensors, calibration.held_back), groups.graph.train_only
     if not deviation <= TOLERANCE:
+        return model
+    if beside is not None and not _deviation(beside, tensors, [beside.inputs]) <= TOLERANCE:
         return model
     mark(rotated, Basis(
         _digest(rotated), tuple(group.name for group in groups if group.leaf.id in turned),
@@ -198,16 +199,16 @@ def _network(graph: Graph, tensors: Mapping[str, Tensor], batches: Sequence[Inpu
     return Network({node: node for node in graph.nodes}, tensor, batches)
 
 
-def _deviation(graph: Graph, tensors: Mapping[str, Tensor], data: Calibration) -> float:
+def _deviation(graph: Graph, tensors: Mapping[str, Tensor], batches: Sequence[Inputs]) -> float:
     """How far the outputs with these tensors are from the model's own, relative to their size."""
-    pair = [_network(graph, own, data.held_back) for own in ({}, tensors)]
+    pair = [_network(graph, own, batches) for own in ({}, tensors)]
     drop = last_uses(graph)
     apart = size = 0.0
     with torch.no_grad():
         for place, node in enumerate(graph.nodes):
             if node.op == "get_attr":
                 continue
-            for batch in range(len(data.held_back)):
+            for batch in range(len(batches)):
                 if node.op == "output":
                     for a, b in zip(*(network.outputs(node, batch) for network in pair), strict=True):
                         apart, size = apart + float((a - b).square().sum()), size + float(a.square().sum())
