@@ -13,7 +13,7 @@ class Draft:
 
     >>> layer = torch.nn.Linear(1, 2, bias=False)
     >>> draft = Draft()
-    >>> draft.tensor(layer.weight).fill_(3.0).dtype, float(layer.weight.max()) < 3
+    >>> draft.tensor(layer.weight).fill_(3.0).dtype, layer.weight.max().item() < 3
     (torch.float64, True)
     >>> draft.write()
     >>> layer.weight.tolist()
