@@ -80,9 +80,6 @@ def with_masks_as_given() -> Iterator[None]:
         transformer._detect_is_causal_mask = before
 
 
-_CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
-
-
 @process_wide
 def without_fast_attention() -> Iterator[None]:
     """Without the kernels that fuse a whole transformer layer: export goes without them."""
@@ -92,6 +89,9 @@ def without_fast_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 
 
 @contextmanager

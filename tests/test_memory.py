@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,13 @@ def test_a_container_may_have_less_than_the_machine(
     if limit is not None:
         path.write_text(limit)
     monkeypatch.setattr(memory, "_LIMITS", (str(path),))
-    monkeypatch.setattr(memory.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 22}.__getitem__)
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 22}.__getitem__)
     assert memory.share_of_memory(0.5) == expected
 
 
 def test_a_machine_that_does_not_say_is_taken_to_have_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_LIMITS", ())
-    monkeypatch.delattr(memory.os, "sysconf")
+    monkeypatch.delattr(os, "sysconf")
     assert memory.share_of_memory(0.25) == memory.UNKNOWN // 4
-    monkeypatch.setattr(memory.os, "sysconf", lambda name: -1, raising=False)
+    monkeypatch.setattr(os, "sysconf", lambda name: -1, raising=False)
     assert memory.share_of_memory(0.25) == memory.UNKNOWN // 4

@@ -80,7 +80,8 @@ def project_groups(model: nn.Module, groups: Groups, data: Any, *, samples: int 
     free = [group for group in groups if not _read_beside(groups, group)]
     linear = [stream for group in free if (stream := streams.find(groups, group, slots)) is not None]
     values, matches = heads.find(groups, slots, {group.leaf.id for group in free})
-    turned = {part.leaf for part in (*values, *matches)} | {stream.group.leaf.id for stream in linear}
+    turned = {value.leaf for value in values} | {match.leaf for match in matches}
+    turned |= {stream.group.leaf.id for stream in linear}
     inner = [found for group in free if group.leaf.id not in turned and (found := order.find(groups, group))]
     if not (turned or inner):
         return model
