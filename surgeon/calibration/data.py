@@ -18,12 +18,13 @@ from surgeon.calibration.network import bytes_per_sample
 from surgeon.calibration.synthesis import synthesise
 from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.frontend.trace import Graph, Inputs
+from surgeon.support.memory import share_of_memory
 from surgeon.support.progress import counter
 
 #: Samples that are run at once.
 CHUNK = 32
-#: Bytes that the values which are held at one time may take; fewer samples are used where they would take more.
-MEMORY = 3 << 30
+#: The share of the memory that values held at one time may take; fewer samples are used where they would take more.
+MEMORY = 1 / 8
 #: Samples that are used whatever they take.
 FEWEST = 16
 #: One sample, or one fixed batch, in so many is held back.
@@ -63,7 +64,7 @@ class Calibration:
 def calibrate(
     data: Any, graph: Graph, model: nn.Module, samples: int = 256, *, labelled: bool = False, seed: int = 0
 ) -> Calibration:
-    """At most `samples` samples of `data`, no more than fit into `MEMORY`, as inputs of `graph`, which is `model`'s.
+    """At most `samples` samples of `data`, no more than the memory allows, as inputs of `graph`, which is `model`'s.
 
     `data` is a tensor or array of samples, a dict of them by keyword, or any iterable of batches, such as a DataLoader:
     each a tensor, an array, a dict by the names of the model's inputs, or a tuple or list that starts with the model's
@@ -87,9 +88,10 @@ def calibrate(
         return data
     _check_samples(samples)
     notes = []
-    affordable = max(MEMORY // max(bytes_per_sample(graph), 1), FEWEST)
+    most = share_of_memory(MEMORY)
+    affordable = max(most // max(bytes_per_sample(graph), 1), FEWEST)
     if affordable < samples:
-        notes.append(f"{affordable} samples instead of {samples}: more would take over {MEMORY >> 30} GiB")
+        notes.append(f"{affordable} samples instead of {samples}: more would take over {most / 2**30:.1f} GiB")
         samples = affordable
     reader = _Reader(graph, model)
     if isinstance(data, str) and data == SYNTHETIC:

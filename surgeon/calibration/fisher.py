@@ -35,7 +35,7 @@ FEWEST_ROWS = 4096
 Likelihoods = Callable[[list[Tensor], int, torch.Generator], Iterable[Tensor]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reader:
     """An operator that multiplies prunable units by a parameter.
 
@@ -50,8 +50,13 @@ class Reader:
     count: int = 0
     positions: float = 0.0
 
+    @property
+    def metric(self) -> Tensor:
+        """The Fisher information (G, o, o) of the operator's output, all positions of a sample together."""
+        return self.gradients * (self.positions / max(self.count, 1))
 
-@dataclass
+
+@dataclass(frozen=True)
 class Loose:
     """A value that prunable units are part of, and which is no input of a reader.
 
@@ -81,14 +86,12 @@ def measure(
     found = Sensitivity(tuple(readers), tuple(loose), 0, likelihoods or _drawn)
     samples = 0
     for run in backwards(groups, found, batches, seed):
-        for reader in readers:
-            x, gradient = run.inputs[reader.layer.node], run.gradients[reader.layer.node]
-            _add(reader, x, gradient, run, len(batches))
+        readers = [_added(reader, run, len(batches)) for reader in readers]
         for one in loose:
             for leaf, effects in loose_effects(groups, one, run).items():
                 one.energy[leaf] += effects.square().sum(0).numpy()
         samples += run.size
-    return replace(found, samples=samples)
+    return replace(found, readers=tuple(readers), samples=samples)
 
 
 @dataclass(frozen=True)
@@ -232,16 +235,19 @@ def _drawn(outputs: list[Tensor], number: int, generator: torch.Generator) -> It
         yield total
 
 
-def _add(reader: Reader, x: Tensor, gradient: Tensor, run: Run, batches: int) -> None:
+def _added(reader: Reader, run: Run, batches: int) -> Reader:
+    """The reader with what one run of several shows of it."""
+    x, gradient = run.inputs[reader.layer.node], run.gradients[reader.layer.node]
     groups, inputs, outputs = reader.layer.matrix(reader.layer.weight.places).shape
     total = gradient.numel() // (groups * outputs)
     share = (ROWS_PER_INPUT * inputs + FEWEST_ROWS) / (total * batches * DRAWS)
     rows, slopes = reader.layer.rows(x, gradient, share, run.generator)
     reader.moments.add(rows, slopes[:, :, :0])
     second = (slopes.transpose(1, 2) @ slopes).double()
-    reader.gradients = second if reader.count == 0 else reader.gradients + second
-    reader.count += slopes.shape[1]
-    reader.positions = total / run.size
+    return replace(
+        reader, gradients=second if reader.count == 0 else reader.gradients + second,
+        count=reader.count + slopes.shape[1], positions=total / run.size,
+    )
 
 
 def loose_effects(groups: Groups, loose: Loose, run: Run) -> dict[int, Tensor]:

@@ -52,13 +52,13 @@ class Moments:
         x, y = self._origin
         return x[:, 0].double() + self._x / self.count, y[:, 0].double() + self._y / self.count
 
-    def covariances(self, centred: bool = True) -> tuple[Tensor, Tensor]:
-        """E x xᵀ (G, f, f) and E x yᵀ (G, f, o), of the deviations from the means if `centred`."""
+    def covariances(self, centered: bool = True) -> tuple[Tensor, Tensor]:
+        """E x xᵀ (G, f, f) and E x yᵀ (G, f, o), of the deviations from the means if `centered`."""
         n = self.count
         x, y = self._x / n, self._y / n
         xx = self._xx / n - x[:, :, None] * x[:, None, :]
         xy = self._xy / n - x[:, :, None] * y[:, None, :]
-        if not centred:
+        if not centered:
             x, y = self.means
             xx, xy = xx + x[:, :, None] * x[:, None, :], xy + x[:, :, None] * y[:, None, :]
         return xx, xy

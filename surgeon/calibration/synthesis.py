@@ -28,6 +28,7 @@ from surgeon.frontend.trace import Graph, normalise_inputs, trace_inputs
 from surgeon.groups.interpreter import last_uses
 from surgeon.rules import arguments
 from surgeon.rules.base import size_of
+from surgeon.support.memory import share_of_memory
 from surgeon.support.progress import counter, stage
 
 #: Steps of Adam, and the rate of the first.
@@ -36,9 +37,9 @@ RATE = 0.2
 #: What cross-entropy counts for beside the batch norms' mean divergence, in nats.
 CLASSES = 0.02
 #: Samples that batch norms see at once, as in training; fewer where the values that gradients need would take more
-#: bytes than `MEMORY`.
+#: than the share `MEMORY` of the memory.
 TOGETHER = 64
-MEMORY = 3 << 30
+MEMORY = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,8 @@ def _descend(
     graph: Graph, remembered: list[Norm], leaves: list[Any], batched: list[int], moved: list[int], samples: int
 ) -> float:
     """Move the leaves at the places `moved`, of those that are `batched`; the divergence that is left, in nats."""
-    together = max(1, min(TOGETHER, MEMORY // bytes_backwards(graph))) if graph.dynamic else graph.batch
+    affordable = share_of_memory(MEMORY) // bytes_backwards(graph)
+    together = max(1, min(TOGETHER, affordable)) if graph.dynamic else graph.batch
     parts = torch.arange(samples).split(together)
     left = 0.0
     with counter("synthesise") as progress, torch.enable_grad():

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn.modules import transformer
+
+from surgeon.support.process_wide import process_wide
 
 _LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.export")
 
 
-@contextmanager
+@process_wide
 def quietly() -> Iterator[None]:
     """Without what torch warns of and logs on the way: an export that fails is told by its error alone."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
@@ -32,7 +35,7 @@ def quietly() -> Iterator[None]:
             logger.disabled = disabled
 
 
-@contextmanager
+@process_wide
 def uncollected() -> Iterator[None]:
     """Without Python's search for cycles of garbage.
 
@@ -48,7 +51,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@contextmanager
+@process_wide
 def without_stack_traces() -> Iterator[None]:
     """Leave out the Python stack of every node, which takes a fifth of the time; modules' names are kept anyway."""
     before = fx.config.do_not_emit_stack_traces
@@ -59,7 +62,7 @@ def without_stack_traces() -> Iterator[None]:
         fx.config.do_not_emit_stack_traces = before
 
 
-@contextmanager
+@process_wide
 def with_masks_as_given() -> Iterator[None]:
     """Without the look that torch's own transformer layers take at the values of a mask, which can't be traced.
 
@@ -75,6 +78,17 @@ def with_masks_as_given() -> Iterator[None]:
         yield
     finally:
         transformer._detect_is_causal_mask = before
+
+
+@process_wide
+def without_fast_attention() -> Iterator[None]:
+    """Without the kernels that fuse a whole transformer layer: export goes without them."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)

@@ -20,6 +20,7 @@ from torch import nn
 from torch.export.pt2_archive.constants import CUSTOM_OBJ_FILENAME_PREFIX, OPAQUE_OBJ_FILENAME_PREFIX
 
 from surgeon.errors import InvalidArgument
+from surgeon.support.process_wide import process_wide
 
 Loaded = tuple[nn.Module, Any]
 _OBJECTS = (CUSTOM_OBJ_FILENAME_PREFIX, OPAQUE_OBJ_FILENAME_PREFIX)
@@ -184,7 +185,7 @@ def _program(path: Path) -> Loaded:
     return module, kwargs if kwargs and not args else args
 
 
-@contextmanager
+@process_wide
 def _tensors_only() -> Iterator[None]:
     """Forbid torch.load, through which a .pt2 file's tensors are read, to unpickle anything else."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"

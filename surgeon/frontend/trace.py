@@ -7,6 +7,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,6 +57,13 @@ class Graph:
     @property
     def output(self) -> fx.Node:
         return next(iter(reversed(self.module.graph.nodes)))
+
+    @cached_property
+    def read(self) -> frozenset[str]:
+        """The canonical names of the tensors that operators of the graph read, those of `train_only` aside."""
+        return frozenset(
+            self.canonical[self.tensors[node.name]] for node in self.nodes if node.name in self.tensors and node.users
+        )
 
     def tensor(self, name: str) -> Tensor:
         """The parameter, buffer or constant of this name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from surgeon.errors import InvalidArgument
 from surgeon.frontend.ignore import Ignored, ignoring
 from surgeon.frontend.infer_inputs import infer
-from surgeon.frontend.trace import normalise_inputs, trace_inputs, with_train_only
+from surgeon.frontend.trace import Inputs, normalise_inputs, trace_inputs, with_train_only
 from surgeon.groups.coupling import Groups, couple
 from surgeon.support.progress import stage
 
@@ -22,6 +22,12 @@ def analyse(model: nn.Module, example_inputs: Any, ignore: Ignored | Iterable[Ig
     left_alone = ignoring(model, ignore)
     with stage("trace"):
         inputs = infer(model) if example_inputs is None else normalise_inputs(example_inputs)
+    return analyse_inputs(model, inputs, left_alone)
+
+
+def analyse_inputs(model: nn.Module, inputs: Inputs, ignore: Callable[[str], bool] | None = None) -> Groups:
+    """As analyse, for inputs that are `(args, kwargs)` already, and a test of the names that are to be left alone."""
+    with stage("trace"):
         graph = with_train_only(trace_inputs(model, inputs), model)
     with stage("couple"):
-        return couple(graph, left_alone)
+        return couple(graph, ignore)

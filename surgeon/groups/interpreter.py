@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from surgeon.frontend.trace import Graph
 from surgeon.ir.operators import is_a
 from surgeon.rules import is_random
+from surgeon.support.process_wide import process_wide
 
 _REDUCED = {torch.float32, torch.float16, torch.bfloat16}
 _COMPLEX = {torch.complex64, torch.complex32}
@@ -39,16 +40,21 @@ def last_uses(graph: Graph) -> dict[fx.Node, list[fx.Node]]:
     return done
 
 
-@contextmanager
-def precisely() -> Iterator[None]:
-    """Without gradients, and with new floating tensors at double precision."""
+@process_wide
+def _double_by_default() -> Iterator[None]:
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         torch.set_default_dtype(default)
+
+
+@contextmanager
+def precisely() -> Iterator[None]:
+    """Without gradients, and with new floating tensors at double precision: in all threads, torch has one default."""
+    with _double_by_default(), torch.no_grad():
+        yield
 
 
 class Runner:

@@ -12,8 +12,8 @@ from surgeon.allocation.optimal import aligned_by_damage
 from surgeon.calibration.data import Calibration
 from surgeon.cost.cost import Cost
 from surgeon.frontend.ignore import Ignored, ignoring
-from surgeon.frontend.trace import trace_inputs, with_train_only
-from surgeon.groups.coupling import Groups, couple
+from surgeon.groups.analyze import analyse_inputs
+from surgeon.groups.coupling import Groups
 from surgeon.plans.basis import basis_of
 from surgeon.projection.project import project_groups
 from surgeon.scoring.reconstruction import Selection
@@ -30,9 +30,7 @@ def rotated(
         turned = project_groups(model, groups, data)
     if turned is model:
         return model, groups
-    with stage("trace"):
-        graph = with_train_only(trace_inputs(turned, groups.graph.inputs), turned)
-    return turned, couple(graph, ignoring(model, ignore))
+    return turned, analyse_inputs(turned, groups.graph.inputs, ignoring(model, ignore))
 
 
 def widths_for(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from surgeon.allocation.fast_widths import legalise
 from surgeon.device.profile import Profile
-from surgeon.errors import InvalidArgument, NotEquivalent, PlanError
-from surgeon.frontend.trace import normalise_inputs, trace_inputs, with_train_only
-from surgeon.groups.coupling import Groups, couple
+from surgeon.errors import InvalidArgument, NotEquivalent
+from surgeon.frontend.trace import normalise_inputs
+from surgeon.groups.analyze import analyse_inputs
+from surgeon.groups.coupling import Groups
 from surgeon.latency.model import Latency
 from surgeon.plans.basis import require
-from surgeon.plans.plan import MADE_FOR, Plan, attach
+from surgeon.plans.plan import Plan, attach
 from surgeon.surgery.build import carry_out, hold_against
 from surgeon.verification import Certificate
 
@@ -45,17 +47,15 @@ def verify(plan: Plan, model: nn.Module, slim: nn.Module, example_inputs: Any = 
         ) from error
 
 
-def align(plan: Plan, profile: Profile, model: nn.Module | None = None, example_inputs: Any = None) -> Plan:
+def align(plan: Plan, profile: Profile, model: nn.Module, example_inputs: Any = None) -> Plan:
     """What `Plan.align` says."""
     if not isinstance(profile, Profile):
         kind = type(profile).__name__
         raise InvalidArgument(f"profile is a {kind}, not a surgeon.Profile; surgeon.Profile.load reads a file")
-    known = model if model is not None else MADE_FOR.get(plan.fingerprint)
-    if known is None:
-        raise PlanError("the model that the plan was made for is no longer in memory; pass model=")
-    groups = _couple(plan, known, example_inputs)
+    groups = _couple(plan, model, example_inputs)
     latency = Latency(groups, profile, model=plan.fingerprint)
-    return Plan.of(groups, legalise(groups, plan.keep(groups), latency), plan.settings, model=known)
+    aligned = Plan.of(groups, legalise(groups, plan.keep(groups), latency), model=model)
+    return replace(aligned, settings=plan.settings)  # the plan's basis, whichever the model at hand is in
 
 
 def _couple(plan: Plan, model: nn.Module, example_inputs: Any) -> Groups:
@@ -63,4 +63,4 @@ def _couple(plan: Plan, model: nn.Module, example_inputs: Any) -> Groups:
         raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
     plan.check(model)
     inputs = plan.example_inputs() if example_inputs is None else normalise_inputs(example_inputs)
-    return couple(with_train_only(trace_inputs(model, inputs), model))
+    return analyse_inputs(model, inputs)

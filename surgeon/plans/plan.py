@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 from torch import fx, nn
@@ -55,8 +54,6 @@ def plan_of(module: nn.Module, given: Plan | None) -> Plan | None:
     return given if given is not None else attached(module)
 
 
-#: The models that plans were made for, by fingerprint, as long as something else holds them.
-MADE_FOR: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
 _REPLAN = "make a plan for this model with surgeon.plan"
 
 
@@ -128,8 +125,6 @@ class Plan:
             if (positions := groups.space.kept(axis, units)).size != axis.size
         ]
         digest = fingerprint(model if model is not None else groups.graph.module)
-        if model is not None:
-            MADE_FOR[digest] = model
         own = {**(settings or {}), **basis_entry(model)}
         return cls(digest, tuple(cuts), describe(groups.graph.inputs), _plain(own))
 
@@ -235,7 +230,7 @@ class Plan:
 
         return replay.verify(self, model, slim, example_inputs)
 
-    def align(self, profile: Profile, model: nn.Module | None = None, example_inputs: Any = None) -> Plan:
+    def align(self, profile: Profile, model: nn.Module, example_inputs: Any = None) -> Plan:
         """The fastest plan on a device that removes no more than this one: odd widths go up to fast ones.
 
         Rounding up often makes a model faster, because convolutions at odd widths leave onnxruntime's fast layout; a
@@ -243,13 +238,12 @@ class Plan:
 
         Args:
             profile: of the device, taken for this model (`surgeon.profile`).
-            model: a model of the plan's architecture; only its shapes matter. It may be left out while the model that
-                the plan was made for is still in memory.
+            model: a model of the plan's architecture; only its shapes matter.
             example_inputs: by default zeros like those that the plan was made with.
 
         Raises:
             InvalidArgument: `profile` is no profile.
-            PlanError: the plan is of another architecture, or no model of it is at hand.
+            PlanError: the plan is of another architecture.
             ProfileError: the profile was taken for other models.
         """
         from surgeon.pipeline import replay

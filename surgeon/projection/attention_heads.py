@@ -6,6 +6,7 @@ Found from the graph: positions of a writer's output are followed through moveme
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,9 @@ from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.parameter_slots import Slots
 from surgeon.groups.coupling import Groups
-from surgeon.projection.bases import balanced, weighted
+from surgeon.projection.bases import Rotation, balanced, weighted
 from surgeon.projection.dataflow import Use, follow
+from surgeon.projection.draft import Draft
 from surgeon.rules import arguments
 from surgeon.rules.base import size_of
 
@@ -35,24 +37,26 @@ class Values:
     rows: Rows
     readers: tuple[tuple[Contraction, Tensor], ...]
 
-    def rotate(self, readers: dict[fx.Node, Reader]) -> None:
-        """Put the directions that matter most first."""
+    def basis(self, readers: Mapping[fx.Node, Reader]) -> Rotation:
+        """The basis in which the directions that matter most come first; `readers` are of the model as it is."""
         covariances, metrics = [], []
         for layer, copies in self.readers:
             reader = readers[layer.node]
-            weight = layer.matrix(layer.weight.read())[0].double()
-            gradients = reader.gradients[0] * (reader.positions / max(reader.count, 1))
+            weight = reader.layer.matrix(reader.layer.weight.read())[0].double()
             found = reader.moments.covariances()[0][0]
             for columns in copies:
                 covariances.append(found[columns][:, columns])
-                metrics.append(weight[columns] @ gradients @ weight[columns].t())
-        forth, back = weighted(torch.stack(covariances).sum(0), torch.stack(metrics).sum(0))
-        multiply_outputs(self.writer, self.rows, forth)
+                metrics.append(weight[columns] @ reader.metric[0] @ weight[columns].t())
+        return weighted(torch.stack(covariances).sum(0), torch.stack(metrics).sum(0))
+
+    def rotate(self, rotation: Rotation, draft: Draft) -> None:
+        """Bring the writer and all readers of the head's values into another basis."""
+        multiply_outputs(self.writer, self.rows, rotation.forth, draft)
         for layer, copies in self.readers:
-            matrix = layer.matrix(layer.weight.read()).double()
+            matrix = layer.matrix(draft.read(layer.weight))
             for columns in copies:
-                matrix[0, columns] = back.t() @ matrix[0, columns]
-            layer.weight.write(layer.unmatrix(matrix))
+                matrix[0, columns] = rotation.back.t() @ matrix[0, columns]
+            draft.set(layer.weight, layer.unmatrix(matrix))
 
 
 @dataclass(frozen=True)
@@ -65,28 +69,30 @@ class Match:
     reader: Contraction
     keys: Rows
 
-    def rotate(self, queries_of: dict[fx.Node, Moments], keys_of: dict[fx.Node, Moments]) -> None:
-        """Put the directions that matter most for the product first."""
-        found = queries_of[self.writer.node].covariances(centred=False)[0][0]
+    def basis(self, queries_of: Mapping[fx.Node, Moments], keys_of: Mapping[fx.Node, Moments]) -> Rotation:
+        """The basis in which the directions that matter most for the product come first."""
+        found = queries_of[self.writer.node].covariances(centered=False)[0][0]
         queries = torch.stack([found[list(rows)][:, list(rows)] for rows in self.queries]).sum(0)
-        keys = keys_of[self.reader.node].covariances(centred=False)[0][0][list(self.keys)][:, list(self.keys)]
-        forth, back = balanced(queries, keys)
+        keys = keys_of[self.reader.node].covariances(centered=False)[0][0][list(self.keys)][:, list(self.keys)]
+        return balanced(queries, keys)
+
+    def rotate(self, rotation: Rotation, draft: Draft) -> None:
+        """Bring queries into another basis, and the keys into the one in which the products stay what they are."""
         for rows in self.queries:
-            multiply_outputs(self.writer, rows, forth)
-        multiply_outputs(self.reader, self.keys, back.t())
+            multiply_outputs(self.writer, rows, rotation.forth, draft)
+        multiply_outputs(self.reader, self.keys, rotation.back.t(), draft)
 
 
-def multiply_outputs(writer: Contraction, rows: Rows, matrix: Tensor) -> None:
+def multiply_outputs(writer: Contraction, rows: Rows, matrix: Tensor, draft: Draft) -> None:
     """Multiply some outputs of a writer by a matrix (rows, rows)."""
     chosen = list(rows)
-    weight = writer.matrix(writer.weight.read()).double()
+    weight = writer.matrix(draft.read(writer.weight))
     weight[:, :, chosen] = weight[:, :, chosen] @ matrix.t()
-    writer.weight.write(writer.unmatrix(weight))
+    draft.set(writer.weight, writer.unmatrix(weight))
     if writer.bias is not None:
-        bias = writer.bias.read().double()
-        flat = bias.flatten()
-        flat[chosen] = matrix @ flat[chosen]
-        writer.bias.write(flat.reshape(bias.shape))
+        bias = draft.read(writer.bias).flatten()
+        bias[chosen] = matrix @ bias[chosen]
+        draft.set(writer.bias, bias)
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,8 @@ class _Source:
         return [use for use in self.uses if bool(torch.isin(use.places, wanted).any())]
 
 
-def find(groups: Groups, slots: Slots) -> tuple[list[Values], list[Match]]:
-    """Values and matches of all attention in the graph."""
+def find(groups: Groups, slots: Slots, free: Container[int]) -> tuple[list[Values], list[Match]]:
+    """Values and matches of all attention in the graph, of the groups whose leaves are `free`."""
     values: list[Values] = []
     met: dict[fx.Node, dict[str, tuple[_Source, Use]]] = {}
     for node in groups.graph.nodes:
@@ -127,7 +133,8 @@ def find(groups: Groups, slots: Slots) -> tuple[list[Values], list[Match]]:
         for use in source.uses:
             if (role := _role(use)) is not None:
                 met.setdefault(use.user, {})[role] = (source, use)
-    return values, [match for roles in met.values() if len(roles) == 2 for match in _matches(groups, **roles)]
+    matches = [match for roles in met.values() if len(roles) == 2 for match in _matches(groups, **roles)]
+    return [value for value in values if value.leaf in free], [match for match in matches if match.leaf in free]
 
 
 def _values(groups: Groups, source: _Source, attended: list[Use], slots: Slots) -> list[Values]:

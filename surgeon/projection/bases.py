@@ -1,9 +1,8 @@
-"""Bases in which a cut loses least, the directions that matter most first, from moments at double precision.
-
-Each function returns the matrix into the new basis and its inverse.
-"""
+"""Bases in which a cut loses least, the directions that matter most first, from moments at double precision."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +10,14 @@ from torch import Tensor
 _DAMPING = 1e-5
 
 
-def weighted(covariance: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
+class Rotation(NamedTuple):
+    """The matrix (C, C) into another basis, and its inverse."""
+
+    forth: Tensor
+    back: Tensor
+
+
+def weighted(covariance: Tensor, metric: Tensor) -> Rotation:
     """Units of covariance (C, C), in which a deviation d costs dᵀ · `metric` · d.
 
     In the new basis the units have variance 1 in all directions, and the metric is diagonal, falling.
@@ -23,10 +29,10 @@ def weighted(covariance: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
     half, inverse = _roots(covariance)
     _, found = torch.linalg.eigh(half @ metric @ half)
     found = found.flip(1)
-    return found.t() @ inverse, half @ found
+    return Rotation(found.t() @ inverse, half @ found)
 
 
-def balanced(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+def balanced(queries: Tensor, keys: Tensor) -> Rotation:
     """Two kinds of vectors (C, C) that meet in an inner product: `queries` and `keys` are their second moments.
 
     The matrix is for the queries, the transpose of the inverse for the keys. In the new basis both have the same
@@ -36,27 +42,27 @@ def balanced(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     (left, left_inverse), (right, _) = _roots(queries), _roots(keys)
     _, values, found = torch.linalg.svd(right @ left)
     root = values.clamp(min=1e-12 * float(values[0])).sqrt()[:, None]
-    return root * found @ left_inverse, left @ found.t() / root.t()
+    return Rotation(root * found @ left_inverse, left @ found.t() / root.t())
 
 
-def nested(covariance: Tensor, metric: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
+def nested(covariance: Tensor, metric: Tensor, centered: bool) -> Rotation:
     """An orthogonal basis whose first directions span those that `weighted` puts first.
 
-    If `centred`, the vector of ones stays what it is, and so that the first d coordinates, less their mean, hold d - 1
+    If `centered`, the vector of ones stays what it is, and so that the first d coordinates, less their mean, hold d - 1
     directions and nothing else, directions are laid out as Helmert's contrasts: a norm over the first d coordinates
     sees no others.
     """
     size = len(covariance)
     forth, _ = weighted(covariance, metric)
-    if not centred:
+    if not centered:
         basis, _ = torch.linalg.qr(forth.t())
-        return basis.t(), basis
+        return Rotation(basis.t(), basis)
     ones = covariance.new_ones(size, 1) / size**0.5
     functionals = forth.t() - ones @ (ones.t() @ forth.t())
     basis, _ = torch.linalg.qr(torch.cat([ones, functionals[:, : size - 1]], 1))
     basis[:, 0] = ones[:, 0]
     rotation = torch.cat([ones, _helmert(size).to(covariance)], 1) @ basis.t()
-    return rotation, rotation.t()
+    return Rotation(rotation, rotation.t())
 
 
 def _helmert(size: int) -> Tensor:

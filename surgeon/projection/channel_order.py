@@ -15,6 +15,7 @@ from torch import Tensor
 from surgeon.calibration.fisher import Reader
 from surgeon.groups.coupling import Group, Groups
 from surgeon.ir.axes import Axis, Leaf, Prod
+from surgeon.projection.draft import Draft
 from surgeon.rules import Axes
 
 
@@ -25,8 +26,11 @@ class Slots:
     group: Group
     outer: Leaf
 
-    def sort(self, groups: Groups, readers: Iterable[Reader], tensors: Mapping[str, Tensor]) -> bool:
-        """Put the units that are worth most first, in each unit of `outer`; whether any reader told what they are."""
+    def order(self, groups: Groups, readers: Iterable[Reader]) -> Tensor | None:
+        """The units in each unit of `outer`, those first that are worth most; None where no reader tells: (outer, n).
+
+        `readers` are of the model as it is; nothing is changed.
+        """
         worth = torch.zeros(self.outer.size, self.group.size, dtype=torch.float64)
         known = False
         for reader in readers:
@@ -36,18 +40,19 @@ class Slots:
                 places = [reader.layer.matrix(each)[:, :, 0] for each in self._indices(groups, axes, shape)]
                 worth.index_put_(tuple(places), _worth(reader).cpu(), accumulate=True)
                 known = True
-        order = worth.argsort(dim=1, descending=True, stable=True)
+        return worth.argsort(dim=1, descending=True, stable=True) if known else None
+
+    def sort(self, order: Tensor, groups: Groups, tensors: Mapping[str, Tensor], draft: Draft) -> None:
+        """Put the units of every tensor in this order."""
         for name, axes in groups.tensors.items():
-            if known and name in tensors and groups.graph.canonical[name] == name and (
-                _has(groups, axes, self.group.leaf)
-            ):
-                outer, inner = self._indices(groups, axes, tensors[name].shape)
-                dim, stride = self._stand(groups, axes, self.group.leaf)
-                position = torch.arange(tensors[name].shape[dim]).reshape([-1] + [1] * (tensors[name].dim() - 1 - dim))
-                source = position + (order[outer, inner] - inner) * stride
-                value = tensors[name].detach()
-                value.copy_(value.gather(dim, source.to(value.device)))
-        return known
+            if name not in tensors or groups.graph.canonical[name] != name or not _has(groups, axes, self.group.leaf):
+                continue
+            value = draft.tensor(tensors[name])
+            outer, inner = self._indices(groups, axes, value.shape)
+            dim, stride = self._stand(groups, axes, self.group.leaf)
+            position = torch.arange(value.shape[dim]).reshape([-1] + [1] * (value.dim() - 1 - dim))
+            source = position + (order[outer, inner] - inner) * stride
+            value.copy_(value.gather(dim, source.to(value.device)))
 
     def _stand(self, groups: Groups, axes: Axes, leaf: Leaf) -> tuple[int, int]:
         place = _place(groups, axes, leaf)
@@ -103,8 +108,7 @@ def _worth(reader: Reader) -> Tensor:
     damped = covariance + torch.diag_embed((1e-2 * diagonal + 1e-12).expand(covariance.shape[:2]))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped)).diagonal(dim1=1, dim2=2)
     matrix = reader.layer.matrix(reader.layer.weight.read()).double()
-    metric = reader.gradients * (reader.positions / max(reader.count, 1))
-    return (matrix @ metric * matrix).sum(2) / inverse
+    return (matrix @ reader.metric * matrix).sum(2) / inverse
 
 
 def _has(groups: Groups, axes: Axes, leaf: Leaf) -> bool:

@@ -20,7 +20,8 @@ from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.parameter_slots import Slot, Slots
 from surgeon.groups.coupling import Group, Groups
-from surgeon.projection.bases import nested, weighted
+from surgeon.projection.bases import Rotation, nested, weighted
+from surgeon.projection.draft import Draft
 from surgeon.rules import arguments
 
 #: Operators that treat every unit alike and are linear: sums over other axes, and movement.
@@ -38,14 +39,14 @@ class Norm:
     """A norm over the units of a stream, and its factors and shifts."""
 
     node: fx.Node
-    centred: bool
+    centered: bool
     weight: Slot | None
     bias: Slot | None
 
     def bare(self, x: Tensor) -> Tensor:
         """What the norm makes of its input (…, C) before factors and shifts."""
         x = x.double()
-        if self.centred:
+        if self.centered:
             x = x - x.mean(-1, keepdim=True)
         return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
 
@@ -66,51 +67,20 @@ class Stream:
     @property
     def ranked(self) -> bool:
         """Whether units must go from the last to the first: otherwise a norm's mean would mix them."""
-        return any(norm.centred for norm in self.norms.values())
+        return any(norm.centered for norm in self.norms.values())
 
-    def rotate(self, readers: Mapping[fx.Node, Reader], outputs: Mapping[fx.Node, Moments]) -> None:
-        """Put the directions that matter most first."""
-        self._fold()
-        forth, back = self._basis(readers, outputs)
-        for layer, _ in self.readers:
-            matrix = layer.matrix(layer.weight.read()).double()
-            kernel = matrix[0].reshape(self.group.size, -1)
-            layer.weight.write(layer.unmatrix((back.t() @ kernel).reshape(matrix.shape)))
-        for slot, axis in self.tables:
-            slot.write((slot.read().double().movedim(axis, -1) @ forth.t()).movedim(-1, axis))
-        for layer, norm in self.writers:
-            _rewrite(layer, norm, forth, outputs)
+    def basis(self, readers: Mapping[fx.Node, Reader], outputs: Mapping[fx.Node, Moments]) -> Rotation:
+        """The basis in which the directions that matter most come first; nothing is changed.
 
-    def _fold(self) -> None:
-        """Leave norms without factors and shifts of their own: the layers that read them take them over."""
-        for layer, norm in self.readers:
-            if norm is None or norm.weight is None:
-                continue
-            matrix = layer.matrix(layer.weight.read()).double()
-            kernel = matrix[0].reshape(self.group.size, -1)
-            if norm.bias is not None and layer.bias is not None:
-                shift = (norm.bias.read().double() @ kernel).reshape(-1, matrix.shape[2]).sum(0)
-                bias = layer.bias.read().double()
-                layer.bias.write(bias + shift.reshape(bias.shape))
-            kernel = norm.weight.read().double()[:, None] * kernel
-            layer.weight.write(layer.unmatrix(kernel.reshape(matrix.shape)))
-        for norm in self.norms.values():
-            if norm.weight is not None:
-                norm.weight.write(torch.ones_like(norm.weight.read()))
-            if norm.bias is not None:
-                norm.bias.write(torch.zeros_like(norm.bias.read()))
-
-    def _basis(
-        self, readers: Mapping[fx.Node, Reader], outputs: Mapping[fx.Node, Moments]
-    ) -> tuple[Tensor, Tensor]:
-        """The matrix (C, C) into the new basis, and its inverse."""
+        `readers` and `outputs`, the moments of what norms put out, are those of the model as it is.
+        """
         size = self.group.size
         metrics, covariances = [], []
         for layer, norm in self.readers:
             reader = readers[layer.node]
-            weight = layer.matrix(layer.weight.read()).double()[0].reshape(size, -1, reader.gradients.shape[1])
-            gradients = reader.gradients[0] * (reader.positions / max(reader.count, 1))
-            metrics.append(torch.einsum("cko,op,dkp->cd", weight, gradients, weight))
+            matrix = reader.layer.matrix(reader.layer.weight.read()).double()
+            weight = _folded(matrix, norm, size).reshape(size, -1, matrix.shape[2])
+            metrics.append(torch.einsum("cko,op,dkp->cd", weight, reader.metric[0], weight))
             if norm is not None:
                 found = outputs[norm.node].covariances()[0][0]
             else:
@@ -119,9 +89,33 @@ class Stream:
                 found = torch.einsum("ckdk->cd", found) / kernel
             covariances.append(found)
         metric, covariance = torch.stack(metrics).sum(0), torch.stack(covariances).mean(0)
-        if self.norms:
-            return nested(covariance, metric, self.ranked)
-        return weighted(covariance, metric)
+        return nested(covariance, metric, self.ranked) if self.norms else weighted(covariance, metric)
+
+    def rotate(self, rotation: Rotation, outputs: Mapping[fx.Node, Moments], draft: Draft) -> None:
+        """Bring all that writes and reads the stream into another basis; norms hand factors and shifts to readers."""
+        for layer, norm in self.readers:
+            matrix = layer.matrix(draft.read(layer.weight))
+            if norm is not None and norm.bias is not None and layer.bias is not None:
+                kernel = matrix[0].reshape(self.group.size, -1)
+                shift = (norm.bias.read().double() @ kernel).reshape(-1, matrix.shape[2]).sum(0)
+                bias = draft.read(layer.bias)
+                draft.set(layer.bias, bias + shift.reshape(bias.shape))
+            matrix = (rotation.back.t() @ _folded(matrix, norm, self.group.size)).reshape(matrix.shape)
+            draft.set(layer.weight, layer.unmatrix(matrix))
+        for norm in self.norms.values():
+            for slot, neutral in ((norm.weight, 1.0), (norm.bias, 0.0)):
+                if slot is not None:
+                    draft.set(slot, torch.full(slot.places.shape, neutral))
+        for slot, axis in self.tables:
+            draft.set(slot, (draft.read(slot).movedim(axis, -1) @ rotation.forth.t()).movedim(-1, axis))
+        for layer, after in self.writers:
+            _rewrite(layer, after, rotation.forth, outputs, draft)
+
+
+def _folded(matrix: Tensor, norm: Norm | None, size: int) -> Tensor:
+    """A reader's matrix (1, C kernel, o), times the factors of the norm before it, as (C, kernel o)."""
+    kernel = matrix[0].reshape(size, -1)
+    return kernel if norm is None or norm.weight is None else norm.weight.read().double()[:, None] * kernel
 
 
 def find(groups: Groups, group: Group, slots: Slots) -> Stream | None:
@@ -227,30 +221,33 @@ def _place_table(
     return True
 
 
-def _rewrite(layer: Contraction, norm: BatchNorm | None, forth: Tensor, outputs: Mapping[fx.Node, Moments]) -> None:
+def _rewrite(
+    layer: Contraction, norm: BatchNorm | None, forth: Tensor, outputs: Mapping[fx.Node, Moments], draft: Draft
+) -> None:
     """Let a writer put out its units in the new basis; a batch norm behind it is carried over into it."""
-    matrix = layer.matrix(layer.weight.read()).double()
-    bias = layer.bias.read().double().flatten() if layer.bias is not None else torch.zeros(len(forth)).to(forth)
+    matrix = layer.matrix(draft.read(layer.weight))
+    bias = draft.read(layer.bias).flatten() if layer.bias is not None else torch.zeros(len(forth)).to(forth)
     if norm is not None:
         assert norm.weight is not None and norm.bias is not None
         factor = norm.weight.read().double() / (norm.variance.read().double() + norm.eps).sqrt()
         bias = norm.bias.read().double() + factor * (bias - norm.mean.read().double())
         matrix = matrix * factor
     matrix, bias = matrix @ forth.t(), forth @ bias
-    layer.weight.write(layer.unmatrix(matrix))
+    draft.set(layer.weight, layer.unmatrix(matrix))
     if norm is None or norm.weight is None or norm.bias is None:
         if layer.bias is not None:
-            layer.bias.write(bias)
+            draft.set(layer.bias, bias)
         return
     # The statistics are those of the rotated channels, so that the norm may be trained on.
-    centre = forth @ outputs[norm.node].means[0][0]
+    center = forth @ outputs[norm.node].means[0][0]
     spread = (forth @ outputs[norm.node].covariances()[0][0] @ forth.t()).diagonal().clamp(min=0)
-    norm.variance.write(spread)
-    norm.weight.write((norm.variance.read().double() + norm.eps).sqrt())
-    norm.mean.write(centre - bias)
-    norm.bias.write(centre)
+    spread = spread.to(norm.variance.tensor.dtype).double()  # as it will be stored: the factor is made for that
+    draft.set(norm.variance, spread)
+    draft.set(norm.weight, (spread + norm.eps).sqrt())
+    draft.set(norm.mean, center - bias)
+    draft.set(norm.bias, center)
     if layer.bias is not None:
-        layer.bias.write(torch.zeros_like(bias))
+        draft.set(layer.bias, torch.zeros_like(bias))
 
 
 def _touches(groups: Groups, node: fx.Node, group: Group) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,18 +20,18 @@ from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.network import Network
 from surgeon.calibration.parameter_slots import Slots
-from surgeon.errors import InvalidArgument
-from surgeon.frontend.infer_inputs import infer
-from surgeon.frontend.trace import normalise_inputs, trace_inputs
-from surgeon.groups.coupling import Groups, couple
+from surgeon.frontend.trace import Graph, Inputs
+from surgeon.groups.analyze import analyse
+from surgeon.groups.coupling import Group, Groups
 from surgeon.groups.interpreter import last_uses
 from surgeon.plans.basis import Basis, mark
 from surgeon.projection import attention_heads as heads
 from surgeon.projection import channel_order as order
 from surgeon.projection import linear_streams as streams
 from surgeon.projection.attention_heads import Match
+from surgeon.projection.draft import Draft
 from surgeon.projection.linear_streams import Stream
-from surgeon.support.progress import stage
+from surgeon.rules import is_random
 
 #: How far the rotated model's outputs may be from the original's, relative to their size.
 TOLERANCE = 1e-3
@@ -66,47 +66,59 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
     >>> basis_of(rotated).groups, torch.allclose(rotated(x), net(x), atol=1e-4)
     (('0',), True)
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    with stage("trace"):
-        inputs = infer(model) if example_inputs is None else normalise_inputs(example_inputs)
-        graph = trace_inputs(model, inputs)
-    return project_groups(model, couple(graph), data, samples=samples)
+    return project_groups(model, analyse(model, example_inputs), data, samples=samples)
 
 
 def project_groups(model: nn.Module, groups: Groups, data: Any, *, samples: int = 256) -> nn.Module:
-    """As `project`, for a model that was traced and coupled already. `data` may be a Calibration."""
+    """As `project`, for a model that was traced and coupled already. `data` may be a Calibration.
+
+    All that is decided is decided from the model as it is, before anything is changed.
+    """
     calibration = calibrate(data, groups.graph, model, samples)
     rotated = copy.deepcopy(model)
     tensors = {**dict(rotated.named_parameters(remove_duplicate=False)),
                **dict(rotated.named_buffers(remove_duplicate=False))}
     slots = Slots(groups, {node: node for node in groups.graph.nodes}, tensors)
-    linear = [stream for group in groups if (stream := streams.find(groups, group, slots)) is not None]
-    values, matches = heads.find(groups, slots)
+    free = [group for group in groups if not _read_beside(groups, group)]
+    linear = [stream for group in free if (stream := streams.find(groups, group, slots)) is not None]
+    values, matches = heads.find(groups, slots, {group.leaf.id for group in free})
     turned = {value.leaf for value in values} | {match.leaf for match in matches}
     turned |= {stream.group.leaf.id for stream in linear}
-    inner = [found for group in groups if group.leaf.id not in turned and (found := order.find(groups, group))]
+    inner = [found for group in free if group.leaf.id not in turned and (found := order.find(groups, group))]
     if not (turned or inner):
         return model
-    readers = {reader.layer.node: reader for reader in measure(groups, calibration.batches).readers}
-    turned |= {each.group.leaf.id for each in inner if each.sort(groups, readers.values(), tensors)}
+    sensitivity = measure(groups, calibration.batches)
+    readers = {reader.layer.node: reader for reader in sensitivity.readers}
+    seen = _Seen(groups, linear, matches, calibration)
+    draft = Draft()
+    for value in values:
+        value.rotate(value.basis(readers), draft)
+    for match in matches:
+        match.rotate(match.basis(seen.queries, seen.keys), draft)
+    for stream in linear:
+        stream.rotate(stream.basis(readers, seen.norms), seen.norms, draft)
+    for each in inner:
+        if (best := each.order(groups, sensitivity.readers)) is not None:
+            each.sort(best, groups, tensors, draft)
+            turned.add(each.group.leaf.id)
     if not turned:
         return model
-    seen = _Seen(groups, linear, matches, calibration)
-    for value in values:
-        value.rotate(readers)
-    for match in matches:
-        match.rotate(seen.queries, seen.keys)
-    for stream in linear:
-        stream.rotate(readers, seen.norms)
-    deviation = _deviation(groups, tensors, calibration)
+    draft.write()
+    deviation, beside = _deviation(groups.graph, tensors, calibration.held_back), groups.graph.train_only
     if not deviation <= TOLERANCE:
+        return model
+    if beside is not None and not _deviation(beside, tensors, [beside.inputs]) <= TOLERANCE:
         return model
     mark(rotated, Basis(
         _digest(rotated), tuple(group.name for group in groups if group.leaf.id in turned),
         tuple(stream.group.name for stream in linear if stream.ranked), deviation,
     ))
     return rotated
+
+
+def _read_beside(groups: Groups, group: Group) -> bool:
+    """Whether a part of the model that runs in train mode alone reads or writes the group: it is not looked into."""
+    return any(groups.graph.canonical[member.tensor] not in groups.graph.read for member in group.members)
 
 
 def _digest(model: nn.Module) -> str:
@@ -167,7 +179,7 @@ def _watch(
     """Run the model on all data and look at the values of some nodes."""
     if not wanted:
         return
-    network = _network(groups, {}, data)
+    network = _network(groups.graph, {}, data.batches)
     drop = last_uses(groups.graph)
     with torch.no_grad():
         for node in groups.graph.nodes:
@@ -180,34 +192,41 @@ def _watch(
             network.drop(drop.get(node, ()))
 
 
-def _network(groups: Groups, tensors: Mapping[str, Tensor], data: Calibration) -> Network:
-    graph = groups.graph
-
+def _network(graph: Graph, tensors: Mapping[str, Tensor], batches: Sequence[Inputs]) -> Network:
     def tensor(node: fx.Node) -> Tensor | None:
         name = graph.tensors.get(node.name)
         if name is None:
             return None
         return tensors.get(name, tensors.get(graph.canonical[name], graph.tensor(name)))
 
-    return Network({node: node for node in graph.nodes}, tensor, data.batches)
+    return Network({node: node for node in graph.nodes}, tensor, batches)
 
 
-def _deviation(groups: Groups, tensors: Mapping[str, Tensor], data: Calibration) -> float:
+def _deviation(graph: Graph, tensors: Mapping[str, Tensor], batches: Sequence[Inputs]) -> float:
     """How far the outputs with these tensors are from the model's own, relative to their size."""
-    pair = [_network(groups, own, data.judge) for own in ({}, tensors)]
-    drop = last_uses(groups.graph)
+    pair = [_network(graph, own, batches) for own in ({}, tensors)]
+    drop = last_uses(graph)
     apart = size = 0.0
     with torch.no_grad():
-        for node in groups.graph.nodes:
+        for place, node in enumerate(graph.nodes):
             if node.op == "get_attr":
                 continue
-            for batch in range(len(data.held_back)):
+            for batch in range(len(batches)):
                 if node.op == "output":
                     for a, b in zip(*(network.outputs(node, batch) for network in pair), strict=True):
                         apart, size = apart + float((a - b).square().sum()), size + float(a.square().sum())
                     continue
                 for network in pair:
-                    network.keep(node, batch, network.compute(node, batch))
+                    network.keep(node, batch, _computed(network, node, batch, place))
             for network in pair:
                 network.drop(drop.get(node, ()))
     return (apart / size) ** 0.5 if size else apart
+
+
+def _computed(network: Network, node: fx.Node, batch: int, seed: int) -> Any:
+    """The node's value; random numbers, such as those of a dropout in train mode, are the same each time."""
+    if not is_random(node):
+        return network.compute(node, batch)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return network.compute(node, batch)

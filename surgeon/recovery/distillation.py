@@ -24,13 +24,14 @@ from surgeon.frontend.trace import Inputs
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import last_uses
 from surgeon.rules import Kept
+from surgeon.support.memory import share_of_memory
 from surgeon.support.progress import counter
 from surgeon.surgery.rewrite import slim_graph
 from surgeon.surgery.tensors import slim_tensors
 
-#: Samples of one step; fewer where the values that its gradients need would take more bytes than `MEMORY`.
+#: Samples of one step; fewer where the values that its gradients need would take more than this share of the memory.
 TOGETHER = 64
-MEMORY = 2 << 30
+MEMORY = 1 / 12
 #: Samples below which what is learnt would be of them alone.
 FEWEST = 64
 #: Passes over the samples, at most, and multiply-accumulate operations of all steps: about a minute of one core.
@@ -48,8 +49,8 @@ INSIDE = 3.0
 
 def distil(
     groups: Groups, kept: Kept, model: nn.Module, tensors: Mapping[str, Tensor], data: Calibration, seed: int = 0
-) -> int:
-    """Move the parameters that the cut touches; how many steps that took, 0 if there was nothing to learn from.
+) -> tuple[int, str]:
+    """Move the parameters that the cut touches; how many steps that took, and if none were, why not.
 
     Args:
         groups: of the original.
@@ -60,12 +61,16 @@ def distil(
         seed: of the order of the samples, and of what is mixed with what.
     """
     if data.noise:
-        return 0
+        return 0, "inputs that are noise teach nothing"
     run = _Pair(groups, kept, model, tensors)
     samples = _Samples(groups, data.fit, seed)
+    if samples.count < FEWEST:
+        return 0, f"{samples.count} samples to learn from are too few, it takes {FEWEST}"
     steps = _steps(groups, kept, samples)
-    if not steps or not run.learnt:
-        return 0
+    if not steps:
+        return 0, "a single step would take too many operations"
+    if not run.learnt:
+        return 0, "no floating parameter is touched by the cut"
     learnt = list(run.learnt.values())
     rates = [min(RATE, RELATIVE_RATE * float(each.detach().square().mean().sqrt())) for each in learnt]
     optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(learnt, rates, strict=True)])
@@ -76,14 +81,16 @@ def distil(
         for step in range(steps):
             progress(step, steps)
             loss = run.deviation(samples.draw())
-            if not loss.requires_grad or not bool(torch.isfinite(loss)):
-                return 0
+            if not loss.requires_grad:
+                return 0, "no parameter that the cut touches moves the outputs"
+            if not bool(torch.isfinite(loss)):
+                return 0, f"at step {step + 1} of {steps}, the deviation from the original was {loss.item()}"
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
     run.write()
-    return steps
+    return steps, ""
 
 
 class _Pair:
@@ -174,7 +181,7 @@ class _Samples:
         self.pools = [torch.cat([each[place] for each in leaves]) for place in self.batched]
         self.count = len(self.pools[0]) if self.pools else 0
         self.mixes = all(pool.is_floating_point() for pool in self.pools)
-        affordable = MEMORY // bytes_backwards(graph)
+        affordable = share_of_memory(MEMORY) // bytes_backwards(graph)
         self.together = min(self.count, max(1, min(TOGETHER, affordable))) if graph.dynamic else graph.batch
         self.generator = torch.Generator().manual_seed(seed)
         self.order = torch.zeros(0, dtype=torch.long)
@@ -199,8 +206,6 @@ class _Samples:
 
 def _steps(groups: Groups, kept: Kept, samples: _Samples) -> int:
     """As many as `PASSES` and `OPERATIONS` allow: a step runs the original once, and the rest there and back."""
-    if samples.count < FEWEST:
-        return 0
     cost = Cost(groups)
     operations = max(cost.macs({}) + 3 * cost.macs(kept.widths), 1.0)
     return int(min(PASSES * samples.count, OPERATIONS / operations)) // samples.together

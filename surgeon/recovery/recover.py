@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from surgeon.calibration.data import Calibration, calibrate
 from surgeon.errors import InvalidArgument, PlanError
-from surgeon.frontend.trace import normalise_inputs, trace_inputs
-from surgeon.groups.coupling import Groups, couple
+from surgeon.frontend.trace import normalise_inputs
+from surgeon.groups.analyze import analyse_inputs
+from surgeon.groups.coupling import Groups
 from surgeon.plans.basis import require
 from surgeon.plans.plan import Plan
 from surgeon.recovery.distillation import distil as distil_groups
 from surgeon.recovery.least_squares import EXACT, Compensation, Outcome
 from surgeon.recovery.report import Distillation, Recovery
 from surgeon.rules import Kept
-from surgeon.support.progress import collect, stage
+from surgeon.support.progress import collect
 
 
 def recover(
@@ -73,9 +74,7 @@ def recover(
     require(model, plan.settings.get("basis"))
     with collect() as seconds:
         inputs = plan.example_inputs() if example_inputs is None else normalise_inputs(example_inputs)
-        with stage("trace"):
-            graph = trace_inputs(model, inputs)
-        groups = couple(graph)
+        groups = analyse_inputs(model, inputs)
         recovered, report = recover_groups(
             model, slim, groups, groups.kept(plan.keep(groups)), data, samples=samples, ridge=ridge,
             batch_norm=batch_norm, compensate=compensate, distil=distil,
@@ -108,7 +107,8 @@ def recover_groups(
         after = Outcome(deviation=before.deviation)
     distilled = None
     if distil and compensate and after.deviation > EXACT:
-        recovered, distilled = _distilled(groups, kept, recovered, calibration, after.deviation)
+        recovered, distilled, why_not = _distilled(groups, kept, recovered, calibration, after.deviation)
+        notes += [f"not distilled: {why_not}"] if why_not else []
     report = Recovery(
         layers, after.batch_norms, calibration.samples, before.deviation,
         after.deviation if distilled is None else distilled.after, (*calibration.notes, *notes), distilled=distilled,
@@ -118,14 +118,19 @@ def recover_groups(
 
 def _distilled(
     groups: Groups, kept: Kept, model: nn.Module, data: Calibration, before: float
-) -> tuple[nn.Module, Distillation | None]:
-    """What distillation makes of a smaller model, or the model itself where that is no nearer to the original."""
+) -> tuple[nn.Module, Distillation | None, str]:
+    """What distillation makes of a smaller model, or the model itself where that is no nearer to the original.
+
+    Also why it was given up, if it was.
+    """
     moved = copy.deepcopy(model)
-    steps = distil_groups(groups, kept, moved, _tensors(moved), data)
+    steps, why_not = distil_groups(groups, kept, moved, _tensors(moved), data)
     if not steps:
-        return model, None
+        return model, None, why_not
     after = _pass(groups, kept, _tensors(moved), data.judge, compensate=False, batch_norm=False).deviation
-    return (moved, Distillation(steps, before, after)) if after < before else (model, Distillation(0, before, before))
+    if after < before:
+        return moved, Distillation(steps, before, after), ""
+    return model, Distillation(0, before, before), ""
 
 
 def _pass(
@@ -154,8 +159,9 @@ def _check_slim(slim: nn.Module, groups: Groups, kept: Kept) -> None:
         raise InvalidArgument(f"slim is a {type(slim).__name__}, not a torch.nn.Module")
     own = _tensors(slim)
     for name, axes in groups.tensors.items():
-        if name not in own and groups.graph.canonical[name] in own:
-            continue
+        canonical = groups.graph.canonical[name]
+        if name not in own and (canonical in own or canonical not in groups.graph.read):
+            continue  # a graph has no parts that run in train mode alone
         expected = tuple(kept.width(axis) for axis in axes)
         shape = tuple(own[name].shape) if name in own else None
         if shape != expected and isinstance(groups.graph.values[name], nn.Parameter):

@@ -101,8 +101,7 @@ class _State:
         damped = covariance + torch.diag_embed(reader.moments.damping(diagonal, ridge))
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
         self.matrix = reader.layer.matrix(reader.layer.weight.read()).double()
-        # Half the Fisher information of the reader's output, all positions of a sample together.
-        self.metric = reader.gradients * (reader.positions / reader.count / 2)
+        self.metric = reader.metric / 2
         self.units = reader.units[leaf].to(self.inverse.device)
         self.start = self.matrix
         self.inputs = torch.arange(self.units.shape[1], device=self.units.device).expand(self.units.shape)

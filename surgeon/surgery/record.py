@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from surgeon.frontend.functionalize import functional_variant
-from surgeon.frontend.isolation import quietly, with_masks_as_given
+from surgeon.frontend.isolation import quietly, with_masks_as_given, without_fast_attention
 from surgeon.frontend.trace import Inputs
 
 # Operators that compute their input.
@@ -172,13 +172,8 @@ def record(module: nn.Module, inputs: Inputs, stand: Stand) -> Stream | None:
     """The calls that `module` makes; None where they do not tell what it computes. Raises what its forward raises."""
     args, kwargs = pytree.tree_map(stand.of, inputs)
     recorder = Recorder(stand)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # export goes without it
-    try:
-        with quietly(), with_masks_as_given(), torch.no_grad(), stand.mode, recorder:
-            outputs = module(*args, **kwargs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with quietly(), with_masks_as_given(), without_fast_attention(), torch.no_grad(), stand.mode, recorder:
+        outputs = module(*args, **kwargs)
     return recorder.stream(outputs)
 
 

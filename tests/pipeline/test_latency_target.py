@@ -17,6 +17,7 @@ import surgeon.pipeline.latency_target as clock
 from surgeon.device.benchmark import Verdict, benchmark
 from surgeon.device.profile import Profile
 from surgeon.errors import Infeasible, InvalidArgument, PlanError, ProfileError
+from surgeon.plans.basis import Basis, mark
 
 Slowed = Callable[[float], list[float]]
 
@@ -147,8 +148,8 @@ def test_odd_widths_go_up_to_fast_ones(taken: Path) -> None:
     net, profile = Net(), Profile.load(taken)
     plan = surgeon.plan(net, 0.3, example_inputs=X, budget="channels", align=1, keep={"*": 0.5})
     with pytest.raises(InvalidArgument, match=r"surgeon\.Profile\.load"):
-        plan.align(str(taken))  # type: ignore[arg-type]
-    aligned = plan.align(profile)
+        plan.align(str(taken), net)  # type: ignore[arg-type]
+    aligned = plan.align(profile, net)
     for cut in aligned.cuts:
         assert set(plan.tensor(cut.tensor)[cut.axis]) <= set(cut.keep)
     slim = aligned.apply(net)
@@ -160,10 +161,14 @@ def test_odd_widths_go_up_to_fast_ones(taken: Path) -> None:
         plan.align(profile, nn.Linear(2, 2))
 
 
-def test_a_plan_whose_model_is_gone_asks_for_one(taken: Path, tmp_path: Path) -> None:
-    plan = surgeon.Plan("0" * 64, ())
-    with pytest.raises(PlanError, match="pass model="):
-        plan.align(Profile.load(taken))
+def test_an_aligned_plan_is_in_the_basis_of_the_plan_whatever_was_planned_since(taken: Path) -> None:
+    net, twin, profile = Net(), Net(), Profile.load(taken)
+    mark(twin, Basis("twin", (), (), 0.0))
+    plan, other = (surgeon.plan(model, 0.3, example_inputs=X, budget="channels", align=1) for model in (net, twin))
+    for model in (net, twin):
+        assert plan.align(profile, model).settings == plan.settings
+        assert other.align(profile, model).settings == other.settings
+    assert plan.align(profile, net).apply(net)(X).shape == net(X).shape
 
 
 def test_a_profile_of_another_model_is_refused_with_the_remedy(taken: Path) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from surgeon.calibration.data import calibrate
+from surgeon.calibration.fisher import measure
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import couple
 from surgeon.plans.basis import basis_of
@@ -131,3 +133,63 @@ def test_a_norm_and_a_parameter_that_is_added_are_part_of_a_stream(how: str) -> 
     assert len(groups_of(rotated)) == 1
     torch.testing.assert_close(rotated(x), net(x), rtol=1e-9, atol=1e-9)
     assert not torch.allclose(rotated.state_dict()["up.weight"], net.up.weight)
+
+
+class Attended(nn.Module):
+    """A linear stream that one head of attention reads, whose values and queries are rotated too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.out = nn.Linear(6, 8), nn.Linear(4, 5)
+        self.q, self.k, self.v = (nn.Linear(8, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        q, k, v = (layer(y)[:, None] for layer in (self.q, self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v)[:, 0])
+
+
+class Chained(nn.Module):
+    """Two linear streams, one behind the other, the second found before the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mid, self.up, self.out = nn.Linear(8, 5), nn.Linear(6, 8), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.mid(self.up(x)))
+
+
+class Sorted(nn.Module):
+    """A linear stream, read by a layer whose outputs change places in the groups of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.mid = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 1)
+        self.grouped, self.out = nn.Conv2d(12, 12, 3, groups=3), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.grouped(F.relu(self.mid(self.up(x)))))).mean((2, 3))
+
+
+TURNED = {"attended": (Attended, (5, 6)), "chained": (Chained, (6,)), "sorted": (Sorted, (3, 5, 5))}
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_a_streams_directions_are_ordered_by_what_the_output_makes_of_them(name: str) -> None:
+    """Whatever else is rotated: measured anew, their costs are apart from one another, and fall."""
+    torch.manual_seed(0)
+    build, shape = TURNED[name]
+    net, x = build().double().eval(), torch.randn(96, *shape, dtype=torch.float64)
+    rotated = project(net, x, example_inputs=x[:2])
+    assert len(groups_of(rotated)) > 1
+    groups = couple(trace(rotated, x[:2]))
+    leaf = next(group.leaf.id for group in groups if group.size == 8)
+    costs = torch.zeros(8, 8, dtype=torch.float64)
+    for reader in measure(groups, calibrate(x, groups.graph, rotated).batches).readers:
+        if leaf in reader.units:
+            matrix = reader.layer.matrix(reader.layer.weight.read())[0]
+            costs += matrix @ reader.metric[0] @ matrix.t()
+    diagonal = costs.diagonal()
+    assert bool((diagonal.diff() <= 1e-9 * diagonal[0]).all())
+    torch.testing.assert_close(costs, diagonal.diag(), rtol=0, atol=1e-4 * float(diagonal[0]))

@@ -103,9 +103,29 @@ def test_it_can_be_switched_off(options: dict[str, bool]) -> None:
 def test_few_samples_and_noise_teach_nothing() -> None:
     torch.manual_seed(0)
     net = images().eval()
-    assert recovered(net, torch.randn(2, 2, 8, 8), torch.randn(distil.FEWEST // 2, 2, 8, 8))[2].distilled is None
+    report = recovered(net, torch.randn(2, 2, 8, 8), torch.randn(distil.FEWEST // 2, 2, 8, 8))[2]
+    assert report.distilled is None and "not distilled: 28 samples to learn from are too few" in str(report)
     plain = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))  # no batch norm: inputs are drawn at random
-    assert recovered(plain, torch.randn(2, 8), "synthetic")[2].distilled is None
+    report = recovered(plain, torch.randn(2, 8), "synthetic")[2]
+    assert report.distilled is None and "not distilled: inputs that are noise teach nothing" in str(report)
+
+
+@pytest.mark.parametrize(("loss", "told"), [(float("nan"), "was nan"), (float("inf"), "was inf")])
+def test_a_deviation_that_is_no_number_is_told(loss: float, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net, data = images().eval(), torch.randn(128, 2, 8, 8)
+    _, fitted, _ = recovered(net, data[:2], data, distil=False)
+    right, calls = distil._Pair.deviation, []
+
+    def deviation(pair: distil._Pair, batch: Any) -> Tensor:
+        calls.append(batch)
+        return right(pair, batch) * (loss if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(distil._Pair, "deviation", deviation)
+    _, kept, report = recovered(net, data[:2], data)
+    assert report.distilled is None
+    assert f"not distilled: at step 3 of 35, the deviation from the original {told}" in str(report)
+    torch.testing.assert_close(kept.state_dict(), fitted.state_dict(), rtol=0, atol=0)
 
 
 def test_what_does_not_help_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:

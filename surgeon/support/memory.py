@@ -1,0 +1,35 @@
+"""How much memory there is, so that what is held at one time is a share of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+#: What a machine is taken to have where it does not say.
+UNKNOWN = 8 << 30
+#: Where Linux says what a container may take; "max", or a number beyond all memory, where nothing limits it.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def share_of_memory(share: float) -> int:
+    """Bytes that are this share of the machine's memory, or of the container's where that is less.
+
+    >>> 0 < share_of_memory(1 / 8) <= share_of_memory(1 / 4)
+    True
+    """
+    return int(share * min([_installed(), *map(_limit, _LIMITS)]))
+
+
+def _installed() -> int:
+    try:
+        size, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a POSIX system, or one that does not tell
+        return UNKNOWN
+    return size * pages if size > 0 and pages > 0 else UNKNOWN
+
+
+def _limit(path: str) -> int:
+    try:
+        return int(Path(path).read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no such file, or "max"
+        return _installed()

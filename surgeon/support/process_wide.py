@@ -1,0 +1,57 @@
+"""Changes of what a process has once, such as torch's default type, for as long as a block runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
+
+
+def process_wide(change: Callable[[], Iterator[None]]) -> Callable[[], AbstractContextManager[None]]:
+    """As `contextlib.contextmanager`, for a change that all threads see.
+
+    Blocks may overlap, nested or in several threads: the first to start makes the change, and the last to end undoes
+    it, after an error too. If each undid its own, one would put back what another had made, for good. Code that runs
+    in other threads meanwhile sees the change.
+
+    >>> state = ["as it was"]
+    >>> @process_wide
+    ... def changed():
+    ...     before, state[0] = state[0], "changed"
+    ...     try:
+    ...         yield
+    ...     finally:
+    ...         state[0] = before
+    >>> one, two = changed(), changed()
+    >>> _ = one.__enter__(), two.__enter__()
+    >>> _ = one.__exit__(None, None, None)
+    >>> state
+    ['changed']
+    >>> _ = two.__exit__(None, None, None)
+    >>> state
+    ['as it was']
+    """
+    lock = threading.RLock()
+    make = contextmanager(change)
+    made: list[AbstractContextManager[None]] = []
+    inside = 0
+
+    @wraps(change)
+    def scoped() -> Iterator[None]:
+        nonlocal inside
+        with lock:
+            if not inside:
+                whole = make()
+                whole.__enter__()
+                made.append(whole)
+            inside += 1
+        try:
+            yield
+        finally:
+            with lock:
+                inside -= 1
+                if not inside:
+                    made.pop().__exit__(None, None, None)
+
+    return contextmanager(scoped)
