@@ -19,6 +19,7 @@ from surgeon import sources
 from surgeon.errors import InvalidArgument, SurgeonError
 from surgeon.files import ensure_folder, replace_many
 from surgeon.inputs import infer
+from surgeon.terms import Table, in_terms
 
 Spec = Annotated[
     str,
@@ -52,11 +53,11 @@ Ignore = Annotated[
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turn an error that surgeon raises on purpose into its message and exit code 1."""
+    """Turn an error that surgeon raises on purpose into its message, in the command line's terms, and exit code 1."""
     try:
         yield
     except SurgeonError as error:
-        sys.stderr.write(f"surgeon: {error}\n")
+        sys.stderr.write(f"surgeon: {in_terms(str(error), Table.here())}\n")
         raise typer.Exit(1) from error
 
 

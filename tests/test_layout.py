@@ -15,6 +15,7 @@ MAX_LINES = 400
 # `rules/` is a folder, whose files share its rank; `__init__` is `surgeon/__init__.py`.
 RANKS = {
     "errors": 0,
+    "terms": 0,
     "axes": 1,
     "architecture": 1,
     "convolution": 1,
