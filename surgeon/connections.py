@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,9 +12,12 @@ from surgeon.analysis import analyse
 from surgeon.errors import InvalidArgument, NothingToPrune
 from surgeon.importance import check_finite
 from surgeon.select import Ignored, ignoring
+from surgeon.surroundings import undisturbed
+from surgeon.trace import duplicate
 from surgeon.training.factors import connection_weights
 
 
+@undisturbed()
 def prune_connections(
     model: nn.Module,
     amount: float | None = None,
@@ -60,7 +62,7 @@ def prune_connections(
     chosen = [name for name in connection_weights(groups) if not left_alone(name)]
     if not chosen:
         raise NothingToPrune(f"{type(model).__name__} has no weight to prune that inputs are multiplied with")
-    sparse = copy.deepcopy(model)
+    sparse = duplicate(model)
     weights = [sparse.get_parameter(name).detach() for name in chosen]
     if threshold is not None:
         gone = [weight.abs() < threshold for weight in weights]

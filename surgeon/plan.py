@@ -19,13 +19,14 @@ from surgeon.basis import basis_entry, mark, require
 from surgeon.coupling import Group, Groups, couple
 from surgeon.device.profile import Profile
 from surgeon.documents import Document
-from surgeon.errors import InvalidArgument, NotEquivalent, PlanError
+from surgeon.errors import InvalidArgument, PlanError
 from surgeon.files import write_text
 from surgeon.latency.legalise import legalise
 from surgeon.latency.model import Latency
 from surgeon.replay import carry_out, hold_against
 from surgeon.rules import Axes
 from surgeon.signature import describe, zeros
+from surgeon.surroundings import undisturbed
 from surgeon.trace import normalise_inputs, trace_inputs, with_train_only
 from surgeon.verify import Certificate
 
@@ -203,7 +204,6 @@ class Plan:
 
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Inputs of zeros like those that the plan was made with, as `(args, kwargs)`.
-
         >>> plan = Plan("", (), {"args": [{"dtype": "float32", "shape": [2, 3]}], "kwargs": {"flag": True}})
         >>> args, kwargs = plan.example_inputs()
         >>> args[0].shape, kwargs
@@ -215,6 +215,7 @@ class Plan:
         args = tuple(zeros(value) for value in self.inputs["args"])
         return args, {name: zeros(value) for name, value in self.inputs["kwargs"].items()}
 
+    @undisturbed()
     def apply(self, model: nn.Module, example_inputs: Any = None, form: str = "auto") -> nn.Module:
         """The smaller model, from any weights of the same architecture; `model` is left as it is.
 
@@ -234,23 +235,19 @@ class Plan:
         attach(operation.module, self)
         return operation.module
 
+    @undisturbed()
     def verify(self, model: nn.Module, slim: nn.Module, example_inputs: Any = None) -> Certificate:
         """Prove that `slim` is `model` less what the plan removes.
 
         Raises:
             PlanError: the plan is of another architecture, or of the model in another basis.
-            NotEquivalent: it is not, or its weights were changed since; the first operator that differs is named.
+            NotEquivalent: it is not; the first operator that differs is named, and which weights are not the model's.
         """
         groups = self._couple(model, example_inputs)
         require(model, self.settings.get("basis"))
-        try:
-            return hold_against(groups, self.keep(groups), slim)
-        except NotEquivalent as error:
-            raise NotEquivalent(
-                f"{error}. If weights were changed since the cut, by compensation from data, recovery or training, "
-                "nothing can be proved of them; what can be verified is plan.apply(model)"
-            ) from error
+        return hold_against(groups, self.keep(groups), slim)
 
+    @undisturbed()
     def align(self, profile: Profile, model: nn.Module | None = None, example_inputs: Any = None) -> Plan:
         """The fastest plan on a device that removes no more than this one: odd widths go up to fast ones.
 

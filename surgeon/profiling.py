@@ -24,11 +24,13 @@ from surgeon.errors import InvalidArgument
 from surgeon.latency.operators import operators
 from surgeon.latency.sampling import points, questions
 from surgeon.progress import counter, stage
+from surgeon.surroundings import undisturbed
 
 #: A larger model is not put into a profile as a whole: its file would not fit into memory twice on a small device.
 MOST_BYTES = 1 << 30
 
 
+@undisturbed()
 def profile(
     model: nn.Module,
     example_inputs: Any = None,
@@ -78,6 +80,7 @@ def profile_groups(
         return take(asked, probes, models=models, threads=threads, path=path, known=known, progress=progress)
 
 
+@undisturbed()
 def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
     """Write one file that takes this model's profile where there is neither torch nor surgeon.
 

@@ -30,6 +30,7 @@ from surgeon.replay import carry_out
 from surgeon.report import Change, Report
 from surgeon.select import Ignored
 from surgeon.surgery import Operation
+from surgeon.surroundings import undisturbed
 from surgeon.verify import Certificate
 
 Form = Literal["auto", "module", "graph"]
@@ -46,6 +47,7 @@ class _Decision:
     data: Calibration | None = None
 
 
+@undisturbed()
 def shrink(
     model: nn.Module,
     ratio: float | None = None,
@@ -147,6 +149,7 @@ def shrink(
     return operation.module, _report(model, made, operation, certificate, recovery, seconds)
 
 
+@undisturbed()
 def plan(
     model: nn.Module,
     ratio: float | None = None,
@@ -185,6 +188,7 @@ def plan(
     ).plan
 
 
+@undisturbed()
 def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iterable[Ignored] = ()) -> Groups:
     """The coupled groups of a model with their members, and every pinned axis with the reason; prints as text.
 
@@ -202,6 +206,7 @@ def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iter
     return analyse(model, example_inputs, ignore)
 
 
+@undisturbed()
 def verify(model: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any = None) -> Certificate:
     """Prove that `slim` is `model` less the units that `plan` removes.
 

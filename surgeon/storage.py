@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from surgeon.errors import InvalidArgument, InvalidModel, WeightsError
 from surgeon.files import StrPath, replace_many
 from surgeon.plan import Plan, plan_of
+from surgeon.surroundings import undisturbed
 from surgeon.weights import write_tensors
 
 PLAN = "plan.json"
@@ -36,6 +37,7 @@ LISTED = 8
 """Tensors that an error names, before it counts the rest."""
 
 
+@undisturbed()
 def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
     """Write a smaller model to `folder`, which is created where it is missing.
 
@@ -73,6 +75,7 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
         (scratch / MODEL).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
+@undisturbed()
 def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
     """The smaller model that was saved in `folder`, rebuilt from a model of the original architecture.
 

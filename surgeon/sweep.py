@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -16,15 +15,17 @@ from surgeon.errors import InvalidArgument, NotEquivalent
 from surgeon.importance import check_finite
 from surgeon.plan import Plan, attach
 from surgeon.replay import carry_out
+from surgeon.surroundings import undisturbed
 from surgeon.sweeping.removable import Sweep, find
 from surgeon.sweeping.report import SweepReport
-from surgeon.trace import Graph
+from surgeon.trace import Graph, duplicate
 from surgeon.verify.check import TOLERANCE, checked_inputs, gathered, relative
 from surgeon.verify.interpreter import Runner, precisely
 
 Form = Literal["module", "graph"]
 
 
+@undisturbed()
 def sweep(
     model: nn.Module, example_inputs: Any = None, *, threshold: float = 0.0, return_report: bool = False
 ) -> Any:
@@ -60,7 +61,7 @@ def sweep(
     (4, 3, 1)
     """
     _check(model, threshold)
-    work = copy.deepcopy(model).cpu()
+    work = duplicate(model).cpu()
     if threshold:
         with torch.no_grad():
             for parameter in work.parameters():

@@ -1,6 +1,5 @@
 """From a PyTorch module to an ONNX file that is known to compute the same."""
 
-import copy
 import dataclasses
 import logging
 import os
@@ -21,6 +20,8 @@ from surgeon.deploy.lowering import copy_before_views, write_out_attention
 from surgeon.deploy.parity import check_parity
 from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, InvalidModel, OutputError, TraceError
 from surgeon.files import replace_beside
+from surgeon.surroundings import undisturbed
+from surgeon.trace import check_dense, duplicate
 
 OPSET = 20
 """The newest opset torch.onnx converts to by default; onnxruntime reads it since 1.17."""
@@ -57,6 +58,7 @@ class ExportReport:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
+@undisturbed()
 def export(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -93,6 +95,7 @@ def export(
     target = Path(path)
     with replace_beside(target) as scratch:
         call = read_call(model, example_inputs)
+        check_dense(model)
         frozen, notes = _float32_copy(model)
         wrapped = _Flat(frozen, call)
         wrapped.learn_outputs()
@@ -132,7 +135,7 @@ class _Flat(nn.Module):
 
     def in_double(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The same outputs, computed in float64 throughout."""
-        double = _Flat(copy.deepcopy(self.model).double(), self.call)
+        double = _Flat(duplicate(self.model).double(), self.call)
         return double(*tensors)
 
     def learn_outputs(self) -> None:
@@ -238,7 +241,7 @@ def _write(model: ir.Model, path: Path) -> None:
 def _float32_copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """A copy of the model in eval mode, float32, on the CPU, and a note on what was converted."""
     try:
-        result = copy.deepcopy(model)
+        result = duplicate(model)
     # A user's module may hold what can't be copied, and raise anything.
     except Exception as error:
         raise InvalidModel(f"the model can't be copied: {_first_line(error)}") from error

@@ -29,6 +29,7 @@ from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.files import replace_beside
 from surgeon.inputs import infer
 from surgeon.progress import stage
+from surgeon.surroundings import undisturbed
 
 Kind = Literal["auto", "static", "dynamic"]
 
@@ -80,6 +81,7 @@ class Quantized:
         return json.dumps(dataclasses.asdict(self), indent=2, default=str)
 
 
+@undisturbed()
 def quantize(
     model: nn.Module | str | os.PathLike[str],
     calibration: Iterable[object] | None = None,

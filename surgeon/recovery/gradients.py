@@ -16,7 +16,7 @@ from surgeon.progress import counter
 from surgeon.recovery.data import Calibration
 from surgeon.recovery.labels import Loss, evaluate
 from surgeon.recovery.sensitivity import Likelihoods
-from surgeon.trace import batch_size, skeleton
+from surgeon.trace import batch_size, duplicate
 
 
 def observe(model: nn.Module, groups: Groups, data: Calibration, loss: Loss) -> Gradients:
@@ -31,7 +31,7 @@ def observe(model: nn.Module, groups: Groups, data: Calibration, loss: Loss) -> 
     Raises:
         InvalidArgument, InvalidInputs: the loss does not fit the data, is no scalar, or is not finite.
     """
-    free = skeleton(model).eval()
+    free = duplicate(model).eval()
     tensors = {
         name: value.detach().requires_grad_(value.is_floating_point()) for name, value in free.named_parameters()
     }
@@ -54,7 +54,7 @@ def likelihoods(model: nn.Module, data: Calibration, loss: Loss) -> Likelihoods:
 
     The loss gets the output in the form that `model` gives it, with the traced graph's numbers in it.
     """
-    free = skeleton(model).eval()
+    free = duplicate(model).eval()
 
     def given(outputs: list[Tensor], number: int, generator: torch.Generator) -> Iterator[Tensor]:
         if not any(output.requires_grad for output in outputs):

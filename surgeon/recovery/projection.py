@@ -6,7 +6,6 @@ weighted by what the output makes of them. Found from the graph alone.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -28,13 +27,15 @@ from surgeon.recovery.network import Network
 from surgeon.recovery.sensitivity import measure
 from surgeon.recovery.slots import Slots
 from surgeon.recovery.streams import Stream
-from surgeon.trace import normalise_inputs, trace_inputs
+from surgeon.surroundings import undisturbed
+from surgeon.trace import duplicate, normalise_inputs, trace_inputs
 from surgeon.verify.interpreter import last_uses
 
 #: How far the rotated model's outputs may be from the original's, relative to their size.
 TOLERANCE = 1e-3
 
 
+@undisturbed()
 def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: Any = None) -> nn.Module:
     """A copy of the model that computes the same, in the basis in which least is lost by a cut.
 
@@ -75,7 +76,7 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
 def project_groups(model: nn.Module, groups: Groups, data: Any, *, samples: int = 256) -> nn.Module:
     """As `project`, for a model that was traced and coupled already. `data` may be a Calibration."""
     calibration = calibrate(data, groups.graph, model, samples)
-    rotated = copy.deepcopy(model)
+    rotated = duplicate(model)
     tensors = {**dict(rotated.named_parameters(remove_duplicate=False)),
                **dict(rotated.named_buffers(remove_duplicate=False))}
     slots = Slots(groups, {node: node for node in groups.graph.nodes}, tensors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,9 +16,11 @@ from surgeon.recovery.data import Calibration, calibrate
 from surgeon.recovery.distil import distil as distil_groups
 from surgeon.recovery.report import Distillation, Recovery
 from surgeon.rules import Kept
-from surgeon.trace import normalise_inputs, trace_inputs
+from surgeon.surroundings import undisturbed
+from surgeon.trace import duplicate, normalise_inputs, trace_inputs
 
 
+@undisturbed()
 def recover(
     model: nn.Module,
     slim: nn.Module,
@@ -94,13 +95,13 @@ def recover_groups(
     notes = []
     calibration = calibrate(data, groups.graph, model, samples)
     before = _pass(groups, kept, _tensors(slim), calibration.judge, compensate=False, batch_norm=False)
-    recovered = copy.deepcopy(slim)
+    recovered = duplicate(slim)
     after = _pass(
         groups, kept, _tensors(recovered), calibration, ridge=ridge, compensate=compensate, batch_norm=batch_norm
     )
     layers = tuple(after.layers)
     if not after.deviation <= before.deviation:
-        recovered = copy.deepcopy(slim)
+        recovered = duplicate(slim)
         notes.append(
             f"the outputs would deviate by {after.deviation:.3g}, more than the {before.deviation:.3g} they do, so "
             "the model is left as it was; more, or more fitting, data may help"
@@ -120,7 +121,7 @@ def _distilled(
     groups: Groups, kept: Kept, model: nn.Module, data: Calibration, before: float
 ) -> tuple[nn.Module, Distillation | None]:
     """What distillation makes of a smaller model, or the model itself where that is no nearer to the original."""
-    moved = copy.deepcopy(model)
+    moved = duplicate(model)
     steps = distil_groups(groups, kept, moved, _tensors(moved), data)
     if not steps:
         return model, None

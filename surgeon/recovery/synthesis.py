@@ -27,6 +27,7 @@ from surgeon.progress import counter, stage
 from surgeon.recovery.network import Network, bytes_backwards
 from surgeon.rules import arguments
 from surgeon.rules.base import size_of
+from surgeon.surroundings import undisturbed
 from surgeon.trace import Graph, normalise_inputs, trace_inputs
 from surgeon.verify.interpreter import last_uses
 
@@ -90,6 +91,7 @@ def norms(graph: Graph) -> list[Norm]:
     return found
 
 
+@undisturbed()
 def synthesize(model: nn.Module, example_inputs: Any = None, *, samples: int = 256, seed: int = 0) -> Any:
     """Inputs made from the model alone, for `data=` of `surgeon.shrink` and `surgeon.recover` when there are none.
 

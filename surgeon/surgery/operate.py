@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -22,7 +21,7 @@ from surgeon.surgery.rewrite import assemble, check_shapes, slim_graph
 from surgeon.surgery.same import pair
 from surgeon.surgery.tensors import like, slim_tensors, take
 from surgeon.surroundings import uncollected
-from surgeon.trace import Graph, refuse_unfit, skeleton, trace_inputs, unread
+from surgeon.trace import Graph, duplicate, refuse_unfit, skeleton, trace_inputs, unread
 
 FORMS = ("auto", "module", "graph")
 #: How often another reading of the attributes in doubt is tried: each takes a trace.
@@ -231,7 +230,7 @@ def _train_only(candidate: nn.Module, groups: Groups) -> str:
     args, kwargs = groups.graph.inputs
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            copy.deepcopy(candidate).train()(*args, **kwargs)
+            duplicate(candidate).train()(*args, **kwargs)
     except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
         return f"parts that run in train mode only ({idle[0]} …) do not fit the smaller rest ({_first_line(error)})"
     return ""

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from surgeon.analysis import analyse
 from surgeon.errors import InvalidArgument, WeightsError
+from surgeon.surroundings import undisturbed
 from surgeon.training.factors import connection_weights
 
 _KEEP, _BEFORE = ".keep", ".before"
@@ -62,6 +63,7 @@ class Masks:
         self._masks: dict[str, _Mask] = {}
 
     @classmethod
+    @undisturbed()
     def of_zeros(cls, model: nn.Module, example_inputs: Any = None) -> Masks:
         """Masks of all connections that are zero, as `surgeon.prune_connections` leaves them: they stay zero.
 

@@ -24,6 +24,7 @@ from surgeon.progress import stage
 from surgeon.replay import carry_out
 from surgeon.schedules import Schedule, share_at
 from surgeon.select import Ignored
+from surgeon.surroundings import undisturbed
 from surgeon.training import checkpoint
 from surgeon.training.processes import agreed
 from surgeon.training.regularizers import Regularizer
@@ -90,6 +91,7 @@ class Pruner:
     Linear(in_features=8, out_features=16, bias=True)
     """
 
+    @undisturbed()
     def __init__(
         self,
         model: nn.Module,
@@ -201,6 +203,7 @@ class Pruner:
         before = optimizer.register_step_pre_hook(lambda *_: self.regularize())
         return before, optimizer.register_step_post_hook(lambda *_: self._stepped())
 
+    @undisturbed()
     def commit(self, form: str = "auto") -> nn.Module:
         """The masked model without its masked units, physically smaller, proved equal to it; it carries its plan.
 

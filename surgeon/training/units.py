@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from surgeon.architecture import named_tensors
 from surgeon.coupling import Groups
 from surgeon.errors import InvalidArgument, NotEquivalent, SurgeonError, SurgeryError, WeightsError
 from surgeon.rules import Axes, Kept
-from surgeon.trace import skeleton, trace_inputs
+from surgeon.trace import duplicate, skeleton, trace_inputs
 from surgeon.training.intercept import Interceptor
 from surgeon.training.masks import Masks
 from surgeon.training.sites import interceptors, kept_mask
@@ -195,7 +194,7 @@ class UnitMasks:
             args, kwargs = self._groups.graph.inputs
             try:
                 with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                    skeleton(self._model).eval()(*args, **kwargs)
+                    duplicate(self._model).eval()(*args, **kwargs)
             except SurgeryError as error:
                 notes.append(str(error))
                 self._unhook()
@@ -219,7 +218,7 @@ class _Held:
 def _outputs(model: nn.Module, groups: Groups) -> list[Tensor]:
     inputs = pytree.tree_map(double, checked_inputs(groups.graph))
     try:
-        graph = trace_inputs(copy.deepcopy(model).double(), inputs)  # what depends on the type, as an eps, is double's
+        graph = trace_inputs(duplicate(model).double(), inputs)  # what depends on the type, as an eps, is double's
     except SurgeonError:  # its code names another type, which is computed in float64 all the same
         graph = trace_inputs(model, groups.graph.inputs)
     runner = Runner(graph, inputs)

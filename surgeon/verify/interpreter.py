@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from surgeon.functional import apart
 from surgeon.rules import is_random
 from surgeon.trace import Graph
 
@@ -102,7 +103,7 @@ class Runner:
                     return args[0].reshape(*args[1:])  # kernels lay out float64 in other ways than float32
                 if is_random(node):
                     return self._drawn(node, args, kwargs)
-                value = node.target(*args, **kwargs)  # type: ignore[operator]
+                value = node.target(*apart(node.target, args), **kwargs)  # type: ignore[operator]
                 # Memory without values would differ from run to run.
                 return value.zero_() if _is_uninitialised(node) else value
 
