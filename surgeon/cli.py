@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +29,7 @@ from surgeon.options import (
     show,
 )
 from surgeon.progress import collect, stage
+from surgeon.terms import running
 
 app = typer.Typer(
     help="Make a PyTorch model smaller, prove that it is the same function less the removed units, "
@@ -47,11 +48,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and exit.")
     ] = False,
 ) -> None:
     """What is given before a command."""
+    group: Any = context.command
+    context.with_resource(running(context.invoked_subcommand or "", group.commands))
 
 
 class Budget(StrEnum):

@@ -19,7 +19,7 @@ from surgeon import sources
 from surgeon.errors import InvalidArgument, SurgeonError
 from surgeon.files import ensure_folder, replace_many
 from surgeon.inputs import infer
-from surgeon.terms import Table, in_terms
+from surgeon.terms import in_terms
 
 Spec = Annotated[
     str,
@@ -57,7 +57,7 @@ def reported() -> Iterator[None]:
     try:
         yield
     except SurgeonError as error:
-        sys.stderr.write(f"surgeon: {in_terms(str(error), Table.here())}\n")
+        sys.stderr.write(f"surgeon: {in_terms(str(error))}\n")
         raise typer.Exit(1) from error
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.export import _trace
 from torch.nn.modules import transformer
 
 _LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.export")
@@ -24,11 +25,13 @@ _LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_sha
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without what torch warns of and logs on the way: an export that fails is told by its error alone."""
+    """Without what torch warns of, logs and prints on the way: an export that fails is told by its error alone."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     was = [logger.disabled for logger in loggers]
     for logger in loggers:
         logger.disabled = True
+    printing = vars(_trace).get("print", print)
+    vars(_trace)["print"] = _silent  # it prints the graph of a model that branches on values
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -36,6 +39,11 @@ def quietly() -> Iterator[None]:
     finally:
         for logger, disabled in zip(loggers, was, strict=True):
             logger.disabled = disabled
+        vars(_trace)["print"] = printing
+
+
+def _silent(*_: object, **__: object) -> None:
+    """Print nothing."""
 
 
 @contextmanager

@@ -12,19 +12,21 @@ that is another one here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
-
-import click
 
 #: A parameter of a command: its option, and for a flag what switches it off.
 Names = Mapping[str, tuple[str, ...]]
 
 #: Pattern, and what is said instead. They come before names are replaced, in this order.
 PHRASES = (
-    (r"Remedy: pass example_inputs= a tensor, a tuple, or a dict of keyword inputs (?:for|that) (\S.*?)\.?$",
+    (r"Remedy: pass example_inputs= a tensor, a tuple, or a dict of keyword inputs for (\S.*?)\.?$",
      r"Remedy: give --shape once for each input of \1, or a SPEC whose factory returns the model and its inputs."),
+    (r"Remedy: pass example_inputs= a tensor, a tuple, or a dict of keyword inputs that forward takes\.$",
+     "Remedy: give --shape once for each input of forward, or a SPEC whose factory returns the model and its inputs."),
     (r"pass example_inputs= on which the model gives numbers",
      "give a SPEC whose factory returns the model and inputs on which it gives numbers"),
     (r"[;,] (?:pass|give) (?:a tensor, )?a tuple of positional inputs,? or a dict of keyword inputs",
@@ -61,7 +63,7 @@ COMMANDS = {
     "benchmark": "bench", "prune_connections": "sweep --amount",
 }  # fmt: skip
 
-_VALUE = r"""(?:'[^'\n]*'|"[^"\n]*"|\([^)\n]*\)|\[[^\]\n]*\]|\{[^}\n]*\}|[^\s,;:]+)"""
+_VALUE = r"""(?:'[^'\n]*'|"[^"\n]*"|\([^)\n]*\)|\[[^\]\n]*\]|\{[^}\n]*\}|[^\s,;:.](?:[^\s,;:]*[^\s,;:.])?)"""
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,6 @@ class Table:
                 others.setdefault(parameter, f"{given[0]} of `surgeon {name}`")
         return cls(commands.get(command, {}), others, frozenset(commands))
 
-    @classmethod
-    def here(cls) -> Table | None:
-        """That of the command that runs now; None where none does."""
-        context = click.get_current_context(silent=True)
-        if context is None:
-            return None
-        group: Any = context.find_root().command
-        commands = {name: options_of(command) for name, command in getattr(group, "commands", {}).items()}
-        return cls.of(context.command.name or "", commands)
-
     def given(self, name: str, value: str | None = None) -> str | None:
         """`name=value` as it is written on the command line; None for what is no parameter of any command."""
         if name not in self.options:
@@ -103,6 +95,19 @@ class Table:
         return f"{option} {value}"
 
 
+_running: ContextVar[Table | None] = ContextVar("terms", default=None)
+
+
+@contextmanager
+def running(command: str, commands: Mapping[str, Any]) -> Iterator[None]:
+    """While `command`, one of typer's `commands`, runs: what `in_terms` says by default is in its terms."""
+    token = _running.set(Table.of(command, {name: options_of(each) for name, each in commands.items()}))
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
 def options_of(command: Any) -> dict[str, tuple[str, ...]]:
     """The options of a command by the names of its parameters; of a flag that can be switched off both names."""
     found = {}
@@ -112,8 +117,9 @@ def options_of(command: Any) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def in_terms(message: str, table: Table | None) -> str:
-    """`message` in the terms of the command line, where a command runs."""
+def in_terms(message: str, table: Table | None = None) -> str:
+    """`message` in the terms of the command line, by default of the command that runs; as it is where none does."""
+    table = table or _running.get()
     if table is None:
         return message
     for pattern, instead in PHRASES:
