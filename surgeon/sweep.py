@@ -18,7 +18,7 @@ from surgeon.replay import carry_out
 from surgeon.surroundings import undisturbed
 from surgeon.sweeping.removable import Sweep, find
 from surgeon.sweeping.report import SweepReport
-from surgeon.trace import Graph, duplicate
+from surgeon.trace import Graph, check_dense, duplicate
 from surgeon.verify.check import TOLERANCE, checked_inputs, gathered, relative
 from surgeon.verify.interpreter import Runner, precisely
 
@@ -61,6 +61,7 @@ def sweep(
     (4, 3, 1)
     """
     _check(model, threshold)
+    check_dense(model)
     work = duplicate(model).cpu()
     if threshold:
         with torch.no_grad():

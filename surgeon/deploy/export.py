@@ -20,7 +20,7 @@ from surgeon.deploy.lowering import copy_before_views, write_out_attention
 from surgeon.deploy.parity import check_parity
 from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, InvalidModel, OutputError, TraceError
 from surgeon.files import replace_beside
-from surgeon.surroundings import undisturbed
+from surgeon.surroundings import undisturbed, untouched
 from surgeon.trace import check_dense, duplicate
 
 OPSET = 20
@@ -81,8 +81,9 @@ def export(
     Only a file that passed takes the place of `path`.
 
     Raises `InvalidArgument` for a tolerance that is not positive, `OutputError` if `path` can't be written
-    (before any work), `InvalidInputs` if the model does not run on the example, `TraceError` if
-    `torch.export` can't trace it, and `ExportError` if it can't be written as ONNX or the file deviates.
+    (before any work), `InvalidModel` if a tensor of the model has no shape or values, `InvalidInputs` if the
+    model does not run on the example, `TraceError` if `torch.export` can't trace it, and `ExportError` if it
+    can't be written as ONNX or the file deviates.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +94,7 @@ def export(
     if not tolerance > 0:
         raise InvalidArgument(f"tolerance is {tolerance}; it must be positive")
     target = Path(path)
-    with replace_beside(target) as scratch:
+    with replace_beside(target) as scratch, untouched(model):
         call = read_call(model, example_inputs)
         check_dense(model)
         frozen, notes = _float32_copy(model)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from surgeon.coupling import Groups
@@ -16,6 +15,7 @@ from surgeon.progress import counter
 from surgeon.recovery.data import Calibration
 from surgeon.recovery.labels import Loss, evaluate
 from surgeon.recovery.sensitivity import Likelihoods
+from surgeon.surroundings import untouched
 from surgeon.trace import batch_size, duplicate
 
 
@@ -32,16 +32,15 @@ def observe(model: nn.Module, groups: Groups, data: Calibration, loss: Loss) -> 
         InvalidArgument, InvalidInputs: the loss does not fit the data, is no scalar, or is not finite.
     """
     free = duplicate(model).eval()
-    tensors = {
-        name: value.detach().requires_grad_(value.is_floating_point()) for name, value in free.named_parameters()
-    }
-    learnt = {name: value for name, value in tensors.items() if value.requires_grad}
-    device = next((value.device for value in tensors.values()), torch.device("cpu"))
+    learnt = {name: value for name, value in free.named_parameters() if value.is_floating_point()}
+    for value in learnt.values():
+        value.requires_grad_(True)
+    device = next((value.device for value in free.parameters()), torch.device("cpu"))
     found = Gradients(groups)
-    with torch.enable_grad(), counter("gradients") as progress:
+    with torch.enable_grad(), untouched(model), counter("gradients") as progress:
         for done, ((args, kwargs), rest) in enumerate(zip(data.batches, data.rest, strict=True)):
             progress(done, len(data.batches))
-            value = evaluate(loss, functional_call(free, tensors, args, kwargs), rest, device)
+            value = evaluate(loss, free(*args, **kwargs), rest, device)
             gradients = torch.autograd.grad(value, list(learnt.values()), materialize_grads=True)
             found.add(dict(zip(learnt, gradients, strict=True)))
     if not found.count:
@@ -60,7 +59,7 @@ def likelihoods(model: nn.Module, data: Calibration, loss: Loss) -> Likelihoods:
         if not any(output.requires_grad for output in outputs):
             return
         args, kwargs = data.batches[number]
-        with torch.no_grad():
+        with torch.no_grad(), untouched(model):
             leaves, form = pytree.tree_flatten(free(*args, **kwargs))
         traced = iter(outputs)
         filled = [

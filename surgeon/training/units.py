@@ -15,6 +15,7 @@ from surgeon.architecture import named_tensors
 from surgeon.coupling import Groups
 from surgeon.errors import InvalidArgument, NotEquivalent, SurgeonError, SurgeryError, WeightsError
 from surgeon.rules import Axes, Kept
+from surgeon.surroundings import untouched
 from surgeon.trace import duplicate, skeleton, trace_inputs
 from surgeon.training.intercept import Interceptor
 from surgeon.training.masks import Masks
@@ -193,7 +194,7 @@ class UnitMasks:
         if found:
             args, kwargs = self._groups.graph.inputs
             try:
-                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                with torch.no_grad(), untouched(self._model), torch.random.fork_rng(devices=[]):
                     duplicate(self._model).eval()(*args, **kwargs)
             except SurgeryError as error:
                 notes.append(str(error))
