@@ -295,7 +295,7 @@ SELDOM: dict[str, Act] = {
     "pruner": trains,
     "kit": lambda m, x, folder: surgeon.kit(m, folder / "kit.pyz", x),
 }
-FEW = ("writes", "mixed modes", "batch statistics", "learnt", "torch's pruning")
+FEW = ("writes", "mixed modes", "batch statistics", "learnt")
 
 
 def same(act: Callable[[], object], *objects: Any) -> None:
@@ -324,7 +324,7 @@ def test_every_function_leaves_a_model_as_it_is(kind: str, act: Act, tmp_path: P
     same(lambda: act(model, x, tmp_path), model, x)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_networks_are_left_as_they_are(seed: int, tmp_path: Path) -> None:
     model, inputs = random_network(seed)
     model.train(seed % 2 == 0)
