@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from surgeon.cli import app
 from surgeon.terms import Table, in_terms, options_of
 
 PACKAGE = Path(surgeon.__file__).parent
-GROUP: typer.main.TyperGroup = typer.main.get_command(app)  # type: ignore[assignment]
+GROUP: Any = typer.main.get_command(app)
 COMMANDS = {name: options_of(command) for name, command in GROUP.commands.items()}
 KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
 

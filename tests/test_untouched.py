@@ -139,8 +139,13 @@ class Recurrent(nn.Module):
         return self.out(y)
 
 
+def remembers(m: Any, x: Tensor) -> Tensor:
+    m.last = plain(m, x)
+    return m.last
+
+
 def learnt() -> Net:
-    model = Net(lambda m, x: setattr(m, "last", plain(m, x)) or m.last)
+    model: Any = Net(remembers)
     model(rows()).sum().backward()
     model.a.bias.requires_grad_(False)
     model.b.weight.grad = None
@@ -159,6 +164,11 @@ def inferred() -> Made:
         return Net(plain), rows()
 
 
+def compiled() -> nn.Module:
+    model: Any = torch.compile(Net(plain), backend="eager")
+    return model
+
+
 def compiled_in_place() -> Net:
     model = Net(plain)
     model.compile(backend="eager")
@@ -166,7 +176,7 @@ def compiled_in_place() -> Net:
 
 
 def hooked() -> Net:
-    model = Net(plain, seen={})
+    model: Any = Net(plain, seen={})
     enclosed: list[int] = []
     count = 0
 
@@ -213,7 +223,7 @@ KINDS: dict[str, Callable[[], Made]] = {
     "frozen": lambda: (Net(plain).requires_grad_(False).eval(), rows()),
     "one storage": lambda: (on_one_storage(), rows()),
     "inference mode": inferred,
-    "compiled": lambda: (torch.compile(Net(plain), backend="eager"), rows()),
+    "compiled": lambda: (compiled(), rows()),
     "compiled in place": lambda: (compiled_in_place(), rows()),
     "data parallel": lambda: (nn.DataParallel(Net(plain)), rows()),
     "hooks": lambda: (hooked(), rows()),
@@ -262,7 +272,8 @@ def trains(m: nn.Module, x: Tensor, _: Path) -> None:
 
 
 def loads_shuffled(m: nn.Module, x: Tensor, _: Path) -> None:
-    data = torch.utils.data.DataLoader(torch.cat(batches(x)), batch_size=4, shuffle=True)
+    samples: Any = torch.cat(batches(x))
+    data: Any = torch.utils.data.DataLoader(samples, batch_size=4, shuffle=True)
     surgeon.plan(m, 0.4, example_inputs=x, align=1, data=data, importance="activation")
 
 

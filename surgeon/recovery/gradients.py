@@ -33,8 +33,8 @@ def observe(model: nn.Module, groups: Groups, data: Calibration, loss: Loss) -> 
     """
     free = duplicate(model).eval()
     learnt = {name: value for name, value in free.named_parameters() if value.is_floating_point()}
-    for value in learnt.values():
-        value.requires_grad_(True)
+    for parameter in learnt.values():
+        parameter.requires_grad_(True)
     device = next((value.device for value in free.parameters()), torch.device("cpu"))
     found = Gradients(groups)
     with torch.enable_grad(), untouched(model), counter("gradients") as progress:
