@@ -36,7 +36,7 @@ def rewritten(model: nn.Module) -> nn.Module:
 
 
 def narrower(model: nn.Module) -> nn.Module:
-    model.add_module("5", nn.Conv1d(model.get_submodule("5").in_channels, 2, 1))
+    model.add_module("5", nn.Conv1d(model.get_parameter("5.weight").shape[1], 2, 1))
     return model
 
 
