@@ -17,8 +17,8 @@ from torch.nn.utils import parametrizations, prune
 
 import surgeon
 from surgeon.errors import InvalidModel, SurgeonError
-from tests.networks import random_network
-from tests.snapshot import Snapshot
+from testbed.networks import random_network
+from testbed.snapshot import Snapshot
 
 Run = Callable[[Any, Tensor], Any]
 Made = tuple[nn.Module, Tensor]
