@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from surgeon.frontend.functionalize import apart
 from surgeon.frontend.trace import Graph, Inputs
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import last_uses
@@ -63,7 +64,7 @@ class Network:
         args, kwargs = pytree.tree_map(_type, args), pytree.tree_map(_type, kwargs)
         if run.target is torch.ops.aten.view.default:
             return args[0].reshape(*args[1:])  # at other widths or types, memory may be laid out in another way
-        return run.target(*args, **kwargs)  # type: ignore[operator]
+        return run.target(*apart(run.target, args), **kwargs)  # type: ignore[operator]
 
     def outputs(self, node: fx.Node, batch: int) -> list[Tensor]:
         """The floating tensors that the original's output `node` hands out."""

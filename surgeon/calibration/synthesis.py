@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from surgeon.calibration.network import Network, bytes_backwards
 from surgeon.errors import InvalidArgument, InvalidModel
 from surgeon.frontend.infer_inputs import infer
+from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.trace import Graph, normalise_inputs, trace_inputs
 from surgeon.groups.interpreter import last_uses
 from surgeon.rules import arguments
@@ -91,6 +92,7 @@ def norms(graph: Graph) -> list[Norm]:
     return found
 
 
+@undisturbed()
 def synthesize(model: nn.Module, example_inputs: Any = None, *, samples: int = 256, seed: int = 0) -> Any:
     """Inputs made from the model alone, for `data=` of `surgeon.shrink` and `surgeon.recover` when there are none.
 

@@ -67,11 +67,17 @@ def quantize(
             help="Unlabeled inputs, as --data of `surgeon shrink`; without them, only dynamic.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write.")] = Path("int8.onnx"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="FILE",
+            help="Where to write; default: MODEL.int8.onnx beside it, or .mixed.onnx, .float32.onnx, by what it is.",
+        ),
+    ] = None,
     base: Annotated[Path | None, typer.Option(help="An ONNX file to measure the result against too.")] = None,
     threads: Threads = 1,
 ) -> None:
-    """Write a model in int8 where that is measured faster and accurate enough; else float32 is kept."""
+    """Write a model in int8 where that is measured faster and accurate enough; what is not stays float32."""
     inputs = None if calibration is None else batches.read(calibration)
     print(surgeon.quantize(model, inputs, path=out, base=base, threads=threads))
 

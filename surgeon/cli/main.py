@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,6 +31,7 @@ from surgeon.cli.options import (
     reported,
     show,
 )
+from surgeon.cli.terms import running
 from surgeon.support.progress import collect, stage
 
 app = typer.Typer(
@@ -50,11 +51,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and exit.")
     ] = False,
 ) -> None:
     """What is given before a command."""
+    group: Any = context.command
+    context.with_resource(running(context.invoked_subcommand or "", group.commands))
 
 
 class Budget(StrEnum):

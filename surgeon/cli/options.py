@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from torch import nn
 
+from surgeon.cli.terms import in_terms
 from surgeon.errors import InvalidArgument, SurgeonError
 from surgeon.frontend import model_loading as sources
 from surgeon.frontend.infer_inputs import infer
@@ -52,11 +53,11 @@ Ignore = Annotated[
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turn an error that surgeon raises on purpose into its message and exit code 1."""
+    """Turn an error that surgeon raises on purpose into its message, in the command line's terms, and exit code 1."""
     try:
         yield
     except SurgeonError as error:
-        sys.stderr.write(f"surgeon: {error}\n")
+        sys.stderr.write(f"surgeon: {in_terms(str(error))}\n")
         raise typer.Exit(1) from error
 
 

@@ -1,6 +1,5 @@
 """From a PyTorch module to an ONNX file that is known to compute the same."""
 
-import copy
 import dataclasses
 import logging
 import os
@@ -20,6 +19,8 @@ from surgeon.deploy.inputs import Call, named_outputs, read_call, unique
 from surgeon.deploy.lowering import copy_before_views, write_out_attention
 from surgeon.deploy.parity import check_parity
 from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, InvalidModel, OutputError, TraceError
+from surgeon.frontend.isolation import undisturbed, untouched
+from surgeon.frontend.trace import check_dense, duplicate
 from surgeon.support.files import replace_beside
 
 OPSET = 20
@@ -57,6 +58,7 @@ class ExportReport:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
+@undisturbed()
 def export(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -79,8 +81,9 @@ def export(
     Only a file that passed takes the place of `path`.
 
     Raises `InvalidArgument` for a tolerance that is not positive, `OutputError` if `path` can't be written
-    (before any work), `InvalidInputs` if the model does not run on the example, `TraceError` if
-    `torch.export` can't trace it, and `ExportError` if it can't be written as ONNX or the file deviates.
+    (before any work), `InvalidModel` if a tensor of the model has no shape or values, `InvalidInputs` if the
+    model does not run on the example, `TraceError` if `torch.export` can't trace it, and `ExportError` if it
+    can't be written as ONNX or the file deviates.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -91,8 +94,9 @@ def export(
     if not tolerance > 0:
         raise InvalidArgument(f"tolerance is {tolerance}; it must be positive")
     target = Path(path)
-    with replace_beside(target) as scratch:
+    with replace_beside(target) as scratch, untouched(model):
         call = read_call(model, example_inputs)
+        check_dense(model)
         frozen, notes = _float32_copy(model)
         wrapped = _Flat(frozen, call)
         wrapped.learn_outputs()
@@ -132,7 +136,7 @@ class _Flat(nn.Module):
 
     def in_double(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The same outputs, computed in float64 throughout."""
-        double = _Flat(copy.deepcopy(self.model).double(), self.call)
+        double = _Flat(duplicate(self.model).double(), self.call)
         return double(*tensors)
 
     def learn_outputs(self) -> None:
@@ -238,7 +242,7 @@ def _write(model: ir.Model, path: Path) -> None:
 def _float32_copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """A copy of the model in eval mode, float32, on the CPU, and a note on what was converted."""
     try:
-        result = copy.deepcopy(model)
+        result = duplicate(model)
     # A user's module may hold what can't be copied, and raise anything.
     except Exception as error:
         raise InvalidModel(f"the model can't be copied: {_first_line(error)}") from error

@@ -18,6 +18,7 @@ from surgeon.device.microbenchmark import Point
 from surgeon.device.profile import Profile
 from surgeon.device.take_profile import take
 from surgeon.errors import InvalidArgument
+from surgeon.frontend.isolation import undisturbed
 from surgeon.groups.analyze import analyse
 from surgeon.groups.coupling import Groups
 from surgeon.ir.fingerprint import fingerprint
@@ -29,6 +30,7 @@ from surgeon.support.progress import counter, stage
 MOST_BYTES = 1 << 30
 
 
+@undisturbed()
 def profile(
     model: nn.Module,
     example_inputs: Any = None,
@@ -78,6 +80,7 @@ def profile_groups(
         return take(asked, probes, models=models, threads=threads, path=path, known=known, progress=progress)
 
 
+@undisturbed()
 def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
     """Write one file that takes this model's profile where there is neither torch nor surgeon.
 

@@ -15,6 +15,9 @@ _WRITE, _WRITTEN = torch.ops.aten.copy_.default, torch.ops.aten.copy.default
 # Composite operators that may return their own input without saying so in their schema.
 _MAY_ALIAS = {"aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::to", "aten::type_as"}
 
+# Their operands: input, weight, bias, running mean, running variance, whether to take the batch's.
+_MOVES_STATISTICS = {"aten::batch_norm", "aten::instance_norm"}
+
 
 def functionalise(program: ExportedProgram) -> fx.GraphModule:
     """The program as a module whose operators have no side effects and stand in no regions.
@@ -134,6 +137,17 @@ def _unseen(target: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> bool
         if not _returns_view(at) or not isinstance(base := at.args[0], fx.Node):
             return not _returns_view(at)
         child, at = at, base
+
+
+def apart(target: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of an operator, with copies of those that it writes into without its schema saying so.
+
+    Norms move their running statistics where they take those of the batch.
+    """
+    name = target._schema.name if isinstance(target, torch._ops.OpOverload) else ""
+    if name not in _MOVES_STATISTICS or len(args) < 6 or not args[5]:
+        return args
+    return (*args[:3], *(None if each is None else each.clone() for each in args[3:5]), *args[5:])
 
 
 def functional_variant(target: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.frontend.isolation import untouched
-from surgeon.frontend.trace import Inputs, batched, skeleton
+from surgeon.frontend.trace import Inputs, batched, check_dense, duplicate
 
 BATCH = 2
 # Sides of square images that published models are trained on, most frequent first. Where a position table
@@ -44,6 +44,7 @@ def infer(model: nn.Module) -> Inputs:
 
     Raises:
         InvalidArgument: `model` is not a module.
+        InvalidModel: a tensor of the model is sparse, quantized, or without a shape or values: nothing is run.
         InvalidInputs: the model runs on no candidate.
 
     >>> args, kwargs = infer(nn.Sequential(nn.Linear(3, 2), nn.ReLU()))
@@ -52,6 +53,7 @@ def infer(model: nn.Module) -> Inputs:
     """
     if not isinstance(model, nn.Module):
         raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    check_dense(model)
     runner = _Runner(model)
     failures: list[str] = []
     for candidate in _candidates(model):
@@ -78,10 +80,7 @@ class _Runner:
     """Runs a copy of a model in eval mode, on the model's device and in its precision."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = skeleton(model).eval()
-        for module in self.model.modules():
-            # A forward that counts or caches writes to its buffers: to the copy's.
-            module._buffers.update({k: v.clone() for k, v in module._buffers.items() if v is not None})
+        self.model = duplicate(model).eval()
         tensors = [*model.parameters(), *model.buffers()]
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self.dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)

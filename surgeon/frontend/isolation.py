@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import random
 import warnings
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.export import _trace
 from torch.nn.modules import transformer
 
 from surgeon.support.process_wide import process_wide
@@ -21,11 +27,13 @@ _LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_sha
 
 @process_wide
 def quietly() -> Iterator[None]:
-    """Without what torch warns of and logs on the way: an export that fails is told by its error alone."""
+    """Without what torch warns of, logs and prints on the way: an export that fails is told by its error alone."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     was = [logger.disabled for logger in loggers]
     for logger in loggers:
         logger.disabled = True
+    printing = vars(_trace).get("print", print)
+    vars(_trace)["print"] = _silent  # it prints the graph of a model that branches on values
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -33,6 +41,11 @@ def quietly() -> Iterator[None]:
     finally:
         for logger, disabled in zip(loggers, was, strict=True):
             logger.disabled = disabled
+        vars(_trace)["print"] = printing
+
+
+def _silent(*_: object, **__: object) -> None:
+    """Print nothing."""
 
 
 @process_wide
@@ -91,38 +104,143 @@ def without_fast_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-_CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+#: Kinds of values that hold nothing which could be changed.
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type, ModuleType)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put back random numbers and switches of the process: a user's forward, hook, data or loss may move any of them.
+
+    These are the states of Python's, numpy's and torch's generators, torch's threads, default type, gradient and
+    deterministic modes, the filters of warnings, and the environment.
+    """
+    states = random.getstate(), np.random.get_state(legacy=True), torch.random.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    threads, dtype, learning = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    deterministic = torch.get_deterministic_debug_mode()
+    environment = dict(os.environ)
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(learning)
+        if torch.get_deterministic_debug_mode() != deterministic:
+            torch.set_deterministic_debug_mode(deterministic)
+        if dict(os.environ) != environment:
+            os.environ.clear()
+            os.environ.update(environment)
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back what the attributes of the model's modules held.
+    """Put back what the attributes of the model's modules held, and what functions that hang on them remember.
 
-    A hook, or a method that forward calls, may remember what it sees in them: tensors without values, in a trace.
+    A hook, or a method that forward calls, may note what it sees in them: tensors without values, in a trace. A copy of
+    the model has copies of its attributes, but the same functions, which remember in what they enclose.
     """
-    held: list[tuple[dict[str, Any], dict[str, Any], list[tuple[Any, Any]]]] = []
+    held = _Held()
     for module in model.modules():
-        own = vars(module)
-        containers = [(value, value.copy()) for value in own.values() if type(value) in _CONTAINERS]
-        held.append((own, own.copy(), containers))
+        held.add(vars(module))
     try:
         yield
     finally:
-        for own, attributes, containers in held:
-            _put_back(own, attributes)
-            for container, content in containers:
-                _put_back(container, content)
+        held.put_back()
+
+
+class _Held:
+    """What containers held when they were added, and all that can be reached from them."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._containers: list[tuple[Any, Any]] = []
+        self._cells: list[tuple[CellType, Any]] = []
+        self._tensors: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, value: Any) -> None:
+        todo = [(value, False)]
+        while todo:
+            value, enclosed = todo.pop()
+            if isinstance(value, _PLAIN) or id(value) in self._seen:
+                continue
+            self._seen.add(id(value))
+            todo += [(each, enclosed) for each in self._contained(value, enclosed)]
+            if isinstance(value, FunctionType | MethodType | partial):
+                todo += [(each, True) for each in self._enclosed(value)]
+
+    def _contained(self, value: Any, enclosed: bool) -> Iterable[Any]:
+        """The values in a container, or in an object that a function encloses."""
+        if type(value) in _CONTAINERS:
+            self._containers.append((value, value.copy()))
+            return list(value.values()) if isinstance(value, dict) else list(value)
+        if isinstance(value, tuple):
+            return value
+        if enclosed and isinstance(value, Tensor):
+            if type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and not value.is_meta:
+                self._tensors.append((value, value.detach().clone()))
+        elif enclosed and type(getattr(value, "__dict__", None)) is dict:
+            return (vars(value),)
+        return ()
+
+    def _enclosed(self, function: Any) -> Iterable[Any]:
+        if isinstance(function, partial):
+            return function.func, function.args, function.keywords
+        if isinstance(function, MethodType):
+            return function.__func__, function.__self__
+        cells = [(cell, _content(cell)) for cell in function.__closure__ or ()]
+        self._cells += cells
+        return [*(content for _, content in cells), *(function.__defaults__ or ())]
+
+    def put_back(self) -> None:
+        for cell, content in self._cells:
+            if _content(cell) is not content and content is not _EMPTY:
+                cell.cell_contents = content
+        for container, content in self._containers:
+            _put_back(container, content)
+        for tensor, value in self._tensors:
+            if not _equal(tensor, value):
+                tensor.data.copy_(value)
+
+
+_EMPTY = object()
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that is not bound yet
+        return _EMPTY
 
 
 def _put_back(container: Any, content: Any) -> None:
-    if isinstance(container, list):
-        container[:] = content
-    elif not _same(container, content):
-        container.clear()
+    if _same(container, content):
+        return
+    container.clear()
+    if isinstance(container, list | deque):
+        container.extend(content)
+    else:
         container.update(content)
 
 
 def _same(container: Any, content: Any) -> bool:
+    if len(container) != len(content):
+        return False
     if isinstance(container, set):
-        return bool(container == content)
-    return container.keys() == content.keys() and all(container[key] is content[key] for key in content)
+        return {id(each) for each in container} == {id(each) for each in content}
+    if isinstance(container, list | deque):
+        return all(a is b for a, b in zip(container, content, strict=True))
+    # The order of the keys counts: parameters, buffers and hooks come in it.
+    return all(a is b and container[a] is content[b] for a, b in zip(container, content, strict=True))
+
+
+def _equal(tensor: Tensor, value: Tensor) -> bool:
+    return tensor.shape == value.shape and bool(((tensor == value) | ((tensor != tensor) & (value != value))).all())

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidArgument, InvalidInputs, InvalidModel, TraceError
-from surgeon.frontend.functionalize import functionalise
+from surgeon.frontend.functionalize import apart, functionalise
 from surgeon.frontend.isolation import (
     quietly,
     uncollected,
@@ -84,6 +84,9 @@ class _Measured(fx.Interpreter):
             n.meta["val"] = pytree.tree_map_only(Tensor, lambda found: found.to("meta"), result)
         return result
 
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return super().call_function(target, apart(target, args), kwargs)
+
 
 def _depends_on_values(node: fx.Node) -> bool:
     values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
@@ -112,17 +115,32 @@ def normalise_inputs(example_inputs: Any) -> Inputs:
 
 
 def skeleton(model: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares every parameter and buffer with `model`."""
+    """A copy of the module tree that shares every parameter and buffer with `model`.
+
+    Tensors in other attributes are copied: to torch.export they are constants, which forward can write into.
+    """
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     for module in model.modules():
         for value in vars(module).values():
-            if isinstance(value, Tensor):
-                memo[id(value)] = value
-            elif type(value) in (dict, OrderedDict, set) and not value:
+            if type(value) in (dict, OrderedDict, set) and not value:
                 memo[id(value)] = type(value)()  # a module has a dozen of these, and copy takes its time over them
-            elif isinstance(value, dict | list):
-                # What a hook remembers of a trace has no values that could be copied.
-                memo |= {id(leaf): leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, FakeTensor)}
+    return _copied(model, memo)
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A copy that shares no tensor with `model`, so that it can be run for real: forward may write into any of them."""
+    return _copied(model, {id(t.grad): None for t in model.parameters() if t.grad is not None})
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy of a model, but for what is in `memo` by its id."""
+    for module in model.modules():
+        for value in vars(module).values():
+            for leaf in pytree.tree_leaves(value) if isinstance(value, dict | list | tuple) else [value]:
+                if isinstance(leaf, FakeTensor):
+                    memo.setdefault(id(leaf), leaf)  # what a hook remembers of a trace has no values
+                elif isinstance(leaf, Tensor) and not leaf.is_leaf:
+                    memo.setdefault(id(leaf), leaf.detach().clone())  # torch copies no tensor that has a history
     with quietly():
         return copy.deepcopy(model, memo=memo)
 
@@ -163,7 +181,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
 
 def trace_inputs(model: nn.Module, inputs: Inputs, dynamic: bool = True) -> Graph:
     """As trace, for inputs that are `(args, kwargs)` already; without `dynamic`, of fixed sizes, which is quicker."""
-    _check_dense(model)
+    check_dense(model)
     shared = skeleton(model).eval()
     common = batch_size(inputs)
     if common == 0:
@@ -186,7 +204,10 @@ def _traced(shared: nn.Module, inputs: Inputs, wide: Inputs, dynamic: bool) -> G
     # An operator that fixes the batch leaves it symbolic, of one value.
     batches = _batches(program)
     dynamic = bool(batches) and all(size.node.maybe_as_int() is None for size in batches)
-    module = functionalise(program)
+    try:
+        module = functionalise(program)
+    except RuntimeError as error:  # forward writes into a constant, say
+        raise TraceError(f"torch.export can't trace {type(shared).__name__}: {error}") from error
     return _graph(module, shared, wide, dynamic)
 
 
@@ -223,7 +244,12 @@ def with_train_only(graph: Graph, model: nn.Module) -> Graph:
     return replace(graph, values=values, canonical=canonical, train_only=found)
 
 
-def _check_dense(model: nn.Module) -> None:
+def check_dense(model: nn.Module) -> None:
+    """Make sure that the model holds nothing that can't be handled, before anything of it is run.
+
+    Raises:
+        InvalidModel: its code is gone, or a tensor is sparse, quantized, or without a shape or values.
+    """
     if isinstance(model, torch.jit.ScriptModule):
         raise InvalidModel(
             "the model is a ScriptModule, whose Python code is gone; prune the nn.Module that it was made of, and "
@@ -241,7 +267,7 @@ def _check_dense(model: nn.Module) -> None:
         elif value.layout is not torch.strided or value.is_quantized:
             fault = f"is {'quantized' if value.is_quantized else value.layout}; make it a dense floating tensor"
         if fault:
-            raise InvalidModel(f"{name} {fault} before pruning")
+            raise InvalidModel(f"{name} {fault}")
 
 
 def _graph(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: bool) -> Graph:
@@ -306,11 +332,15 @@ def _export_or_explain(model: nn.Module, inputs: Inputs) -> torch.export.Exporte
 
 
 def refuse_unfit(model: nn.Module, inputs: Inputs, error: Exception) -> None:
-    """Raise InvalidInputs when the model itself can't run on these inputs: then export is not to blame."""
-    args, kwargs = inputs
+    """Raise InvalidInputs when the model itself, a copy of it, can't run on these inputs: then export is not to blame.
+
+    What is run is another copy, with inputs of its own: forward may write into its tensors, and into what it is given.
+    """
+    args, kwargs = pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), inputs)
+    runner = duplicate(model)
     try:
-        with torch.no_grad():
-            model(*args, **kwargs)
+        with torch.no_grad(), untouched(model):
+            runner(*args, **kwargs)
     except Exception as reason:  # noqa: BLE001  (the user's forward may raise anything)
         sizes = [tuple(t.shape) for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
         raise InvalidInputs(

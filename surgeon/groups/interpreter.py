@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from surgeon.frontend.functionalize import apart
 from surgeon.frontend.trace import Graph
 from surgeon.ir.operators import is_a
 from surgeon.rules import is_random
@@ -103,7 +104,7 @@ class Runner:
                     return args[0].reshape(*args[1:])  # kernels lay out float64 in other ways than float32
                 if is_random(node):
                     return self._drawn(node, args, kwargs)
-                value = node.target(*args, **kwargs)  # type: ignore[operator]
+                value = node.target(*apart(node.target, args), **kwargs)  # type: ignore[operator]
                 # Memory without values would differ from run to run.
                 return value.zero_() if is_a(node, "uninitialized") else value
 

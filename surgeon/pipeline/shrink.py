@@ -16,6 +16,7 @@ from surgeon.calibration.data import Calibration, calibrate
 from surgeon.calibration.labels import Loss
 from surgeon.cost.cost import Cost
 from surgeon.frontend.ignore import Ignored
+from surgeon.frontend.isolation import undisturbed
 from surgeon.groups.analyze import analyse
 from surgeon.groups.coupling import Groups
 from surgeon.pipeline.guided import rotated, widths_for
@@ -46,6 +47,7 @@ class _Decision:
     data: Calibration | None = None
 
 
+@undisturbed()
 def shrink(
     model: nn.Module,
     ratio: float | None = None,
@@ -147,6 +149,7 @@ def shrink(
     return operation.module, _report(model, made, operation, certificate, recovery, seconds)
 
 
+@undisturbed()
 def plan(
     model: nn.Module,
     ratio: float | None = None,
@@ -185,6 +188,7 @@ def plan(
     ).plan
 
 
+@undisturbed()
 def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iterable[Ignored] = ()) -> Groups:
     """The coupled groups of a model with their members, and every pinned axis with the reason; prints as text.
 
@@ -202,6 +206,7 @@ def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iter
     return analyse(model, example_inputs, ignore)
 
 
+@undisturbed()
 def verify(model: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any = None) -> Certificate:
     """Prove that `slim` is `model` less the units that `plan` removes.
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx, nn
 
 from surgeon.errors import InvalidArgument, InvalidModel, WeightsError
+from surgeon.frontend.isolation import undisturbed
 from surgeon.pipeline.replay import build
 from surgeon.plans.plan import Plan, plan_of
 from surgeon.support.files import StrPath, replace_many
@@ -37,6 +38,7 @@ LISTED = 8
 """Tensors that an error names, before it counts the rest."""
 
 
+@undisturbed()
 def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
     """Write a smaller model to `folder`, which is created where it is missing.
 
@@ -74,6 +76,7 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
         (scratch / MODEL).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
+@undisturbed()
 def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
     """The smaller model that was saved in `folder`, rebuilt from a model of the original architecture.
 

@@ -68,5 +68,5 @@ def require(model: nn.Module, name: str | None) -> None:
         raise PlanError("the plan keeps units of the model as it was before surgeon.project rotated it: pass that one")
     raise PlanError(
         "the plan keeps directions of the model that surgeon.project rotated, not units of this one: pass the rotated "
-        "model, or make a plan of this one, with project=False (--no-project) where shrink makes it"
+        "model, or make a plan of this one, with project=False where shrink makes it"
     )

@@ -16,6 +16,7 @@ from torch import fx, nn
 from surgeon.device.profile import Profile
 from surgeon.errors import InvalidArgument, PlanError
 from surgeon.frontend.input_spec import describe, zeros
+from surgeon.frontend.isolation import undisturbed
 from surgeon.groups.coupling import Group, Groups
 from surgeon.ir.fingerprint import fingerprint, named_tensors
 from surgeon.plans.basis import basis_entry, mark
@@ -194,7 +195,6 @@ class Plan:
 
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Inputs of zeros like those that the plan was made with, as `(args, kwargs)`.
-
         >>> plan = Plan("", (), {"args": [{"dtype": "float32", "shape": [2, 3]}], "kwargs": {"flag": True}})
         >>> args, kwargs = plan.example_inputs()
         >>> args[0].shape, kwargs
@@ -206,6 +206,7 @@ class Plan:
         args = tuple(zeros(value) for value in self.inputs["args"])
         return args, {name: zeros(value) for name, value in self.inputs["kwargs"].items()}
 
+    @undisturbed()
     def apply(self, model: nn.Module, example_inputs: Any = None, form: str = "auto") -> nn.Module:
         """The smaller model, from any weights of the same architecture; `model` is left as it is.
 
@@ -219,17 +220,19 @@ class Plan:
 
         return replay.apply(self, model, example_inputs, form)
 
+    @undisturbed()
     def verify(self, model: nn.Module, slim: nn.Module, example_inputs: Any = None) -> Certificate:
         """Prove that `slim` is `model` less what the plan removes.
 
         Raises:
             PlanError: the plan is of another architecture, or of the model in another basis.
-            NotEquivalent: it is not, or its weights were changed since; the first operator that differs is named.
+            NotEquivalent: it is not; the first operator that differs is named, and which weights are not the model's.
         """
         from surgeon.pipeline import replay
 
         return replay.verify(self, model, slim, example_inputs)
 
+    @undisturbed()
     def align(self, profile: Profile, model: nn.Module, example_inputs: Any = None) -> Plan:
         """The fastest plan on a device that removes no more than this one: odd widths go up to fast ones.
 

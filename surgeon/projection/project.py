@@ -6,7 +6,6 @@ weighted by what the output makes of them. Found from the graph alone.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,8 @@ from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.network import Network
 from surgeon.calibration.parameter_slots import Slots
-from surgeon.frontend.trace import Graph, Inputs
+from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.trace import Graph, Inputs, duplicate
 from surgeon.groups.analyze import analyse
 from surgeon.groups.coupling import Group, Groups
 from surgeon.groups.interpreter import last_uses
@@ -37,6 +37,7 @@ from surgeon.rules import is_random
 TOLERANCE = 1e-3
 
 
+@undisturbed()
 def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: Any = None) -> nn.Module:
     """A copy of the model that computes the same, in the basis in which least is lost by a cut.
 
@@ -75,7 +76,7 @@ def project_groups(model: nn.Module, groups: Groups, data: Any, *, samples: int 
     All that is decided is decided from the model as it is, before anything is changed.
     """
     calibration = calibrate(data, groups.graph, model, samples)
-    rotated = copy.deepcopy(model)
+    rotated = duplicate(model)
     tensors = {**dict(rotated.named_parameters(remove_duplicate=False)),
                **dict(rotated.named_buffers(remove_duplicate=False))}
     slots = Slots(groups, {node: node for node in groups.graph.nodes}, tensors)

@@ -23,14 +23,16 @@ from surgeon.device.benchmark import Verdict, benchmark
 from surgeon.device.ort_session import make_feeds, open_session
 from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.frontend.infer_inputs import infer
+from surgeon.frontend.isolation import undisturbed
 from surgeon.quantization.accuracy import Accuracy, Judge, judge_by
 from surgeon.quantization.calibration import LABELS, Feeds, Input, batches, check_finite, collect, divide
-from surgeon.quantization.quantizer import Method, Source
+from surgeon.quantization.quantizer import Method, Source, left_in_float
 from surgeon.quantization.recipes import Trial, search
 from surgeon.support.files import replace_beside
 from surgeon.support.progress import stage
 
 Kind = Literal["auto", "static", "dynamic"]
+Precision = Literal["int8", "mixed", "float32"]
 
 _RANDOM = 8
 """Random batches to judge by where no calibration is given."""
@@ -42,7 +44,9 @@ _EXPORTED = 2
 class Quantized:
     """What `quantize` wrote to `path`, and the numbers that decided it.
 
-    `accepted` says whether the file is int8; otherwise it is the float32 one, and `reason` says why. `recipe`
+    `accepted` says whether the file is int8, at least in part; otherwise it is the float32 one, and `reason` says why.
+    `precision` is "int8" where all operators with weights are, "mixed" where those in `floating`, by name, of
+    `operators` in all are in float32, and else "float32". `recipe`
     describes the best int8 file found, `accuracy` holds it against float32, and `verdict` measures it against
     float32. `overall` measures what stands at `path` against `base`, where that was given. `bytes` is the size
     of the file at `path`, `float_bytes` that of the float32 file. `tried` are all that were timed.
@@ -59,9 +63,16 @@ class Quantized:
     float_bytes: int
     tried: tuple[Trial, ...] = ()
     notes: tuple[str, ...] = ()
+    precision: Precision = "float32"
+    floating: tuple[str, ...] = ()
+    operators: int = 0
 
     def __str__(self) -> str:
-        kept = "int8" if self.accepted else "float32 is kept"
+        kept = {
+            "int8": "int8",
+            "mixed": f"mixed, {len(self.floating)} of {self.operators} operators with weights in float32, others int8",
+            "float32": "float32 is kept",
+        }[self.precision]
         lines = [f"{self.path}: {kept}, {self.bytes / 1e6:.2f} MB (float32 {self.float_bytes / 1e6:.2f} MB)"]
         lines.append(f"  {self.reason}")
         if self.recipe:
@@ -80,6 +91,7 @@ class Quantized:
         return json.dumps(dataclasses.asdict(self), indent=2, default=str)
 
 
+@undisturbed()
 def quantize(
     model: nn.Module | str | os.PathLike[str],
     calibration: Iterable[object] | None = None,
@@ -108,7 +120,8 @@ def quantize(
         calibration: unlabeled batches, read once, of which every other one is held back to judge accuracy by.
             Without it only "dynamic" is possible, judged on random inputs.
         path: where to write, the whole or nothing; by default NAME.int8.onnx beside a file NAME.onnx, and for a module
-            int8.onnx in the current folder.
+            int8.onnx in the current folder; instead of int8 it says mixed where some operators with weights are left in
+            float32, and float32 where all are.
         example_inputs: of a module, by default two rows of the first batch of calibration.
         base: an ONNX file, of the unpruned model say, that the result is measured against too.
         kind: "static", "dynamic", or "auto", which tries what applies and keeps the best.
@@ -132,7 +145,7 @@ def quantize(
     True
     """
     _check(kind, judge, agreement, deviation, samples, calibration)
-    target = Path(path) if path is not None else _beside(model)
+    target = Path(path) if path is not None else _beside(model, "int8")
     with replace_beside(target) as scratch, tempfile.TemporaryDirectory(prefix="surgeon-int8-") as made:
         folder = Path(made)
         given = None if calibration is None else batches(calibration)
@@ -171,18 +184,26 @@ def quantize(
                 )
             accepted, reason = _decide(verdict, accuracy)
         chosen = prepared.write(best) if accepted and best is not None else source
+        floating, operators = left_in_float(chosen)
+        precision: Precision = "float32" if not accepted else "mixed" if floating else "int8"
+        if path is None:
+            target = _beside(model, precision)
+        elif "int8" in target.name and precision != "int8":
+            notes.append(f"{target.name} is the name that was asked for, but the file is {precision}")
         if base is not None:
             with stage("measure against the base"):
                 overall = benchmark(base, chosen, threads=threads, seconds=seconds, feeds=feeds, seed=seed)
         _copy(chosen, scratch / target.name)
         sizes = [sum(file.stat().st_size for file in scratch.iterdir()), _bytes(source)]
     return Quantized(
-        target, accepted, reason, str(best or ""), accuracy, verdict, overall, sizes[0], sizes[1], tried, tuple(notes)
+        target, accepted, reason, str(best or ""), accuracy, verdict, overall, sizes[0], sizes[1], tried, tuple(notes),
+        precision, tuple(floating), operators,
     )
 
 
-def _beside(model: nn.Module | str | os.PathLike[str]) -> Path:
-    return Path("int8.onnx") if isinstance(model, nn.Module) else Path(model).with_suffix(".int8.onnx")
+def _beside(model: nn.Module | str | os.PathLike[str], precision: Precision) -> Path:
+    name = f"{precision}.onnx"
+    return Path(name) if isinstance(model, nn.Module) else Path(model).with_suffix(f".{name}")
 
 
 def _check(

@@ -140,6 +140,22 @@ def kind_of(node: Any) -> str:
     return f"{'grouped ' if grouped else ''}{node.op_type}"
 
 
+def left_in_float(path: Path) -> tuple[list[str], int]:
+    """Of the heavy operators in a file that the quantiser wrote those in float, by name, and how many there are in all.
+
+    What the quantiser does not know it leaves in float, whatever it was told. In int8 an operator has another name
+    (MatMulInteger, QLinearConv), or reads what was int8 before (DequantizeLinear).
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    dequantised = {output for node in graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+    floating = [
+        node.name for node in graph.node if node.op_type in HEAVY and dequantised.isdisjoint(node.input[1:2])
+    ]
+    plain = sum(node.op_type in HEAVY for node in graph.node)
+    other = sum(any(kind in node.op_type for kind in HEAVY) and node.op_type not in HEAVY for node in graph.node)
+    return floating, plain + other
+
+
 def _known(method: Method) -> set[str]:
     from onnxruntime.quantization.registry import IntegerOpsRegistry, QDQRegistry, QLinearOpsRegistry
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor, nn
 
 from surgeon.calibration.data import Calibration, calibrate
 from surgeon.errors import InvalidArgument, PlanError
-from surgeon.frontend.trace import normalise_inputs
+from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.trace import duplicate, normalise_inputs
 from surgeon.groups.analyze import analyse_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.plans.basis import require
@@ -21,6 +21,7 @@ from surgeon.rules import Kept
 from surgeon.support.progress import collect
 
 
+@undisturbed()
 def recover(
     model: nn.Module,
     slim: nn.Module,
@@ -93,13 +94,13 @@ def recover_groups(
     notes = []
     calibration = calibrate(data, groups.graph, model, samples)
     before = _pass(groups, kept, _tensors(slim), calibration.judge, compensate=False, batch_norm=False)
-    recovered = copy.deepcopy(slim)
+    recovered = duplicate(slim)
     after = _pass(
         groups, kept, _tensors(recovered), calibration, ridge=ridge, compensate=compensate, batch_norm=batch_norm
     )
     layers = tuple(after.layers)
     if not after.deviation <= before.deviation:
-        recovered = copy.deepcopy(slim)
+        recovered = duplicate(slim)
         notes.append(
             f"the outputs would deviate by {after.deviation:.3g}, more than the {before.deviation:.3g} they do, so "
             "the model is left as it was; more, or more fitting, data may help"
@@ -123,7 +124,7 @@ def _distilled(
 
     Also why it was given up, if it was.
     """
-    moved = copy.deepcopy(model)
+    moved = duplicate(model)
     steps, why_not = distil_groups(groups, kept, moved, _tensors(moved), data)
     if not steps:
         return model, None, why_not

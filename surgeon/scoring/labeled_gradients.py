@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.fisher import Likelihoods
 from surgeon.calibration.labels import Loss, evaluate
 from surgeon.errors import InvalidArgument
-from surgeon.frontend.trace import batch_size, skeleton
+from surgeon.frontend.isolation import untouched
+from surgeon.frontend.trace import batch_size, duplicate
 from surgeon.groups.coupling import Groups
 from surgeon.scoring.gradient_criteria import Gradients
 from surgeon.support.progress import counter
@@ -31,17 +31,16 @@ def observe(model: nn.Module, groups: Groups, data: Calibration, loss: Loss) -> 
     Raises:
         InvalidArgument, InvalidInputs: the loss does not fit the data, is no scalar, or is not finite.
     """
-    free = skeleton(model).eval()
-    tensors = {
-        name: value.detach().requires_grad_(value.is_floating_point()) for name, value in free.named_parameters()
-    }
-    learnt = {name: value for name, value in tensors.items() if value.requires_grad}
-    device = next((value.device for value in tensors.values()), torch.device("cpu"))
+    free = duplicate(model).eval()
+    learnt = {name: value for name, value in free.named_parameters() if value.is_floating_point()}
+    for parameter in learnt.values():
+        parameter.requires_grad_(True)
+    device = next((value.device for value in free.parameters()), torch.device("cpu"))
     found = Gradients(groups)
-    with torch.enable_grad(), counter("gradients") as progress:
+    with torch.enable_grad(), untouched(model), counter("gradients") as progress:
         for done, ((args, kwargs), rest) in enumerate(zip(data.batches, data.rest, strict=True)):
             progress(done, len(data.batches))
-            value = evaluate(loss, functional_call(free, tensors, args, kwargs), rest, device)
+            value = evaluate(loss, free(*args, **kwargs), rest, device)
             gradients = torch.autograd.grad(value, list(learnt.values()), materialize_grads=True)
             found.add(dict(zip(learnt, gradients, strict=True)))
     if not found.count:
@@ -54,13 +53,13 @@ def likelihoods(model: nn.Module, data: Calibration, loss: Loss) -> Likelihoods:
 
     The loss gets the output in the form that `model` gives it, with the traced graph's numbers in it.
     """
-    free = skeleton(model).eval()
+    free = duplicate(model).eval()
 
     def given(outputs: list[Tensor], number: int, generator: torch.Generator) -> Iterator[Tensor]:
         if not any(output.requires_grad for output in outputs):
             return
         args, kwargs = data.batches[number]
-        with torch.no_grad():
+        with torch.no_grad(), untouched(model):
             leaves, form = pytree.tree_flatten(free(*args, **kwargs))
         traced = iter(outputs)
         filled = [

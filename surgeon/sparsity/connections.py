@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,11 +10,14 @@ from torch import Tensor, nn
 
 from surgeon.errors import InvalidArgument, NothingToPrune
 from surgeon.frontend.ignore import Ignored, ignoring
+from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.trace import duplicate
 from surgeon.groups.analyze import analyse
 from surgeon.scoring import check_finite
 from surgeon.sparsity.connection_weights import connection_weights
 
 
+@undisturbed()
 def prune_connections(
     model: nn.Module,
     amount: float | None = None,
@@ -60,7 +62,7 @@ def prune_connections(
     chosen = [name for name in connection_weights(groups) if not left_alone(name)]
     if not chosen:
         raise NothingToPrune(f"{type(model).__name__} has no weight to prune that inputs are multiplied with")
-    sparse = copy.deepcopy(model)
+    sparse = duplicate(model)
     weights = [sparse.get_parameter(name).detach() for name in chosen]
     if threshold is not None:
         gone = [weight.abs() < threshold for weight in weights]

@@ -132,7 +132,7 @@ def _reader(groups: Groups, o: Operands, axis: Axis, statistic: bool) -> Reader:
 
 def _by_position(mask: Tensor, dim: int) -> np.ndarray:
     """Whether all of a mask is set, at each position of a dim."""
-    return mask.movedim(dim, 0).flatten(1).all(1).numpy()
+    return mask.movedim(dim, 0).reshape(mask.shape[dim], -1).all(1).numpy()
 
 
 def _axis(groups: Groups, node: fx.Node, dim: int) -> Axis:

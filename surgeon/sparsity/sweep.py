@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidArgument, NotEquivalent
-from surgeon.frontend.trace import Graph
+from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.trace import Graph, check_dense, duplicate
 from surgeon.groups.analyze import analyse
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import Runner, precisely
@@ -25,6 +25,7 @@ from surgeon.verification.check import TOLERANCE, checked_inputs, gathered, rela
 Form = Literal["module", "graph"]
 
 
+@undisturbed()
 def sweep(
     model: nn.Module, example_inputs: Any = None, *, threshold: float = 0.0, return_report: bool = False
 ) -> Any:
@@ -60,7 +61,8 @@ def sweep(
     (4, 3, 1)
     """
     _check(model, threshold)
-    work = copy.deepcopy(model).cpu()
+    check_dense(model)
+    work = duplicate(model).cpu()
     if threshold:
         with torch.no_grad():
             for parameter in work.parameters():

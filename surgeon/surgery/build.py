@@ -11,11 +11,13 @@ from surgeon.errors import NotEquivalent, SurgeryError
 from surgeon.frontend.isolation import untouched
 from surgeon.frontend.trace import refuse_unfit, skeleton, trace_inputs
 from surgeon.groups.coupling import Groups
+from surgeon.rules import Kept
 from surgeon.support.progress import stage
 from surgeon.surgery import Operation, operate
 from surgeon.surgery.rewrite import slim_graph
 from surgeon.surgery.same import pair
 from surgeon.verification import Certificate, certify
+from surgeon.verification.differences import told_by_tensors
 
 Keep = Mapping[int, Iterable[int]]
 
@@ -71,9 +73,16 @@ def hold_against(groups: Groups, keep: Keep, slim: nn.Module) -> Certificate:
     """Prove that `slim`, wherever it is from, is the traced model less the units that are not kept.
 
     Raises:
-        NotEquivalent: it is not; the message names the first operator that differs.
+        NotEquivalent: it is not; the message names the first operator that differs, and what its tensors tell of it.
     """
     kept = groups.kept(keep)
+    try:
+        return _hold_against(groups, kept, slim)
+    except NotEquivalent as error:
+        raise NotEquivalent(f"{error}. {told_by_tensors(groups, kept, slim)}") from error
+
+
+def _hold_against(groups: Groups, kept: Kept, slim: nn.Module) -> Certificate:
     with stage("verify"):
         traced = trace_inputs(slim, groups.graph.inputs)
         _, copies = slim_graph(groups, kept)

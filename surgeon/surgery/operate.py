@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -14,7 +13,7 @@ from torch import Tensor, fx, nn
 from surgeon.errors import InvalidArgument, SurgeonError, SurgeryError
 from surgeon.frontend.functionalize import write_again
 from surgeon.frontend.isolation import uncollected
-from surgeon.frontend.trace import Graph, refuse_unfit, skeleton, trace_inputs, unread
+from surgeon.frontend.trace import Graph, duplicate, refuse_unfit, skeleton, trace_inputs, unread
 from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept
 from surgeon.surgery.attributes import NAMED_ALIKE, Attribute, Renumbered, module_path, renumber
@@ -231,7 +230,7 @@ def _train_only(candidate: nn.Module, groups: Groups) -> str:
     args, kwargs = groups.graph.inputs
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            copy.deepcopy(candidate).train()(*args, **kwargs)
+            duplicate(candidate).train()(*args, **kwargs)
     except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
         return f"parts that run in train mode only ({idle[0]} …) do not fit the smaller rest ({_first_line(error)})"
     return ""

@@ -18,6 +18,7 @@ from surgeon.allocation.limits import Keep
 from surgeon.cost.cost import Cost
 from surgeon.errors import Infeasible, InvalidArgument, NotEquivalent, WeightsError
 from surgeon.frontend.ignore import Ignored
+from surgeon.frontend.isolation import undisturbed
 from surgeon.groups.analyze import analyse
 from surgeon.plans.plan import Plan, attach, choose
 from surgeon.scoring import GRADIENT_CRITERIA, Criterion, Gradients, check_finite, score
@@ -90,6 +91,7 @@ class Pruner:
     Linear(in_features=8, out_features=16, bias=True)
     """
 
+    @undisturbed()
     def __init__(
         self,
         model: nn.Module,
@@ -201,6 +203,7 @@ class Pruner:
         before = optimizer.register_step_pre_hook(lambda *_: self.regularize())
         return before, optimizer.register_step_post_hook(lambda *_: self._stepped())
 
+    @undisturbed()
     def commit(self, form: str = "auto") -> nn.Module:
         """The masked model without its masked units, physically smaller, proved equal to it; it carries its plan.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from surgeon.errors import InvalidArgument, NotEquivalent, SurgeonError, SurgeryError, WeightsError
-from surgeon.frontend.trace import skeleton, trace_inputs
+from surgeon.frontend.isolation import untouched
+from surgeon.frontend.trace import duplicate, skeleton, trace_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import Runner, double, precisely
 from surgeon.ir.fingerprint import named_tensors
@@ -194,8 +194,8 @@ class UnitMasks:
         if found:
             args, kwargs = self._groups.graph.inputs
             try:
-                with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                    skeleton(self._model).eval()(*args, **kwargs)
+                with torch.no_grad(), untouched(self._model), torch.random.fork_rng(devices=[]):
+                    duplicate(self._model).eval()(*args, **kwargs)
             except SurgeryError as error:
                 notes.append(str(error))
                 self._unhook()
@@ -219,7 +219,7 @@ class _Held:
 def _outputs(model: nn.Module, groups: Groups) -> list[Tensor]:
     inputs = pytree.tree_map(double, checked_inputs(groups.graph))
     try:
-        graph = trace_inputs(copy.deepcopy(model).double(), inputs)  # what depends on the type, as an eps, is double's
+        graph = trace_inputs(duplicate(model).double(), inputs)  # what depends on the type, as an eps, is double's
     except SurgeonError:  # its code names another type, which is computed in float64 all the same
         graph = trace_inputs(model, groups.graph.inputs)
     runner = Runner(graph, inputs)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from surgeon.errors import InvalidArgument, WeightsError
+from surgeon.frontend.isolation import undisturbed
 from surgeon.groups.analyze import analyse
 from surgeon.sparsity.connection_weights import connection_weights
 
@@ -62,6 +63,7 @@ class Masks:
         self._masks: dict[str, _Mask] = {}
 
     @classmethod
+    @undisturbed()
     def of_zeros(cls, model: nn.Module, example_inputs: Any = None) -> Masks:
         """Masks of all connections that are zero, as `surgeon.prune_connections` leaves them: they stay zero.
 

@@ -157,6 +157,37 @@ def test_a_model_without_anything_to_quantise(decide: Any, tmp_path: Path) -> No
     assert not result.accepted and "no operator with weights" in result.reason and (tmp_path / "out.onnx").is_file()
 
 
+# how long files take, whether int8 is faster, what the file is called then, how many operators are left in float32
+PRECISIONS: list[tuple[Callable[[Counter[str]], float], Decision, str, int]] = [
+    (lambda kinds: 10 - kinds["Conv"] - kinds["Gemm"], "faster", "int8", 0),
+    (lambda kinds: 10 - kinds["Conv"] + 3 * kinds["grouped"], "faster", "mixed", 1),
+    (lambda kinds: 10 - kinds["Conv"], "slower", "float32", 4),
+]
+
+
+@pytest.mark.parametrize(("cost", "decision", "precision", "floating"), PRECISIONS)
+def test_names_and_reports_say_what_a_file_is(
+    decide: Any, file: Path, tmp_path: Path, cost: Any, decision: Decision, precision: str, floating: int
+) -> None:
+    decide(decision, cost)
+    own = tmp_path / "net.onnx"
+    own.write_bytes(file.read_bytes())
+    result = quantize(own, images(), kind="static", agreement=0.0)
+    assert (result.precision, len(result.floating), result.operators) == (precision, floating, 4)
+    assert {path.name for path in tmp_path.iterdir()} == {"net.onnx", f"net.{precision}.onnx"}
+    assert str(result).startswith(f"{tmp_path / f'net.{precision}.onnx'}: {precision}")
+    assert quantised(result.path)["Conv"] + quantised(result.path)["Gemm"] == 4 - floating
+    asked = quantize(own, images(), path=tmp_path / "my.int8.onnx", kind="static", agreement=0.0)
+    assert (f"but the file is {precision}" in str(asked)) == (precision != "int8")
+
+
+def test_operators_that_the_quantiser_renames_are_int8(decide: Any, tmp_path: Path) -> None:
+    decide("faster")
+    net = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8))
+    result = quantize(net, path=tmp_path / "out.onnx", example_inputs=torch.randn(2, 16), agreement=0.5)
+    assert (result.precision, result.floating, result.operators) == ("int8", (), 2)
+
+
 def test_remedies_in_turn(file: Path, tmp_path: Path) -> None:
     source = Source(file, tmp_path, [{"input": images(1)[0].numpy()}])
     plain = onnx.load(source.write(Recipe("static")))

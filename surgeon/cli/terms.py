@@ -1,0 +1,141 @@
+"""The command line's terms for what an error says in those of the Python API: `--ratio 1.5` for `ratio=1.5`.
+
+Every error that a command prints goes through `in_terms`. What an argument is called is read off the options of the
+commands themselves; the table `PHRASES` has what is more than a name: a call that a command stands for, and a remedy
+that is another one here.
+
+>>> table = Table.of("shrink", {"shrink": {"ratio": ("--ratio",)}, "sweep": {"amount": ("--amount",)}})
+>>> in_terms("ratio=1.5: give the share; or amount=, as surgeon.sweep takes", table)
+'--ratio 1.5: give the share; or --amount of `surgeon sweep`, as `surgeon sweep` takes'
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+#: A parameter of a command: its option, and for a flag what switches it off.
+Names = Mapping[str, tuple[str, ...]]
+
+#: Pattern, and what is said instead. They come before names are replaced, in this order.
+PHRASES = (
+    (r"Remedy: pass example_inputs= a tensor, a tuple, or a dict of keyword inputs for (\S.*?)\.?$",
+     r"Remedy: give --shape once for each input of \1, or a SPEC whose factory returns the model and its inputs."),
+    (r"Remedy: pass example_inputs= a tensor, a tuple, or a dict of keyword inputs that forward takes\.$",
+     "Remedy: give --shape once for each input of forward, or a SPEC whose factory returns the model and its inputs."),
+    (r"pass example_inputs= on which the model gives numbers",
+     "give a SPEC whose factory returns the model and inputs on which it gives numbers"),
+    (r"[;,] (?:pass|give) (?:a tensor, )?a tuple of positional inputs,? or a dict of keyword inputs",
+     "; let the factory return a tensor, a tuple or a dict of inputs"),
+    (r"pass example_inputs=", "give --shape, or a SPEC whose factory returns the model and its inputs"),
+    (r"\bexample_inputs is\b", "what SPEC gives as inputs is"),
+    (r"\bexample_inputs holds\b", "what SPEC gives as inputs holds"),
+    (r"\bexample_inputs\b", "the example inputs"),
+    (r"pass the rotated model, or make a plan of this one, with project=False where shrink makes it",
+     "make a plan of this one with `surgeon shrink --no-project`"),
+    (r"as it was before surgeon\.project rotated it: pass that one", "as it was before it was rotated: give that one"),
+    (r"\bthe model that surgeon\.project rotated", "the model that was rotated before the cut"),
+    (r"pass batches such as \(inputs, labels\) as data=, and a function of the model's output and the labels as loss=",
+     "the command line takes no loss; choose another criterion, or run `surgeon study`, whose TASK has one"),
+    (r", or pass a function$", ""),
+    (r", or None for the default", "; leave it out for the default"),
+    (r"give the ratio to remove, or latency_ms", "give the share to remove with --ratio, or --latency-ms"),
+    (r"Remedy: (lower|change) ratio\b", r"Remedy: \1 --ratio"),
+    (r"\basked by ignore\b", "asked by --ignore"),
+    (r"save what surgeon\.shrink or Plan\.apply returned, or pass plan=", "make it with `surgeon shrink`"),
+    (r"pass the model that the plan made", "give the FOLDER that `surgeon shrink` or `surgeon apply` wrote"),
+    (r"pass model=", "give SPEC"),
+    (r"\bplan\.apply\(model\)", "what `surgeon apply` makes of the plan"),
+    (r", or merge it into this one", ""),
+    (r"pass it in feeds", "the command line can only draw numbers"),
+    (r"call fresh_model\.to_empty\(device='cpu'\) first", "build it on a device with values"),
+    (r"\bfresh_model\b", "SPEC"),
+    (r"\bpath='([^']*)'", r"-o \1"),
+)
+
+#: What a command does that goes by another name in Python.
+COMMANDS = {
+    "plan": "shrink", "save": "shrink", "export": "shrink", "Plan.apply": "apply", "load": "apply",
+    "benchmark": "bench", "prune_connections": "sweep --amount",
+}  # fmt: skip
+
+_VALUE = r"""(?:'[^'\n]*'|"[^"\n]*"|\([^)\n]*\)|\[[^\]\n]*\]|\{[^}\n]*\}|[^\s,;:.](?:[^\s,;:]*[^\s,;:.])?)"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """How the parameters of the running command are given, and, where it lacks one, which other command has it."""
+
+    options: Names
+    others: Mapping[str, str]
+    commands: frozenset[str]
+
+    @classmethod
+    def of(cls, command: str, commands: Mapping[str, Names]) -> Table:
+        """The table of `command` among all commands, each with its parameters."""
+        others: dict[str, str] = {}
+        for name, options in commands.items():
+            for parameter, given in options.items():
+                others.setdefault(parameter, f"{given[0]} of `surgeon {name}`")
+        return cls(commands.get(command, {}), others, frozenset(commands))
+
+    def given(self, name: str, value: str | None = None) -> str | None:
+        """`name=value` as it is written on the command line; None for what is no parameter of any command."""
+        if name not in self.options:
+            return self.others.get(name)
+        option, *off = self.options[name]
+        if off:
+            return off[0] if value == "False" else option
+        if value in (None, "None"):
+            return option
+        return f"{option} {value}"
+
+
+_running: ContextVar[Table | None] = ContextVar("terms", default=None)
+
+
+@contextmanager
+def running(command: str, commands: Mapping[str, Any]) -> Iterator[None]:
+    """While `command`, one of typer's `commands`, runs: what `in_terms` says by default is in its terms."""
+    token = _running.set(Table.of(command, {name: options_of(each) for name, each in commands.items()}))
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def options_of(command: Any) -> dict[str, tuple[str, ...]]:
+    """The options of a command by the names of its parameters; of a flag that can be switched off both names."""
+    found = {}
+    for each in command.params:
+        if each.param_type_name == "option" and each.name is not None:
+            found[each.name] = (max(each.opts, key=len), *each.secondary_opts)
+    return found
+
+
+def in_terms(message: str, table: Table | None = None) -> str:
+    """`message` in the terms of the command line, by default of the command that runs; as it is where none does."""
+    table = table or _running.get()
+    if table is None:
+        return message
+    for pattern, instead in PHRASES:
+        message = re.sub(pattern, instead, message, flags=re.MULTILINE)
+
+    def command(found: re.Match[str]) -> str:
+        name = COMMANDS.get(found[1], found[1])
+        return f"`surgeon {name}`" if name.split()[0] in table.commands else found[0]
+
+    def argument(found: re.Match[str]) -> str:
+        return table.given(found[1], found[2]) or found[0]
+
+    def option(found: re.Match[str]) -> str:
+        return table.given(found[1]) or found[0]
+
+    message = re.sub(r"(?<![\w`.])surgeon\.((?:Plan\.)?\w+)(?![\w.(])", command, message)
+    message = re.sub(rf"(?<![\w.-])([a-z_]+)=(?!=)({_VALUE})?", argument, message)
+    message = re.sub(r"^([a-z_]+)(?=: )", option, message)
+    return re.sub(r"(?<![\w.-])(\w+_\w+)(?![\w=(.])", option, message)
