@@ -6,16 +6,11 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from surgeon.allocation import allocate
 from surgeon.basis import basis_of
-from surgeon.cost import Cost
 from surgeon.coupling import Groups, couple
-from surgeon.least_damage import aligned_by_damage
-from surgeon.limits import Keep
 from surgeon.progress import stage
 from surgeon.recovery.data import Calibration
 from surgeon.recovery.projection import project_groups
-from surgeon.recovery.selection import Selection
 from surgeon.select import Ignored, ignoring
 from surgeon.trace import trace_inputs, with_train_only
 
@@ -36,20 +31,3 @@ def rotated(
     with stage("trace"):
         graph = with_train_only(trace_inputs(turned, groups.graph.inputs), turned)
     return turned, couple(graph, ignoring(model, ignore))
-
-
-def widths_for(
-    groups: Groups, cost: Cost, found: Selection, *, ratio: float, budget: str, scope: str, align: int | None,
-    keep: Keep,
-) -> dict[int, int]:
-    """The widths that do the least damage, at widths that are fast; within 2 % of the budget.
-
-    Raises:
-        Infeasible: the budget can't be met.
-    """
-    if budget == "channels" or scope != "global" or ratio == 0:
-        return allocate(groups, found.scores, cost, budget=budget, ratio=ratio, scope=scope, align=align, keep=keep)
-    widths, _ = aligned_by_damage(
-        groups, found.damages, cost, budget=budget, ratio=ratio, align=align, keep=keep
-    )
-    return widths

@@ -17,7 +17,7 @@ from surgeon.clock import Clock, Device, Timing, check_device, check_request
 from surgeon.cost import Cost
 from surgeon.coupling import Groups
 from surgeon.criteria import score_groups, settle
-from surgeon.guided import RECONSTRUCTION, rotated, widths_for
+from surgeon.guided import RECONSTRUCTION, rotated
 from surgeon.importance import Criterion, check_finite
 from surgeon.limits import Keep
 from surgeon.plan import Plan, attach, choose
@@ -264,12 +264,10 @@ def decide(
     else:
         assert share is not None  # check_request has seen to that
         with stage("plan"):
-            if selection is not None:
-                widths = widths_for(
-                    groups, cost, selection, ratio=share, budget=budget, scope=scope, align=align, keep=keep
-                )
-            else:
-                widths = allocate(groups, scores, cost, budget=budget, ratio=share, scope=scope, align=align, keep=keep)
+            widths = allocate(
+                groups, scores, cost, budget=budget, ratio=share, scope=scope, align=align, keep=keep,
+                curves=selection.damages if selection is not None else None,
+            )
             kept = choose(groups, scores, widths)
         settings |= {"scope": scope, "align": align}
     return _Decision(model, groups, Plan.of(groups, kept, settings, model=model), kept, cost, timing, calibration)
