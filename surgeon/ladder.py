@@ -12,6 +12,7 @@ from surgeon.target import TOLERANCE, Target
 _CLOSE = 0.002
 _STRAIN = 0.01
 _TRIES = 20
+_ROUNDS = 40
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _refine(target: Target, ladders: list[Ladder], at: np.ndarray, level: float)
     """
     polynomial, whole = target.polynomial, target.whole
     close = min(_CLOSE, TOLERANCE * target.limit / whole)
-    for _ in range(4 * len(ladders)):
+    for _ in range(_ROUNDS * len(ladders)):
         now = _widths(ladders, at)
         unused = (target.limit - polynomial(now)) / whole
         moves = [

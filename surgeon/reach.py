@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from surgeon.alignment import FINENESS, NARROW, Alignment
-from surgeon.coupling import Groups
 from surgeon.errors import Infeasible
 from surgeon.limits import Keep, allowed, floors
 from surgeon.target import Target, percent, rounded_down
@@ -59,10 +58,10 @@ def check_reach(target: Target, alignment: Alignment, align: int | None, keep: K
     )
 
 
-def off_default(groups: Groups, alignment: Alignment, widths: Mapping[int, int]) -> dict[str, int]:
+def off_default(alignment: Alignment, widths: Mapping[int, int]) -> dict[str, int]:
     """What the widths of groups are multiples of by default, by name, for those whose widths are not."""
     found = {}
-    for group in groups:
+    for group in alignment.groups:
         width, step = widths.get(group.leaf.id, group.size), alignment.step(group, None, NARROW)
         if width < group.size and width % step:
             found[group.name] = step

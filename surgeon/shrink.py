@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
+from surgeon.alignment import Alignment
 from surgeon.allocation import allocate, check_ratio
 from surgeon.analysis import analyse
 from surgeon.basis import basis_of
@@ -22,6 +23,7 @@ from surgeon.importance import Criterion, check_finite
 from surgeon.limits import Keep
 from surgeon.plan import Plan, attach, choose
 from surgeon.progress import collect, stage
+from surgeon.reach import lowest, off_default
 from surgeon.recovery import Recovery, recover_groups
 from surgeon.recovery.data import Calibration, calibrate
 from surgeon.recovery.labels import Loss
@@ -30,6 +32,7 @@ from surgeon.replay import carry_out
 from surgeon.report import Change, Report
 from surgeon.select import Ignored
 from surgeon.surgery import Operation
+from surgeon.target import Target
 from surgeon.verify import Certificate
 
 Form = Literal["auto", "module", "graph"]
@@ -44,6 +47,8 @@ class _Decision:
     cost: Cost
     timing: Timing | None = None
     data: Calibration | None = None
+    possible: float | None = None
+    unaligned: dict[str, int] = field(default_factory=dict)
 
 
 def shrink(
@@ -75,7 +80,8 @@ def shrink(
 
     Args:
         model: any module that `torch.export` can trace; it is left as it is.
-        ratio: the share of the budget to remove, at least 0 and less than 1.
+        ratio: the share of the budget to remove, at least 0 and less than 1. No less is removed; more, by at most 2 %
+            of what is to be left, or by one step of one group's widths where that is more.
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
             safe.
         budget: "macs", "params", "channels" (that share of every group's units), or "latency": the share of the
@@ -83,8 +89,8 @@ def shrink(
             operators were measured to take, the result is measured, and the widths are corrected once.
         ignore: module names, globs, modules or parameters to leave alone.
         keep: what is left of a group at least: a share (float) or a width (int), for all groups or by glob of names.
-        align: widths are multiples of it; by default 16 where a group is at least 32 wide, less below. 1 switches it
-            off.
+        align: widths are multiples of it; by default 16 where a group is at least 32 wide, less below, and less where
+            the budget can't be met so, which the report tells. 1 switches it off.
         importance: the name of a criterion, or a function like those in `surgeon.importance`; by default
             "reconstruction" where there are data, else "magnitude".
         scope: "global" compares groups with one another, "local" takes the same share of each, "isomorphic" compares
@@ -117,7 +123,7 @@ def shrink(
     Raises:
         InvalidArgument, InvalidInputs, InvalidModel: bad input.
         TraceError: `torch.export` can't trace the model.
-        NothingToPrune, Infeasible: the budget can't be met.
+        NothingToPrune, Infeasible: the budget can't be met; the message names the nearest ratio that can.
         NotEquivalent: the result is not the original less the removed units; please report the network.
 
     >>> import torch
@@ -251,7 +257,7 @@ def decide(
         )
     name = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")
     settings: dict[str, Any] = {"ratio": share, "budget": budget, "importance": name, "seed": seed}
-    timing = None
+    timing, possible, unaligned = None, None, {}
     if timed:
         with tempfile.TemporaryDirectory() as folder:
             clock = Clock(model, groups, cost, device, threads, Path(folder))
@@ -269,8 +275,12 @@ def decide(
                 curves=selection.damages if selection is not None else None,
             )
             kept = choose(groups, scores, widths)
+            alignment = Alignment(groups, cost)
+            possible = Target(cost, budget, share).removed(lowest(alignment, align, keep))
+            unaligned = off_default(alignment, widths) if align is None else {}
         settings |= {"scope": scope, "align": align}
-    return _Decision(model, groups, Plan.of(groups, kept, settings, model=model), kept, cost, timing, calibration)
+    made = Plan.of(groups, kept, settings, model=model)
+    return _Decision(model, groups, made, kept, cost, timing, calibration, possible, unaligned)
 
 
 def _report(
@@ -293,6 +303,8 @@ def _report(
         form_reason=operation.reason,
         budget=budget,
         requested=requested,
+        possible=made.possible,
+        unaligned=made.unaligned,
         reached=reached,
         macs=Change(round(made.cost.macs(full)), round(made.cost.macs(widths))),
         params=Change(made.cost.params(full), made.cost.params(widths)),

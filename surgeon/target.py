@@ -19,7 +19,8 @@ class Target:
         self.cost, self.budget, self.ratio = cost, budget, ratio
         self.polynomial = cost.polynomial(budget)
         self.whole = self.polynomial(cost.vector({}))
-        self.limit = (1 - ratio) * self.whole * (1 + _ROUNDING)
+        # Room for rounding, but never for nothing to be removed where something is to be.
+        self.limit = min((1 - ratio) * (1 + _ROUNDING), 1 - ratio / 2) * self.whole
 
     def unused(self, widths: Mapping[int, int]) -> float:
         """The share of the limit that these widths do not use; below 0 where they exceed it."""

@@ -18,6 +18,7 @@ from surgeon.documents import Document
 from surgeon.errors import InvalidArgument
 from surgeon.files import StrPath, replace_many
 from surgeon.progress import stage
+from surgeon.target import percent
 
 FORMAT = "surgeon-report"
 VERSION = 1
@@ -125,9 +126,14 @@ def _pictures(
 
 def _page(report: Mapping[str, Any], pictures: Mapping[str, Any], accuracy: Mapping[str, float]) -> str:
     title = html.escape(str(report["model"]))
+    possible = report.get("possible")
+    most = f", {percent(possible, ' ')} possible" if possible is not None else ""
+    asked = f"{percent(report['requested'], ' ')} asked{most}"
+    finer = len(report.get("unaligned") or {})
     lead = (
-        f"{_percent(report['reached'])} of the {report['budget']} removed ({_percent(report['requested'])} asked); "
+        f"{percent(report['reached'], ' ')} of the {report['budget']} removed ({asked}); "
         f"{'the same class' if report.get('form') == 'module' else 'a GraphModule'}"
+        + (f"; {finer} groups at finer widths than the default, to meet the budget" if finer else "")
     )
     sections = [*_sections(report, pictures, accuracy)]
     body = "\n".join(f"<section><h2>{html.escape(each.title)}</h2>\n{each.body}</section>" for each in sections)
