@@ -27,8 +27,8 @@ class Ladder:
 def meet(target: Target, ladders: list[Ladder], refine: bool = True) -> dict[int, int]:
     """The widths after the first rung at which the budget is met, so that one rung fewer would exceed it.
 
-    Where `refine` says so, single rungs are then taken and put back, to use more of what may be left. Where the budget
-    can't be met, every rung is taken.
+    Single rungs are then taken and put back, to use more of what may be left; where `refine` is False, only if more
+    than the tolerance is unused. Where the budget can't be met, every rung is taken.
     """
     polynomial, limit = target.polynomial, target.limit
     rungs = sorted(
@@ -54,7 +54,8 @@ def meet(target: Target, ladders: list[Ladder], refine: bool = True) -> dict[int
         else:
             low = middle + 1
     at = standing(low)
-    if refine and polynomial(_widths(ladders, at)) <= limit:
+    left = polynomial(_widths(ladders, at))
+    if left <= limit and (refine or left < (1 - TOLERANCE) * limit):
         at = _refine(target, ladders, at, rungs[low - 1][0] if low else 0.0)
     return {ladder.group.leaf.id: ladder.widths[index] for ladder, index in zip(ladders, at, strict=True)}
 
