@@ -24,15 +24,15 @@ import torch
 from torch import Tensor, nn
 
 import models
-from benchmarks import zoo
-from surgeon.allocation import SCOPES, allocate
-from surgeon.analysis import analyse
-from surgeon.cost import BUDGETS, Cost
-from surgeon.coupling import Groups
-from surgeon.criteria import score_groups
+from surgeon.allocation.allocate import SCOPES, allocate
+from surgeon.cost.cost import BUDGETS, Cost
 from surgeon.errors import Infeasible
-from surgeon.latency.factors import polynomial_factors
-from surgeon.latency.knapsack import cheapest
+from surgeon.groups.analyze import analyse
+from surgeon.groups.coupling import Groups
+from surgeon.scoring.registry import score_groups
+from surgeon.solver.factors import polynomial_factors
+from surgeon.solver.solve import cheapest
+from testbed import zoo
 
 RESULTS = Path(__file__).parent / "results" / "budgets.md"
 RATIOS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.97, 0.98, 0.99, 0.9999)

@@ -1,0 +1,129 @@
+"""How many units of each group stay, so that a given share of a budget goes.
+
+- `scope="global"` seeks the widths that do the least damage to the model within the budget (`least_damage`), by what
+  data tell of it, or by what the units' importance lets one guess (`damage`). Where units are worth alike, groups keep
+  about the same share of them.
+- `scope="local"` takes the same share of every group's units, whatever they are worth.
+- `scope="isomorphic"` compares units with those of groups of the same structure alone, so that each structure loses the
+  same share of its units (Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024, arXiv:2407.04616).
+
+The last two, and a share of the channels, step down ladders of widths (`rungs`).
+
+A budget is met or refused. Met: what is left is at most what the ratio leaves of it, and at least 98 % of that, or less
+by no more than one step of one group's widths. Refused: every group is at its least width, and more is left (`reach`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from surgeon.allocation.damage_curves import damages
+from surgeon.allocation.greedy import meet
+from surgeon.allocation.limits import LEAST_SHARE, Keep, floors, nothing_to_prune
+from surgeon.allocation.optimal import aligned_by_damage
+from surgeon.allocation.reach import check_reach
+from surgeon.allocation.rungs import Rungs
+from surgeon.cost.alignment import FINENESS, Alignment
+from surgeon.cost.cost import Cost
+from surgeon.cost.target import TOLERANCE, Target
+from surgeon.cost.time_saved import for_speed
+from surgeon.errors import InvalidArgument
+from surgeon.groups.coupling import Groups
+
+SCOPES = ("global", "local", "isomorphic")
+
+# With 0, what computes for long for its MACs is nearly emptied before others are touched; from 1 on, time is lost.
+_STEEPNESS = 0.5
+
+
+def allocate(
+    groups: Groups,
+    scores: Mapping[int, np.ndarray],
+    cost: Cost,
+    *,
+    budget: str = "macs",
+    ratio: float = 0.5,
+    scope: str = "global",
+    align: int | None = None,
+    keep: Keep = None,
+    ceilings: Mapping[int, int] | None = None,
+    curves: Mapping[int, np.ndarray] | None = None,
+) -> dict[int, int]:
+    """The width of every group, by the id of its leaf, so that `ratio` of the budget is removed.
+
+    Args:
+        groups: what may be removed.
+        scores: a number a unit, by leaf: `(units,)`.
+        cost: the costs of the same groups.
+        budget: "macs", "params", or "channels": that share of each group's units, to the nearest width; where a group
+            can't be made so narrow, the others lose more, so that it is that share of all units together.
+        ratio: the share to remove, at least 0 and less than 1. No less is removed, and more by at most 2 % of what is
+            to be left, or by one step of one group's widths.
+        scope: "global" compares groups by importance, "local" takes the same share of each, "isomorphic" the same share
+            of all groups that are of one structure, of which it compares the units.
+        align: widths are multiples of it; what a unit is made of counts, so that heads of 64 are aligned at any number.
+            By default 16 for groups of 32 and more, 8 from 24, 4 from 8, and any width below; finer only where the
+            budget can't be met so. 1 allows every width. The full width is always allowed.
+        keep: what is left of a group at least: a share (float) or a width (int), for all groups or by glob of names.
+        ceilings: what is left of a group at most, by leaf, such as after an earlier allocation.
+        curves: what keeping the best 1, 2, … units of a leaf does to the model, `(units,)`; by default a guess from the
+            scores. Globally compared are these.
+
+    Raises:
+        InvalidArgument: an argument is out of range, or `keep` names no group.
+        NothingToPrune: there are no groups.
+        Infeasible: the budget can't be met; the message says what the nearest is that can, and what holds the rest.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from surgeon.groups.coupling import couple
+    >>> from surgeon.frontend.trace import trace
+    >>> groups = couple(trace(nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 5)), torch.zeros(2, 10)))
+    >>> scores = {groups.groups[0].leaf.id: np.ones(64)}
+    >>> list(allocate(groups, scores, Cost(groups), ratio=0.5).values())
+    [32]
+    >>> list(allocate(groups, scores, Cost(groups), ratio=0.3, align=1).values())
+    [44]
+    """
+    ratio = check_ratio(ratio)
+    cost.check(budget)
+    if scope not in SCOPES:
+        raise InvalidArgument(f"scope={scope!r} is none that surgeon knows; choose one of {', '.join(SCOPES)}")
+    if align is not None and (type(align) is not int or align < 1):
+        raise InvalidArgument(f"align={align!r}: give an integer of at least 1, or None for the default")
+    held = floors(groups, keep)
+    if not groups.groups:
+        raise nothing_to_prune(groups)
+    tops = {group.leaf.id: group.size for group in groups} | dict(ceilings or {})
+    if ratio == 0:
+        return tops
+    target = Target(cost, budget, ratio)
+    check_reach(target, Alignment(groups, cost), align, keep, tops)
+    if scope == "global" and budget != "channels":
+        if curves is None:
+            curves = for_speed(damages(groups, scores, cost, _STEEPNESS), groups, cost, budget, align)
+        return aligned_by_damage(
+            groups, curves, cost, budget=budget, ratio=ratio, align=align, keep=keep, tops=tops
+        )
+    rungs = Rungs(groups, scores, cost, budget, scope, align, tops)
+    for finest in FINENESS if align is None else (align,):
+        for least in (LEAST_SHARE, 0.0):
+            widths = meet(target, rungs.ladders(finest, least, held), refine=budget != "channels")
+            if 0 <= target.unused(widths) <= TOLERANCE:
+                return widths
+            if target.unused(widths) > 0:
+                break
+    return widths
+
+
+def check_ratio(ratio: Any, name: str = "ratio") -> float:
+    """`ratio` as a float, if it is a number of at least 0 and less than 1; `name` is what the user knows it by."""
+    number = isinstance(ratio, int | float | np.floating | np.integer) and not isinstance(ratio, bool)
+    if not number or not 0 <= ratio < 1:
+        raise InvalidArgument(
+            f"{name}={ratio!r}: give the share of the budget to remove, a number of at least 0 and less than 1"
+        )
+    return float(ratio)
