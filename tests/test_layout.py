@@ -25,7 +25,7 @@ RANKS = {
     "cost/": 5,
     "verification/": 5,
     "calibration/": 5,
-    "reporting/": 5,
+    "reporting/": 6,
     "plans/": 6,
     "surgery/": 6,
     "latency/": 6,

@@ -41,6 +41,15 @@ def floors(groups: Groups, keep: Keep) -> dict[int, int]:
     return found
 
 
+def allowed(top: int, step: int, floor: int) -> tuple[int, ...]:
+    """The widths that a group may take: multiples of `step` of at least `floor` below `top`, and `top` itself.
+
+    >>> allowed(20, 8, 1), allowed(20, 8, 9), allowed(20, 32, 1)
+    ((8, 16, 20), (16, 20), (20,))
+    """
+    return (*(width for width in range(step, top, step) if width >= floor), top)
+
+
 def retained(scores: np.ndarray, size: int) -> np.ndarray:
     """The share of the importance that the best 1, 2, … units hold together, `(size,)`.
 

@@ -36,7 +36,7 @@ class Alignment:
     def step(self, group: Group, align: int | None, finest: int) -> int:
         """The same for one group."""
         size = group.size
-        if size < 8:
+        if align is None and size < 8:
             return 1
         wanted = []
         for positions in self.inside[group.leaf.id]:

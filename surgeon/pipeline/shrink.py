@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,17 +12,20 @@ from torch import nn
 
 from surgeon.allocation.allocate import allocate, check_ratio
 from surgeon.allocation.limits import Keep
+from surgeon.allocation.reach import lowest, off_default
 from surgeon.calibration.data import Calibration, calibrate
 from surgeon.calibration.labels import Loss
+from surgeon.cost.alignment import Alignment
 from surgeon.cost.cost import Cost
+from surgeon.cost.target import Target
 from surgeon.frontend.ignore import Ignored
 from surgeon.frontend.isolation import undisturbed
 from surgeon.groups.analyze import analyse
 from surgeon.groups.coupling import Groups
-from surgeon.pipeline.guided import rotated, widths_for
 from surgeon.pipeline.latency_target import Clock, Device, Timing, check_device, check_request
 from surgeon.plans.basis import basis_of
 from surgeon.plans.plan import Plan, attach, choose
+from surgeon.projection.project import rotated
 from surgeon.recovery import Recovery, recover_groups
 from surgeon.reporting.report import Change, Report
 from surgeon.scoring import Criterion, check_finite
@@ -45,6 +48,8 @@ class _Decision:
     cost: Cost
     timing: Timing | None = None
     data: Calibration | None = None
+    possible: float | None = None
+    unaligned: dict[str, int] = field(default_factory=dict)
 
 
 @undisturbed()
@@ -77,7 +82,8 @@ def shrink(
 
     Args:
         model: any module that `torch.export` can trace; it is left as it is.
-        ratio: the share of the budget to remove, at least 0 and less than 1.
+        ratio: the share of the budget to remove, at least 0 and less than 1. No less is removed; more, by at most 2 %
+            of what is to be left, or by one step of one group's widths where that is more.
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
             safe.
         budget: "macs", "params", "channels" (that share of every group's units), or "latency": the share of the
@@ -85,8 +91,8 @@ def shrink(
             operators were measured to take, the result is measured, and the widths are corrected once.
         ignore: module names, globs, modules or parameters to leave alone.
         keep: what is left of a group at least: a share (float) or a width (int), for all groups or by glob of names.
-        align: widths are multiples of it; by default 16 where a group is at least 32 wide, less below. 1 switches it
-            off.
+        align: widths are multiples of it; by default 16 where a group is at least 32 wide, less below, and less where
+            the budget can't be met so, which the report tells. 1 switches it off.
         importance: the name of a criterion, or a function like those in `surgeon.importance`; by default
             "reconstruction" where there are data, else "magnitude".
         scope: "global" compares groups with one another, "local" takes the same share of each, "isomorphic" compares
@@ -119,7 +125,7 @@ def shrink(
     Raises:
         InvalidArgument, InvalidInputs, InvalidModel: bad input.
         TraceError: `torch.export` can't trace the model.
-        NothingToPrune, Infeasible: the budget can't be met.
+        NothingToPrune, Infeasible: the budget can't be met; the message names the nearest ratio that can.
         NotEquivalent: the result is not the original less the removed units; please report the network.
 
     >>> import torch
@@ -256,7 +262,7 @@ def decide(
         )
     name = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")
     settings: dict[str, Any] = {"ratio": share, "budget": budget, "importance": name, "seed": seed}
-    timing = None
+    timing, possible, unaligned = None, None, {}
     if timed:
         with tempfile.TemporaryDirectory() as folder:
             clock = Clock(model, groups, cost, device, threads, Path(folder))
@@ -269,15 +275,17 @@ def decide(
     else:
         assert share is not None  # check_request has seen to that
         with stage("plan"):
-            if selection is not None:
-                widths = widths_for(
-                    groups, cost, selection, ratio=share, budget=budget, scope=scope, align=align, keep=keep
-                )
-            else:
-                widths = allocate(groups, scores, cost, budget=budget, ratio=share, scope=scope, align=align, keep=keep)
+            widths = allocate(
+                groups, scores, cost, budget=budget, ratio=share, scope=scope, align=align, keep=keep,
+                curves=selection.damages if selection is not None else None,
+            )
             kept = choose(groups, scores, widths)
+            alignment = Alignment(groups, cost)
+            possible = Target(cost, budget, share).removed(lowest(alignment, align, keep))
+            unaligned = off_default(alignment, widths) if align is None else {}
         settings |= {"scope": scope, "align": align}
-    return _Decision(model, groups, Plan.of(groups, kept, settings, model=model), kept, cost, timing, calibration)
+    made = Plan.of(groups, kept, settings, model=model)
+    return _Decision(model, groups, made, kept, cost, timing, calibration, possible, unaligned)
 
 
 def _report(
@@ -300,6 +308,8 @@ def _report(
         form_reason=operation.reason,
         budget=budget,
         requested=requested,
+        possible=made.possible,
+        unaligned=made.unaligned,
         reached=reached,
         macs=Change(round(made.cost.macs(full)), round(made.cost.macs(widths))),
         params=Change(made.cost.params(full), made.cost.params(widths)),

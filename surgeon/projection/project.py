@@ -19,12 +19,13 @@ from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.network import Network
 from surgeon.calibration.parameter_slots import Slots
+from surgeon.frontend.ignore import Ignored, ignoring
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.trace import Graph, Inputs, duplicate
-from surgeon.groups.analyze import analyse
+from surgeon.groups.analyze import analyse, analyse_inputs
 from surgeon.groups.coupling import Group, Groups
 from surgeon.groups.interpreter import last_uses
-from surgeon.plans.basis import Basis, mark
+from surgeon.plans.basis import Basis, basis_of, mark
 from surgeon.projection import attention_heads as heads
 from surgeon.projection import channel_order as order
 from surgeon.projection import linear_streams as streams
@@ -32,6 +33,7 @@ from surgeon.projection.attention_heads import Match
 from surgeon.projection.draft import Draft
 from surgeon.projection.linear_streams import Stream
 from surgeon.rules import is_random
+from surgeon.support.progress import stage
 
 #: How far the rotated model's outputs may be from the original's, relative to their size.
 TOLERANCE = 1e-3
@@ -231,3 +233,16 @@ def _computed(network: Network, node: fx.Node, batch: int, seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return network.compute(node, batch)
+
+
+def rotated(
+    model: nn.Module, groups: Groups, data: Calibration, ignore: Ignored | Iterable[Ignored]
+) -> tuple[nn.Module, Groups]:
+    """The model in the basis in which least is lost by a cut, and its groups; both as they are if it is in one."""
+    if basis_of(model) is not None:
+        return model, groups
+    with stage("project"):
+        turned = project_groups(model, groups, data)
+    if turned is model:
+        return model, groups
+    return turned, analyse_inputs(turned, groups.graph.inputs, ignoring(model, ignore))

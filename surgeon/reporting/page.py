@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from surgeon.cost.target import percent
 from surgeon.device.explain import Culprit, Explanation, Fallen
 from surgeon.device.layout import Convolution
 from surgeon.device.operator_times import shares
@@ -125,9 +126,14 @@ def _pictures(
 
 def _page(report: Mapping[str, Any], pictures: Mapping[str, Any], accuracy: Mapping[str, float]) -> str:
     title = html.escape(str(report["model"]))
+    possible = report.get("possible")
+    most = f", {percent(possible, ' ')} possible" if possible is not None else ""
+    asked = f"{percent(report['requested'], ' ')} asked{most}"
+    finer = len(report.get("unaligned") or {})
     lead = (
-        f"{_percent(report['reached'])} of the {report['budget']} removed ({_percent(report['requested'])} asked); "
+        f"{percent(report['reached'], ' ')} of the {report['budget']} removed ({asked}); "
         f"{'the same class' if report.get('form') == 'module' else 'a GraphModule'}"
+        + (f"; {finer} groups at finer widths than the default, to meet the budget" if finer else "")
     )
     sections = [*_sections(report, pictures, accuracy)]
     body = "\n".join(f"<section><h2>{html.escape(each.title)}</h2>\n{each.body}</section>" for each in sections)

@@ -16,6 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from surgeon.cost.target import percent
 from surgeon.groups.coupling import Pinned, without_place
 from surgeon.support.files import StrPath, write_text
 
@@ -49,16 +50,18 @@ class Report:
     """What `shrink` did to a model.
 
     `form` says whether the result is the user's own class ("module") or a GraphModule ("graph"),
-    `form_reason` why. `requested` and `reached` are the shares of `budget` to remove and removed. `groups`
-    maps the name of each group of coupled units to its width before and after. `certificate` is what
+    `form_reason` why. `requested`, `possible` and `reached` are the shares of `budget` that were asked for, that
+    could go at most under the options given (None where that is not known), and that went. `groups` maps the name
+    of each group of coupled units to its width before and after, `unaligned` those whose widths had to be finer for
+    the budget than alignment makes them by default, to what they would be multiples of. `certificate` is what
     verification found, `latency` what was asked of the clock and what it told, `recovery` which layers made
     up for the cut, `basis` which groups were rotated before it, `exports` and `benchmark` what export and
     measuring found, where they ran. `seconds` are those of each stage.
 
     >>> report = Report("Net", "module", "", "macs", requested=0.5, reached=0.49, macs=Change(100, 51),
-    ...                 params=Change(10, 6), groups={"conv1": Change(8, 5)})
+    ...                 params=Change(10, 6), groups={"conv1": Change(8, 5)}, possible=0.97)
     >>> print(report)
-    Net: 49.0 % of macs removed (50.0 % requested), module
+    Net: 49.0 % of macs removed (50.0 % asked, 97.0 % possible), module
              before  after  removed
     MACs        100     51   49.0 %
     params       10      6   40.0 %
@@ -74,6 +77,8 @@ class Report:
     macs: Change
     params: Change
     groups: Mapping[str, Change]
+    possible: float | None = None
+    unaligned: Mapping[str, int] = field(default_factory=dict)
     pinned: tuple[Pinned, ...] = ()
     certificate: object = None
     latency: object = None
@@ -119,7 +124,10 @@ class Report:
 
     def _headline(self) -> str:
         why = f" ({self.form_reason})" if self.form_reason else ""
-        share = f"{_percent(self.reached)} of {self.budget} removed ({_percent(self.requested)} requested)"
+        asked = f"{_percent(self.requested)} asked"
+        if self.possible is not None:
+            asked += f", {_percent(self.possible)} possible"
+        share = f"{_percent(self.reached)} of {self.budget} removed ({asked})"
         return f"{self.model}: {share}, {self.form}{why}"
 
     def _notes(self, changed: int) -> list[str]:
@@ -128,6 +136,13 @@ class Report:
             lines.append(f"and {changed - ROWS} more groups")
         if changed < len(self.groups):
             lines.append(f"not cut: {len(self.groups) - changed} of {len(self.groups)} groups")
+        if self.unaligned:
+            named = [f"{name} {self.groups[name].after} ({step})" for name, step in self.unaligned.items()]
+            more = f" and {len(named) - REASONS} more" if len(named) > REASONS else ""
+            lines.append(
+                "to meet the budget, widths are no multiples of what is fast by default (in brackets): "
+                + ", ".join(named[:REASONS]) + more
+            )
         if self.pinned:
             reasons = Counter(without_place(pin.reason) for pin in self.pinned)
             lines.append(f"pinned: {len(self.pinned)} axes")
@@ -150,7 +165,7 @@ def _cells(change: Change) -> tuple[str, str, str]:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return percent(share, " ")
 
 
 def _plain(value: object) -> Any:

@@ -20,12 +20,16 @@ WIDE = 2_000_000
 
 @dataclass(frozen=True)
 class Budget:
-    """The sum of `factors` may be at most `limit`; `name` and `unit` are for messages."""
+    """The sum of `factors` may be at most `limit`; `name` and `unit` are for messages.
+
+    Where all allocations are looked at, those that use at least `least` of it are preferred to all others.
+    """
 
     name: str
     unit: str
     factors: tuple[Factor, ...]
     limit: float
+    least: float = 0.0
 
 
 @dataclass(frozen=True)

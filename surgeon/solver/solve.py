@@ -150,7 +150,7 @@ def _best_of_all(problem: Problem) -> np.ndarray:
     shape = tuple(problem.sizes[variable] for variable in free)
     axes = dict(zip(free, np.ix_(*(np.arange(size) for size in shape)), strict=True))
     point = np.zeros(len(problem.sizes), dtype=np.int64)
-    harm, most = np.zeros(shape), np.zeros(shape)
+    harm, most, used = np.zeros(shape), np.zeros(shape), np.ones(shape, dtype=bool)
     for variable in free:
         harm = harm + problem.damage[variable][axes[variable]]
     for row, parts in enumerate(problem.parts):
@@ -158,7 +158,10 @@ def _best_of_all(problem: Problem) -> np.ndarray:
         for part in parts:
             cost = cost + problem.values(part, axes, point)
         most = np.maximum(most, cost / problem.limits[row])
+        used &= cost >= problem.budgets[row].least
     within = most <= 1 + 1e-12
+    if (within & used).any():
+        within &= used
     at = np.argmin(np.where(within, harm, np.inf)) if within.any() else np.argmin(most)
     point[free] = np.unravel_index(int(at), shape)
     if not within.any():

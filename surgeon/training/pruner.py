@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from surgeon.allocation.allocate import allocate, check_ratio
 from surgeon.allocation.limits import Keep
 from surgeon.cost.cost import Cost
-from surgeon.errors import Infeasible, InvalidArgument, NotEquivalent, WeightsError
+from surgeon.errors import InvalidArgument, NotEquivalent, WeightsError
 from surgeon.frontend.ignore import Ignored
 from surgeon.frontend.isolation import undisturbed
 from surgeon.groups.analyze import analyse
@@ -292,7 +291,9 @@ class Pruner:
         with stage("prune"):
             scores = self._scores()
             tops = {leaf: len(kept) for leaf, kept in self._kept.items()}
-            widths = self._widths(scores, share, tops)
+            widths = allocate(
+                self.groups, scores, self.cost, ratio=self.target * share, ceilings=tops, **self._options
+            )
             # Masked units, of score -1, come after every other, also where others are worth nothing.
             self._kept = choose(self.groups, self._with_masked(scores, -1.0), widths)
             self._masks.set(self._kept)
@@ -320,25 +321,6 @@ class Pruner:
             gone[list(kept)] = False
             found[leaf][gone] = value
         return found
-
-    def _widths(self, scores: Mapping[int, np.ndarray], share: float, tops: Mapping[int, int]) -> dict[int, int]:
-        """The widths for a share of the target; the nearest that can be had, where units are gone already."""
-        ratio = self.target * share
-        try:
-            return allocate(self.groups, scores, self.cost, ratio=ratio, ceilings=tops, **self._options)
-        except Infeasible as error:
-            if error.reachable is None:
-                raise
-            nearest = max(error.reachable, 0.0)
-            widths = allocate(self.groups, scores, self.cost, ratio=nearest, ceilings=tops, **self._options)
-            if share == 1.0:  # before, a coarse step may miss what the last one meets
-                warnings.warn(
-                    f"step {self._count}: {ratio:.1%} of the {self._options['budget']} should be gone, but with the "
-                    f"units that are masked already the nearest that can be had is {nearest:.1%}, which is taken. "
-                    "Remedy: fewer decisions in the schedule, or a smaller align=.",
-                    stacklevel=4,
-                )
-            return widths
 
 
 def _regularizers(given: Regularizer | Iterable[Regularizer] | None) -> tuple[Regularizer, ...]:

@@ -46,7 +46,7 @@ def test_the_table() -> None:
     pinned = tuple(Pinned(name, 0, 10, "an output of the model") for name in ("fc.weight", "fc.bias"))
     text = str(report(pinned=pinned, certificate=Found(), seconds={"trace": 1.25, "verify": 0.5}))
     assert text.splitlines() == [
-        "Net: 49.5 % of macs removed (50.0 % requested), graph (forward has a literal 400 in a view)",
+        "Net: 49.5 % of macs removed (50.0 % asked), graph (forward has a literal 400 in a view)",
         "           before      after  removed",
         "MACs    2,000,000  1,010,200   49.5 %",
         "params      1,000        600   40.0 %",
@@ -57,6 +57,15 @@ def test_the_table() -> None:
         "found by somebody",
         "seconds: trace 1.2, verify 0.5",
     ]
+
+
+def test_asked_possible_and_reached_are_told_apart_near_all() -> None:
+    made = report(requested=0.9999, possible=0.999953, reached=0.99992, unaligned={"conv1": 16})
+    text = str(made)
+    assert text.startswith("Net: 99.992 % of macs removed (99.99 % asked, 99.9953 % possible)")
+    assert "in brackets): conv1 32 (16)" in text
+    found = json.loads(made.to_json())
+    assert (found["requested"], found["possible"], found["reached"]) == (0.9999, 0.999953, 0.99992)
 
 
 def test_a_long_table_is_cut() -> None:

@@ -127,7 +127,7 @@ def test_surgery_gives_the_masked_model(name: str, importance: str) -> None:
     assert sum(p.numel() for p in slim.parameters()) < 0.75 * sum(p.numel() for p in model.parameters())
     pruner.release()
     assert plan.verify(model, slim, x[:2]).deviation < 1e-9
-    assert pruner.history[-1].removed == pytest.approx(0.5, abs=0.02)
+    assert 0.5 <= pruner.history[-1].removed < 0.54  # one unit of these narrow groups is up to 4 %
 
 
 @pytest.mark.parametrize("scope", ["global", "local", "isomorphic"])
@@ -247,17 +247,17 @@ def test_a_function_of_the_user_s_is_a_schedule_and_a_criterion() -> None:
     assert pruner.plan.settings["importance"] == "last_first"
 
 
-def test_a_target_that_the_last_step_misses_is_told() -> None:
+def test_the_last_step_meets_the_target_whatever_is_gone_by_then() -> None:
     def unlucky(step: int) -> float:
         return (0.0, 0.5624, 1.0)[step]
 
-    # In eights, 45.7 % is 16 and 24 units, and 25.7 % is 32 and 16: from there on, 42.9 or 51.4 % are left.
+    # In eights, 45.7 % is 16 and 24 units, but 25.7 % is 32 and 16: from there on, 42.9 or 51.4 % can go.
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4))
     pruner = Pruner(model, 0.457, schedule=unlucky, example_inputs=torch.randn(1, 8), align=8)
-    pruner.step()
-    with pytest.warns(UserWarning, match="step 2: 45.7% of the macs should be gone, .* the nearest that can be had is"):
+    for _ in range(2):
         pruner.step()
     assert pruner.done
+    assert pruner.history[-1].removed == pytest.approx(0.514, abs=1e-3)
 
 
 def test_release_gives_the_weights_back() -> None:

@@ -1,0 +1,68 @@
+"""How far a budget can go under the options that a user gave, and the error where it is asked to go further."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from surgeon.allocation.limits import Keep, allowed, floors
+from surgeon.cost.alignment import FINENESS, NARROW, Alignment
+from surgeon.cost.target import Target, percent, rounded_down
+from surgeon.errors import Infeasible
+
+_LISTED = 6
+
+
+def lowest(
+    alignment: Alignment, align: int | None, keep: Keep, tops: Mapping[int, int] | None = None
+) -> dict[int, int]:
+    """The least width of every group, by leaf, that `align` and `keep` allow; where `align` is None, at any width."""
+    held, steps = floors(alignment.groups, keep), alignment.steps(align, FINENESS[-1])
+    full = {group.leaf.id: group.size for group in alignment.groups}
+    return {
+        leaf: allowed((tops or full)[leaf], steps[leaf], held.get(leaf, 1))[0] for leaf in full
+    }
+
+
+def check_reach(target: Target, alignment: Alignment, align: int | None, keep: Keep, tops: Mapping[int, int]) -> None:
+    """Costs fall with every width, so that what the least widths exceed, all widths exceed.
+
+    Raises:
+        Infeasible: not even the least widths remove what is asked; the message says what the nearest budgets are.
+    """
+    least = lowest(alignment, align, keep, tops)
+    if target.whole and target.unused(least) >= 0:
+        return
+    cost, budget = target.cost, target.budget
+    reachable = target.removed(least)
+    if not target.whole:
+        raise Infeasible(
+            f"removing {percent(target.ratio)} of the {budget} is out of reach: the model has no {budget}. "
+            "Remedy: choose another budget.", reachable=0.0,
+        )
+    lines = [f"  {line}" for line in cost.explain(budget, least, _LISTED)]
+    held = floors(alignment.groups, keep)
+    raised = [group for group in alignment.groups if held.get(group.leaf.id, 1) > 1]
+    lines += [f"  keep= holds {group.name} at {held[group.leaf.id]} of {group.size}" for group in raised[:_LISTED]]
+    freed = {
+        "align=1": target.removed(lowest(alignment, 1, keep, tops)),
+        "no keep=": target.removed(lowest(alignment, align, None, tops)),
+    }
+    more = [f"{name} allows {rounded_down(share)}" for name, share in freed.items() if share > reachable + 1e-9]
+    remedy = ", ".join(["lower the ratio", *more, "or leave more to be pruned with ignore="])
+    raise Infeasible(
+        f"removing {percent(target.ratio)} of the {budget} is out of reach: at most {percent(reachable)} can go, with "
+        f"every group at its least width. What holds the rest:\n"
+        + "\n".join(lines)
+        + f"\nThe nearest ratio that can be met is {rounded_down(reachable)}; none above it can. Remedy: {remedy}.",
+        reachable=reachable,
+    )
+
+
+def off_default(alignment: Alignment, widths: Mapping[int, int]) -> dict[str, int]:
+    """What the widths of groups are multiples of by default, by name, for those whose widths are not."""
+    found = {}
+    for group in alignment.groups:
+        width, step = widths.get(group.leaf.id, group.size), alignment.step(group, None, NARROW)
+        if width < group.size and width % step:
+            found[group.name] = step
+    return found
