@@ -16,6 +16,7 @@ from surgeon.cost import BUDGETS, Cost
 from surgeon.coupling import Groups
 from surgeon.device.benchmark import Verdict, benchmark
 from surgeon.device.profile import Profile
+from surgeon.device.session import check_threads
 from surgeon.errors import Infeasible, InvalidArgument
 from surgeon.latency.budget import allocate_latency
 from surgeon.latency.model import Latency
@@ -229,8 +230,8 @@ def check_device(
             raise InvalidArgument(f"align={align!r}: for a latency, the device's own rules say which widths are fast")
         if scope != "global":
             raise InvalidArgument(f"scope={scope!r}: for a latency, groups are always compared with one another")
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise InvalidArgument(f"threads={threads!r}: give an integer of at least 1")
+        if threads is not None and device is None:
+            check_threads(threads)
         if max_params is not None and (isinstance(max_params, bool) or not 0 < max_params < float("inf")):
             raise InvalidArgument(f"max_params={max_params!r}: give a number of parameters above 0")
         return

@@ -19,6 +19,7 @@ from surgeon.deploy.kit import write_kit
 from surgeon.device.points import Point
 from surgeon.device.profile import Profile
 from surgeon.device.rules import Probe
+from surgeon.device.session import check_threads
 from surgeon.device.taking import take
 from surgeon.errors import InvalidArgument
 from surgeon.latency.operators import operators
@@ -46,7 +47,8 @@ def profile(
             interrupted profile is resumed, and a second model's joins the first's.
 
     Raises:
-        InvalidArgument, InvalidInputs, TraceError, ExportError: the model can't be traced or exported.
+        InvalidArgument: there are fewer CPUs than threads.
+        InvalidInputs, TraceError, ExportError: the model can't be traced or exported.
         ProfileError: what is at `path` is no profile, or of another CPU, thread count or version of onnxruntime.
 
     >>> import torch
@@ -68,8 +70,7 @@ def profile_groups(
     base: Path | None = None,
 ) -> Profile:
     """The same for a model that is traced already, and exported to `base`; what `known` holds is not measured again."""
-    if type(threads) is not int or threads < 1:
-        raise InvalidArgument(f"threads={threads!r}: give an integer of at least 1")
+    check_threads(threads)
     asked, probes = _asked(groups)
     mark = fingerprint(model)
     missing = known is None or "ms" not in known.models.get(mark, {})
@@ -105,12 +106,17 @@ def load_device(device: Profile | str | os.PathLike[str], threads: int | None = 
     """A profile, or the one in a file; with a warning where it may be wrong about this CPU.
 
     Raises:
-        InvalidArgument: it is neither.
+        InvalidArgument: it is neither, or was taken with another number of threads.
         ProfileError: the file holds no profile.
     """
     if not isinstance(device, Profile | str | os.PathLike):
         raise InvalidArgument(f"device is a {type(device).__name__}, neither a surgeon.Profile nor the file of one")
     found = device if isinstance(device, Profile) else Profile.load(device)
+    if threads is not None and threads != found.threads:
+        raise InvalidArgument(
+            f"threads={threads!r}: the profile was taken with {found.threads}, and tells nothing about others; leave "
+            "threads= out, or take a profile with that many"
+        )
     for text in found.warnings_here(threads):
         warnings.warn(text, stacklevel=2)
     return found

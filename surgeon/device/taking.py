@@ -9,6 +9,7 @@ from pathlib import Path
 from surgeon.device.points import COLD_FLUSH, Key, Point, Sample, count_turns, measure_all
 from surgeon.device.profile import Profile
 from surgeon.device.rules import Probe, answer
+from surgeon.device.session import check_threads
 from surgeon.errors import ProfileError
 
 SAVE_SECONDS = 2.0
@@ -41,6 +42,7 @@ def take(
     Raises `ProfileError` if the profile at `path` is malformed or of another CPU, thread count or version of
     onnxruntime, `OutputError` if `path` can't be written, and what `measure_all` and `answer` raise.
     """
+    check_threads(threads)
     profile = _before(Profile.here(threads), path, known)
     if path is not None:
         profile.save(path)  # a path that can't be written is said before minutes are spent
