@@ -16,14 +16,13 @@ import surgeon
 from benchmarks import zoo
 from benchmarks.coverage import redraw
 from surgeon.analysis import analyse
-from surgeon.architecture import fingerprint
 from surgeon.cost import Cost
 from surgeon.device.profile import Profile
 from surgeon.errors import Infeasible
 from surgeon.importance import score
 from surgeon.latency.budget import allocate_latency
 from surgeon.latency.model import Latency
-from surgeon.profiling import profile_groups
+from surgeon.profiling import mark_of, profile_groups
 from surgeon.surgery import operate
 
 TIMM = ("vit_small_patch16_224",)
@@ -54,7 +53,7 @@ class Subject:
         self.model, self.inputs = load(name)
         self.groups = analyse(self.model, self.inputs)
         self.cost = Cost(self.groups)
-        self.mark = fingerprint(self.model)
+        self.mark = mark_of(self.model, self.groups)
         self.macs = self.cost.macs({})
 
     @cached_property

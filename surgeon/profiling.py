@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from surgeon.analysis import analyse
 from surgeon.architecture import fingerprint
@@ -25,6 +28,7 @@ from surgeon.errors import InvalidArgument
 from surgeon.latency.operators import operators
 from surgeon.latency.sampling import points, questions
 from surgeon.progress import counter, stage
+from surgeon.trace import batched
 
 #: A larger model is not put into a profile as a whole: its file would not fit into memory twice on a small device.
 MOST_BYTES = 1 << 30
@@ -72,7 +76,7 @@ def profile_groups(
     """The same for a model that is traced already, and exported to `base`; what `known` holds is not measured again."""
     check_threads(threads)
     asked, probes = _asked(groups)
-    mark = fingerprint(model)
+    mark = mark_of(model, groups)
     missing = known is None or "ms" not in known.models.get(mark, {})
     models = _whole(model, groups, base) if missing else {}
     with counter("profile") as progress:
@@ -112,7 +116,7 @@ def load_device(device: Profile | str | os.PathLike[str], threads: int | None = 
     if not isinstance(device, Profile | str | os.PathLike):
         raise InvalidArgument(f"device is a {type(device).__name__}, neither a surgeon.Profile nor the file of one")
     found = device if isinstance(device, Profile) else Profile.load(device)
-    if threads is not None and threads != found.threads:
+    if threads is not None and (type(threads) is not int or threads != found.threads):
         raise InvalidArgument(
             f"threads={threads!r}: the profile was taken with {found.threads}, and tells nothing about others; leave "
             "threads= out, or take a profile with that many"
@@ -129,13 +133,22 @@ def _asked(groups: Groups) -> tuple[list[Point], list[Probe]]:
 
 
 def _whole(model: nn.Module, groups: Groups, base: Path | None = None) -> dict[str, bytes]:
-    """The model as ONNX, by its fingerprint; nothing where it is too large."""
+    """The model as ONNX, by its mark; nothing where it is too large."""
     if sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) > MOST_BYTES:
         return {}
     with tempfile.TemporaryDirectory() as folder:
         if base is None:
             base = export_groups(model, groups, Path(folder) / "base.onnx")
-        return {fingerprint(model): base.read_bytes()}
+        return {mark_of(model, groups): base.read_bytes()}
+
+
+def mark_of(model: nn.Module, groups: Groups) -> str:
+    """What a whole model's latency is kept by: its architecture and its inputs' shapes, one sample where the batch is
+    free. A convolution has the same weights on a thumbnail and on a photograph."""
+    graph = groups.graph
+    inputs = batched(graph.inputs, 1) if graph.dynamic else graph.inputs
+    shapes = [list(value.shape) if isinstance(value, Tensor) else repr(value) for value in pytree.tree_leaves(inputs)]
+    return hashlib.sha256(json.dumps([fingerprint(model), shapes]).encode()).hexdigest()
 
 
 def export_groups(model: nn.Module, groups: Groups, path: Path) -> Path:

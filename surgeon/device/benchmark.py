@@ -41,8 +41,8 @@ class Latency:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """A measured speed-up: `ratio` is the base's time over the slim model's, of 10th percentiles of CPU time; its interval
-    holds the ratios of the medians, of CPU time and of wall time, too. `doubt` says where those contradict it.
+    """A measured speed-up: `ratio` is the base's time over the slim model's, of 10th percentiles of CPU time; its
+    interval holds the ratio of the medians too. `doubt` says which medians, of wall time for instance, differ from it.
 
     `control` is the same ratio of the base against itself, `noise` how far from 1 that reaches. `runs` is
     the number of timings of each model, `repeats` that of the model's runs inside one timing. `explanation`
@@ -108,12 +108,12 @@ def benchmark(
 
     Every round times the base, the slim model and a second session of the base in an order drawn anew.
     What is timed is CPU time: of the calling thread with one thread, which does all the work then, and of
-    the whole process with more, that of all threads together. `runs` is the number of rounds; by default as many as fit into `seconds`,
-    at least 30. `feeds` gives inputs by name (batch and sizes too), otherwise see `make_feeds`.
-    `progress` is called with the rounds done and their number.
+    the whole process with more, that of all threads together. `runs` is the number of rounds; by default as
+    many as fit into `seconds`, at least 30. `feeds` gives inputs by name (batch and sizes too), otherwise see
+    `make_feeds`. `progress` is called with the rounds done and their number.
 
-    Raises `InvalidArgument` for an argument out of range, more threads than this process has CPUs, a file that is missing or not ONNX, or two
-    models with different inputs, and `BenchmarkError` if a model can't be run.
+    Raises `InvalidArgument` for an argument out of range, more threads than this process has CPUs, a file that
+    is missing or not ONNX, or two models with different inputs, and `BenchmarkError` if a model can't be run.
 
     >>> verdict = benchmark("base.onnx", "slim.onnx", seconds=10)  # doctest: +SKIP
     >>> verdict.decision, verdict.ratio.low > 1                    # doctest: +SKIP

@@ -49,8 +49,8 @@ def check_threads(threads: int) -> None:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if threads > cpus:
         raise InvalidArgument(
-            f"threads={threads}: this process has {cpus} CPU{'s' if cpus > 1 else ''}; threads that wait for one another "
-            f"can't be timed, give at most {cpus}"
+            f"threads={threads}: this process has {cpus} CPU{'s' if cpus > 1 else ''}; threads that wait for one "
+            f"another can't be timed, give at most {cpus}"
         )
 
 

@@ -32,7 +32,7 @@ class Ratio:
 class Comparison:
     """`ratio` is base / slim, `control` base / base; `noise` the largest relative error the control shows.
 
-    `doubt` says which other statistics of the same timings contradict the 10th percentiles; it is empty where none do.
+    `doubt` says which other statistics of the same timings differ from it by more than that; it is empty where none do.
     """
 
     ratio: Ratio
@@ -58,8 +58,8 @@ def compare_timings(
     `ratio`'s interval must exclude 1 by more than that.
 
     Where timings come in two modes, as with several threads that are woken in time or not, the 10th percentiles may
-    be of different modes, and steady all the same. So the interval is widened to the ratio of the medians, and to
-    the ratios `beside`, which are those of other clocks by their names: what contradicts a verdict undoes it.
+    be of different modes, and steady all the same. So the interval is widened to the ratio of the medians. `beside`
+    are ratios by other clocks, by their names: one on the other side of 1 than the interval undoes the verdict.
 
     >>> rng = np.random.default_rng(0)
     >>> noise = rng.lognormal(0, 0.05, (3, 50))
@@ -70,9 +70,10 @@ def compare_timings(
     rounds = rng.integers(len(base), size=(_RESAMPLES, len(base)))
     ratio = _bootstrap(base, slim, rounds)
     others = {"medians": float(np.median(base) / np.median(slim)), **(beside or {})}
-    doubt = _contradiction(ratio, others)
-    every = (ratio.low, ratio.high, *others.values())
-    ratio = dataclasses.replace(ratio, low=min(every), high=max(every))
+    against = _contradiction(ratio, others)
+    ratio = dataclasses.replace(
+        ratio, low=min(ratio.low, others["medians"]), high=max(ratio.high, others["medians"])
+    )
     same = _bootstrap(base, control, rounds)
     margin = max(abs(np.log(same.low)), abs(np.log(same.high)))
     decision: Decision = NO_DIFFERENCE
@@ -80,7 +81,14 @@ def compare_timings(
         decision = "faster"
     elif np.log(ratio.high) < -margin:
         decision = "slower"
-    return Comparison(ratio, same, float(np.expm1(margin)), decision, doubt if decision == NO_DIFFERENCE else "")
+    if against:
+        decision = NO_DIFFERENCE
+    noise = float(np.expm1(margin))
+    apart = [
+        f"by the {name} {value:.2f}x" for name, value in others.items()
+        if not ratio.low / (1 + noise) <= value <= ratio.high * (1 + noise)
+    ]
+    return Comparison(ratio, same, noise, decision, against or ", ".join(apart))
 
 
 def _contradiction(ratio: Ratio, others: Mapping[str, float]) -> str:

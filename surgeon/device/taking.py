@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from surgeon.device.points import COLD_FLUSH, Key, Point, Sample, count_turns, measure_all
+from surgeon.device.points import Key, Point, Sample, count_turns, measure_all, whole_point
 from surgeon.device.profile import Profile
 from surgeon.device.rules import Probe, answer
 from surgeon.device.session import check_threads
@@ -47,7 +47,7 @@ def take(
     if path is not None:
         profile.save(path)  # a path that can't be written is said before minutes are spent
     whole = {
-        (_MODEL + fingerprint, ()): Point(_MODEL + fingerprint, (), model, flush=COLD_FLUSH, whole=True)
+        (_MODEL + fingerprint, ()): whole_point(_MODEL + fingerprint, (), model)
         for fingerprint, model in (models or {}).items()
         if "ms" not in profile.models.get(fingerprint, {})
     }
