@@ -145,7 +145,8 @@ class Clock:
         possible = least_ms(self._groups, self.latency, keep)
         solve = self._solver(scores, keep, size, curves, possible)
         if not self.here:
-            return solve(requested, requested)
+            kept, timing = solve(requested, requested)
+            return kept, timing if timing.landed is Landed.MET else _a_step_short(timing)
         tries = self._tried(solve, requested, possible, relative=ms is None)
         try:
             kept, timing = _settled(tries)
@@ -240,6 +241,13 @@ def _off(timing: Timing) -> float:
     return (timing.predicted if timing.measured is None else timing.measured) / timing.requested
 
 
+def _a_step_short(timing: Timing) -> Timing:
+    """With a note that says why nothing nearer was found."""
+    found = "predicted" if timing.measured is None else "measured"
+    note = f"{found} {_off(timing):.1%} of what was asked for; one step more of a group's widths takes too long"
+    return replace(timing, notes=(*timing.notes, note))
+
+
 def _untried(solve: _Solve, requested: float, target: float, tried: Sequence[tuple[Kept, float]]) -> _Try | None:
     """The widths for `target` or, where those were tried, others near it; nothing if there are none."""
     known = [kept for kept, _ in tried]
@@ -272,8 +280,7 @@ def _settled(tries: Sequence[_Try]) -> _Try:
     under = [each for each in tries if _off(each[1]) <= 1]
     if under and len(tries) < _MOST:  # nothing lies between these widths and those that take too long
         kept, timing = max(under, key=lambda each: _off(each[1]))
-        note = f"measured {_off(timing):.1%} of what was asked for; one step more of a group's widths takes too long"
-        return kept, replace(timing, notes=(*timing.notes, note))
+        return kept, _a_step_short(timing)
     over = [timing for _, timing in tries if _off(timing) > 1]
     nearest = [max((timing for _, timing in under), key=_off)] if under else []
     nearest += [min(over, key=_off)] if over else []
