@@ -1,0 +1,332 @@
+"""Meets a latency on a device: widths by its profile, then measured, and chosen anew until it is met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from surgeon.allocation.latency_budget import allocate_latency, least_ms
+from surgeon.allocation.limits import Keep
+from surgeon.cost.cost import BUDGETS, Cost
+from surgeon.deploy.profiling import export_groups, load_device, mark_of, profile_groups
+from surgeon.device.benchmark import Verdict, benchmark
+from surgeon.device.ort_session import check_threads
+from surgeon.device.profile import Profile
+from surgeon.errors import Infeasible, InvalidArgument
+from surgeon.groups.coupling import Groups
+from surgeon.latency.landing import AIM, Landed, next_target, where_landed
+from surgeon.latency.model import Latency
+from surgeon.plans.plan import choose
+from surgeon.support.progress import stage
+from surgeon.surgery import operate
+
+Device = Profile | str | Path | None
+Kept = dict[int, tuple[int, ...]]
+_Try = tuple[Kept, "Timing"]
+_Solve = Callable[[float, float], _Try]
+
+#: Up to how many choices of widths are measured, each for so many seconds.
+_MOST = 7
+_SECONDS = 2.0
+# Up to how many times what was asked for the least that is predicted is measured before it is believed.
+_DOUBTED = 2.0
+_ROUNDING = 1e-6
+# From what share of the whole on it is said that a run of nothing takes as much.
+_MUCH = 0.1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latencies in milliseconds, batch of one: asked for, and of the base and the smaller model.
+
+    `measured` is what the smaller model was measured to take here, against the base in one interleaved run (`verdict`);
+    nothing where the device is another one; `interval` is the 95 % interval of `measured`. `possible` is the least that
+    any widths are predicted to take, every group at its floor. `corrections` counts how often the widths were chosen
+    anew after measuring. `bound` says how far from the best the widths may be, by the profile: the relative distance of
+    the damage done from its lower bound; nothing where that is not known.
+    """
+
+    device: str
+    threads: int
+    requested: float
+    base: float
+    predicted: float
+    measured: float | None = None
+    corrections: int = 0
+    bound: float | None = None
+    verdict: Verdict | None = None
+    notes: tuple[str, ...] = ()
+    possible: float = 0.0
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of what was measured, in milliseconds."""
+        if self.measured is None or self.verdict is None:
+            return None
+        ratio = self.verdict.ratio
+        return self.measured * ratio.value / ratio.high, self.measured * ratio.value / ratio.low
+
+    @property
+    def landed(self) -> Landed:
+        """Whether what was measured is what was asked for, or may be."""
+        low, high = self.interval or (self.measured or self.predicted,) * 2
+        return where_landed(_off(self), low / self.requested, high / self.requested)
+
+    def __str__(self) -> str:
+        lines = [f"latency on {self.device}, {self.threads} thread{'s' if self.threads > 1 else ''}:"]
+        found = f"predicted {_text(self.predicted)}"
+        if self.measured is not None:
+            between = " to ".join(f"{ms / self.requested:.1%}" for ms in self.interval or ())
+            share = f"{self.measured / self.requested:.1%} of it" + (f", 95 % interval {between}" if between else "")
+            found = f"measured {_text(self.measured)} ({share}), {found}"
+        lines.append(f"  base {_text(self.base)}, requested {_text(self.requested)}, {found}")
+        lines.append(f"  possible from {_text(self.possible)} on, by the profile")
+        if self.corrections:
+            times = "once" if self.corrections == 1 else f"{self.corrections} times"
+            lines.append(f"  the widths were chosen anew {times}, after measuring")
+        if self.bound is not None:
+            lines.append(f"  the widths do at most {self.bound:.1%} more damage than the best would, by the profile")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+class Clock:
+    """A model's latency on a device: predicted at any widths and, where the device is this one, measured.
+
+    `folder` is where the models are put that are measured.
+    """
+
+    def __init__(
+        self, model: nn.Module, groups: Groups, cost: Cost, device: Device, threads: int | None, folder: Path
+    ) -> None:
+        self._model, self._groups, self._cost = model, groups, cost
+        self._folder = folder
+        mark = mark_of(model, groups)
+        if device is None:
+            self.profile = profile_groups(model, groups, threads=threads or 1, base=self._base)
+            self.here = True
+        else:
+            self.profile = load_device(device, threads)
+            self.here = not self.profile.warnings_here(threads)
+            if self.here:
+                given = self.profile
+                whole = None if "ms" in given.models.get(mark, {}) else self._base
+                self.profile = profile_groups(model, groups, threads=given.threads, known=given, base=whole)
+        self.latency = Latency(groups, self.profile, cost, mark)
+        self.base = self.latency.ms({})
+        known = "ms" in self.profile.models.get(mark, {})
+        self.notes = () if known else ("the profile does not hold this model as a whole: milliseconds are estimates",)
+
+    @cached_property
+    def _base(self) -> Path:
+        """The whole model as ONNX."""
+        return export_groups(self._model, self._groups, self._folder / "base.onnx")
+
+    def decide(
+        self, scores: Mapping[int, np.ndarray], ms: float | None, ratio: float | None, keep: Keep, size: float | None,
+        curves: Mapping[int, np.ndarray] | None = None,
+    ) -> tuple[Kept, Timing]:
+        """The units that stay for a latency of `ms`, or of the base's less the share `ratio`.
+
+        `curves` tell what each width does to the model, where that is known better than by the scores.
+
+        Raises:
+            Infeasible: no widths are so fast, by the profile or when measured, or none are nearly as slow.
+        """
+        requested = ms if ms is not None else (1 - (ratio or 0.0)) * self.base
+        if requested >= self.base:
+            given = f"latency_ms={ms:g}" if ms is not None else f"ratio={ratio:g}"
+            raise InvalidArgument(f"{given}: the whole model takes {_text(self.base)} already; ask for less")
+        possible = least_ms(self._groups, self.latency, keep)
+        solve = self._solver(scores, keep, size, curves, possible)
+        if not self.here:
+            kept, timing = solve(requested, requested)
+            return kept, timing if timing.landed is Landed.MET else _a_step_short(timing)
+        tries = self._tried(solve, requested, possible, relative=ms is None)
+        try:
+            kept, timing = _settled(tries)
+        except Infeasible as error:
+            raise self._explained(error) from error
+        return kept, replace(timing, corrections=[each for each, _ in tries].index(kept))
+
+    def _tried(self, solve: _Solve, requested: float, possible: float, relative: bool) -> list[_Try]:
+        """Widths and what they were measured to take, until some meet what was asked for or none are left to try."""
+        tries: list[_Try] = []
+        target = requested
+        for _ in range(_MOST):
+            try:
+                found = _untried(solve, requested, target, [(each, timing.predicted) for each, timing in tries])
+            except Infeasible:
+                if possible > _DOUBTED * requested:
+                    raise
+                # The prediction is no proof: every group at its floor may be quick enough.
+                found = solve(requested, possible * (1 + _ROUNDING))
+            if found is None:
+                break
+            tries.append((found[0], self._measured(*found, relative=relative)))
+            if tries[-1][1].landed is Landed.MET:
+                break
+            landings = [(timing.predicted, _off(timing)) for _, timing in tries]
+            # At full width it takes what the base was measured to take.
+            base = tries[-1][1].base / tries[-1][1].requested
+            target = next_target(landings, (self.base, base))
+        return tries
+
+    def _solver(
+        self, scores: Mapping[int, np.ndarray], keep: Keep, size: float | None,
+        curves: Mapping[int, np.ndarray] | None, possible: float,
+    ) -> _Solve:
+        def solve(requested: float, target: float) -> _Try:
+            with stage("allocate"):
+                try:
+                    widths, found = allocate_latency(
+                        self._groups, scores, self._cost, self.latency, ms=target, keep=keep, size=size,
+                        curves=curves,
+                    )
+                except Infeasible as error:
+                    raise self._explained(error) from error
+            predicted = self.latency.ms(widths)
+            device, threads = self.profile.cpu, self.profile.threads
+            notes = (*self.notes, *found.notes)
+            timing = Timing(
+                device, threads, requested, self.base, predicted, bound=found.gap, notes=notes,
+                possible=possible,
+            )
+            return choose(self._groups, scores, widths), timing
+
+        return solve
+
+    def _explained(self, error: Infeasible) -> Infeasible:
+        """With what of the latency is not the model's, where that is much."""
+        if self.latency.run < _MUCH * self.base:
+            return error
+        return Infeasible(
+            f"{error}\nToo small to time by its widths: of {_text(self.base)} a run, {_text(self.latency.run)} are "
+            "onnxruntime's own overhead, which widths can't touch.", error.reachable,
+        )
+
+    def _measured(self, kept: Kept, timing: Timing, relative: bool) -> Timing:
+        """With what the smaller model takes against the base, measured here and now."""
+        slim = operate(self._model, self._groups, kept).module
+        path = export_groups(slim, self._groups, self._folder / "slim.onnx")
+        with stage("measure"):
+            verdict = benchmark(self._base, path, threads=self.profile.threads, seconds=_SECONDS)
+        if not relative:
+            return replace(timing, measured=verdict.slim.low, base=verdict.base.low, verdict=verdict)
+        # A share of the latency is a share of what the base takes in the same minute.
+        share = timing.requested / self.base
+        requested = share * verdict.base.low
+        return replace(
+            timing, requested=requested, base=verdict.base.low, measured=verdict.base.low / verdict.ratio.value,
+            verdict=verdict,
+        )
+
+
+def _text(ms: float) -> str:
+    """Milliseconds with three digits.
+
+    >>> _text(17.724), _text(0.01334)
+    ('17.7 ms', '0.0133 ms')
+    """
+    return f"{ms:.3g} ms" if ms < 100 else f"{ms:.0f} ms"
+
+
+def _off(timing: Timing) -> float:
+    """What was measured over what was asked for."""
+    return (timing.predicted if timing.measured is None else timing.measured) / timing.requested
+
+
+def _a_step_short(timing: Timing) -> Timing:
+    """With a note that says why nothing nearer was found."""
+    found = "predicted" if timing.measured is None else "measured"
+    note = f"{found} {_off(timing):.1%} of what was asked for; one step more of a group's widths takes too long"
+    return replace(timing, notes=(*timing.notes, note))
+
+
+def _untried(solve: _Solve, requested: float, target: float, tried: Sequence[tuple[Kept, float]]) -> _Try | None:
+    """The widths for `target` or, where those were tried, others near it; nothing if there are none."""
+    known = [kept for kept, _ in tried]
+    above = min((ms for _, ms in tried if ms > target), default=target)
+    below = max((ms for _, ms in tried if ms <= target), default=target)
+    for step in (0.0, 0.5, 0.8, -0.5, -0.8):
+        at = target + (step * (above - target) if step > 0 else -step * (below - target))
+        if step and at == target:
+            continue
+        try:
+            found = solve(requested, at)
+        except Infeasible:
+            if not tried:
+                raise
+            continue
+        if found[0] not in known:
+            return found
+    return None
+
+
+def _settled(tries: Sequence[_Try]) -> _Try:
+    """The widths that meet what was asked for best, from its side.
+
+    Raises:
+        Infeasible: none do; the message tells the nearest.
+    """
+    for good in (Landed.MET, Landed.MAY_BE):
+        if found := [each for each in tries if each[1].landed is good]:
+            return min(found, key=lambda each: abs(_off(each[1]) - AIM))
+    under = [each for each in tries if _off(each[1]) <= 1]
+    if under and len(tries) < _MOST:  # nothing lies between these widths and those that take too long
+        kept, timing = max(under, key=lambda each: _off(each[1]))
+        return kept, _a_step_short(timing)
+    over = [timing for _, timing in tries if _off(timing) > 1]
+    nearest = [max((timing for _, timing in under), key=_off)] if under else []
+    nearest += [min(over, key=_off)] if over else []
+    shown = " and ".join(
+        f"latency_ms={timing.measured:.4g} (the share {1 - (timing.measured or 0.0) / timing.base:.4f})"
+        for timing in nearest
+    )
+    raise Infeasible(
+        f"a latency of {_text(tries[-1][1].requested)} was not met: of {len(tries)} choices of widths that were "
+        f"measured, the nearest take {shown}, of {_text(tries[-1][1].base)}. Remedy: ask for one of those, let nothing "
+        "else run beside, or leave more to be pruned with ignore= and keep=."
+    )
+
+
+def check_request(ratio: Any, latency_ms: Any, budget: str) -> None:
+    """Make sure that there is one request, and that it can be told from the others."""
+    if budget not in (known := (*BUDGETS, "latency")):
+        raise InvalidArgument(f"budget={budget!r} is none that surgeon knows; choose one of {', '.join(known)}")
+    if latency_ms is None:
+        if ratio is None:
+            raise InvalidArgument("give the ratio to remove, or latency_ms")
+        return
+    if ratio is not None:
+        raise InvalidArgument(f"ratio={ratio!r} and latency_ms={latency_ms!r}: give one of them")
+    if budget not in ("macs", "latency"):
+        raise InvalidArgument(f"latency_ms={latency_ms!r} is a budget of its own; leave budget={budget!r} out")
+    number = isinstance(latency_ms, int | float) and not isinstance(latency_ms, bool)
+    if not number or not 0 < latency_ms < float("inf"):
+        raise InvalidArgument(f"latency_ms={latency_ms!r}: give milliseconds, a number above 0")
+
+
+def check_device(
+    timed: bool, *, align: Any, scope: str, device: Any, threads: Any, max_params: Any
+) -> None:
+    """Make sure that what is asked for goes with the kind of budget."""
+    if timed:
+        if align is not None:
+            raise InvalidArgument(f"align={align!r}: for a latency, the device's own rules say which widths are fast")
+        if scope != "global":
+            raise InvalidArgument(f"scope={scope!r}: for a latency, groups are always compared with one another")
+        if threads is not None and device is None:
+            check_threads(threads)
+        if max_params is not None and (isinstance(max_params, bool) or not 0 < max_params < float("inf")):
+            raise InvalidArgument(f"max_params={max_params!r}: give a number of parameters above 0")
+        return
+    for name, value in (("device", device), ("threads", threads), ("max_params", max_params)):
+        if value is not None:
+            shown = str(value) if isinstance(value, Path) else value
+            raise InvalidArgument(f'{name}={shown!r} is for a latency; ask for budget="latency" or latency_ms=')
