@@ -16,11 +16,10 @@ import surgeon
 from benchmarks.coverage import redraw
 from surgeon.allocation.latency_budget import allocate_latency
 from surgeon.cost.cost import Cost
-from surgeon.deploy.profiling import profile_groups
+from surgeon.deploy.profiling import mark_of, profile_groups
 from surgeon.device.profile import Profile
 from surgeon.errors import Infeasible
 from surgeon.groups.analyze import analyse
-from surgeon.ir.fingerprint import fingerprint
 from surgeon.latency.model import Latency
 from surgeon.scoring import score
 from surgeon.surgery import operate
@@ -54,7 +53,7 @@ class Subject:
         self.model, self.inputs = load(name)
         self.groups = analyse(self.model, self.inputs)
         self.cost = Cost(self.groups)
-        self.mark = fingerprint(self.model)
+        self.mark = mark_of(self.model, self.groups)
         self.macs = self.cost.macs({})
 
     @cached_property

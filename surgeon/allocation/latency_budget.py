@@ -14,6 +14,7 @@ from surgeon.allocation.limits import LEAST_SHARE, Keep, floors, nothing_to_prun
 from surgeon.cost.cost import Cost
 from surgeon.errors import Infeasible, InvalidArgument
 from surgeon.groups.coupling import Groups
+from surgeon.latency.filling import filled_up
 from surgeon.solver.factors import LatencyModel, polynomial_factors, scaled, total
 from surgeon.solver.problem import Budget
 from surgeon.solver.solve import Allocation, solve
@@ -24,6 +25,8 @@ _AGREE = 0.002
 _USED = 0.99
 _ROUNDING = 1e-9
 _LISTED = 6
+# From what share of the latency on nothing is given back.
+_FULL = 0.99
 
 
 def allocate_latency(
@@ -82,9 +85,53 @@ def allocate_latency(
         except Infeasible as error:
             refused = error
             continue
+        found = _filled(found, groups, widths, latency, limits["latency"], sized, curves)
         return found.widths, found
     assert refused is not None
-    raise _with_remedy(refused, groups, least)
+    reached = least_ms(groups, latency, keep)
+    raise _with_remedy(refused, groups, least, reached if reached > limits["latency"] else None, latency.ms({}))
+
+
+def least_ms(groups: Groups, latency: LatencyModel, keep: Keep = None) -> float:
+    """The least milliseconds that any widths reach, each group at its floor."""
+    least = floors(groups, keep)
+    return latency.ms({
+        group.leaf.id: _candidates(latency, group.leaf.id, group.size, least.get(group.leaf.id, 0.0))[0]
+        for group in groups
+    })
+
+
+def _filled(
+    found: Allocation,
+    groups: Groups,
+    candidates: Mapping[int, tuple[int, ...]],
+    latency: LatencyModel,
+    ms: float,
+    others: list[Budget],
+    curves: Mapping[int, np.ndarray],
+) -> Allocation:
+    """With what it leaves of the budget given to single groups, in steps as fine as the device has them."""
+    if found.ms >= _FULL * ms:
+        return found
+
+    def fits(widths: Mapping[int, int]) -> bool:
+        return latency.ms(widths) <= ms * (1 + _ROUNDING) and all(
+            total(budget.factors, widths) <= budget.limit for budget in others
+        )
+
+    steps = {
+        group.leaf.id: sorted({
+            *candidates[group.leaf.id],
+            *(step for step in latency.finest(group.leaf.id) if step >= candidates[group.leaf.id][0]),
+        })
+        for group in groups
+    }
+    widths = filled_up(found.widths, steps, curves, fits)
+    damage = sum(float(curves[leaf][width - 1]) for leaf, width in widths.items())
+    gap = found.gap
+    if found.bound:
+        gap = max(0.0, (damage - found.bound) / found.bound)
+    return replace(found, widths=widths, ms=latency.ms(widths), damage=damage, gap=gap)
 
 
 def _consistent(
@@ -144,10 +191,27 @@ def _check(name: str, value: Any) -> float:
     return float(value)
 
 
-def _with_remedy(error: Infeasible, groups: Groups, least: Mapping[int, int]) -> Infeasible:
+def _with_remedy(
+    error: Infeasible, groups: Groups, least: Mapping[int, int], reached: float | None, whole: float
+) -> Infeasible:
+    """The error with what holds widths and, where it is the latency that is out of reach, the nearest in reach."""
+    nearest = []
+    if reached is not None:
+        share = math.floor(1e4 * (1 - reached / whole)) / 1e4
+        nearest = [f"  the nearest that can be met: latency_ms={_up(reached)}, or the share {share:g}"]
     held = [group for group in groups if least.get(group.leaf.id, 1) > 1]
     lines = [
         f"  keep= holds {group.name} at {least[group.leaf.id]} of {group.size}" for group in held[:_LISTED]
     ]
     remedy = "Remedy: raise the budget, or leave more to be pruned with ignore= and keep=."
-    return Infeasible("\n".join([str(error), *lines, remedy]), error.reachable)
+    return Infeasible("\n".join([str(error), *lines, *nearest, remedy]), error.reachable)
+
+
+def _up(ms: float) -> str:
+    """Milliseconds of four digits, rounded up.
+
+    >>> _up(0.0123412), _up(12.341)
+    ('0.01235', '12.35')
+    """
+    unit = 10.0 ** (math.floor(math.log10(ms)) - 3)
+    return f"{math.ceil(ms / unit - _ROUNDING) * unit:.4g}"

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from surgeon.cost.cost import Cost
 from surgeon.deploy.export import export
 from surgeon.deploy.kit import write_kit
 from surgeon.device.layout_probes import Probe
 from surgeon.device.microbenchmark import Point
+from surgeon.device.ort_session import check_threads
 from surgeon.device.profile import Profile
 from surgeon.device.take_profile import take
 from surgeon.errors import InvalidArgument
 from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.trace import batched
 from surgeon.groups.analyze import analyse
 from surgeon.groups.coupling import Groups
 from surgeon.ir.fingerprint import fingerprint
@@ -48,7 +53,8 @@ def profile(
             interrupted profile is resumed, and a second model's joins the first's.
 
     Raises:
-        InvalidArgument, InvalidInputs, TraceError, ExportError: the model can't be traced or exported.
+        InvalidArgument: there are fewer CPUs than threads.
+        InvalidInputs, TraceError, ExportError: the model can't be traced or exported.
         ProfileError: what is at `path` is no profile, or of another CPU, thread count or version of onnxruntime.
 
     >>> import torch
@@ -70,10 +76,9 @@ def profile_groups(
     base: Path | None = None,
 ) -> Profile:
     """The same for a model that is traced already, and exported to `base`; what `known` holds is not measured again."""
-    if type(threads) is not int or threads < 1:
-        raise InvalidArgument(f"threads={threads!r}: give an integer of at least 1")
+    check_threads(threads)
     asked, probes = _asked(groups)
-    mark = fingerprint(model)
+    mark = mark_of(model, groups)
     missing = known is None or "ms" not in known.models.get(mark, {})
     models = _whole(model, groups, base) if missing else {}
     with counter("profile") as progress:
@@ -108,12 +113,17 @@ def load_device(device: Profile | str | os.PathLike[str], threads: int | None = 
     """A profile, or the one in a file; with a warning where it may be wrong about this CPU.
 
     Raises:
-        InvalidArgument: it is neither.
+        InvalidArgument: it is neither, or was taken with another number of threads.
         ProfileError: the file holds no profile.
     """
     if not isinstance(device, Profile | str | os.PathLike):
         raise InvalidArgument(f"device is a {type(device).__name__}, neither a surgeon.Profile nor the file of one")
     found = device if isinstance(device, Profile) else Profile.load(device)
+    if threads is not None and (type(threads) is not int or threads != found.threads):
+        raise InvalidArgument(
+            f"threads={threads!r}: the profile was taken with {found.threads}, and tells nothing about others; leave "
+            "threads= out, or take a profile with that many"
+        )
     for text in found.warnings_here(threads):
         warnings.warn(text, stacklevel=2)
     return found
@@ -126,13 +136,22 @@ def _asked(groups: Groups) -> tuple[list[Point], list[Probe]]:
 
 
 def _whole(model: nn.Module, groups: Groups, base: Path | None = None) -> dict[str, bytes]:
-    """The model as ONNX, by its fingerprint; nothing where it is too large."""
+    """The model as ONNX, by its mark; nothing where it is too large."""
     if sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) > MOST_BYTES:
         return {}
     with tempfile.TemporaryDirectory() as folder:
         if base is None:
             base = export_groups(model, groups, Path(folder) / "base.onnx")
-        return {fingerprint(model): base.read_bytes()}
+        return {mark_of(model, groups): base.read_bytes()}
+
+
+def mark_of(model: nn.Module, groups: Groups) -> str:
+    """What a whole model's latency is kept by: its architecture and its inputs' shapes, one sample where the batch is
+    free. A convolution has the same weights on a thumbnail and on a photograph."""
+    graph = groups.graph
+    inputs = batched(graph.inputs, 1) if graph.dynamic else graph.inputs
+    shapes = [list(value.shape) if isinstance(value, Tensor) else repr(value) for value in pytree.tree_leaves(inputs)]
+    return hashlib.sha256(json.dumps([fingerprint(model), shapes]).encode()).hexdigest()
 
 
 def export_groups(model: nn.Module, groups: Groups, path: Path) -> Path:

@@ -15,7 +15,7 @@ from surgeon.device.explain import Explanation, explain
 from surgeon.device.layout import Comparison as LayoutComparison
 from surgeon.device.layout import compare as compare_layouts
 from surgeon.device.layout import layout
-from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
+from surgeon.device.ort_session import ORT_ERRORS, check_threads, make_feeds, open_session
 from surgeon.device.statistics import LOW, NO_DIFFERENCE, Decision, Ratio, compare_timings
 from surgeon.errors import BenchmarkError, InvalidArgument
 
@@ -41,7 +41,8 @@ class Latency:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """A measured speed-up: `ratio` is the base's time over the slim model's, of 10th percentiles of CPU time.
+    """A measured speed-up: `ratio` is the base's time over the slim model's, of 10th percentiles of CPU time; its
+    interval holds the ratio of the medians too. `doubt` says which medians, of wall time for instance, differ from it.
 
     `control` is the same ratio of the base against itself, `noise` how far from 1 that reaches. `runs` is
     the number of timings of each model, `repeats` that of the model's runs inside one timing. `explanation`
@@ -59,6 +60,7 @@ class Verdict:
     repeats: int
     layout: LayoutComparison
     explanation: Explanation = dataclasses.field(default_factory=Explanation)
+    doubt: str = ""
 
     def __str__(self) -> str:
         before, after = self.layout.base, self.layout.slim
@@ -75,8 +77,9 @@ class Verdict:
         lines = [f"{name:<26}{base:>14}{slim:>14}" for name, base, slim in rows]
         lines += [
             "",
-            f"speed-up  {self.ratio}  (95 % interval)",
-            f"verdict   {'' if self.decision == NO_DIFFERENCE else 'slim is '}{self.decision}",
+            f"speed-up  {self.ratio}  (95 % interval, medians included)",
+            f"verdict   {'' if self.decision == NO_DIFFERENCE else 'slim is '}{self.decision}"
+            + (f"; {self.doubt}" if self.doubt else ""),
             f"noise     {self.noise:.1%} (the base against itself: {self.control})",
             f"measured  {self.runs} timings each, {self.repeats} runs a timing, {self.threads} "
             f"thread{'s' if self.threads > 1 else ''}",
@@ -105,12 +108,12 @@ def benchmark(
 
     Every round times the base, the slim model and a second session of the base in an order drawn anew.
     What is timed is CPU time: of the calling thread with one thread, which does all the work then, and of
-    the whole process with more. `runs` is the number of rounds; by default as many as fit into `seconds`,
-    at least 30. `feeds` gives inputs by name (batch and sizes too), otherwise see `make_feeds`.
-    `progress` is called with the rounds done and their number.
+    the whole process with more, that of all threads together. `runs` is the number of rounds; by default as
+    many as fit into `seconds`, at least 30. `feeds` gives inputs by name (batch and sizes too), otherwise see
+    `make_feeds`. `progress` is called with the rounds done and their number.
 
-    Raises `InvalidArgument` for an argument out of range, a file that is missing or not ONNX, or two
-    models with different inputs, and `BenchmarkError` if a model can't be run.
+    Raises `InvalidArgument` for an argument out of range, more threads than this process has CPUs, a file that
+    is missing or not ONNX, or two models with different inputs, and `BenchmarkError` if a model can't be run.
 
     >>> verdict = benchmark("base.onnx", "slim.onnx", seconds=10)  # doctest: +SKIP
     >>> verdict.decision, verdict.ratio.low > 1                    # doctest: +SKIP
@@ -120,6 +123,7 @@ def benchmark(
         raise InvalidArgument(f"runs is {runs}; an interval needs at least {MIN_RUNS}")
     if not seconds > 0:
         raise InvalidArgument(f"seconds is {seconds}; it must be positive")
+    check_threads(threads)
     base, slim, control = (open_session(path, threads=threads) for path in (base_path, slim_path, base_path))
     _same_inputs(base, slim, Path(base_path), Path(slim_path))
     inputs = make_feeds(base, seed=seed, feeds=feeds)
@@ -133,7 +137,8 @@ def benchmark(
         cpu, wall = _measure(sessions, inputs, runs, repeats, clock, seed, progress)
     except ORT_ERRORS as error:
         raise BenchmarkError(f"{base_path} against {slim_path}: onnxruntime can't run them: {error}") from error
-    comparison = compare_timings(cpu[0], cpu[1], cpu[2], seed=seed)
+    beside = {"medians of wall time": float(np.median(wall[0]) / np.median(wall[1]))}
+    comparison = compare_timings(cpu[0], cpu[1], cpu[2], seed=seed, beside=beside)
     layouts = compare_layouts(layout(base_path, threads), layout(slim_path, threads))
     return Verdict(
         decision=comparison.decision,
@@ -147,6 +152,7 @@ def benchmark(
         repeats=repeats,
         layout=layouts,
         explanation=explain(layouts, base_path, slim_path, threads),
+        doubt=comparison.doubt,
     )
 
 

@@ -61,6 +61,7 @@ def write(kit: Kit, archive: zipfile.ZipFile) -> None:
                 "inputs": {name: list(shape) for name, shape in point.inputs.items()},
                 "copies": point.copies,
                 "flush": point.flush,
+                "whole": point.whole,
                 "model": store(point.model),
             }
             for point in kit.points
@@ -107,6 +108,7 @@ def _parse(index: dict[str, Any], archive: zipfile.ZipFile) -> Kit:
             inputs={name: tuple(shape) for name, shape in entry["inputs"].items()},
             copies=entry["copies"],
             flush=entry["flush"],
+            whole=entry["whole"],
         )
         for entry in index["points"]
     ]

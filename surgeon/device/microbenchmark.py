@@ -44,8 +44,9 @@ class Point:
     `inputs` gives the shapes of the graph's inputs where it leaves them open. `copies` is how many independent
     copies of the operator the graph holds: one alone may be too short for the clock. Before each timed run,
     `flush` bytes of other memory are read, so that the operator finds nothing in the caches. What leads to a
-    value that is named `feed_…` isn't timed; see `surgeon.device.wire.strip`. A `whole` model's time includes
-    what any run costs.
+    value that is named `feed_…` isn't timed; see `surgeon.device.wire.strip`. A `whole` model is timed as
+    `surgeon.benchmark` does it: its time includes what any run costs, and where it is so short that a timing takes
+    several runs, the `flush` comes before the first of them.
     """
 
     operator: str
@@ -63,6 +64,14 @@ class Point:
 
     def __str__(self) -> str:
         return f"{self.operator} at {', '.join(map(str, self.widths))}"
+
+
+def whole_point(operator: str, widths: tuple[int, ...], model: bytes, size: int = 0) -> Point:
+    """A whole model that finds in the caches what two others of its size, run by turns with it, have left there.
+
+    `size` are its bytes, where the model does not hold its weights.
+    """
+    return Point(operator, widths, model, flush=min(COLD_FLUSH, 2 * (size or len(model))) // 8 * 8, whole=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +122,7 @@ def measure_all(
     bench = _Bench(threads)
     timings: dict[Key, list[float]] = {point.key: [] for point in todo}
     done = 0
-    flushes = sorted({point.flush for point in todo})
+    flushes = sorted({point.flush for point in todo if not point.whole})
     with _no_collection():
         bench.time_nothing(flushes)
         while todo:
@@ -173,6 +182,7 @@ class _Loaded:
     layout: Layout
     flush: np.ndarray | None = None
     repeats: int = 1
+    feeds: dict[str, np.ndarray] | None = None  # a whole model's, which is handed them anew in each run
 
     def chill(self) -> None:
         """Push what the graph reads out of the caches."""
@@ -181,7 +191,10 @@ class _Loaded:
 
     def run(self) -> None:
         for _ in range(self.repeats):
-            self.session.run_with_iobinding(self.binding)
+            if self.feeds is None:
+                self.session.run_with_iobinding(self.binding)
+            else:
+                self.session.run(None, self.feeds)
 
 
 class _Bench:
@@ -221,8 +234,10 @@ class _Bench:
 
     def sample(self, seconds: Sequence[float], point: Point, layout: Layout) -> Sample:
         """The sample that a point's timings make."""
-        one, nine = (float(np.percentile(self._nothing[length, point.flush], LOW)) for length in (1, 9))
-        a_run = 0.0 if point.whole else max(0.0, one - max(0.0, nine - one) / 8)
+        a_run = 0.0
+        if not point.whole:
+            one, nine = (float(np.percentile(self._nothing[length, point.flush], LOW)) for length in (1, 9))
+            a_run = max(0.0, one - max(0.0, nine - one) / 8)
         low, median = np.percentile(seconds, (LOW, 50))
         us = max(0.0, float(low) - a_run) / point.copies * 1e6
         return Sample(us, float(median / low) - 1, layout[0], len(seconds), layout[1])
@@ -255,7 +270,7 @@ class _Bench:
             stripped = strip(model)
             if stripped != model:
                 session = open_session(stripped, threads=self._threads, optimise=False)
-            loaded = self._ready(session, feeds, _layout(model, stripped), point.flush)
+            loaded = self._ready(session, feeds, _layout(model, stripped), point.flush, point.whole)
         except SurgeonError as error:
             raise type(error)(f"{point}: {error}") from error
         if self._bytes + len(model) <= _KEPT_BYTES:
@@ -264,7 +279,8 @@ class _Bench:
         return loaded
 
     def _ready(
-        self, session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], layout: Layout, flush: int = 0
+        self, session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], layout: Layout, flush: int = 0,
+        whole: bool = False,
     ) -> _Loaded:
         """Bound to memory of onnxruntime's own, which is aligned as inside a model."""
         binding = session.io_binding()
@@ -274,13 +290,13 @@ class _Bench:
             binding.bind_ortvalue_input(name, _aligned(value))
         for item, value in zip(session.get_outputs(), outputs, strict=True):
             binding.bind_ortvalue_output(item.name, _aligned(value))
-        loaded = _Loaded(session, binding, layout, self._flusher(flush))
+        loaded = _Loaded(session, binding, layout, self._flusher(flush), feeds=feeds if whole else None)
         quickest = float("inf")
         for _ in range(_WARM_UP):
             start = time.perf_counter()
             loaded.run()
             quickest = min(quickest, time.perf_counter() - start)
-        if not flush:
+        if whole or not flush:
             loaded.repeats = max(1, int(np.ceil(MIN_SECONDS / max(quickest, 1e-9))))
         return loaded
 

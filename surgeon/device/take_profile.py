@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from surgeon.device.layout_probes import Probe, answer
-from surgeon.device.microbenchmark import COLD_FLUSH, Key, Point, Sample, count_turns, measure_all
+from surgeon.device.microbenchmark import Key, Point, Sample, count_turns, measure_all, whole_point
+from surgeon.device.ort_session import check_threads
 from surgeon.device.profile import Profile
 from surgeon.errors import ProfileError
 
@@ -41,11 +42,12 @@ def take(
     Raises `ProfileError` if the profile at `path` is malformed or of another CPU, thread count or version of
     onnxruntime, `OutputError` if `path` can't be written, and what `measure_all` and `answer` raise.
     """
+    check_threads(threads)
     profile = _before(Profile.here(threads), path, known)
     if path is not None:
         profile.save(path)  # a path that can't be written is said before minutes are spent
     whole = {
-        (_MODEL + fingerprint, ()): Point(_MODEL + fingerprint, (), model, flush=COLD_FLUSH, whole=True)
+        (_MODEL + fingerprint, ()): whole_point(_MODEL + fingerprint, (), model)
         for fingerprint, model in (models or {}).items()
         if "ms" not in profile.models.get(fingerprint, {})
     }

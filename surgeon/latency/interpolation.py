@@ -22,9 +22,11 @@ class Surface:
     high: tuple[float, ...]
     values: np.ndarray
     block: int = 1
+    least: float | None = None
 
     def at(self, dims: Sequence[np.ndarray | float]) -> np.ndarray:
-        """The milliseconds at sizes that broadcast; below the corners never less than a quarter of the least corner.
+        """The milliseconds at sizes that broadcast; below the corners never less than the least corner's share of its
+        work, and never less than `least`: by default a quarter of the least corner.
 
         >>> corners = {(16, 16): 1.0, (16, 64): 4.0, (64, 16): 4.0, (64, 64): 16.0}
         >>> surface = through(corners, (0, 1), block=16)
@@ -33,16 +35,20 @@ class Surface:
         """
         total: np.ndarray = np.zeros(())
         shares = []
+        work: np.ndarray = np.ones(())
         for place, a, b in zip(self.places, self.low, self.high, strict=True):
             size = np.asarray(dims[place], dtype=np.float64)
             share = (filled(size, self.block) - a) / (b - a)
+            work = work * np.minimum(1.0, size / a)
             shares.append((1 - share, share))
         for corner in itertools.product((0, 1), repeat=len(self.places)):
             part: np.ndarray = np.asarray(self.values[corner])
             for each, which in zip(shares, corner, strict=True):
                 part = part * each[which]
             total = total + part
-        return np.maximum(total, self.values.min() / 4)
+        low = self.values.min()
+        least = low / 4 if self.least is None else min(self.least, low / 4)
+        return np.maximum(total, np.maximum(low * work, least))
 
 
 def filled(size: np.ndarray | float, block: int) -> np.ndarray:
@@ -52,7 +58,9 @@ def filled(size: np.ndarray | float, block: int) -> np.ndarray:
     return np.ceil(np.asarray(size, dtype=np.float64) / block - 1e-9) * block
 
 
-def through(corners: Mapping[tuple[int, ...], float], places: Sequence[int], block: int = 1) -> Surface:
+def through(
+    corners: Mapping[tuple[int, ...], float], places: Sequence[int], block: int = 1, least: float | None = None
+) -> Surface:
     """The surface through the corners of a box.
 
     `corners` gives the milliseconds by all of an operator's sizes, of which those outside `places` are the same in all.
@@ -75,5 +83,6 @@ def through(corners: Mapping[tuple[int, ...], float], places: Sequence[int], blo
         if index not in apart:  # both corners fill the same blocks
             values = values.min(axis=index)
     return Surface(
-        tuple(used[i][0] for i in apart), tuple(low[i] for i in apart), tuple(high[i] for i in apart), values, block
+        tuple(used[i][0] for i in apart), tuple(low[i] for i in apart), tuple(high[i] for i in apart), values, block,
+        least,
     )

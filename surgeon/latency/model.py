@@ -26,9 +26,11 @@ from surgeon.latency.sample_points import (
     CURVE_OF,
     CURVES,
     REORDERS,
+    RUNS,
     corners,
     direct,
     evaluate,
+    few_positions,
     sizes_at,
     variable,
 )
@@ -36,6 +38,7 @@ from surgeon.latency.symbolic_sizes import Sizes, leaves_of, source
 from surgeon.latency.width_grid import fast_widths
 from surgeon.solver.factors import Factor
 
+_RUN = "onnxruntime itself"
 #: Milliseconds at an operator's sizes, which may be arrays that broadcast.
 Time = Callable[[Sequence[Any]], np.ndarray]
 
@@ -66,10 +69,11 @@ class Latency:
     """Milliseconds of one run, batch of one, as a function of the widths.
 
     It is a sum over the operators, each at the sizes that the widths give it and by the path that it takes there (on
-    channels in blocks, or not), of the changes of layout in between, and of what it takes to read weights that the
-    rest of the model has pushed out of the caches. Where the profile holds what the model at full width was measured
-    to take (`Profile.models`, by the fingerprint `model`), what is missing then is spread over them, half of it evenly
-    and half by what they take: a whole model finds less in the caches than an operator alone.
+    channels in blocks, or not), of the changes of layout in between, of what it takes to read weights that the rest of
+    the model has pushed out of the caches, and of what onnxruntime takes for any run (`run`). Where the profile holds
+    what the model at full width was measured to take (`Profile.models`, by its mark `model`), what is missing then is
+    spread over them, half of it evenly and half by what they take: a whole model finds less in the caches than an
+    operator alone.
 
     Raises `ProfileError` if the profile lacks a measurement that an operator needs.
     """
@@ -87,14 +91,17 @@ class Latency:
         read = {*self._handed_on, *(read for operator in self.operators for read in operator.reads)}
         self._shapes = {node: sizes.of(node) for node in read}
         self._times = [self._time(operator) for operator in self.operators]
-        self._cold = self._cold_curve()
+        self._cold, self._stream = self._cold_curve("cold"), self._cold_curve("stream")
+        self.run = self._run_cost()
         self.scale, self.each = 1.0, 0.0
         measured = profile.models.get(model, {}).get("ms")
-        alone = self.ms({}) if measured else 0.0
+        alone = self.ms({}) - self.run if measured else 0.0
         if measured and alone:
-            missing = max(0.0, measured - alone) / 2
-            self.scale = (measured - missing) / alone
-            self.each = missing / len(self.shares({}))
+            self.run = min(self.run, measured / 2)
+            rest = measured - self.run
+            missing = max(0.0, rest - alone) / 2
+            self.scale = (rest - missing) / alone
+            self.each = missing / (len(self.shares({})) - 1)
 
     def ms(self, widths: Mapping[int, int]) -> float:
         """The latency at these widths, fast or not; leaves that are not named keep their size."""
@@ -103,36 +110,36 @@ class Latency:
     def shares(self, widths: Mapping[int, int]) -> list[tuple[str, float]]:
         """The operators' parts of the latency at these widths, changes of layout among them."""
         full = {**self.sizes, **widths}
-        rate = self._rate(full)
-        found = []
+        total = self._bytes(full)
+        found = [(_RUN, self.run)]
         for operator, times, path, changes in self._walk(full):
             for change in changes:
                 elements = math.prod(float(evaluate(terms, full)) for terms in change.shape)
                 found.append((change.label, float(self._reorder(elements))))
             if times is not None:
                 dims = [evaluate(terms, full) for terms in operator.dims]
-                found.append((operator.label, float(self._whole(operator, times.on(path.fast), dims, rate))))
+                found.append((operator.label, float(self._whole(operator, times.on(path.fast), dims, total))))
         return found
 
     @cached_property
     def factors(self) -> tuple[Factor, ...]:
         """The same sum, each operator by the path that its own sizes let it take; the changes of layout, and how many
         weights push one another out of the caches, are those at full width."""
-        rate = self._rate(self.sizes)
-        found: list[Factor] = []
+        total = self._bytes(self.sizes)
+        found: list[Factor] = [self._factor(_RUN, (), lambda dims: np.asarray(self.run))] if self.run else []
         for operator, times, path, changes in self._walk(self.sizes):
             found += (self._factor(c.label, c.shape, lambda dims: self._reorder(math.prod(dims))) for c in changes)
             if times is not None:
-                found.append(self._factor(operator.label, operator.dims, self._own(operator, times, path, rate)))
+                found.append(self._factor(operator.label, operator.dims, self._own(operator, times, path, total)))
         return tuple(found)
 
-    def _own(self, operator: Operator, times: _Times, path: Path, rate: float) -> Time:
+    def _own(self, operator: Operator, times: _Times, path: Path, total: float) -> Time:
         """An operator's milliseconds by its sizes alone."""
         if operator.kind not in DECIDED or times.slow is None:
-            return lambda dims: self._whole(operator, times.on(path.fast), dims, rate)
+            return lambda dims: self._whole(operator, times.on(path.fast), dims, total)
 
         def time(dims: Sequence[Any]) -> np.ndarray:
-            fast, slow = (self._whole(operator, times.on(which), dims, rate) for which in (True, False))
+            fast, slow = (self._whole(operator, times.on(which), dims, total) for which in (True, False))
             return np.where(self.paths.fits(operator, dims), fast, slow)
 
         return time
@@ -171,23 +178,44 @@ class Latency:
         if results:
             yield operator, None, plain, results
 
-    def _whole(self, operator: Operator, time: Time, dims: Sequence[Any], rate: float) -> Any:
-        """Milliseconds of an operator inside the model: its own, and those for weights from memory at `rate`."""
+    def _whole(self, operator: Operator, time: Time, dims: Sequence[Any], total: float) -> Any:
+        """Milliseconds of an operator within `total` bytes of weights: its own, and those for weights from memory."""
         own = weight_bytes(operator.kind, dims, operator.static)
-        return self.scale * (time(dims) + own * np.maximum(0.0, rate - self._cold(own))) + self.each
+        curve = self._curve_of(operator)
+        return self.scale * (time(dims) + own * np.maximum(0.0, curve(total) - curve(own))) + self.each
 
-    def _rate(self, widths: Mapping[int, int]) -> float:
-        """Milliseconds a byte of weights, for as many bytes as the model has."""
-        return float(self._cold(sum(
+    def _curve_of(self, operator: Operator) -> Callable[[Any], np.ndarray]:
+        """What cold weights cost an operator: more where nothing is computed meanwhile."""
+        few = self._stream is not None and few_positions(operator, sizes_at(operator, self.sizes))
+        return (self._stream if few else self._cold) or np.zeros_like
+
+    def _bytes(self, widths: Mapping[int, int]) -> float:
+        """The bytes of the model's weights."""
+        return float(sum(
             weight_bytes(operator.kind, sizes_at(operator, widths), operator.static) for operator in self.operators
-        )))
+        ))
 
-    def _cold_curve(self) -> Callable[[Any], np.ndarray]:
-        """Milliseconds a byte of weights, by how many bytes are read from one use of a weight to the next."""
-        known = [(count, self.profile.samples.get(("cold", (count,)))) for count in COLD[0]]
-        found = [(count, sample.us) for count, sample in known if sample is not None]
+    def _run_cost(self) -> float:
+        """Milliseconds of a run in which nothing is computed; 0 where the profile does not know."""
+        one, node = self.profile.samples.get(("run", (RUNS[0],))), self._node_cost()
+        return 0.0 if one is None or node is None else max(0.0, one.us / 1e3 - node)
+
+    def _node_cost(self) -> float | None:
+        """Milliseconds of an operator on almost no data; nothing where the profile does not know."""
+        one, nine = (self.profile.samples.get(("run", (count,))) for count in RUNS)
+        return None if one is None or nine is None else max(0.0, nine.us - one.us) / (RUNS[1] - RUNS[0]) / 1e3
+
+    def _cold_curve(self, kind: str) -> Callable[[Any], np.ndarray] | None:
+        """Milliseconds a byte of weights, by how many bytes are read from one use of a weight to the next; nothing
+        where the profile does not know."""
+        known = [(count, self.profile.samples.get((kind, (count,)))) for count in COLD[0]]
+        run = self._run_cost() * 1e3 if kind == "stream" else 0.0
+        found = [
+            (count, (sample.us - run) / count if kind == "stream" else sample.us)
+            for count, sample in known if sample is not None
+        ]
         if len(found) < 2:
-            return np.zeros_like
+            return None
         xs = np.array([count * COLD_WEIGHT for count, _ in found], dtype=np.float64)
         ys = np.maximum.accumulate(np.array([us - found[0][1] for _, us in found])) / 1e3 / COLD_WEIGHT
         return lambda size: np.interp(size, xs, ys)
@@ -195,6 +223,10 @@ class Latency:
     def steps(self, leaf: int) -> tuple[int, ...]:
         """The fast widths of a leaf, ascending: those that fill whole blocks wherever it is read, and the full one."""
         return fast_widths(leaf, self.sizes[leaf], self.operators, self.paths)
+
+    def finest(self, leaf: int) -> tuple[int, ...]:
+        """All fast widths of a leaf, also of a wide one."""
+        return fast_widths(leaf, self.sizes[leaf], self.operators, self.paths, most=self.sizes[leaf])
 
     def _factor(self, label: str, dims: Sequence[Terms], time: Time) -> Factor:
         leaves = leaves_of(dims)
@@ -215,7 +247,7 @@ class Latency:
         samples = {dims: self._sample(operator, dims) for dims in corners(operator, full, odd=False)}
         known = {dims: sample.us / 1e3 for dims, sample in samples.items()}
         if operator.kind not in DECIDED:
-            return _Times(through(known, places).at)
+            return _Times(through(known, places, least=self._node_cost()).at)
         # the last corner is the widest: a narrow one may not fill a block
         *_, widest = samples.values()
         if not widest.blocked:

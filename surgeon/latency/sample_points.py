@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from surgeon.device.layout_probes import Probe
-from surgeon.device.microbenchmark import COLD_FLUSH, Point
+from surgeon.device.microbenchmark import COLD_FLUSH, Point, whole_point
+from surgeon.device.onnx_protobuf import elementwise
 from surgeon.ir.polynomial import Terms
 from surgeon.latency.onnx_builder import Builder
 from surgeon.latency.onnx_micrographs import BLOCKS, FED, apply, masked, operand_shapes, positions, tiny, weight_bytes
@@ -34,6 +35,12 @@ _MOST_COPIES = 16
 #: and their channels and spatial size.
 COLD = ((1, 8, 32, 128, 384), 256, 7)
 COLD_WEIGHT = 4 * COLD[1] ** 2
+#: A weight that is used in so few positions at most is read from memory for as long as it is computed with.
+FEW_POSITIONS = 8
+#: A model of fewer multiply-accumulate operations is run several times in a timing: its inputs are in the caches.
+_REPEATED = 10_000_000
+#: Operators on almost no data in a model, for what a run costs without them.
+RUNS = (1, 9)
 # What is a curve over the number of elements, or of operations, the same for all models; and the kinds on each.
 CURVES = {"copy": (4_000, 40_000, 400_000), "work": (1_000, 100_000)}
 CURVE_OF = {"copy": "copy", "concat": "copy", "work": "work"}
@@ -108,6 +115,8 @@ def points(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Point
     """Every graph to be measured for these operators, once."""
     operators = list(operators)
     total = sum(weight_bytes(o.kind, sizes_at(o, full), o.static) for o in operators)
+    work = sum(_work(o.kind, sizes_at(o, full), o.static) for o in operators)
+    flush = INPUT_FLUSH if work > _REPEATED else 0
     found: dict[tuple[str, Dims], Point] = {}
     kinds = {operator.kind for operator in operators}
     for operator in operators:
@@ -119,7 +128,7 @@ def points(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Point
             variants += [*corners(operator, sizes, odd=True), *direct(operator, sizes)]
         for dims in variants:
             if (operator.key, dims) not in found:
-                found[operator.key, dims] = point(operator.kind, operator.key, operator.static, dims)
+                found[operator.key, dims] = point(operator.kind, operator.key, operator.static, dims, flush)
     for curve in sorted({CURVE_OF[kind] for kind in kinds & CURVE_OF.keys()}):
         for size in CURVES[curve]:
             found[curve, (size,)] = point(curve, curve, {}, (size,))
@@ -127,22 +136,39 @@ def points(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Point
         for size, elements in REORDERS:
             found["plain", (elements,)] = Point("plain", (elements,), _neg(size, between=False))
             found["reordered", (elements,)] = Point("reordered", (elements,), _neg(size, between=True))
+    streams = any(few_positions(operator, sizes_at(operator, full)) for operator in operators)
     for count in COLD[0]:
         # One alone finds its weights in the caches; several find nothing there, as a model that is run now and then.
-        flush = COLD_FLUSH if count > 1 else 0
-        found["cold", (count,)] = Point("cold", (count,), _after_another(count), copies=count, flush=flush)
+        between = COLD_FLUSH if count > 1 else 0
+        found["cold", (count,)] = Point("cold", (count,), _after_another(count), copies=count, flush=between)
+        if streams:
+            found["stream", (count,)] = whole_point("stream", (count,), _rows_through(count), count * COLD_WEIGHT)
         if count * COLD_WEIGHT > total:
             break
+    for count in RUNS:
+        found["run", (count,)] = whole_point("run", (count,), elementwise(["Neg"] * count, (1, 16)))
     return list(found.values())
 
 
-def point(kind: str, key: str, static: Mapping[str, Any], dims: Dims) -> Point:
-    """The graph of an operator, in as many copies as the clock needs."""
-    work = weight_bytes(kind, dims, static) // 4 * positions(kind, dims, static)
+def few_positions(operator: Operator, dims: Dims) -> bool:
+    """Whether an operator reads its weights from memory for as long as it computes."""
+    return bool(weight_bytes(operator.kind, dims, operator.static)) and (
+        positions(operator.kind, dims, operator.static) <= FEW_POSITIONS
+    )
+
+
+def _work(kind: str, dims: Dims, static: Mapping[str, Any]) -> int:
+    """The multiply-accumulate operations of an operator with weights."""
+    return int(weight_bytes(kind, dims, static)) // 4 * positions(kind, dims, static)
+
+
+def point(kind: str, key: str, static: Mapping[str, Any], dims: Dims, flush: int = INPUT_FLUSH) -> Point:
+    """The graph of an operator, in as many copies as the clock needs; what reads the inputs comes after a `flush`."""
+    work = _work(kind, dims, static)
     copies = min(_MOST_COPIES, math.ceil(_SHORT / work)) if work else 1
     made = tiny(kind, static, dims, copies)
     if static.get("input"):
-        return Point(key, dims, made.model, made.inputs, copies, INPUT_FLUSH)
+        return Point(key, dims, made.model, made.inputs, copies, flush)
     return Point(key, dims, made.model, made.inputs, copies)
 
 
@@ -153,6 +179,16 @@ def _after_another(count: int) -> bytes:
     value = b.input((1, channels, size, size))
     for _ in range(count):
         value = b.node("Conv", [value, b.weight([channels, channels, 1, 1])])
+    b.output(value)
+    return b.bytes()
+
+
+def _rows_through(count: int) -> bytes:
+    """Linear layers one after the other that see a single row: each weight is read once, for one multiplication."""
+    b = Builder()
+    value = b.input((1, COLD[1]))
+    for _ in range(count):
+        value = b.node("Gemm", [value, b.weight([COLD[1], COLD[1]])], transB=1)
     b.output(value)
     return b.bytes()
 

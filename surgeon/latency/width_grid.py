@@ -12,8 +12,10 @@ from surgeon.latency.ort_layout import Paths
 MOST_STEPS = 48
 
 
-def fast_widths(leaf: int, size: int, operators: Iterable[Operator], paths: Paths) -> tuple[int, ...]:
-    """The fast widths of a leaf of this size, ascending, its size the last.
+def fast_widths(
+    leaf: int, size: int, operators: Iterable[Operator], paths: Paths, most: int = MOST_STEPS
+) -> tuple[int, ...]:
+    """The fast widths of a leaf of this size, ascending, its size the last; about `most` of them at most.
 
     A size that a unit of the leaf adds several channels to needs a coarser step of the leaf by so much less.
     """
@@ -24,7 +26,7 @@ def fast_widths(leaf: int, size: int, operators: Iterable[Operator], paths: Path
             grain = math.lcm(grain, wanted // math.gcd(wanted, inside))
     while grain > 1 and size // grain < 2:
         grain //= 2
-    while size // grain > MOST_STEPS:
+    while size // grain > most:
         grain *= 2
     return (*range(grain, size, grain), size)
 

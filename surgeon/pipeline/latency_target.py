@@ -1,8 +1,8 @@
-"""Meets a latency on a device: widths by its profile, then measured, and corrected once."""
+"""Meets a latency on a device: widths by its profile, then measured, and chosen anew until it is met."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from surgeon.allocation.latency_budget import allocate_latency
+from surgeon.allocation.latency_budget import allocate_latency, least_ms
 from surgeon.allocation.limits import Keep
 from surgeon.cost.cost import BUDGETS, Cost
-from surgeon.deploy.profiling import export_groups, load_device, profile_groups
+from surgeon.deploy.profiling import export_groups, load_device, mark_of, profile_groups
 from surgeon.device.benchmark import Verdict, benchmark
+from surgeon.device.ort_session import check_threads
 from surgeon.device.profile import Profile
 from surgeon.errors import Infeasible, InvalidArgument
 from surgeon.groups.coupling import Groups
-from surgeon.ir.fingerprint import fingerprint
+from surgeon.latency.landing import AIM, Landed, next_target, where_landed
 from surgeon.latency.model import Latency
 from surgeon.plans.plan import choose
 from surgeon.support.progress import stage
@@ -27,10 +28,17 @@ from surgeon.surgery import operate
 
 Device = Profile | str | Path | None
 Kept = dict[int, tuple[int, ...]]
+_Try = tuple[Kept, "Timing"]
+_Solve = Callable[[float, float], _Try]
 
-#: What is measured over what was asked for: within these, nothing is corrected.
-CLOSE = (0.97, 1.005)
-_SECONDS = 3.0
+#: Up to how many choices of widths are measured, each for so many seconds.
+_MOST = 7
+_SECONDS = 2.0
+# Up to how many times what was asked for the least that is predicted is measured before it is believed.
+_DOUBTED = 2.0
+_ROUNDING = 1e-6
+# From what share of the whole on it is said that a run of nothing takes as much.
+_MUCH = 0.1
 
 
 @dataclass(frozen=True)
@@ -38,9 +46,10 @@ class Timing:
     """Latencies in milliseconds, batch of one: asked for, and of the base and the smaller model.
 
     `measured` is what the smaller model was measured to take here, against the base in one interleaved run (`verdict`);
-    nothing where the device is another one. `corrections` counts how often the widths were chosen anew after
-    measuring. `bound` says how far from the best the widths may be, by the profile: the relative distance of the damage
-    done from its lower bound; nothing where that is not known.
+    nothing where the device is another one; `interval` is the 95 % interval of `measured`. `possible` is the least that
+    any widths are predicted to take, every group at its floor. `corrections` counts how often the widths were chosen
+    anew after measuring. `bound` says how far from the best the widths may be, by the profile: the relative distance of
+    the damage done from its lower bound; nothing where that is not known.
     """
 
     device: str
@@ -53,15 +62,34 @@ class Timing:
     bound: float | None = None
     verdict: Verdict | None = None
     notes: tuple[str, ...] = ()
+    possible: float = 0.0
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of what was measured, in milliseconds."""
+        if self.measured is None or self.verdict is None:
+            return None
+        ratio = self.verdict.ratio
+        return self.measured * ratio.value / ratio.high, self.measured * ratio.value / ratio.low
+
+    @property
+    def landed(self) -> Landed:
+        """Whether what was measured is what was asked for, or may be."""
+        low, high = self.interval or (self.measured or self.predicted,) * 2
+        return where_landed(_off(self), low / self.requested, high / self.requested)
 
     def __str__(self) -> str:
         lines = [f"latency on {self.device}, {self.threads} thread{'s' if self.threads > 1 else ''}:"]
         found = f"predicted {_text(self.predicted)}"
         if self.measured is not None:
-            found = f"measured {_text(self.measured)} ({self.measured / self.requested:.1%} of it), {found}"
+            between = " to ".join(f"{ms / self.requested:.1%}" for ms in self.interval or ())
+            share = f"{self.measured / self.requested:.1%} of it" + (f", 95 % interval {between}" if between else "")
+            found = f"measured {_text(self.measured)} ({share}), {found}"
         lines.append(f"  base {_text(self.base)}, requested {_text(self.requested)}, {found}")
+        lines.append(f"  possible from {_text(self.possible)} on, by the profile")
         if self.corrections:
-            lines.append("  the widths were chosen anew once, after measuring")
+            times = "once" if self.corrections == 1 else f"{self.corrections} times"
+            lines.append(f"  the widths were chosen anew {times}, after measuring")
         if self.bound is not None:
             lines.append(f"  the widths do at most {self.bound:.1%} more damage than the best would, by the profile")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
@@ -78,7 +106,7 @@ class Clock:
     ) -> None:
         self._model, self._groups, self._cost = model, groups, cost
         self._folder = folder
-        mark = fingerprint(model)
+        mark = mark_of(model, groups)
         if device is None:
             self.profile = profile_groups(model, groups, threads=threads or 1, base=self._base)
             self.here = True
@@ -108,64 +136,79 @@ class Clock:
         `curves` tell what each width does to the model, where that is known better than by the scores.
 
         Raises:
-            Infeasible: no widths are so fast.
+            Infeasible: no widths are so fast, by the profile or when measured, or none are nearly as slow.
         """
         requested = ms if ms is not None else (1 - (ratio or 0.0)) * self.base
         if requested >= self.base:
-            raise InvalidArgument(
-                f"latency_ms={requested:g}: the whole model takes {self.base:.2f} ms already; ask for less"
-            )
-        solve = self._solver(scores, keep, size, curves)
-        kept, timing = solve(requested, requested)
+            given = f"latency_ms={ms:g}" if ms is not None else f"ratio={ratio:g}"
+            raise InvalidArgument(f"{given}: the whole model takes {_text(self.base)} already; ask for less")
+        possible = least_ms(self._groups, self.latency, keep)
+        solve = self._solver(scores, keep, size, curves, possible)
         if not self.here:
-            return kept, timing
-        timing = self._measured(kept, timing, relative=ms is None)
-        off = timing.measured / timing.requested if timing.measured is not None else 1.0
-        if CLOSE[0] <= off <= CLOSE[1]:
-            return kept, timing
-        landed = f"measured {off:.1%} of what was asked for"
+            kept, timing = solve(requested, requested)
+            return kept, timing if timing.landed is Landed.MET else _a_step_short(timing)
+        tries = self._tried(solve, requested, possible, relative=ms is None)
         try:
-            again, other = solve(requested, self._corrected(timing))
-        except Infeasible:
-            return kept, _noted(timing, f"{landed}, and the widths can't be cut further")
-        if again == kept:
-            return kept, _noted(timing, f"{landed}, and no other widths are predicted nearer to it")
-        other = replace(self._measured(again, other, relative=ms is None), corrections=1)
-        if _error(other) <= _error(timing):
-            return again, other
-        return kept, _noted(timing, f"{landed}; widths that were chosen anew missed it by more")
+            kept, timing = _settled(tries)
+        except Infeasible as error:
+            raise self._explained(error) from error
+        return kept, replace(timing, corrections=[each for each, _ in tries].index(kept))
 
-    def _corrected(self, timing: Timing) -> float:
-        """What to predict so that what was asked for is measured.
-
-        It lies on the line through the base and what was made, as long as that is between doing nothing and scaling.
-        """
-        assert timing.measured is not None
-        scaled = timing.predicted * timing.requested / timing.measured
-        run = timing.base - timing.measured
-        if run <= 0:
-            return scaled
-        line = timing.predicted + (timing.requested - timing.measured) * (self.base - timing.predicted) / run
-        low, high = sorted((timing.predicted, scaled))
-        return min(max(line, low), high)
+    def _tried(self, solve: _Solve, requested: float, possible: float, relative: bool) -> list[_Try]:
+        """Widths and what they were measured to take, until some meet what was asked for or none are left to try."""
+        tries: list[_Try] = []
+        target = requested
+        for _ in range(_MOST):
+            try:
+                found = _untried(solve, requested, target, [(each, timing.predicted) for each, timing in tries])
+            except Infeasible:
+                if possible > _DOUBTED * requested:
+                    raise
+                # The prediction is no proof: every group at its floor may be quick enough.
+                found = solve(requested, possible * (1 + _ROUNDING))
+            if found is None:
+                break
+            tries.append((found[0], self._measured(*found, relative=relative)))
+            if tries[-1][1].landed is Landed.MET:
+                break
+            landings = [(timing.predicted, _off(timing)) for _, timing in tries]
+            # At full width it takes what the base was measured to take.
+            base = tries[-1][1].base / tries[-1][1].requested
+            target = next_target(landings, (self.base, base))
+        return tries
 
     def _solver(
         self, scores: Mapping[int, np.ndarray], keep: Keep, size: float | None,
-        curves: Mapping[int, np.ndarray] | None,
-    ) -> Callable[[float, float], tuple[Kept, Timing]]:
-        def solve(requested: float, target: float) -> tuple[Kept, Timing]:
+        curves: Mapping[int, np.ndarray] | None, possible: float,
+    ) -> _Solve:
+        def solve(requested: float, target: float) -> _Try:
             with stage("allocate"):
-                widths, found = allocate_latency(
-                    self._groups, scores, self._cost, self.latency, ms=target, keep=keep, size=size,
-                    curves=curves,
-                )
+                try:
+                    widths, found = allocate_latency(
+                        self._groups, scores, self._cost, self.latency, ms=target, keep=keep, size=size,
+                        curves=curves,
+                    )
+                except Infeasible as error:
+                    raise self._explained(error) from error
             predicted = self.latency.ms(widths)
             device, threads = self.profile.cpu, self.profile.threads
             notes = (*self.notes, *found.notes)
-            timing = Timing(device, threads, requested, self.base, predicted, bound=found.gap, notes=notes)
+            timing = Timing(
+                device, threads, requested, self.base, predicted, bound=found.gap, notes=notes,
+                possible=possible,
+            )
             return choose(self._groups, scores, widths), timing
 
         return solve
+
+    def _explained(self, error: Infeasible) -> Infeasible:
+        """With what of the latency is not the model's, where that is much."""
+        if self.latency.run < _MUCH * self.base:
+            return error
+        return Infeasible(
+            f"{error}\nToo small to time by its widths: of {_text(self.base)} a run, {_text(self.latency.run)} are "
+            "onnxruntime's own overhead, which widths can't touch.", error.reachable,
+        )
 
     def _measured(self, kept: Kept, timing: Timing, relative: bool) -> Timing:
         """With what the smaller model takes against the base, measured here and now."""
@@ -184,10 +227,6 @@ class Clock:
         )
 
 
-def _noted(timing: Timing, note: str) -> Timing:
-    return replace(timing, notes=(*timing.notes, note))
-
-
 def _text(ms: float) -> str:
     """Milliseconds with three digits.
 
@@ -197,10 +236,63 @@ def _text(ms: float) -> str:
     return f"{ms:.3g} ms" if ms < 100 else f"{ms:.0f} ms"
 
 
-def _error(timing: Timing) -> float:
-    """How far the measured latency is from what was asked for; to be too slow counts twice."""
-    off = (timing.measured or timing.predicted) / timing.requested - 1
-    return 2 * off if off > 0 else -off
+def _off(timing: Timing) -> float:
+    """What was measured over what was asked for."""
+    return (timing.predicted if timing.measured is None else timing.measured) / timing.requested
+
+
+def _a_step_short(timing: Timing) -> Timing:
+    """With a note that says why nothing nearer was found."""
+    found = "predicted" if timing.measured is None else "measured"
+    note = f"{found} {_off(timing):.1%} of what was asked for; one step more of a group's widths takes too long"
+    return replace(timing, notes=(*timing.notes, note))
+
+
+def _untried(solve: _Solve, requested: float, target: float, tried: Sequence[tuple[Kept, float]]) -> _Try | None:
+    """The widths for `target` or, where those were tried, others near it; nothing if there are none."""
+    known = [kept for kept, _ in tried]
+    above = min((ms for _, ms in tried if ms > target), default=target)
+    below = max((ms for _, ms in tried if ms <= target), default=target)
+    for step in (0.0, 0.5, 0.8, -0.5, -0.8):
+        at = target + (step * (above - target) if step > 0 else -step * (below - target))
+        if step and at == target:
+            continue
+        try:
+            found = solve(requested, at)
+        except Infeasible:
+            if not tried:
+                raise
+            continue
+        if found[0] not in known:
+            return found
+    return None
+
+
+def _settled(tries: Sequence[_Try]) -> _Try:
+    """The widths that meet what was asked for best, from its side.
+
+    Raises:
+        Infeasible: none do; the message tells the nearest.
+    """
+    for good in (Landed.MET, Landed.MAY_BE):
+        if found := [each for each in tries if each[1].landed is good]:
+            return min(found, key=lambda each: abs(_off(each[1]) - AIM))
+    under = [each for each in tries if _off(each[1]) <= 1]
+    if under and len(tries) < _MOST:  # nothing lies between these widths and those that take too long
+        kept, timing = max(under, key=lambda each: _off(each[1]))
+        return kept, _a_step_short(timing)
+    over = [timing for _, timing in tries if _off(timing) > 1]
+    nearest = [max((timing for _, timing in under), key=_off)] if under else []
+    nearest += [min(over, key=_off)] if over else []
+    shown = " and ".join(
+        f"latency_ms={timing.measured:.4g} (the share {1 - (timing.measured or 0.0) / timing.base:.4f})"
+        for timing in nearest
+    )
+    raise Infeasible(
+        f"a latency of {_text(tries[-1][1].requested)} was not met: of {len(tries)} choices of widths that were "
+        f"measured, the nearest take {shown}, of {_text(tries[-1][1].base)}. Remedy: ask for one of those, let nothing "
+        "else run beside, or leave more to be pruned with ignore= and keep=."
+    )
 
 
 def check_request(ratio: Any, latency_ms: Any, budget: str) -> None:
@@ -229,8 +321,8 @@ def check_device(
             raise InvalidArgument(f"align={align!r}: for a latency, the device's own rules say which widths are fast")
         if scope != "global":
             raise InvalidArgument(f"scope={scope!r}: for a latency, groups are always compared with one another")
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise InvalidArgument(f"threads={threads!r}: give an integer of at least 1")
+        if threads is not None and device is None:
+            check_threads(threads)
         if max_params is not None and (isinstance(max_params, bool) or not 0 < max_params < float("inf")):
             raise InvalidArgument(f"max_params={max_params!r}: give a number of parameters above 0")
         return

@@ -88,7 +88,8 @@ def shrink(
             safe.
         budget: "macs", "params", "channels" (that share of every group's units), or "latency": the share of the
             milliseconds of one run in onnxruntime, one sample where the batch is free. Widths are chosen by what the
-            operators were measured to take, the result is measured, and the widths are corrected once.
+            operators were measured to take, the result is measured, and widths are chosen anew until it takes 98 to
+            100 % of what was asked for, or one step of a group's widths less; where none do, that is an error.
         ignore: module names, globs, modules or parameters to leave alone.
         keep: what is left of a group at least: a share (float) or a width (int), for all groups or by glob of names.
         align: widths are multiples of it; by default 16 where a group is at least 32 wide, less below, and less where

@@ -50,6 +50,9 @@ class LatencyModel(Protocol):
     def steps(self, leaf: int) -> tuple[int, ...]:
         """The fast widths of a leaf, ascending, the full one included."""
 
+    def finest(self, leaf: int) -> tuple[int, ...]:
+        """All fast widths of a leaf, where `steps` leaves some out that are close to one another."""
+
     def ms(self, widths: Mapping[int, int]) -> float:
         """The latency at any widths, fast or not; leaves that are not named keep their size."""
 

@@ -71,6 +71,9 @@ class Device:
         size = self.sizes[leaf]
         return (*range(BLOCK, size, BLOCK), size)
 
+    def finest(self, leaf: int) -> tuple[int, ...]:
+        return self.steps(leaf)
+
     def ms(self, widths: Mapping[int, int]) -> float:
         return sum(self._share(share, {**self.sizes, **widths}) for share in self.shares)
 

@@ -99,6 +99,34 @@ def test_a_biased_control_forbids_a_verdict() -> None:
     assert biased.decision == "no reliable difference" and biased.noise > 0.15
 
 
+def two_modes(seed: int, slow: int, slim: float) -> list[np.ndarray]:
+    """Base, slim and control whose runs are quick or slow, as threads are woken or not: the base's `slow` of 100 rounds
+    are slow ones, the slim model's are all alike."""
+    rng = np.random.default_rng(seed)
+    mode = np.where(np.arange(100) < slow, 2.0, 1.0)
+    return [times * rng.lognormal(0, 0.005, 100) for times in (mode, np.full(100, slim), mode)]
+
+
+@pytest.mark.parametrize("slow, slim, contradicts", [(60, 1.2, True), (60, 0.8, False), (40, 1.2, False)])
+def test_an_interval_holds_the_ratio_of_the_medians(slow: int, slim: float, contradicts: bool) -> None:
+    base, other, control = two_modes(0, slow, slim)
+    found = compare_timings(base, other, control)
+    assert found.ratio.low <= float(np.median(base) / np.median(other)) <= found.ratio.high
+    assert (found.decision == "no reliable difference") is contradicts
+    assert ("too noisy to tell: by the 10th percentiles 0.8" in found.doubt) is contradicts
+
+
+def test_a_wall_clock_that_contradicts_undoes_a_verdict() -> None:
+    base, slim, control = timings(0, 1.5, rounds=200, spread=0.01)
+    assert compare_timings(base, slim, control).decision == "faster"
+    found = compare_timings(base, slim, control, beside={"medians of wall time": 0.9})
+    assert found.decision == "no reliable difference"
+    assert found.doubt.startswith("too noisy to tell") and found.doubt.endswith("by the medians of wall time 0.90x")
+    # as much or more on the same side is told, and contradicts nothing
+    found = compare_timings(base, slim, control, beside={"medians of wall time": 9.0})
+    assert found.decision == "faster" and found.doubt == "by the medians of wall time 9.00x" and found.ratio.high < 2
+
+
 def test_verdict(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     times = iter(range(10**9))
@@ -163,7 +191,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
     "truncated": ("truncated.onnx", {}, InvalidArgument, "not an ONNX model"),
     "unknown operator": ("unknown.onnx", {}, BenchmarkError, "NoSuchOperator"),
     "other inputs": ("other.onnx", {}, InvalidArgument, "same inputs"),
-    "threads": ("odd.onnx", {"threads": 0}, InvalidArgument, "threads is 0"),
+    "threads": ("odd.onnx", {"threads": 0}, InvalidArgument, "threads=0"),
+    "more threads than CPUs": ("odd.onnx", {"threads": 1 << 20}, InvalidArgument, "threads=1048576: this process has"),
     "runs": ("odd.onnx", {"runs": 5}, InvalidArgument, "at least 30"),
     "seconds": ("odd.onnx", {"seconds": 0.0}, InvalidArgument, "positive"),
     "unknown feed": ("odd.onnx", {"feeds": {"y": np.zeros(1)}}, InvalidArgument, "'y'"),

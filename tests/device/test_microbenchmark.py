@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from surgeon.device import microbenchmark as points_module
-from surgeon.device.microbenchmark import ROUNDS, Key, Point, Sample, count_turns, measure_all
-from surgeon.device.onnx_protobuf import parse
+from surgeon.device.microbenchmark import COLD_FLUSH, ROUNDS, Key, Point, Sample, count_turns, measure_all, whole_point
+from surgeon.device.onnx_protobuf import elementwise, parse
 from surgeon.device.ort_session import open_session
 from surgeon.errors import BenchmarkError, InvalidArgument
 from tests.device.tiny import impossible, pointwise_conv
@@ -36,6 +36,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._session, name)
 
+        def run(self, names: Any, feeds: Any) -> Any:
+            self.run_with_iobinding(None)
+            return self._session.run(names, feeds)
+
         def run_with_iobinding(self, binding: Any) -> None:
             clock.runs.append(self._operators)
             clock.seconds += A_COLD_RUN if clock.cold else A_RUN
@@ -59,12 +63,15 @@ def copies(number: int) -> Point:
     return Point("conv", (number,), pointwise_conv(32, 32, copies=number), copies=number)
 
 
+def a_copy(sample: Sample) -> float:
+    """Microseconds of a copy: where there is no blocked layout nothing is cut off, and what makes the weight counts."""
+    return AN_OPERATOR * 1e6 * (1 if sample.blocked else 2)
+
+
 def test_a_sample_is_the_time_of_a_copy_without_that_of_a_run(clock: Clock) -> None:
     samples = measure_all([copies(2), copies(5)])
     for sample in samples.values():
-        # where there is no blocked layout nothing is cut off, and the operators that make weights count too
-        if sample.blocked:
-            assert sample.us == pytest.approx(AN_OPERATOR * 1e6)
+        assert sample.us == pytest.approx(a_copy(sample))
         assert sample.spread == pytest.approx(0) and sample.rounds == ROUNDS
     assert list(samples) == [("conv", (2,)), ("conv", (5,))]
 
@@ -72,8 +79,24 @@ def test_a_sample_is_the_time_of_a_copy_without_that_of_a_run(clock: Clock) -> N
 def test_a_cold_run_is_not_taken_for_the_operators(clock: Clock) -> None:
     cold = Point("cold", (2,), pointwise_conv(32, 32, copies=2), copies=2, flush=1 << 20)
     for sample in measure_all([copies(2), cold]).values():
-        if sample.blocked:
-            assert sample.us == pytest.approx(AN_OPERATOR * 1e6)
+        assert sample.us == pytest.approx(a_copy(sample))
+
+
+@pytest.mark.parametrize("flush", [0, 1 << 16])
+def test_operators_that_know_no_blocks_are_timed_as_they_are(clock: Clock, flush: int) -> None:
+    """On any CPU, whatever layouts it has."""
+    point = Point("neg", (4,), elementwise(["Neg"] * 4, (1, 16)), copies=4, flush=flush)
+    sample = measure_all([point])[point.key]
+    assert sample.us == pytest.approx(AN_OPERATOR * 1e6) and not sample.blocked
+
+
+def test_a_whole_model_is_timed_with_what_a_run_costs(clock: Clock) -> None:
+    model = elementwise(["Neg"] * 4, (1, 16))
+    point = Point("whole", (), model, whole=True)
+    assert measure_all([point])[point.key].us == pytest.approx((A_RUN + 4 * AN_OPERATOR) * 1e6)
+    # what two others of its size leave in the caches
+    assert whole_point("whole", (), model).flush == 2 * len(model) // 8 * 8
+    assert whole_point("whole", (), model, size=1 << 40).flush == COLD_FLUSH
 
 
 def test_whether_the_result_is_in_blocks_is_seen() -> None:

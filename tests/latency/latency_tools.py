@@ -78,6 +78,10 @@ def _sample(point: Point, paths: Paths) -> Sample:
             return Sample(5.0 + size / 1e4 + 2 * _reordered(size), 0.0, False, 12)
         case "cold":
             return Sample(10.0 * size + 0.1 * size**2, 0.0, False, 12)
+        case "stream":
+            return Sample(size * (5.0 * size + 0.05 * size**2), 0.0, False, 12)
+        case "run":
+            return Sample(5.0 + 0.2 * size, 0.0, False, 12)
     operator: Any = SimpleNamespace(kind=kind, static=static)
     blocked = kind in DECIDED and bool(paths.fits(operator, point.widths))
     return Sample(microseconds(kind, static, point.widths, blocked), 0.0, blocked, 12, blocked)

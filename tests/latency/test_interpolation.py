@@ -52,6 +52,14 @@ def test_far_below_the_corners_something_is_left() -> None:
     assert float(surface.at((1,))) == 0.25
 
 
+def test_far_below_the_corners_a_share_of_the_work_is_left() -> None:
+    """A matrix that fits a nearer cache is quicker than a line through larger ones says, but not for nothing."""
+    surface = through({(a, b): float(a * b) ** 2 for a in (10, 20) for b in (10, 20)}, (0, 1), least=50.0)
+    assert float(surface.at((5, 5))) == 2500.0
+    assert float(surface.at((1, 1))) == 100.0
+    assert float(through({(10,): 1e4, (20,): 9e4}, (0,), least=2000.0).at((1,))) == 2000.0
+
+
 def test_arrays_broadcast() -> None:
     surface = through({(a, b): float(a * b) for a in (10, 20) for b in (10, 20)}, (0, 1))
     a, b = np.ix_(np.arange(10.0, 21), np.arange(10.0, 15))

@@ -160,6 +160,28 @@ def test_the_measured_latency_of_the_whole_is_met() -> None:
         assert Latency(groups, profile, model="another").ms({}) == alone.ms({})
 
 
+def test_a_run_of_nothing_is_no_operators() -> None:
+    """What onnxruntime takes for any run stays at whatever widths, and is not spread over the operators."""
+    groups = coupled(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), 64)
+    alone = latency_of(groups)
+    assert alone.run == pytest.approx(5e-3)
+    assert dict(alone.shares({}))["onnxruntime itself"] == alone.run
+    profile = dataclasses.replace(alone.profile, models={"mark": {"ms": 1.5 * alone.ms({})}})
+    found = Latency(groups, profile, model="mark")
+    narrow = dict.fromkeys(found.sizes, 1)
+    assert dict(found.shares(narrow))["onnxruntime itself"] == alone.run < found.ms(narrow)
+    samples = {key: sample for key, sample in profile.samples.items() if key[0] != "run"}
+    assert Latency(groups, dataclasses.replace(profile, samples=samples)).run == 0
+
+
+def test_weights_that_are_used_once_cost_more_where_they_come_from_memory() -> None:
+    """One row through a linear layer waits for its weights; many rows compute meanwhile."""
+    net = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512))
+    row, rows = latency_of(coupled(net, 512)), latency_of(coupled(net, 64, 512))
+    assert row._curve_of(row.operators[0]) is row._stream
+    assert rows._curve_of(rows.operators[0]) is rows._cold
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_a_profile_that_lacks_something_is_refused_with_a_remedy(name: str) -> None:
     found = latency(name)
@@ -187,7 +209,7 @@ def test_weights_from_memory_take_longer_the_more_there_are() -> None:
     rates = [float(found._cold(count * COLD_WEIGHT)) for count in COLD[0]]
     assert rates == sorted(rates)
     assert rates[-1] > rates[0] == 0
-    samples = {key: sample for key, sample in found.profile.samples.items() if key[0] != "cold"}
+    samples = {key: sample for key, sample in found.profile.samples.items() if key[0] not in ("cold", "stream")}
     warm = Latency(groups, dataclasses.replace(found.profile, samples=samples))
     assert found.ms({}) > warm.ms({})
     (hidden,) = found.sizes
