@@ -5,6 +5,7 @@
 'SurgeonError'
 """
 
+from surgeon import interrupts as interrupts  # first: torch, which the others import, takes seconds
 from surgeon import schedules as schedules
 from surgeon import training as training
 from surgeon.clock import Timing

@@ -10,6 +10,7 @@ import typer
 import surgeon
 from surgeon import batches
 from surgeon.deploy.page import write_page
+from surgeon.files import write_text
 from surgeon.options import Pretrained, Seed, Shape, Spec, Threads, load, reported
 
 
@@ -71,9 +72,14 @@ def quantize(
     base: Annotated[Path | None, typer.Option(help="An ONNX file to measure the result against too.")] = None,
     threads: Threads = 1,
 ) -> None:
-    """Write a model in int8 where that is measured faster and accurate enough; else float32 is kept."""
+    """Write a model in int8 where that is measured faster and accurate enough; else float32 is kept.
+
+    The numbers that decided it go beside it, to NAME.report.json.
+    """
     inputs = None if calibration is None else batches.read(calibration)
-    print(surgeon.quantize(model, inputs, path=out, base=base, threads=threads))
+    made = surgeon.quantize(model, inputs, path=out, base=base, threads=threads)
+    write_text(out.with_name(f"{out.stem}.report.json"), made.to_json() + "\n")
+    print(made)
 
 
 def report(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -28,6 +26,7 @@ from surgeon.recovery.labels import Loss
 from surgeon.recovery.selection import reconstruction
 from surgeon.replay import carry_out
 from surgeon.report import Change, Report
+from surgeon.scratch import temporary_folder
 from surgeon.select import Ignored
 from surgeon.surgery import Operation
 from surgeon.verify import Certificate
@@ -253,8 +252,8 @@ def decide(
     settings: dict[str, Any] = {"ratio": share, "budget": budget, "importance": name, "seed": seed}
     timing = None
     if timed:
-        with tempfile.TemporaryDirectory() as folder:
-            clock = Clock(model, groups, cost, device, threads, Path(folder))
+        with temporary_folder() as folder:
+            clock = Clock(model, groups, cost, device, threads, folder)
             curves = selection.damages if selection is not None else None
             kept, timing = clock.decide(scores, latency_ms, share, keep, max_params, curves)
         settings |= {

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,10 @@ from surgeon.deploy.recipes import Trial, search
 from surgeon.device.benchmark import Verdict, benchmark
 from surgeon.device.session import make_feeds, open_session
 from surgeon.errors import InvalidArgument, InvalidInputs
-from surgeon.files import replace_beside
+from surgeon.files import free_name, referred, replace_beside
 from surgeon.inputs import infer
 from surgeon.progress import stage
+from surgeon.scratch import temporary_folder
 
 Kind = Literal["auto", "static", "dynamic"]
 
@@ -133,8 +133,7 @@ def quantize(
     """
     _check(kind, judge, agreement, deviation, samples, calibration)
     target = Path(path) if path is not None else _beside(model)
-    with replace_beside(target) as scratch, tempfile.TemporaryDirectory(prefix="surgeon-int8-") as made:
-        folder = Path(made)
+    with replace_beside(target) as scratch, temporary_folder() as folder:
         given = None if calibration is None else batches(calibration)
         source, given = _float_file(model, example_inputs, given, folder)
         inputs = _inputs(source)
@@ -253,7 +252,7 @@ def _random(path: Path, seed: int) -> list[Feeds]:
 
 
 def _bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}.data")) if file.is_file())
+    return sum(file.stat().st_size for file in (path, *map(path.with_name, referred(path))) if file.is_file())
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -262,4 +261,4 @@ def _copy(source: Path, target: Path) -> None:
     if model.ByteSize() < SINGLE_FILE_BYTES:
         onnx.save(model, target)
     else:
-        onnx.save(model, target, save_as_external_data=True, location=f"{target.name}.data")
+        onnx.save(model, target, save_as_external_data=True, location=free_name(target))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from surgeon import interrupts
 from surgeon.errors import InvalidArgument, SurgeonError
 from surgeon.study.method import carry_out
 from surgeon.study.runs import Run
@@ -23,6 +25,9 @@ from surgeon.study.task import Task, load
 from surgeon.study.training import dense
 
 Progress = Callable[[], object]
+
+PATIENCE = 10.0
+"""Seconds that a worker has to put its files away."""
 
 
 def attempt(task: Task, run: Run, place: Store) -> None:
@@ -72,7 +77,10 @@ def in_processes(runs: Sequence[Run], place: Store, jobs: int, progress: Progres
         environment = {**os.environ, "PYTHONPATH": _python_path()}
         # A worker ends when its standard input does, that is, with this process, however that ends.
         processes = [
-            subprocess.Popen([*command, key], stdin=subprocess.PIPE, env=environment, stdout=subprocess.DEVNULL)
+            subprocess.Popen(
+                [*command, key], stdin=subprocess.PIPE, env=environment, stdout=subprocess.DEVNULL,
+                process_group=0,  # a terminal's Ctrl-C goes to this process alone, which ends them
+            )
             for key in keys
         ]
         try:
@@ -83,9 +91,13 @@ def in_processes(runs: Sequence[Run], place: Store, jobs: int, progress: Progres
             for process in processes:
                 if process.poll() is None:
                     process.terminate()
+            for process in processes:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE)
+                process.kill()
+                process.wait()
                 assert process.stdin is not None
                 process.stdin.close()
-                process.wait()
         if bad := [process.returncode for process in processes if process.returncode != 0]:
             raise SurgeonError(f"a process of the study ended with code {bad[0]}; start it again to go on")
 
@@ -144,6 +156,8 @@ def _python_path() -> str:
 
 def _end_with_the_parent() -> None:
     sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
     os._exit(1)
 
 
@@ -151,7 +165,7 @@ def main(arguments: Sequence[str]) -> None:
     """`python -m surgeon.study.workers FOLDER JOB KEY,KEY…`."""
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     folder, job, keys = arguments
-    work(folder, job, keys.split(","))
+    interrupts.unwind(lambda: work(folder, job, keys.split(",")), quiet=True)
 
 
 if __name__ == "__main__":
