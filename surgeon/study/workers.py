@@ -26,6 +26,7 @@ from surgeon.study.training import dense
 
 Progress = Callable[[], object]
 
+_WORKER = "import sys; from surgeon.study.workers import main; main(sys.argv[1:])"
 PATIENCE = 10.0
 """Seconds that a worker has to put its files away."""
 
@@ -73,7 +74,7 @@ def in_processes(runs: Sequence[Run], place: Store, jobs: int, progress: Progres
     for job, part in (("prepare", starts), ("attempt", runs)):
         count = min(jobs, len(part))
         keys = [",".join(run.key for run in part[index::count]) for index in range(count)]
-        command = [sys.executable, "-m", "surgeon.study.workers", str(place.folder), job]
+        command = [sys.executable, "-c", _WORKER, str(place.folder), job]
         environment = {**os.environ, "PYTHONPATH": _python_path()}
         # A worker ends when its standard input does, that is, with this process, however that ends.
         processes = [
@@ -162,13 +163,7 @@ def _end_with_the_parent() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`python -m surgeon.study.workers FOLDER JOB KEY,KEY…`."""
+    """In a process that was started for it, with arguments FOLDER JOB KEY,KEY…."""
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     folder, job, keys = arguments
     interrupts.unwind(lambda: work(folder, job, keys.split(",")), quiet=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
-
-
