@@ -35,11 +35,12 @@ from torch import nn
 
 import surgeon
 from benchmarks.rows import last
-from surgeon import exchange, storage
-from surgeon.cli import app
+from surgeon.cli.main import app
 from surgeon.deploy import export as exporting
-from surgeon.deploy.page import write_page
-from tests.study_tasks import Blobs
+from surgeon.pipeline import storage
+from surgeon.reporting.page import write_page
+from surgeon.support import exchange
+from tests.study.study_tasks import Blobs
 
 RESULTS = Path(__file__).parent / "results" / "kills.jsonl"
 TABLE = Path(__file__).parent / "results" / "kills.md"

@@ -1,12 +1,12 @@
 """The command line's first lines: Ctrl-C is answered before torch is imported, which takes seconds."""
 
-from surgeon import interrupts
+from surgeon.support import interrupts
 
 
 def main() -> None:
     """Run the command that the process was given; exit code 130 after Ctrl-C, 143 after SIGTERM."""
     interrupts.end_at_once()
-    from surgeon.cli import app
+    from surgeon.cli.main import app
 
     app()
 

@@ -4,9 +4,9 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from surgeon.device.session import open_session
-from surgeon.device.wire import BLOCKED_DOMAIN, Graph, Node, read
-from surgeon.scratch import temporary_folder
+from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, Node, read
+from surgeon.device.ort_session import open_session
+from surgeon.support.scratch import temporary_folder
 
 
 @dataclasses.dataclass(frozen=True)

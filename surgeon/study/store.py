@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import InvalidArgument
-from surgeon.files import StrPath, ensure_folder, remove_folder, write_text
-from surgeon.scratch import sweep_tree
 from surgeon.study.runs import Run, parse
+from surgeon.support.files import StrPath, ensure_folder, remove_folder, write_text
+from surgeon.support.scratch import sweep_tree
 
 FORMAT = "surgeon-study"
 VERSION = 1

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.analysis import analyse
-from surgeon.cost import Cost
-from surgeon.coupling import Groups
+from surgeon.cost.cost import Cost
 from surgeon.errors import InvalidArgument
-from surgeon.files import remove_folder
+from surgeon.groups.analyze import analyse
+from surgeon.groups.coupling import Groups
 from surgeon.study.runs import Run, penalty_of
 from surgeon.study.task import Task
+from surgeon.support.files import remove_folder
 from surgeon.training import checkpoint as checkpoints
 from surgeon.training import regularizers
 from surgeon.training.loop import Moment, Steered, fit

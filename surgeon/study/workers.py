@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from surgeon import interrupts
 from surgeon.errors import InvalidArgument, SurgeonError
 from surgeon.study.method import carry_out
 from surgeon.study.runs import Run
 from surgeon.study.store import Store, store
 from surgeon.study.task import Task, load
 from surgeon.study.training import dense
+from surgeon.support import interrupts
 
 Progress = Callable[[], object]
 
