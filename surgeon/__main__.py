@@ -1,6 +1,15 @@
-"""The command line as `python -m surgeon`, where no `surgeon` is on the path."""
+"""The command line's first lines: Ctrl-C is answered before torch is imported, which takes seconds."""
 
-from surgeon.cli.main import app
+from surgeon.support import interrupts
+
+
+def main() -> None:
+    """Run the command that the process was given; exit code 130 after Ctrl-C, 143 after SIGTERM."""
+    interrupts.end_at_once()
+    from surgeon.cli.main import app
+
+    app()
+
 
 if __name__ == "__main__":
-    app()
+    main()

@@ -57,7 +57,9 @@ RESERVED = {
 }
 
 # What a kit takes along to a device beside `surgeon/device/`.
-CARRIED = ("surgeon.errors.", "surgeon.support.documents.", "surgeon.support.files.")
+CARRIED = tuple(
+    f"surgeon.{name}." for name in ("errors", *(f"support.{each}" for each in ("documents", "files", "scratch")))
+)
 
 # All of them are pickle, or write and read it.
 PICKLES = ("pickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "torch.save", "torch.load")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -15,8 +13,9 @@ from torch import nn
 import surgeon
 from surgeon.device.benchmark import Verdict
 from surgeon.errors import InvalidArgument
-from surgeon.support.files import StrPath, ensure_folder
+from surgeon.support.files import StrPath, replace_many
 from surgeon.support.progress import stage
+from surgeon.support.scratch import temporary_folder
 
 SECONDS = 4.0
 """What the benchmark may take."""
@@ -76,7 +75,7 @@ def run(network: str, ratio: float, *, threads: int = 1, out: StrPath | None = N
         "module."
     )
     if out is not None:
-        console.print(f"\nThe files are in {folder}", markup=False)
+        console.print(f"\nThe files are in {out}", markup=False)
 
 
 def _load(network: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -99,13 +98,8 @@ def _accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> f
     return models.accuracy(model, images, labels)
 
 
-@contextmanager
-def _folder(out: StrPath | None) -> Iterator[Path]:
-    if out is not None:
-        yield ensure_folder(out)
-        return
-    with tempfile.TemporaryDirectory(prefix="surgeon-demo-") as folder:
-        yield Path(folder)
+def _folder(out: StrPath | None) -> AbstractContextManager[Path]:
+    return temporary_folder() if out is None else replace_many(out)
 
 
 def _times(before: float, after: float) -> str:

@@ -11,6 +11,7 @@ import surgeon
 from surgeon.cli import data as batches
 from surgeon.cli.options import Pretrained, Seed, Shape, Spec, Threads, load, reported
 from surgeon.reporting.page import write_page
+from surgeon.support.files import write_text
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -77,9 +78,14 @@ def quantize(
     base: Annotated[Path | None, typer.Option(help="An ONNX file to measure the result against too.")] = None,
     threads: Threads = 1,
 ) -> None:
-    """Write a model in int8 where that is measured faster and accurate enough; what is not stays float32."""
+    """Write a model in int8 where that is measured faster and accurate enough; what is not stays float32.
+
+    The numbers that decided it go beside it, to NAME.report.json.
+    """
     inputs = None if calibration is None else batches.read(calibration)
-    print(surgeon.quantize(model, inputs, path=out, base=base, threads=threads))
+    made = surgeon.quantize(model, inputs, path=out, base=base, threads=threads)
+    write_text(made.path.with_name(f"{made.path.stem}.report.json"), made.to_json() + "\n")
+    print(made)
 
 
 def report(

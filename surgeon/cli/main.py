@@ -27,14 +27,25 @@ from surgeon.cli.options import (
     Threads,
     least_widths,
     load,
-    published,
+    load_slim,
     reported,
     show,
 )
 from surgeon.cli.terms import running
+from surgeon.reporting.report import document
+from surgeon.support import interrupts
+from surgeon.support.files import replace_many, write_text
 from surgeon.support.progress import collect, stage
 
-app = typer.Typer(
+
+class _App(typer.Typer):
+    """Ends in one line, with its files put away, when a signal asks for it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        interrupts.unwind(lambda: super(_App, self).__call__(*args, **kwargs))
+
+
+app = _App(
     help="Make a PyTorch model smaller, prove that it is the same function less the removed units, "
     "export it, and measure the speed-up.",
     no_args_is_help=True,
@@ -147,7 +158,7 @@ def shrink(
 ) -> None:
     """Write base.onnx, slim.onnx, plan.json, weights.safetensors and report.json to a folder."""
     least = least_widths(keep or [])
-    with collect() as seconds, published(out) as scratch:
+    with collect() as seconds, replace_many(out) as scratch:
         model, inputs = load(spec, shape or [], pretrained, seed)
         slim, report = surgeon.shrink(
             model,
@@ -199,17 +210,22 @@ def recover(
     pretrained: Pretrained = False,
     seed: Seed = 0,
 ) -> None:
-    """Fit the layers that are left to make up for what a plan removed, from unlabeled inputs, without labels."""
-    with published(out) as scratch:
+    """Fit the layers that are left to make up for what a plan removed, from unlabeled inputs, without labels.
+
+    Writes slim.onnx, plan.json, weights.safetensors and report.json.
+    """
+    with replace_many(out) as scratch:
         model, inputs = load(spec, shape or [], pretrained, seed)
-        plan = surgeon.Plan.load(folder / "plan.json")
-        slim = surgeon.load(folder, model)
+        slim, plan = load_slim(folder, model)
         better, report = surgeon.recover(
             model, slim, plan, batches.read(data), samples=samples, example_inputs=inputs, return_report=True
         )
         surgeon.save(better, scratch, plan)
         found = surgeon.export(better, scratch / "slim.onnx", example_inputs=inputs)
-    print(dataclasses.replace(found, path=out / "slim.onnx"))
+        found = dataclasses.replace(found, path=out / "slim.onnx")
+        text = document("surgeon-recovery", recovery=report, exports={"slim": found})
+        write_text(scratch / "report.json", text + "\n")
+    print(found)
     print(report)
 
 
@@ -231,15 +247,18 @@ def apply(
     pretrained: Pretrained = False,
     seed: Seed = 0,
 ) -> None:
-    """Replay a plan on a model of the same architecture; write slim.onnx, plan.json and weights.safetensors."""
-    with published(out) as scratch:
+    """Replay a plan on a model of the same architecture; write what `surgeon recover` does."""
+    with replace_many(out) as scratch:
         made = surgeon.Plan.load(plan)
         model, inputs = load(spec, shape or [], pretrained, seed)
         slim = made.apply(model, example_inputs=inputs)
         certificate = surgeon.verify(model, slim, made, example_inputs=inputs)
         surgeon.save(slim, scratch)
         found = surgeon.export(slim, scratch / "slim.onnx", example_inputs=inputs)
-    print(dataclasses.replace(found, path=out / "slim.onnx"))
+        found = dataclasses.replace(found, path=out / "slim.onnx")
+        text = document("surgeon-application", certificate=certificate, exports={"slim": found})
+        write_text(scratch / "report.json", text + "\n")
+    print(found)
     print(certificate)
 
 
@@ -257,8 +276,7 @@ def verify(
     Of weights that data have fitted since the cut, or that were rotated before it, nothing can be proved.
     """
     model, inputs = load(spec, shape or [], pretrained, seed)
-    plan = surgeon.Plan.load(folder / "plan.json")
-    slim = surgeon.load(folder, model)
+    slim, plan = load_slim(folder, model)
     print(surgeon.verify(model, slim, plan, example_inputs=inputs))
 
 

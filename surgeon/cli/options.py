@@ -1,10 +1,8 @@
-"""What the commands share: their options, how they load a model, report an error, and write a folder."""
+"""What the commands share: their options, how they load a model and report an error."""
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +13,12 @@ import typer
 from rich.console import Console
 from torch import nn
 
+import surgeon
 from surgeon.cli.terms import in_terms
 from surgeon.errors import InvalidArgument, SurgeonError
 from surgeon.frontend import model_loading as sources
 from surgeon.frontend.infer_inputs import infer
-from surgeon.support.files import ensure_folder, replace_many
+from surgeon.plans.plan import Plan, plan_of
 
 Spec = Annotated[
     str,
@@ -61,21 +60,6 @@ def reported() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-@contextmanager
-def published(folder: Path) -> Iterator[Path]:
-    """A temporary folder, whose files go to `folder` when the block succeeds; `folder` is created no sooner.
-
-    Raises `OutputError` before the block if nothing could be written there.
-    """
-    # lexists: a link to nowhere stands in the way of a folder
-    nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-    with tempfile.TemporaryDirectory(prefix=".surgeon-", dir=ensure_folder(nearest)) as made:
-        yield Path(made)
-        with replace_many(folder) as scratch:
-            for file in Path(made).iterdir():
-                os.replace(file, scratch / file.name)
-
-
 def load(spec: str, shapes: Sequence[str], pretrained: bool, seed: int) -> tuple[nn.Module, Any]:
     """The model, and example inputs as the Python API takes them."""
     sizes = [_sizes(shape) for shape in shapes]
@@ -87,6 +71,14 @@ def load(spec: str, shapes: Sequence[str], pretrained: bool, seed: int) -> tuple
         return model, known
     args, kwargs = infer(model)
     return model, args or kwargs
+
+
+def load_slim(folder: Path, model: nn.Module) -> tuple[nn.Module, Plan]:
+    """The smaller model in a folder, and the plan that it was made by: of one version, also while it is replaced."""
+    slim = surgeon.load(folder, model)
+    plan = plan_of(slim, None)
+    assert plan is not None  # a model that was loaded carries it
+    return slim, plan
 
 
 def _sizes(text: str) -> list[int]:

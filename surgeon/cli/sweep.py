@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 import surgeon
-from surgeon.cli.options import Ignore, Out, Pretrained, Seed, Shape, Spec, load, published, reported, show
-from surgeon.support.files import write_text
+from surgeon.cli.options import Ignore, Out, Pretrained, Seed, Shape, Spec, load, reported, show
+from surgeon.support.files import replace_many, write_text
 
 
 class Rank(StrEnum):
@@ -39,7 +39,7 @@ def sweep(
     shape: Shape = None,
 ) -> None:
     """Take away dead neurons and channels; write base.onnx, slim.onnx, plan.json, weights.safetensors, report.json."""
-    with published(out) as scratch:
+    with replace_many(out) as scratch:
         model, inputs = load(spec, shape or [], pretrained, seed)
         if amount is not None:
             model = surgeon.prune_connections(model, amount, scope.value, None, ignore or (), example_inputs=inputs)

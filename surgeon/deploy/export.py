@@ -21,7 +21,7 @@ from surgeon.deploy.parity import check_parity
 from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, InvalidModel, OutputError, TraceError
 from surgeon.frontend.isolation import undisturbed, untouched
 from surgeon.frontend.trace import check_dense, duplicate
-from surgeon.support.files import replace_beside
+from surgeon.support.files import free_name, replace_beside
 
 OPSET = 20
 """The newest opset torch.onnx converts to by default; onnxruntime reads it since 1.17."""
@@ -228,7 +228,7 @@ def _convert(program: torch.export.ExportedProgram) -> ir.Model:
 def _write(model: ir.Model, path: Path) -> None:
     weights = (value.const_value for value in model.graph.initializers.values())
     size = sum(tensor.nbytes for tensor in weights if tensor is not None)
-    external = f"{path.name}.data" if size >= SINGLE_FILE_BYTES else None
+    external = free_name(path) if size >= SINGLE_FILE_BYTES else None
     try:
         ir.save(model, path, external_data=external)
     except OSError as error:

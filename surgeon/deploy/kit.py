@@ -13,7 +13,9 @@ from surgeon.errors import InvalidArgument
 from surgeon.support.files import replace
 
 # The rest of surgeon that device/ needs.
-_BESIDE = ("errors", "support/__init__", "support/documents", "support/files")
+_BESIDE = (
+    "errors", *(f"support/{name}" for name in ("__init__", "documents", "exchange", "files", "interrupts", "scratch"))
+)
 _SHEBANG = b"#!/usr/bin/env python3\n"
 
 # Runs before anything else does, so that old Pythons can read it and say what is missing.

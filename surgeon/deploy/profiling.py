@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from surgeon.ir.fingerprint import fingerprint
 from surgeon.latency.operators import operators
 from surgeon.latency.sample_points import points, questions
 from surgeon.support.progress import counter, stage
+from surgeon.support.scratch import temporary_folder
 
 #: A larger model is not put into a profile as a whole: its file would not fit into memory twice on a small device.
 MOST_BYTES = 1 << 30
@@ -98,7 +98,7 @@ def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = No
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 16, 3))
-    >>> with tempfile.TemporaryDirectory() as folder:
+    >>> with temporary_folder() as folder:
     ...     kit(net, f"{folder}/kit.pyz", torch.randn(1, 16, 8, 8)).name
     'kit.pyz'
     """
@@ -139,9 +139,9 @@ def _whole(model: nn.Module, groups: Groups, base: Path | None = None) -> dict[s
     """The model as ONNX, by its mark; nothing where it is too large."""
     if sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) > MOST_BYTES:
         return {}
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         if base is None:
-            base = export_groups(model, groups, Path(folder) / "base.onnx")
+            base = export_groups(model, groups, folder / "base.onnx")
         return {mark_of(model, groups): base.read_bytes()}
 
 

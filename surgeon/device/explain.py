@@ -3,15 +3,14 @@
 import dataclasses
 import functools
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 from surgeon.device.layout import Comparison, Convolution
 from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, parse, read
 from surgeon.device.ort_session import open_session
+from surgeon.support.scratch import temporary_folder
 
 Width = Literal["in_channels", "out_channels", "channels", "in_channels per group", "out_channels per group"]
 
@@ -145,16 +144,16 @@ def _widths(
 @functools.lru_cache(maxsize=4096)
 def stays_blocked(in_channels: int, out_channels: int, group: int = 1, threads: int = 1) -> bool:
     """Whether onnxruntime runs a convolution of these widths, alone, in its blocked layout on this CPU."""
-    with tempfile.TemporaryDirectory() as folder:
-        dump = Path(folder) / "optimised.onnx"
+    with temporary_folder() as folder:
+        dump = folder / "optimised.onnx"
         open_session(_convolution(in_channels, out_channels, group), threads=threads, dump_to=dump)
         return parse(dump.read_bytes()).blocked
 
 
 def _left_before(path: str | os.PathLike[str], threads: int) -> Counter[str]:
     """The operators in front of which channels leave their blocks, counted by kind."""
-    with tempfile.TemporaryDirectory() as folder:
-        dump = Path(folder) / "optimised.onnx"
+    with temporary_folder() as folder:
+        dump = folder / "optimised.onnx"
         open_session(path, threads=threads, dump_to=dump)
         graph = read(dump)
     return Counter(_readers(graph))

@@ -2,12 +2,11 @@
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, Node, read
 from surgeon.device.ort_session import open_session
+from surgeon.support.scratch import temporary_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +66,8 @@ def layout(path: str | os.PathLike[str], threads: int = 1) -> Layout:
 
     Raises what `open_session` raises for a file that is missing, not ONNX or can't be run.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        dump = Path(folder) / "optimised.onnx"
+    with temporary_folder() as folder:
+        dump = folder / "optimised.onnx"
         open_session(path, threads=threads, dump_to=dump)
         optimised = read(dump)
     original = read(path)

@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Literal
 
 from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, Node, parse, strip
 from surgeon.device.ort_session import open_session
 from surgeon.errors import InvalidArgument, SurgeonError
+from surgeon.support.scratch import temporary_folder
 
 Question = Literal["multiple", "direct", "block"]
 
@@ -85,8 +84,8 @@ def is_fast(optimised: bytes) -> bool:
 
 
 def _optimised(model: bytes, threads: int) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        dump = Path(folder) / "optimised.onnx"
+    with temporary_folder() as folder:
+        dump = folder / "optimised.onnx"
         open_session(model, threads=threads, dump_to=dump)
         return dump.read_bytes()
 

@@ -3,11 +3,9 @@
 import dataclasses
 import gc
 import itertools
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -16,6 +14,7 @@ from surgeon.device.onnx_protobuf import elementwise, entry, parse, strip
 from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
 from surgeon.device.statistics import LOW
 from surgeon.errors import BenchmarkError, InvalidArgument, SurgeonError
+from surgeon.support.scratch import temporary_folder
 
 ROUNDS = 12
 """Timings of a point, at the least; one that scatters gets up to twice as many."""
@@ -257,8 +256,8 @@ class _Bench:
     def _load(self, point: Point) -> _Loaded:
         """The point's optimised graph without what isn't timed, opened; kept open if there is room."""
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                dump = Path(folder) / "optimised.onnx"
+            with temporary_folder() as folder:
+                dump = folder / "optimised.onnx"
                 session = open_session(point.model, threads=self._threads, dump_to=dump)
                 model = dump.read_bytes()
             feeds = _feeds(session, point.inputs)

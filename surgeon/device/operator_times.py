@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import onnxruntime as ort
 from surgeon.device.onnx_protobuf import Graph, Node, read
 from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
 from surgeon.errors import BenchmarkError
+from surgeon.support.scratch import temporary_folder
 
 LOW = 20
 """The percentile that stands for an operator: the profiler counts interruptions in."""
@@ -45,7 +45,7 @@ def shares(path: str | os.PathLike[str], *, threads: int = 1, runs: int = 30) ->
     graph = read(path)
     session = open_session(path, threads=threads)  # an error of the file's comes from here
     feeds = make_feeds(session)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -32,6 +30,7 @@ from surgeon.scoring import Criterion, check_finite
 from surgeon.scoring.reconstruction import reconstruction
 from surgeon.scoring.registry import RECONSTRUCTION, score_groups, settle
 from surgeon.support.progress import collect, stage
+from surgeon.support.scratch import temporary_folder
 from surgeon.surgery import Operation
 from surgeon.surgery.build import carry_out
 from surgeon.verification import Certificate
@@ -265,8 +264,8 @@ def decide(
     settings: dict[str, Any] = {"ratio": share, "budget": budget, "importance": name, "seed": seed}
     timing, possible, unaligned = None, None, {}
     if timed:
-        with tempfile.TemporaryDirectory() as folder:
-            clock = Clock(model, groups, cost, device, threads, Path(folder))
+        with temporary_folder() as folder:
+            clock = Clock(model, groups, cost, device, threads, folder)
             curves = selection.damages if selection is not None else None
             kept, timing = clock.decide(scores, latency_ms, share, keep, max_params, curves)
         settings |= {

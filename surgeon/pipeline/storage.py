@@ -22,11 +22,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx, nn
 
-from surgeon.errors import InvalidArgument, InvalidModel, WeightsError
+from surgeon.errors import InvalidArgument, InvalidModel, SurgeonError, WeightsError
 from surgeon.frontend.isolation import undisturbed
 from surgeon.pipeline.replay import build
 from surgeon.plans.plan import Plan, plan_of
-from surgeon.support.files import StrPath, replace_many
+from surgeon.support.files import StrPath, find, marks, replace_many
 from surgeon.support.safetensors_io import write_tensors
 
 PLAN = "plan.json"
@@ -34,6 +34,8 @@ WEIGHTS = "weights.safetensors"
 MODEL = "model.json"
 FORMAT = "surgeon-model"
 VERSION = 1
+ATTEMPTS = 20
+"""Of reading a folder that is replaced meanwhile."""
 LISTED = 8
 """Tensors that an error names, before it counts the rest."""
 
@@ -42,8 +44,9 @@ LISTED = 8
 def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
     """Write a smaller model to `folder`, which is created where it is missing.
 
-    `plan` is by default the one that the model carries since `shrink` or `Plan.apply` made it. Each file is
-    replaced as a whole, after all three have been written.
+    `plan` is by default the one that the model carries since `shrink` or `Plan.apply` made it. The three files
+    are replaced at once, whenever the process ends, and other files in `folder` stay as they are: see
+    `surgeon.files.replace_many`.
 
     Raises:
         InvalidArgument: `model` is no module, or carries no plan.
@@ -80,7 +83,8 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
 def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
     """The smaller model that was saved in `folder`, rebuilt from a model of the original architecture.
 
-    `fresh_model` may have any weights, and is left as it is; the result has its device and its types.
+    `fresh_model` may have any weights, and is left as it is; the result has its device and its types. While the
+    folder is being replaced, it is the old model or the new one.
 
     Raises:
         InvalidArgument: `folder` is not a folder that `save` wrote, or `fresh_model` is no module.
@@ -97,14 +101,28 @@ def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
     ...     print(load(folder, fresh)[2])
     Linear(in_features=16, out_features=4, bias=True)
     """
-    path = Path(folder)
     if not isinstance(fresh_model, nn.Module):
         raise InvalidArgument(f"fresh_model is a {type(fresh_model).__name__}, not a torch.nn.Module")
-    if missing := [name for name in (MODEL, PLAN, WEIGHTS) if not (path / name).is_file()]:
+    path, names = Path(folder), (MODEL, PLAN, WEIGHTS)
+    for _ in range(ATTEMPTS):
+        before = marks(path, names)
+        try:
+            slim = _load(path, fresh_model)
+        except (SurgeonError, OSError, RuntimeError):  # of a file that changed while it was read: torch's copy, too
+            if marks(path, names) == before:
+                raise
+        else:
+            if marks(path, names) == before:
+                return slim
+    raise WeightsError(f"{path} was replaced by another process {ATTEMPTS} times while it was read; read it later")
+
+
+def _load(path: Path, fresh_model: nn.Module) -> nn.Module:
+    if missing := [name for name in (MODEL, PLAN, WEIGHTS) if not find(path, name).is_file()]:
         lacking = ", no ".join(missing)
         raise InvalidArgument(f"{path} is not a folder that surgeon.save wrote: it has no {lacking}")
-    form, tied = _read_meta(path / MODEL)
-    plan = Plan.load(path / PLAN)
+    form, tied = _read_meta(find(path, MODEL))
+    plan = Plan.load(find(path, PLAN))
     stored = _read_header(path)
     slim = build(plan, fresh_model, form=form)
     _retie(slim, tied)
@@ -179,7 +197,7 @@ def _read_meta(path: Path) -> tuple[str, dict[str, str]]:
 
 
 def _read_header(folder: Path) -> _Header:
-    path = folder / WEIGHTS
+    path = find(folder, WEIGHTS)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -188,7 +206,7 @@ def _read_header(folder: Path) -> _Header:
             kinds = {name: str(part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is no whole safetensors file: {error}; save the model again") from error
-    digest = _digest(folder / PLAN)
+    digest = _digest(find(folder, PLAN))
     if metadata.get("plan", digest) != digest:
         raise WeightsError(
             f"{path} was not saved with the plan beside it: its cuts may be others; save the model again"

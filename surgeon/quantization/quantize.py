@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,9 @@ from surgeon.quantization.accuracy import Accuracy, Judge, judge_by
 from surgeon.quantization.calibration import LABELS, Feeds, Input, batches, check_finite, collect, divide
 from surgeon.quantization.quantizer import Method, Source, left_in_float
 from surgeon.quantization.recipes import Trial, search
-from surgeon.support.files import replace_beside
+from surgeon.support.files import free_name, referred, replace_beside
 from surgeon.support.progress import stage
+from surgeon.support.scratch import temporary_folder
 
 Kind = Literal["auto", "static", "dynamic"]
 Precision = Literal["int8", "mixed", "float32"]
@@ -146,8 +146,7 @@ def quantize(
     """
     _check(kind, judge, agreement, deviation, samples, calibration)
     target = Path(path) if path is not None else _beside(model, "int8")
-    with replace_beside(target) as scratch, tempfile.TemporaryDirectory(prefix="surgeon-int8-") as made:
-        folder = Path(made)
+    with replace_beside(target) as scratch, temporary_folder() as folder:
         given = None if calibration is None else batches(calibration)
         source, given = _float_file(model, example_inputs, given, folder)
         inputs = _inputs(source)
@@ -274,7 +273,7 @@ def _random(path: Path, seed: int) -> list[Feeds]:
 
 
 def _bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}.data")) if file.is_file())
+    return sum(file.stat().st_size for file in (path, *map(path.with_name, referred(path))) if file.is_file())
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -283,4 +282,4 @@ def _copy(source: Path, target: Path) -> None:
     if model.ByteSize() < SINGLE_FILE_BYTES:
         onnx.save(model, target)
     else:
-        onnx.save(model, target, save_as_external_data=True, location=f"{target.name}.data")
+        onnx.save(model, target, save_as_external_data=True, location=free_name(target))

@@ -17,7 +17,7 @@ from surgeon.errors import InvalidArgument
 from surgeon.groups.coupling import without_place
 from surgeon.reporting import figures
 from surgeon.support.documents import Document
-from surgeon.support.files import StrPath, replace_many
+from surgeon.support.files import StrPath, find, replace_many
 from surgeon.support.progress import stage
 
 FORMAT = "surgeon-report"
@@ -72,9 +72,9 @@ def write_page(
         OutputError: the files can't be written; what was there is intact.
     """
     place = Path(folder)
-    report = _read(place / "report.json")
+    report = _read(find(place, "report.json"))
     figures.need_matplotlib()
-    reports = [report, *(_read(Path(other) / "report.json") for other in others)]
+    reports = [report, *(_read(find(other, "report.json")) for other in others)]
     pictures = _pictures(place, report, _points(reports), threads, runs)
     page = _page(report, pictures, accuracy if accuracy is not None else report.get("accuracy") or {})
     with replace_many(place) as scratch:
@@ -106,7 +106,7 @@ def _pictures(
     folder: Path, report: Mapping[str, Any], points: Sequence[Mapping[str, float]], threads: int, runs: int
 ) -> dict[str, Any]:
     pictures: dict[str, Any] = {}
-    files = folder / "base.onnx", folder / "slim.onnx"
+    files = find(folder, "base.onnx"), find(folder, "slim.onnx")
     if all(file.is_file() for file in files):
         with stage("profile operators"):
             base, slim = (shares(file, threads=threads, runs=runs) for file in files)

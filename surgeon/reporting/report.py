@@ -111,8 +111,7 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON text: an object with `format`, `version` and this class's fields."""
-        fields = {each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
-        return json.dumps({"format": FORMAT, "version": VERSION, **fields}, indent=1, allow_nan=False)
+        return document(FORMAT, **{each.name: getattr(self, each.name) for each in dataclasses.fields(self)})
 
     def save(self, path: StrPath) -> None:
         """Write `to_json` to `path`, the whole or nothing.
@@ -166,6 +165,15 @@ def _cells(change: Change) -> tuple[str, str, str]:
 
 def _percent(share: float) -> str:
     return percent(share, " ")
+
+
+def document(name: str, **parts: object) -> str:
+    """JSON text of the format `name`: an object with `format`, `version` and the parts.
+
+    >>> document("surgeon-recovery", exports={"slim": Path("slim.onnx")}).replace("\\n", "")
+    '{ "format": "surgeon-recovery", "version": 1, "exports": {  "slim": "slim.onnx" }}'
+    """
+    return json.dumps({"format": name, "version": VERSION, **_plain(parts)}, indent=1, allow_nan=False)
 
 
 def _plain(value: object) -> Any:

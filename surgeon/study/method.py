@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +50,6 @@ def carry_out(task: Task, run: Run, store: Store, measured: bool = False) -> Row
             if not path.is_file():
                 ensure_folder(path.parent)
                 export(each, path, example_inputs=task.inputs())
-    shutil.rmtree(work, ignore_errors=True)
     return {**found, "seconds": time.perf_counter() - start}
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from surgeon.errors import InvalidArgument
 from surgeon.study.runs import Run, parse
-from surgeon.support.files import StrPath, ensure_folder, write_text
+from surgeon.support.files import StrPath, ensure_folder, remove_folder, write_text
+from surgeon.support.scratch import sweep_tree
 
 FORMAT = "surgeon-study"
 VERSION = 1
@@ -42,6 +43,7 @@ class Store:
             OutputError: it can't be written.
         """
         ensure_folder(self.folder)
+        self._tidy()
         if self.head.exists():
             known, _, _ = self.read()
             for name in (*settings, *known):
@@ -74,10 +76,12 @@ class Store:
         return [row for run in runs if (row := self.row(run)) is not None]
 
     def write(self, run: Run, row: Mapping[str, Any]) -> None:
-        """Write a run's row."""
+        """Write a run's row, after which there is nothing to resume."""
         path = self._row(run)
         ensure_folder(path.parent)
         write_text(path, json.dumps({"key": run.key, "run": asdict(run), **row}) + "\n")
+        if "error" not in row:
+            remove_folder(self.work(run))
 
     def work(self, run: Run) -> Path:
         """What a run resumes from."""
@@ -95,6 +99,14 @@ class Store:
     def dense(self, run: Run) -> Path:
         """Where the trained model is that a run starts from."""
         return self.folder / "dense" / f"{run.penalty.replace(':', '')}-s{run.seed}"
+
+    def _tidy(self) -> None:
+        """Remove what processes that were killed left: scratch folders, and what runs that are done went on from."""
+        sweep_tree(self.folder)
+        for work in (self.folder / "work").glob("*"):
+            row = self.folder / "rows" / f"{work.name}.json"
+            if row.exists() and "error" not in _json(row):
+                remove_folder(work)
 
     def _row(self, run: Run) -> Path:
         return self.folder / "rows" / f"{run.key}.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from surgeon.groups.analyze import analyse
 from surgeon.groups.coupling import Groups
 from surgeon.study.runs import Run, penalty_of
 from surgeon.study.task import Task
+from surgeon.support.files import remove_folder
 from surgeon.training import checkpoint as checkpoints
 from surgeon.training import regularizers
 from surgeon.training.loop import Moment, Steered, fit
@@ -133,7 +133,7 @@ def dense(task: Task, run: Run, folder: Path) -> Dense:
         size = {"macs": macs(task, model), "params": sum(value.numel() for value in model.parameters())}
         state = {"metric": measure(task, model), **size, "model": model.state_dict()}
         checkpoints.write(folder / "trained", state, 0)
-        shutil.rmtree(folder / "checkpoint")
+    remove_folder(folder / "checkpoint")
     model.load_state_dict(state["model"])
     early = checkpoints.read(folder / "early")
     assert early is not None  # it was written first

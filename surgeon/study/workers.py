@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,13 @@ from surgeon.study.runs import Run
 from surgeon.study.store import Store, store
 from surgeon.study.task import Task, load
 from surgeon.study.training import dense
+from surgeon.support import interrupts
 
 Progress = Callable[[], object]
+
+_WORKER = "import sys; from surgeon.study.workers import main; main(sys.argv[1:])"
+PATIENCE = 10.0
+"""Seconds that a worker has to put its files away."""
 
 
 def attempt(task: Task, run: Run, place: Store) -> None:
@@ -68,11 +74,14 @@ def in_processes(runs: Sequence[Run], place: Store, jobs: int, progress: Progres
     for job, part in (("prepare", starts), ("attempt", runs)):
         count = min(jobs, len(part))
         keys = [",".join(run.key for run in part[index::count]) for index in range(count)]
-        command = [sys.executable, "-m", "surgeon.study.workers", str(place.folder), job]
+        command = [sys.executable, "-c", _WORKER, str(place.folder), job]
         environment = {**os.environ, "PYTHONPATH": _python_path()}
         # A worker ends when its standard input does, that is, with this process, however that ends.
         processes = [
-            subprocess.Popen([*command, key], stdin=subprocess.PIPE, env=environment, stdout=subprocess.DEVNULL)
+            subprocess.Popen(
+                [*command, key], stdin=subprocess.PIPE, env=environment, stdout=subprocess.DEVNULL,
+                process_group=0,  # a terminal's Ctrl-C goes to this process alone, which ends them
+            )
             for key in keys
         ]
         try:
@@ -83,9 +92,13 @@ def in_processes(runs: Sequence[Run], place: Store, jobs: int, progress: Progres
             for process in processes:
                 if process.poll() is None:
                     process.terminate()
+            for process in processes:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE)
+                process.kill()
+                process.wait()
                 assert process.stdin is not None
                 process.stdin.close()
-                process.wait()
         if bad := [process.returncode for process in processes if process.returncode != 0]:
             raise SurgeonError(f"a process of the study ended with code {bad[0]}; start it again to go on")
 
@@ -144,17 +157,13 @@ def _python_path() -> str:
 
 def _end_with_the_parent() -> None:
     sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
     os._exit(1)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`python -m surgeon.study.workers FOLDER JOB KEY,KEY…`."""
+    """In a process that was started for it, with arguments FOLDER JOB KEY,KEY…."""
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     folder, job, keys = arguments
-    work(folder, job, keys.split(","))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
-
-
+    interrupts.unwind(lambda: work(folder, job, keys.split(",")), quiet=True)

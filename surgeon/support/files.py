@@ -1,17 +1,27 @@
-"""Writing files so that either the whole new one is there, or what was there before."""
+"""Writing files so that either the whole new one is there, or what was there before, whenever the process ends.
+
+Files are written into a scratch folder (support/scratch.py), brought to the disk, and moved. A signal that ends the
+process waits while they are moved. What a process that was killed leaves is removed, or put in place where that was
+decided, by the next that writes to the same folder.
+"""
 
 from __future__ import annotations
 
 import os
-import secrets
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from surgeon.errors import OutputError
+from surgeon.support import scratch as scratches
+from surgeon.support.exchange import take_place
+from surgeon.support.interrupts import held
+from surgeon.support.scratch import READY, locked, scratch, settle, sync
 
 StrPath = str | os.PathLike[str]
+_DATA = (".data", ".other.data")  # what the names of files beside another end in: one is free while the other is used
+_MOST_HEAD = 1 << 26  # bytes; a file that others go with is small, since they hold what is large
 
 
 def ensure_folder(folder: StrPath) -> Path:
@@ -23,9 +33,8 @@ def ensure_folder(folder: StrPath) -> Path:
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / _temporary("probe")
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        with scratch(path):
+            pass
     except OSError as error:
         raise OutputError(f"the folder {path} can't be written: {_reason(error)}") from error
     return path
@@ -33,7 +42,7 @@ def ensure_folder(folder: StrPath) -> Path:
 
 @contextmanager
 def replace(path: StrPath) -> Iterator[Path]:
-    """A temporary path in the folder of `path`, whose file takes the place of `path` when the block succeeds.
+    """A temporary path, whose file takes the place of `path`, and its permissions, when the block succeeds.
 
     When the block fails or is interrupted, the temporary file is gone and `path` is as it was. A link is
     followed.
@@ -41,22 +50,23 @@ def replace(path: StrPath) -> Iterator[Path]:
     Raises:
         OutputError: `path` is a folder or a device, or its folder is missing or can't be written.
 
-    >>> with tempfile.TemporaryDirectory() as folder:
+    >>> from surgeon.support.scratch import temporary_folder
+    >>> with temporary_folder() as folder:
     ...     with replace(f"{folder}/a.txt") as temporary:
     ...         _ = temporary.write_text("whole")
     ...     print(os.listdir(folder))
     ['a.txt']
     """
     target = _target(path)
-    temporary = target.with_name(_temporary(target.name))
     try:
-        # not mkstemp: the file gets the permissions that the user's umask asks for
-        temporary.touch(exist_ok=False)
-        try:
+        with scratch(target.parent) as made:
+            temporary = made / target.name
+            temporary.touch(exist_ok=False)  # with the permissions that the user's umask asks for
             yield temporary
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+            with held():
+                _finish([temporary], [target])
+                os.replace(temporary, target)
+                sync(target.parent)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -65,42 +75,83 @@ def replace(path: StrPath) -> Iterator[Path]:
 
 @contextmanager
 def replace_many(folder: StrPath) -> Iterator[Path]:
-    """A temporary folder inside `folder`, whose files take their places in `folder` when the block succeeds.
+    """A temporary folder, whose files are in `folder`, all at once, when the block succeeds.
 
-    Every file is complete before the first is moved, and each is moved whole. `folder` is created where it is
-    missing. When the block fails or is interrupted, what was in `folder` is as it was.
+    `folder` and its parents are created where they are missing, and no sooner than that. What else is in `folder`
+    stays as it is, under its name, at every moment. When the block fails or is interrupted, `folder` is as it was.
+
+    A folder that is there changes places with the new one in one step of the file system, and its other files are
+    carried over as hard links. Where that can't be done (it holds folders or links to be followed, is the current
+    folder, a mount point or of another owner, its parent can't be written, the file system can't exchange) the files
+    are moved into it one by one. Until the last has come, a folder READY inside says where the new ones are: `find`
+    looks there, and if the process is killed, the next one that writes to `folder` moves the rest.
 
     Raises:
         OutputError: `folder` can't be created or written, or a folder stands where a file belongs.
+
+    >>> from surgeon.support.scratch import temporary_folder
+    >>> with temporary_folder() as home:
+    ...     with replace_many(home / "out") as made:
+    ...         _ = (made / "a").write_text("a"), (made / "b").write_text("b")
+    ...     print(sorted(os.listdir(home / "out")))
+    ['a', 'b']
     """
-    with _moved_into(ensure_folder(folder)) as scratch:
-        yield scratch
+    # lexists: a link to nowhere stands in the way of a folder
+    nearest = next(place for place in (Path(folder), *Path(folder).parents) if os.path.lexists(place))
+    ensure_folder(nearest)
+    place = Path(os.path.realpath(folder))
+    home = next(each for each in (place, *place.parents) if each.exists())
+    for each in place.parents:  # any of them was home before those below it were there
+        scratches.sweep(each)
+    try:
+        with ExitStack() as stack:
+            made = _beside(place, home, stack)
+            new = made / "new" / place.relative_to(home)  # with the parents that are missing
+            new.mkdir(parents=True)
+            yield new
+            with held():
+                _publish(new, place, home, made)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"the folder {folder} can't be written: {_reason(error)}") from error
 
 
 @contextmanager
 def replace_beside(path: StrPath) -> Iterator[Path]:
-    """As replace_many, for `path` and the files that go with it, in a folder that is there already.
+    """A temporary folder, whose file of the name of `path` takes its place when the block succeeds, the others first.
+
+    The others are what `path` refers to, and have the name `free_name`, which `path` did not refer to before: so
+    `path` is the old one with the old others, or the new one with the new ones. The old ones go last.
 
     Raises:
         OutputError: `path` is a folder, or its folder is missing or can't be written.
     """
-    with _moved_into(_target(path).parent) as scratch:
-        yield scratch
-
-
-@contextmanager
-def _moved_into(target: Path) -> Iterator[Path]:
+    target = _target(path)
     try:
-        with tempfile.TemporaryDirectory(prefix=".surgeon-", dir=target) as scratch:
-            yield Path(scratch)
-            files = sorted(Path(scratch).iterdir())
-            places = [_target(target / file.name) for file in files]
-            for file, place in zip(files, places, strict=True):
-                os.replace(file, place)
+        with scratch(target.parent) as made:
+            yield made
+            files = sorted(made.iterdir(), key=lambda file: (file.name == target.name, file.name))
+            places = [target if file.name == target.name else _target(target.parent / file.name) for file in files]
+            with held():
+                old = [name for name in referred(target) if name not in {file.name for file in files}]
+                _finish(files, places)
+                for file, place in zip(files, places, strict=True):
+                    os.replace(file, place)
+                    sync(place.parent)
+                for name in old:
+                    (target.parent / name).unlink(missing_ok=True)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(f"the folder {target} can't be written: {_reason(error)}") from error
+        raise OutputError(f"{path} can't be written: {_reason(error)}; what was there is intact") from error
+
+
+def free_name(temporary: Path) -> str:
+    """The name for a file beside `temporary`, a path of `replace_beside`, that its predecessor does not refer to."""
+    target = temporary.parent.parent / temporary.name
+    used = referred(target)
+    return next(name for end in _DATA if (name := f"{target.name}{end}") not in used)
 
 
 def write_text(path: StrPath, text: str) -> None:
@@ -113,6 +164,105 @@ def write_text(path: StrPath, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def find(folder: StrPath, name: str) -> Path:
+    """Where the file `name` of `folder` is: in it, or ready to be moved there."""
+    ready = (place / READY / name for place in scratches.found(Path(folder)))
+    return next((file for file in ready if file.is_file()), Path(folder) / name)
+
+
+def marks(folder: StrPath, names: Sequence[str]) -> list[tuple[int, ...] | None]:
+    """What changes when a file is replaced: the same before and after a read, if all was read of one version."""
+    found: list[tuple[int, ...] | None] = []
+    for name in names:
+        try:
+            state = find(folder, name).stat()
+            found.append((state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
+        except OSError:
+            found.append(None)
+    return found
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it, at once; one that is missing is none to remove."""
+    if folder.exists():
+        with scratch(folder.parent) as made:
+            os.rename(folder, made / folder.name)
+
+
+def _beside(place: Path, home: Path, stack: ExitStack) -> Path:
+    """A scratch folder from which a folder can be moved to `place`; inside of it where there is no other."""
+    if place != home:  # it is missing
+        return stack.enter_context(scratch(home))
+    if not os.path.ismount(place) and os.access(place.parent, os.W_OK | os.X_OK):
+        try:
+            return stack.enter_context(scratch(place.parent))
+        except OSError:  # access did not tell, as for a file system that can be read only
+            pass
+    return stack.enter_context(scratch(place))
+
+
+def _publish(new: Path, place: Path, home: Path, made: Path) -> None:
+    files = sorted(new.iterdir())
+    if not place.exists():
+        _finish(files, [])
+        first = place.relative_to(home).parts[0]
+        try:
+            os.rename(made / "new" / first, home / first)
+            sync(home)
+            return
+        except OSError:
+            if not place.is_dir():  # else somebody was faster
+                raise
+    targets = [_target(place / file.name) for file in files]
+    _finish(files, targets)
+    names = {file.name for file in files}
+    followed = any(target != place / file.name for file, target in zip(files, targets, strict=True))
+    if made.parent != place and not followed and take_place(new, place, names):
+        sync(place.parent)
+        return
+    for file, target in zip(files, targets, strict=True):
+        if target.parent.stat().st_dev != place.stat().st_dev:
+            raise OutputError(f"{place / file.name} can't be replaced: it is a link to another disk; remove the link")
+    with scratch(place) as inside, locked(place):
+        waiting = inside / "new"
+        waiting.mkdir()
+        for file in files:
+            _carry(file, waiting / file.name)
+        sync(waiting)
+        os.rename(waiting, inside / READY)  # from here on the new ones count
+        sync(inside)
+        settle(inside)
+        sync(place)
+
+
+def _carry(file: Path, place: Path) -> None:
+    try:
+        os.rename(file, place)
+    except OSError:  # a mount point in between
+        place.write_bytes(file.read_bytes())
+        place.chmod(stat.S_IMODE(file.stat().st_mode))
+        sync(place)
+
+
+def _finish(files: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Bring files to the disk, and give them the permissions of those whose places they take."""
+    for file in files:
+        sync(file)
+    for file, target in zip(files, targets, strict=False):
+        if target.exists():
+            file.chmod(stat.S_IMODE(target.stat().st_mode))
+    for folder in {file.parent for file in files}:
+        sync(folder)
+
+
+def referred(path: Path) -> list[str]:
+    """The files of our names beside `path` that it refers to."""
+    if not path.is_file() or path.stat().st_size > _MOST_HEAD:
+        return []
+    content = path.read_bytes()
+    return [name for end in _DATA if (name := f"{path.name}{end}").encode() in content]
+
+
 def _target(path: StrPath) -> Path:
     target = Path(os.path.realpath(path))
     if target.is_dir():
@@ -122,10 +272,6 @@ def _target(path: StrPath) -> Path:
     if not target.parent.is_dir():
         raise OutputError(f"{path} can't be written: the folder {target.parent} does not exist")
     return target
-
-
-def _temporary(name: str) -> str:
-    return f".{name[:40]}.{secrets.token_hex(4)}.tmp"
 
 
 def _reason(error: OSError) -> str:

@@ -87,6 +87,7 @@ def test_int8_is_kept_or_not_but_said(here: Path, monkeypatch: pytest.MonkeyPatc
     good("shrink", "nets_here:small", "--ratio", 0.2, "--no-bench", "-o", "cut")
     np.save("rows.npy", np.random.default_rng(0).standard_normal((32, 3, 8, 8)).astype(np.float32))
     text = good("quantize", "cut/slim.onnx", "--calibration", "rows.npy", "-o", "int8.onnx")
+    assert json.loads(Path("int8.report.json").read_text())["path"] == "int8.onnx"
     assert "int8.onnx" in text
     assert (here / "int8.onnx").stat().st_size > 0
 

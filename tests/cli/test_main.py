@@ -131,6 +131,17 @@ def test_apply(made: Path, here: Path) -> None:
     assert "slim.onnx" in good("apply", "nets:small", made / "plan.json", "-o", out)
     assert (out / "plan.json").read_bytes() == (made / "plan.json").read_bytes()
     assert (out / "weights.safetensors").read_bytes() == (made / "weights.safetensors").read_bytes()
+    report = json.loads((out / "report.json").read_text())
+    assert report["certificate"]["operators"] > 0
+    assert report["exports"]["slim"]["path"] == str(out / "slim.onnx")
+
+
+def test_recover_leaves_its_report(made: Path, here: Path) -> None:
+    out = here / "better"
+    good("recover", "nets:small", made, "--data", "synthetic", "--samples", 16, "-o", out)
+    report = json.loads((out / "report.json").read_text())
+    assert (report["format"], report["recovery"]["samples"]) == ("surgeon-recovery", 16)
+    assert surgeon.load(out, sources.load("nets:small")[0]) is not None
 
 
 def test_inspect() -> None:

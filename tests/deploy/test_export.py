@@ -368,7 +368,7 @@ def test_an_unwritable_folder_is_noticed_first(tmp_path: Path, monkeypatch: pyte
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("surgeon.support.files.tempfile.TemporaryDirectory", refuse)
+    monkeypatch.setattr("surgeon.support.scratch._make", refuse)
     net = conv_net()
     net.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
     with pytest.raises(OutputError, match="can't be written"):
