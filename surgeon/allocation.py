@@ -13,21 +13,20 @@ The last two, and the first where no widths meet the budget closely, step down l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from surgeon.alignment import FINENESS, NARROW
+from surgeon.arguments import POSITIVE, SHARE, choice, optional
 from surgeon.cost import Cost
 from surgeon.coupling import Groups
 from surgeon.damage import damages
-from surgeon.errors import Infeasible, InvalidArgument
+from surgeon.errors import Infeasible
 from surgeon.ladder import TOLERANCE, meet
 from surgeon.least_damage import aligned_by_damage
 from surgeon.limits import LEAST_SHARE, Keep, floors, nothing_to_prune
+from surgeon.parameters import SCOPES
 from surgeon.rungs import Rungs
-
-SCOPES = ("global", "local", "isomorphic")
 
 # With 0, what computes for long for its MACs is nearly emptied before others are touched; from 1 on, time is lost.
 _STEEPNESS = 0.5
@@ -78,12 +77,10 @@ def allocate(
     >>> list(allocate(groups, scores, Cost(groups), ratio=0.3, align=1).values())
     [44]
     """
-    ratio = check_ratio(ratio)
+    ratio = SHARE("ratio", ratio)
     cost.check(budget)
-    if scope not in SCOPES:
-        raise InvalidArgument(f"scope={scope!r} is none that surgeon knows; choose one of {', '.join(SCOPES)}")
-    if align is not None and (type(align) is not int or align < 1):
-        raise InvalidArgument(f"align={align!r}: give an integer of at least 1, or None for the default")
+    choice(*SCOPES)("scope", scope)
+    align = optional(POSITIVE)("align", align)
     held = floors(groups, keep)
     if not groups.groups:
         raise nothing_to_prune(groups)
@@ -117,16 +114,6 @@ def allocate(
     assert best is not None
     left = cost.of(budget)(best[1]) / cost.of(budget)(full)
     raise Infeasible(_infeasible(cost, budget, ratio, best[1], held), reachable=1 - left)
-
-
-def check_ratio(ratio: Any, name: str = "ratio") -> float:
-    """`ratio` as a float, if it is a number of at least 0 and less than 1; `name` is what the user knows it by."""
-    number = isinstance(ratio, int | float | np.floating | np.integer) and not isinstance(ratio, bool)
-    if not number or not 0 <= ratio < 1:
-        raise InvalidArgument(
-            f"{name}={ratio!r}: give the share of the budget to remove, a number of at least 0 and less than 1"
-        )
-    return float(ratio)
 
 
 def _uniform(rungs: Rungs, ratio: float, floors: Mapping[int, int]) -> dict[int, int]:

@@ -8,17 +8,15 @@ from typing import Any
 from torch import nn
 
 from surgeon.coupling import Groups, couple
-from surgeon.errors import InvalidArgument
 from surgeon.inputs import infer
 from surgeon.progress import stage
 from surgeon.select import Ignored, ignoring
-from surgeon.trace import normalise_inputs, trace_inputs, with_train_only
+from surgeon.trace import MODULE, normalise_inputs, trace_inputs, with_train_only
 
 
 def analyse(model: nn.Module, example_inputs: Any, ignore: Ignored | Iterable[Ignored] = ()) -> Groups:
     """Trace and couple."""
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    MODULE("model", model)
     left_alone = ignoring(model, ignore)
     with stage("trace"):
         inputs = infer(model) if example_inputs is None else normalise_inputs(example_inputs)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from surgeon.errors import InvalidArgument
-from surgeon.recovery.data import SYNTHETIC
+from surgeon.parameters import SYNTHETIC
 from surgeon.sources import current_folder_importable
 
 SUFFIXES = (".npy", ".npz", ".safetensors")

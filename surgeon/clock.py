@@ -12,7 +12,8 @@ import numpy as np
 from torch import nn
 
 from surgeon.architecture import fingerprint
-from surgeon.cost import BUDGETS, Cost
+from surgeon.arguments import threads_here
+from surgeon.cost import Cost
 from surgeon.coupling import Groups
 from surgeon.device.benchmark import Verdict, benchmark
 from surgeon.device.profile import Profile
@@ -205,8 +206,6 @@ def _error(timing: Timing) -> float:
 
 def check_request(ratio: Any, latency_ms: Any, budget: str) -> None:
     """Make sure that there is one request, and that it can be told from the others."""
-    if budget not in (known := (*BUDGETS, "latency")):
-        raise InvalidArgument(f"budget={budget!r} is none that surgeon knows; choose one of {', '.join(known)}")
     if latency_ms is None:
         if ratio is None:
             raise InvalidArgument("give the ratio to remove, or latency_ms")
@@ -215,9 +214,6 @@ def check_request(ratio: Any, latency_ms: Any, budget: str) -> None:
         raise InvalidArgument(f"ratio={ratio!r} and latency_ms={latency_ms!r}: give one of them")
     if budget not in ("macs", "latency"):
         raise InvalidArgument(f"latency_ms={latency_ms!r} is a budget of its own; leave budget={budget!r} out")
-    number = isinstance(latency_ms, int | float) and not isinstance(latency_ms, bool)
-    if not number or not 0 < latency_ms < float("inf"):
-        raise InvalidArgument(f"latency_ms={latency_ms!r}: give milliseconds, a number above 0")
 
 
 def check_device(
@@ -229,10 +225,8 @@ def check_device(
             raise InvalidArgument(f"align={align!r}: for a latency, the device's own rules say which widths are fast")
         if scope != "global":
             raise InvalidArgument(f"scope={scope!r}: for a latency, groups are always compared with one another")
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise InvalidArgument(f"threads={threads!r}: give an integer of at least 1")
-        if max_params is not None and (isinstance(max_params, bool) or not 0 < max_params < float("inf")):
-            raise InvalidArgument(f"max_params={max_params!r}: give a number of parameters above 0")
+        if device is None and threads is not None:
+            threads_here("threads", threads)
         return
     for name, value in (("device", device), ("threads", threads), ("max_params", max_params)):
         if value is not None:

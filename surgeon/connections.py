@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,12 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.analysis import analyse
+from surgeon.arguments import choice, number
+from surgeon.copies import duplicate
 from surgeon.errors import InvalidArgument, NothingToPrune
 from surgeon.importance import check_finite
+from surgeon.parameters import public
 from surgeon.select import Ignored, ignoring
 from surgeon.training.factors import connection_weights
 
+_AMOUNT = number(
+    "the share of the connections to cut, a number of at least 0 and less than 1", lambda value: 0 <= value < 1
+)
 
+
+@public(amount=_AMOUNT, scope=choice("global", "local"))
 def prune_connections(
     model: nn.Module,
     amount: float | None = None,
@@ -53,14 +60,15 @@ def prune_connections(
     >>> prune_connections(net, 0.5).weight.tolist()
     [[0.0, -3.0, 0.0, 1.0]]
     """
-    _check(amount, scope, threshold)
+    if (amount is None) == (threshold is None):
+        raise InvalidArgument("give either amount=, the share of the connections to cut, or threshold=, a magnitude")
     groups = analyse(model, example_inputs)
     check_finite(groups.graph)
     left_alone = ignoring(model, ignore)
     chosen = [name for name in connection_weights(groups) if not left_alone(name)]
     if not chosen:
         raise NothingToPrune(f"{type(model).__name__} has no weight to prune that inputs are multiplied with")
-    sparse = copy.deepcopy(model)
+    sparse = duplicate(model)
     weights = [sparse.get_parameter(name).detach() for name in chosen]
     if threshold is not None:
         gone = [weight.abs() < threshold for weight in weights]
@@ -90,14 +98,3 @@ def least(weights: list[Tensor], share: float) -> list[Tensor]:
     parts = gone.split([weight.numel() for weight in weights])
     return [part.reshape(weight.shape).to(weight.device) for part, weight in zip(parts, weights, strict=True)]
 
-
-def _check(amount: float | None, scope: str, threshold: float | None) -> None:
-    if (amount is None) == (threshold is None):
-        raise InvalidArgument("give either amount=, the share of the connections to cut, or threshold=, a magnitude")
-    for name, value in (("amount", amount), ("threshold", threshold)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and value >= 0 and value < (1 if name == "amount" else float("inf"))):
-            limit = " and less than 1" if name == "amount" else " and finite"
-            raise InvalidArgument(f"{name}={value!r}: give a number of at least 0{limit}")
-    if scope not in ("global", "local"):
-        raise InvalidArgument(f"scope={scope!r}: choose 'global' or 'local'")

@@ -10,6 +10,7 @@ from functools import cached_property
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from surgeon.arguments import instance
 from surgeon.axes import Axis, Leaf
 from surgeon.rules import Axes, Context, Kept, Typed, arguments, find, where
 from surgeon.rules.base import size_of, sizes_of
@@ -103,6 +104,9 @@ class Groups:
                 lines.append(f"  {member.tensor} axis {member.axis}  [{axes}]")
         lines += [f"pinned {pin.tensor} axis {pin.axis} ({pin.size}): {pin.reason}" for pin in self.pinned]
         return "\n".join(lines)
+
+
+GROUPS = instance(Groups, "groups as surgeon.inspect gives them")
 
 
 def couple(graph: Graph, ignore: Callable[[str], bool] | None = None) -> Groups:

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from surgeon.arguments import meant, shown
 from surgeon.coupling import Groups
 from surgeon.errors import InvalidArgument
 from surgeon.guided import RECONSTRUCTION
 from surgeon.importance import CRITERIA, GRADIENT_CRITERIA, Criterion, score
+from surgeon.parameters import SYNTHETIC
 from surgeon.recovery.activations import ACTIVATION_CRITERIA
 from surgeon.recovery.activations import scores as activation_scores
-from surgeon.recovery.data import SYNTHETIC, Calibration
+from surgeon.recovery.data import Calibration
 from surgeon.recovery.gradients import observe
-from surgeon.recovery.labels import Loss, check_loss
+from surgeon.recovery.labels import Loss
 
 
 def settle(importance: str | Criterion | None, data: Any, loss: Any) -> str | Criterion:
@@ -27,10 +29,8 @@ def settle(importance: str | Criterion | None, data: Any, loss: Any) -> str | Cr
     Raises:
         InvalidArgument: there is no such criterion, or it is told by what is not given, or not by a loss that is.
     """
-    if loss is not None:
-        check_loss(loss)
-        if data is None or (isinstance(data, str) and data == SYNTHETIC):
-            raise InvalidArgument("loss= is taken of labelled data: pass batches such as (inputs, labels) as data=")
+    if loss is not None and (data is None or (isinstance(data, str) and data == SYNTHETIC)):
+        raise InvalidArgument("loss= is taken of labelled data: pass batches such as (inputs, labels) as data=")
     if importance is None:
         return "magnitude" if data is None else RECONSTRUCTION
     if not isinstance(importance, str):
@@ -38,7 +38,8 @@ def settle(importance: str | Criterion | None, data: Any, loss: Any) -> str | Cr
     known = (*CRITERIA, RECONSTRUCTION, *ACTIVATION_CRITERIA, *GRADIENT_CRITERIA)
     if importance not in known:
         raise InvalidArgument(
-            f"importance={importance!r} is no criterion; choose one of {', '.join(known)}, or pass a function"
+            f"importance={shown(importance)} is no criterion; choose one of {', '.join(known)}, or pass a function"
+            + meant(importance, known)
         )
     if importance in GRADIENT_CRITERIA and loss is None:
         raise InvalidArgument(

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import InvalidArgument, InvalidInputs
+from surgeon.errors import InvalidInputs
 from surgeon.surroundings import untouched
-from surgeon.trace import Inputs, batched, skeleton
+from surgeon.trace import MODULE, Inputs, batched, skeleton
 
 BATCH = 2
 # Sides of square images that published models are trained on, most frequent first. Where a position table
@@ -50,8 +50,7 @@ def infer(model: nn.Module) -> Inputs:
     >>> args[0].shape
     torch.Size([2, 3])
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    MODULE("model", model)
     runner = _Runner(model)
     failures: list[str] = []
     for candidate in _candidates(model):

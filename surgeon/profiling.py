@@ -12,6 +12,7 @@ from torch import nn
 
 from surgeon.analysis import analyse
 from surgeon.architecture import fingerprint
+from surgeon.arguments import path as is_path
 from surgeon.cost import Cost
 from surgeon.coupling import Groups
 from surgeon.deploy.export import export
@@ -23,12 +24,14 @@ from surgeon.device.taking import take
 from surgeon.errors import InvalidArgument
 from surgeon.latency.operators import operators
 from surgeon.latency.sampling import points, questions
+from surgeon.parameters import public
 from surgeon.progress import counter, stage
 
 #: A larger model is not put into a profile as a whole: its file would not fit into memory twice on a small device.
 MOST_BYTES = 1 << 30
 
 
+@public()
 def profile(
     model: nn.Module,
     example_inputs: Any = None,
@@ -68,8 +71,6 @@ def profile_groups(
     base: Path | None = None,
 ) -> Profile:
     """The same for a model that is traced already, and exported to `base`; what `known` holds is not measured again."""
-    if type(threads) is not int or threads < 1:
-        raise InvalidArgument(f"threads={threads!r}: give an integer of at least 1")
     asked, probes = _asked(groups)
     mark = fingerprint(model)
     missing = known is None or "ms" not in known.models.get(mark, {})
@@ -78,6 +79,7 @@ def profile_groups(
         return take(asked, probes, models=models, threads=threads, path=path, known=known, progress=progress)
 
 
+@public()
 def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
     """Write one file that takes this model's profile where there is neither torch nor surgeon.
 
@@ -101,16 +103,25 @@ def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = No
     return write_kit(path, asked, probes, models=_whole(model, groups), name=type(model).__name__)
 
 
+def profile_or_file(name: str, value: Any) -> Any:
+    """A profile, or the name of its file."""
+    if not isinstance(value, Profile | str | os.PathLike):
+        raise InvalidArgument(f"{name} is a {type(value).__name__}, neither a surgeon.Profile nor the file of one")
+    return value if isinstance(value, Profile) else is_path(name, value)
+
+
 def load_device(device: Profile | str | os.PathLike[str], threads: int | None = None) -> Profile:
     """A profile, or the one in a file; with a warning where it may be wrong about this CPU.
 
     Raises:
-        InvalidArgument: it is neither.
+        InvalidArgument: it is of a machine with fewer CPUs than `threads`.
         ProfileError: the file holds no profile.
     """
-    if not isinstance(device, Profile | str | os.PathLike):
-        raise InvalidArgument(f"device is a {type(device).__name__}, neither a surgeon.Profile nor the file of one")
     found = device if isinstance(device, Profile) else Profile.load(device)
+    if threads is not None and found.cpus and threads > found.cpus:
+        raise InvalidArgument(
+            f"threads={threads}: the machine that was profiled, {found.cpu}, has {found.cpus} CPUs; give no more"
+        )
     for text in found.warnings_here(threads):
         warnings.warn(text, stacklevel=2)
     return found

@@ -16,6 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from surgeon.arguments import COMMON, checked
 from surgeon.coupling import Pinned, without_place
 from surgeon.files import StrPath, write_text
 
@@ -109,6 +110,7 @@ class Report:
         fields = {each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
         return json.dumps({"format": FORMAT, "version": VERSION, **fields}, indent=1, allow_nan=False)
 
+    @checked(COMMON)
     def save(self, path: StrPath) -> None:
         """Write `to_json` to `path`, the whole or nothing.
 

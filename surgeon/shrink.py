@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from surgeon.allocation import allocate, check_ratio
+from surgeon.allocation import allocate
 from surgeon.analysis import analyse
+from surgeon.arguments import POSITIVE
 from surgeon.basis import basis_of
 from surgeon.clock import Clock, Device, Timing, check_device, check_request
 from surgeon.cost import Cost
@@ -20,7 +21,9 @@ from surgeon.criteria import score_groups, settle
 from surgeon.guided import RECONSTRUCTION, rotated, widths_for
 from surgeon.importance import Criterion, check_finite
 from surgeon.limits import Keep
-from surgeon.plan import Plan, attach, choose
+from surgeon.parameters import public
+from surgeon.plan import PLAN, Plan, attach, choose
+from surgeon.profiling import profile_or_file
 from surgeon.progress import collect, stage
 from surgeon.recovery import Recovery, recover_groups
 from surgeon.recovery.data import Calibration, calibrate
@@ -46,6 +49,7 @@ class _Decision:
     data: Calibration | None = None
 
 
+@public(device=profile_or_file, threads=POSITIVE)
 def shrink(
     model: nn.Module,
     ratio: float | None = None,
@@ -147,6 +151,7 @@ def shrink(
     return operation.module, _report(model, made, operation, certificate, recovery, seconds)
 
 
+@public(device=profile_or_file, threads=POSITIVE)
 def plan(
     model: nn.Module,
     ratio: float | None = None,
@@ -185,6 +190,7 @@ def plan(
     ).plan
 
 
+@public()
 def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iterable[Ignored] = ()) -> Groups:
     """The coupled groups of a model with their members, and every pinned axis with the reason; prints as text.
 
@@ -202,6 +208,7 @@ def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iter
     return analyse(model, example_inputs, ignore)
 
 
+@public(plan=PLAN)
 def verify(model: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any = None) -> Certificate:
     """Prove that `slim` is `model` less the units that `plan` removes.
 
@@ -226,7 +233,6 @@ def decide(
 ) -> _Decision:
     """Which units stay."""
     check_request(ratio, latency_ms, budget)
-    share = check_ratio(ratio) if ratio is not None else None
     timed = budget == "latency" or latency_ms is not None
     check_device(timed, align=align, scope=scope, device=device, threads=threads, max_params=max_params)
     importance = settle(importance, data, loss)
@@ -250,26 +256,26 @@ def decide(
             else score_groups(model, groups, importance, calibration, loss, seed)
         )
     name = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")
-    settings: dict[str, Any] = {"ratio": share, "budget": budget, "importance": name, "seed": seed}
+    settings: dict[str, Any] = {"ratio": ratio, "budget": budget, "importance": name, "seed": seed}
     timing = None
     if timed:
         with tempfile.TemporaryDirectory() as folder:
             clock = Clock(model, groups, cost, device, threads, Path(folder))
             curves = selection.damages if selection is not None else None
-            kept, timing = clock.decide(scores, latency_ms, share, keep, max_params, curves)
+            kept, timing = clock.decide(scores, latency_ms, ratio, keep, max_params, curves)
         settings |= {
             "budget": "latency", "latency_ms": latency_ms, "device": timing.device, "threads": timing.threads,
             "max_params": max_params,
         }
     else:
-        assert share is not None  # check_request has seen to that
+        assert ratio is not None  # check_request has seen to that
         with stage("plan"):
             if selection is not None:
                 widths = widths_for(
-                    groups, cost, selection, ratio=share, budget=budget, scope=scope, align=align, keep=keep
+                    groups, cost, selection, ratio=ratio, budget=budget, scope=scope, align=align, keep=keep
                 )
             else:
-                widths = allocate(groups, scores, cost, budget=budget, ratio=share, scope=scope, align=align, keep=keep)
+                widths = allocate(groups, scores, cost, budget=budget, ratio=ratio, scope=scope, align=align, keep=keep)
             kept = choose(groups, scores, widths)
         settings |= {"scope": scope, "align": align}
     return _Decision(model, groups, Plan.of(groups, kept, settings, model=model), kept, cost, timing, calibration)

@@ -24,6 +24,8 @@ from torch import Tensor, fx, nn
 
 from surgeon.errors import InvalidArgument, InvalidModel, WeightsError
 from surgeon.files import StrPath, replace_many
+from surgeon.parameters import public
+from surgeon.plan import PLAN as IS_PLAN
 from surgeon.plan import Plan, plan_of
 from surgeon.weights import write_tensors
 
@@ -36,6 +38,7 @@ LISTED = 8
 """Tensors that an error names, before it counts the rest."""
 
 
+@public(plan=IS_PLAN)
 def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
     """Write a smaller model to `folder`, which is created where it is missing.
 
@@ -55,8 +58,6 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
     ...     print(sorted(os.listdir(folder)))
     ['model.json', 'plan.json', 'weights.safetensors']
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
     plan = plan_of(model, plan)
     if plan is None:
         raise InvalidArgument(
@@ -73,6 +74,7 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
         (scratch / MODEL).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
+@public()
 def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
     """The smaller model that was saved in `folder`, rebuilt from a model of the original architecture.
 
@@ -94,8 +96,6 @@ def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
     Linear(in_features=16, out_features=4, bias=True)
     """
     path = Path(folder)
-    if not isinstance(fresh_model, nn.Module):
-        raise InvalidArgument(f"fresh_model is a {type(fresh_model).__name__}, not a torch.nn.Module")
     if missing := [name for name in (MODEL, PLAN, WEIGHTS) if not (path / name).is_file()]:
         lacking = ", no ".join(missing)
         raise InvalidArgument(f"{path} is not a folder that surgeon.save wrote: it has no {lacking}")

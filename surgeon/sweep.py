@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +10,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.analysis import analyse
+from surgeon.copies import duplicate
 from surgeon.coupling import Groups
-from surgeon.errors import InvalidArgument, NotEquivalent
+from surgeon.errors import NotEquivalent
 from surgeon.importance import check_finite
+from surgeon.parameters import public
 from surgeon.plan import Plan, attach
 from surgeon.replay import carry_out
 from surgeon.sweeping.removable import Sweep, find
@@ -25,6 +26,7 @@ from surgeon.verify.interpreter import Runner, precisely
 Form = Literal["module", "graph"]
 
 
+@public()
 def sweep(
     model: nn.Module, example_inputs: Any = None, *, threshold: float = 0.0, return_report: bool = False
 ) -> Any:
@@ -59,8 +61,7 @@ def sweep(
     >>> slim[0].out_features, report.constant, report.unread
     (4, 3, 1)
     """
-    _check(model, threshold)
-    work = copy.deepcopy(model).cpu()
+    work = duplicate(model).cpu()
     if threshold:
         with torch.no_grad():
             for parameter in work.parameters():
@@ -93,14 +94,6 @@ def _cut(work: nn.Module, groups: Groups, swept: Sweep) -> tuple[nn.Module, Form
             f"{TOLERANCE:.0e}; please report this network"
         )
     return operation.module, "module" if operation.form == "module" else "graph", deviation
-
-
-def _check(model: nn.Module, threshold: float) -> None:
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    number: object = threshold
-    if not isinstance(number, int | float) or isinstance(number, bool) or not 0 <= threshold < float("inf"):
-        raise InvalidArgument(f"threshold={threshold!r}: give a magnitude, a number of at least 0")
 
 
 def _shifted(groups: Groups, swept: Sweep) -> dict[str, Tensor]:

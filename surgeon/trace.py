@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -16,7 +16,9 @@ from torch.export import Dim
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from surgeon.errors import InvalidArgument, InvalidInputs, InvalidModel, TraceError
+from surgeon.arguments import instance
+from surgeon.copies import duplicate
+from surgeon.errors import InvalidInputs, InvalidModel, TraceError
 from surgeon.functional import functionalise
 from surgeon.surroundings import (
     quietly,
@@ -27,6 +29,7 @@ from surgeon.surroundings import (
 )
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+MODULE = instance(nn.Module, "a torch.nn.Module")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,9 @@ class Graph:
     def tensor(self, name: str) -> Tensor:
         """The parameter, buffer or constant of this name."""
         return self.values[name]
+
+
+GRAPH = instance(Graph, "a graph as groups.graph is one")
 
 
 def hint(size: int | torch.SymInt) -> int:
@@ -98,7 +104,16 @@ def normalise_inputs(example_inputs: Any) -> Inputs:
                 f"example_inputs is a {type(example_inputs).__name__}; "
                 "give a tensor, a tuple of positional inputs, or a dict of keyword inputs"
             )
-    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+    leaves = pytree.tree_leaves((args, kwargs))
+    for leaf in leaves:
+        if isinstance(leaf, np.ndarray | np.generic):
+            raise InvalidInputs(
+                f"example_inputs holds an array of {leaf.dtype}; forward takes tensors: give torch.from_numpy(array)"
+            )
+        if isinstance(leaf, Tensor) and (leaf.is_nested or leaf.is_quantized or leaf.layout is not torch.strided):
+            kind = "nested" if leaf.is_nested else "quantized" if leaf.is_quantized else leaf.layout
+            raise InvalidInputs(f"example_inputs holds a {kind} tensor; give a dense one, padded where needed")
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
         raise InvalidInputs("example_inputs holds no tensor; give the inputs that the model's forward takes")
     return args, kwargs
 
@@ -116,7 +131,7 @@ def skeleton(model: nn.Module) -> nn.Module:
                 # What a hook remembers of a trace has no values that could be copied.
                 memo |= {id(leaf): leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, FakeTensor)}
     with quietly():
-        return copy.deepcopy(model, memo=memo)
+        return duplicate(model, memo)
 
 
 def batched(inputs: Inputs, size: int) -> Inputs:
@@ -148,8 +163,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
         InvalidModel: a tensor of the model is sparse, quantized or without values.
         TraceError: `torch.export` can't trace the model.
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    MODULE("model", model)
     return with_train_only(trace_inputs(model, normalise_inputs(example_inputs)), model)
 
 

@@ -1,6 +1,5 @@
 """From a PyTorch module to an ONNX file that is known to compute the same."""
 
-import copy
 import dataclasses
 import logging
 import os
@@ -15,12 +14,15 @@ import torch
 from onnxscript import ir
 from torch import Tensor, nn
 
+from surgeon.arguments import ABOVE_ZERO, flag
+from surgeon.copies import duplicate
 from surgeon.deploy.graph import has_fixed_batch, tidy, unfused_batch_norms
 from surgeon.deploy.inputs import Call, named_outputs, read_call, unique
 from surgeon.deploy.lowering import copy_before_views, write_out_attention
 from surgeon.deploy.parity import check_parity
-from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, InvalidModel, OutputError, TraceError
+from surgeon.errors import ExportError, InvalidInputs, OutputError, TraceError
 from surgeon.files import replace_beside
+from surgeon.parameters import public
 
 OPSET = 20
 """The newest opset torch.onnx converts to by default; onnxruntime reads it since 1.17."""
@@ -57,6 +59,7 @@ class ExportReport:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
+@public(dynamic_batch=flag, tolerance=ABOVE_ZERO)
 def export(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -88,8 +91,6 @@ def export(
     >>> report.dynamic_batch, report.batches_checked, report.deviation < 1e-5
     (True, (1, 2, 3), True)
     """
-    if not tolerance > 0:
-        raise InvalidArgument(f"tolerance is {tolerance}; it must be positive")
     target = Path(path)
     with replace_beside(target) as scratch:
         call = read_call(model, example_inputs)
@@ -132,7 +133,7 @@ class _Flat(nn.Module):
 
     def in_double(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The same outputs, computed in float64 throughout."""
-        double = _Flat(copy.deepcopy(self.model).double(), self.call)
+        double = _Flat(duplicate(self.model).double(), self.call)
         return double(*tensors)
 
     def learn_outputs(self) -> None:
@@ -237,11 +238,7 @@ def _write(model: ir.Model, path: Path) -> None:
 
 def _float32_copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """A copy of the model in eval mode, float32, on the CPU, and a note on what was converted."""
-    try:
-        result = copy.deepcopy(model)
-    # A user's module may hold what can't be copied, and raise anything.
-    except Exception as error:
-        raise InvalidModel(f"the model can't be copied: {_first_line(error)}") from error
+    result = duplicate(model)
     tensors = [*model.parameters(), *model.buffers()]
     kinds = {str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()} - {"float32"}
     result.to("cpu")

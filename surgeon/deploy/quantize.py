@@ -17,6 +17,8 @@ import onnx
 import torch
 from torch import nn
 
+from surgeon.arguments import ABOVE_ZERO, UNIT, a_path, choice, either
+from surgeon.arguments import path as is_path
 from surgeon.deploy.agreement import Accuracy, Judge, judge_by
 from surgeon.deploy.calibration import LABELS, Feeds, Input, batches, check_finite, collect, divide
 from surgeon.deploy.export import SINGLE_FILE_BYTES, export
@@ -28,7 +30,10 @@ from surgeon.device.session import make_feeds, open_session
 from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.files import replace_beside
 from surgeon.inputs import infer
+from surgeon.parameters import data as calibration_data
+from surgeon.parameters import public
 from surgeon.progress import stage
+from surgeon.trace import MODULE
 
 Kind = Literal["auto", "static", "dynamic"]
 
@@ -80,6 +85,11 @@ class Quantized:
         return json.dumps(dataclasses.asdict(self), indent=2, default=str)
 
 
+@public(
+    model=either(MODULE, a_path("a torch.nn.Module, or the path of an ONNX file"), lambda v: isinstance(v, nn.Module)),
+    calibration=calibration_data, base=is_path,
+    kind=choice(*get_args(Kind)), judge=choice(*get_args(Judge)), agreement=UNIT, deviation=ABOVE_ZERO,
+)
 def quantize(
     model: nn.Module | str | os.PathLike[str],
     calibration: Iterable[object] | None = None,
@@ -131,7 +141,8 @@ def quantize(
     >>> quantize("slim.onnx", images.split(32), path="int8.onnx").accepted  # doctest: +SKIP
     True
     """
-    _check(kind, judge, agreement, deviation, samples, calibration)
+    if kind == "static" and calibration is None:
+        raise InvalidArgument("static int8 takes the ranges of activations from data: pass calibration")
     target = Path(path) if path is not None else _beside(model)
     with replace_beside(target) as scratch, tempfile.TemporaryDirectory(prefix="surgeon-int8-") as made:
         folder = Path(made)
@@ -183,22 +194,6 @@ def quantize(
 
 def _beside(model: nn.Module | str | os.PathLike[str]) -> Path:
     return Path("int8.onnx") if isinstance(model, nn.Module) else Path(model).with_suffix(".int8.onnx")
-
-
-def _check(
-    kind: str, judge: str, agreement: float, deviation: float, samples: int, calibration: Iterable[object] | None
-) -> None:
-    for name, value, choices in (("kind", kind, get_args(Kind)), ("judge", judge, get_args(Judge))):
-        if value not in choices:
-            raise InvalidArgument(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-    if not 0 <= agreement <= 1:
-        raise InvalidArgument(f"agreement is {agreement}; it is a share from 0 to 1")
-    if not deviation > 0:
-        raise InvalidArgument(f"deviation is {deviation}; it must be positive")
-    if samples < 1:
-        raise InvalidArgument(f"samples is {samples}; at least 1 is needed")
-    if kind == "static" and calibration is None:
-        raise InvalidArgument("static int8 takes the ranges of activations from data: pass calibration")
 
 
 def _decide(verdict: Verdict, accuracy: Accuracy | None) -> tuple[bool, str]:

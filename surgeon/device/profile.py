@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import onnxruntime as ort
 
+from surgeon.arguments import COMMON, NATURAL, OBJECT, POSITIVE, checked, cpus, instance, mapping, text, threads_here
 from surgeon.device.points import Key, Sample
 from surgeon.documents import Document
 from surgeon.errors import ProfileError
@@ -20,8 +21,14 @@ FORMAT: Final = "surgeon-profile"
 VERSION: Final = 1
 
 _DOCUMENT = Document("profile", FORMAT, VERSION, ProfileError, "take the profile again")
+_TAKEN = {
+    **COMMON, **dict.fromkeys(("cpu", "arch", "runtime"), text), "block": NATURAL, "cpus": NATURAL,
+    **{name: mapping(f"a mapping, as {name} of a profile are") for name in ("rules", "samples", "models")},
+    "threads": POSITIVE, "other": OBJECT,
+}
 
 
+@checked(_TAKEN)
 @dataclasses.dataclass(frozen=True)
 class Profile:
     """Measurements of one CPU, with `threads` threads, by one version of onnxruntime.
@@ -30,6 +37,7 @@ class Profile:
     - `rules`: what the probes answered, by their names: see `surgeon.device.rules.Probe`.
     - `samples`: what operators cost at given widths, by (operator, widths).
     - `models`: whole models by their fingerprints, with numbers such as `ms`, the measured latency.
+    - `cpus`: how many CPUs the machine has, so that no more threads are asked for; 0 if that is not known.
     """
 
     cpu: str
@@ -40,6 +48,7 @@ class Profile:
     rules: Mapping[str, int] = dataclasses.field(default_factory=dict)
     samples: Mapping[Key, Sample] = dataclasses.field(default_factory=dict)
     models: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    cpus: int = 0
 
     @classmethod
     def here(cls, threads: int = 1) -> "Profile":
@@ -48,7 +57,8 @@ class Profile:
         >>> Profile.here().samples
         {}
         """
-        return cls(cpu_name(), platform.machine(), threads, ort.__version__)
+        threads_here("threads", threads)
+        return cls(cpu_name(), platform.machine(), threads, ort.__version__, cpus=cpus())
 
     def __str__(self) -> str:
         return (
@@ -61,6 +71,7 @@ class Profile:
 
         Raises `ProfileError` if they are of different CPUs, thread counts or versions of onnxruntime.
         """
+        PROFILE("other", other)
         differences = [f"{name} {mine} against {theirs}" for name, mine, theirs in _differences(self, other)]
         if differences:
             raise ProfileError(f"only profiles taken alike can be merged; they differ in {', '.join(differences)}")
@@ -74,11 +85,12 @@ class Profile:
             rules={**self.rules, **other.rules},
             samples=samples,
             models={**self.models, **other.models},
+            cpus=other.cpus or self.cpus,
         )
 
     def warnings_here(self, threads: int | None = None) -> list[str]:
         """Why this profile may be wrong about runs on this CPU, with `threads` threads where that is given."""
-        here = Profile.here(self.threads if threads is None else threads)
+        here = dataclasses.replace(Profile.here(), threads=self.threads if threads is None else threads)
         return [
             f"the profile was taken with {name} {mine}, this is {theirs}: its milliseconds may be wrong here; "
             "take a profile where the model will run"
@@ -115,6 +127,9 @@ class Profile:
         Raises `ProfileError` if the file is missing, no profile, of a newer version or malformed.
         """
         return _DOCUMENT.read(path, _parse)
+
+
+PROFILE: Final = instance(Profile, "a surgeon.Profile", "surgeon.Profile.load reads a file")
 
 
 def cpu_name() -> str:

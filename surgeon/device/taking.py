@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from surgeon.arguments import threads_here
 from surgeon.device.points import COLD_FLUSH, Key, Point, Sample, count_turns, measure_all
 from surgeon.device.profile import Profile
 from surgeon.device.rules import Probe, answer
@@ -41,6 +42,7 @@ def take(
     Raises `ProfileError` if the profile at `path` is malformed or of another CPU, thread count or version of
     onnxruntime, `OutputError` if `path` can't be written, and what `measure_all` and `answer` raise.
     """
+    threads = threads_here("threads", threads)
     profile = _before(Profile.here(threads), path, known)
     if path is not None:
         profile.save(path)  # a path that can't be written is said before minutes are spent

@@ -6,6 +6,6 @@ each unit. `register` adds one to the table under a name.
 
 from surgeon.importance.criteria import CRITERIA, Criterion, register
 from surgeon.importance.gradients import GRADIENT_CRITERIA, Gradients
-from surgeon.importance.scoring import check_finite, score
+from surgeon.importance.scoring import check_finite, check_real, score
 
-__all__ = ["CRITERIA", "GRADIENT_CRITERIA", "Criterion", "Gradients", "check_finite", "register", "score"]
+__all__ = ["CRITERIA", "GRADIENT_CRITERIA", "Criterion", "Gradients", "check_finite", "check_real", "register", "score"]

@@ -23,6 +23,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from surgeon.arguments import checked, text
 from surgeon.coupling import Group, Groups
 from surgeon.errors import InvalidArgument
 from surgeon.importance.reductions import reductions, relative
@@ -33,6 +34,7 @@ Criterion = Callable[[Groups, Group, np.random.Generator], np.ndarray]
 CRITERIA: dict[str, Criterion] = {}
 
 
+@checked({"name": text})
 def register(name: str) -> Callable[[Criterion], Criterion]:
     """Add a criterion to the table under `name`.
 

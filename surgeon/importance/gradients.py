@@ -22,9 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.coupling import Group, Groups, Member
+from surgeon.arguments import optional, text
+from surgeon.coupling import GROUPS, Group, Groups, Member
 from surgeon.errors import InvalidArgument
 from surgeon.importance.reductions import Reductions, relative
+from surgeon.parameters import TENSORS, public
 
 #: The criteria that `Gradients.scores` knows.
 GRADIENT_CRITERIA = ("taylor", "fisher", "gradient")
@@ -32,6 +34,7 @@ GRADIENT_CRITERIA = ("taylor", "fisher", "gradient")
 _JOINT, _SQUARE, _PLAIN = range(3)
 
 
+@public(groups=GROUPS, gradients=optional(TENSORS), criterion=text, state=TENSORS)
 class Gradients:
     """Sums over observations of how the loss depends on each unit's weights w with gradients g.
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
 
-from surgeon.coupling import Groups
+from surgeon.arguments import call
+from surgeon.coupling import GROUPS, Groups
 from surgeon.errors import InvalidArgument, InvalidModel
 from surgeon.importance.criteria import CRITERIA, Criterion
 from surgeon.importance.reductions import shared
-from surgeon.trace import Graph
+from surgeon.parameters import importance, public
+from surgeon.rules import arguments
+from surgeon.trace import GRAPH, Graph
 
 
+@public(groups=GROUPS, criterion=importance)
 def score(groups: Groups, criterion: str | Criterion = "magnitude", seed: int = 0) -> dict[int, np.ndarray]:
     """The worth of every unit, by the id of the group's leaf: `(units,)` in float64, none negative.
 
@@ -30,18 +32,13 @@ def score(groups: Groups, criterion: str | Criterion = "magnitude", seed: int = 
             is no integer of at least 0.
     """
     name, function = _named(criterion)
-    _check_seed(seed)
     rng = np.random.default_rng(seed)
+    found = {}
     with shared(groups):
-        return {
-            group.leaf.id: _checked(function(groups, group, rng), group.size, f"criterion {name}, group {group.name}")
-            for group in groups
-        }
-
-
-def _check_seed(seed: Any) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise InvalidArgument(f"seed={seed!r}: give an integer of at least 0")
+        for group in groups:
+            values = call("importance", function, groups, group, rng)
+            found[group.leaf.id] = _checked(values, group.size, f"criterion {name}, group {group.name}")
+    return found
 
 
 def _named(criterion: str | Criterion) -> tuple[str, Criterion]:
@@ -51,8 +48,6 @@ def _named(criterion: str | Criterion) -> tuple[str, Criterion]:
                 f"importance={criterion!r} is no criterion; choose one of {', '.join(CRITERIA)}, or pass a function"
             )
         return repr(criterion), CRITERIA[criterion]
-    if not callable(criterion):
-        raise InvalidArgument(f"importance is a {type(criterion).__name__}; give a criterion's name or a function")
     return getattr(criterion, "__name__", type(criterion).__name__), criterion
 
 
@@ -73,6 +68,7 @@ def _checked(values: object, size: int, place: str) -> np.ndarray:
     return scores
 
 
+@public(graph=GRAPH)
 def check_finite(graph: Graph) -> None:
     """Refuse weights that no score can be taken of.
 
@@ -83,8 +79,17 @@ def check_finite(graph: Graph) -> None:
     >>> check_finite(trace(net, torch.zeros(2, 2)))
 
     Raises:
-        InvalidModel: a parameter holds NaN or infinity, or a buffer or constant NaN; the message names the tensor.
+        InvalidModel: a parameter holds NaN or infinity, a buffer or constant NaN, or the running variance of a batch
+            norm a number below 0; the message names the tensor.
     """
+    for name in variances(graph):
+        below = graph.tensor(name).detach() < 0
+        if bool(below.any()):
+            raise InvalidModel(
+                f"{name} holds negative variances in {int(below.sum())} of {below.numel()} channels, of which no batch "
+                "norm can take the root; load the weights again, or call reset_running_stats() and run the model in "
+                "train mode, before pruning"
+            )
     for name, value in graph.values.items():
         tensor = value.detach()
         if not (tensor.is_floating_point() or tensor.is_complex()):
@@ -99,3 +104,28 @@ def check_finite(graph: Graph) -> None:
                 f"{name} {tuple(tensor.shape)} holds NaN{' or infinity' if learnt else ''} in {count} of "
                 f"{tensor.numel()} places; load the weights again, or train with a smaller rate, before pruning"
             )
+
+
+@public(graph=GRAPH)
+def check_real(graph: Graph) -> None:
+    """Refuse complex weights: data tell what real ones are worth alone.
+
+    Raises:
+        InvalidModel: a parameter or buffer is complex; the message names it.
+    """
+    for name, value in graph.values.items():
+        if value.is_complex():
+            raise InvalidModel(
+                f"{name} is {value.dtype}, and no layer can be fitted to data with complex weights; leave data= out"
+            )
+
+
+def variances(graph: Graph) -> list[str]:
+    """The names of the running variances that batch norms of a graph read."""
+    found = []
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and "batch_norm" in node.target._schema.name:
+            read = arguments(node).get("running_var")
+            if read is not None and read.name in graph.tensors:
+                found.append(graph.tensors[read.name])
+    return found

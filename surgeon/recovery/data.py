@@ -13,7 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from surgeon.errors import InvalidArgument, InvalidInputs
+from surgeon import parameters
+from surgeon.arguments import POSITIVE
+from surgeon.errors import InvalidInputs
+from surgeon.importance import check_finite, check_real
+from surgeon.parameters import SYNTHETIC
 from surgeon.progress import counter
 from surgeon.recovery.labels import joined, per_sample
 from surgeon.recovery.network import bytes_per_sample
@@ -30,8 +34,6 @@ FEWEST = 16
 HELD_BACK = 8
 #: Samples that are run at once where there are labels: gradients are observed batch by batch.
 LABELLED_CHUNK = 8
-#: What `data` is called instead of data, for inputs that are synthesised.
-SYNTHETIC = "synthetic"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def calibrate(
     """
     if isinstance(data, Calibration):
         return data
-    _check_samples(samples)
+    samples, data = POSITIVE("samples", samples), parameters.data("data", data)
+    check_finite(graph)
+    check_real(graph)
     notes = []
     affordable = max(MEMORY // max(bytes_per_sample(graph), 1), FEWEST)
     if affordable < samples:
@@ -120,25 +124,13 @@ def calibrate(
     return _split(whole, reader, count, notes, rest)
 
 
-def _check_samples(samples: Any) -> None:
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise InvalidArgument(f"samples={samples!r}: give a positive integer")
-
-
 def _iterate(data: Any) -> Iterator[Any]:
     match data:
         case Tensor() | np.ndarray() | Mapping():
             return iter([data])
-        case str() | bytes() | None:
-            pass
         case Iterable():
             return iter(data)
-        case _ if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-            return (data[index] for index in range(len(data)))
-    raise InvalidArgument(
-        f"data is a {type(data).__name__}; give a tensor of samples, an iterable of batches such as a DataLoader, or "
-        f'"{SYNTHETIC}"'
-    )
+    return (data[index] for index in range(len(data)))
 
 
 def _split(
@@ -231,10 +223,7 @@ class _Reader:
         return values[:wanted]
 
     def _checked(self, value: Any, example: Tensor, place: str) -> Tensor:
-        if isinstance(value, np.ndarray | np.generic):
-            value = torch.from_numpy(np.ascontiguousarray(value))
-        if not isinstance(value, Tensor):
-            raise InvalidInputs(f"{place} is a {type(value).__name__}; give a tensor or a numpy array")
+        value = parameters.tensor_of(value, place)
         shape, wanted = tuple(value.shape), tuple(example.shape[1:])
         if shape[1:] != wanted or value.dim() != example.dim():
             sizes = ", ".join(str(size) for size in wanted)

@@ -6,7 +6,6 @@ weighted by what the output makes of them. Found from the graph alone.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from surgeon.basis import Basis, mark
+from surgeon.copies import duplicate
 from surgeon.coupling import Groups, couple
-from surgeon.errors import InvalidArgument
 from surgeon.inputs import infer
+from surgeon.parameters import public
 from surgeon.progress import stage
 from surgeon.recovery import heads, order, streams
 from surgeon.recovery.contraction import Contraction
@@ -35,6 +35,7 @@ from surgeon.verify.interpreter import last_uses
 TOLERANCE = 1e-3
 
 
+@public()
 def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: Any = None) -> nn.Module:
     """A copy of the model that computes the same, in the basis in which least is lost by a cut.
 
@@ -64,8 +65,6 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
     >>> basis_of(rotated).groups, torch.allclose(rotated(x), net(x), atol=1e-4)
     (('0',), True)
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
     with stage("trace"):
         inputs = infer(model) if example_inputs is None else normalise_inputs(example_inputs)
         graph = trace_inputs(model, inputs)
@@ -75,7 +74,7 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
 def project_groups(model: nn.Module, groups: Groups, data: Any, *, samples: int = 256) -> nn.Module:
     """As `project`, for a model that was traced and coupled already. `data` may be a Calibration."""
     calibration = calibrate(data, groups.graph, model, samples)
-    rotated = copy.deepcopy(model)
+    rotated = duplicate(model)
     tensors = {**dict(rotated.named_parameters(remove_duplicate=False)),
                **dict(rotated.named_buffers(remove_duplicate=False))}
     slots = Slots(groups, {node: node for node in groups.graph.nodes}, tensors)

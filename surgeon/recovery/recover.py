@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor, nn
 
 from surgeon.basis import require
+from surgeon.copies import duplicate
 from surgeon.coupling import Groups, couple
-from surgeon.errors import InvalidArgument, PlanError
-from surgeon.plan import Plan
+from surgeon.errors import PlanError
+from surgeon.parameters import public
+from surgeon.plan import PLAN, Plan
 from surgeon.progress import collect, stage
 from surgeon.recovery.compensate import EXACT, Compensation, Outcome
 from surgeon.recovery.data import Calibration, calibrate
@@ -20,6 +21,7 @@ from surgeon.rules import Kept
 from surgeon.trace import normalise_inputs, trace_inputs
 
 
+@public(plan=PLAN)
 def recover(
     model: nn.Module,
     slim: nn.Module,
@@ -89,18 +91,17 @@ def recover_groups(
     ridge: float = 1e-2, batch_norm: bool = True, compensate: bool = True, distil: bool = True,
 ) -> tuple[nn.Module, Recovery]:
     """As `recover`, for a model that was traced and coupled already. `data` may be a Calibration."""
-    _check(ridge)
     _check_slim(slim, groups, kept)
     notes = []
     calibration = calibrate(data, groups.graph, model, samples)
     before = _pass(groups, kept, _tensors(slim), calibration.judge, compensate=False, batch_norm=False)
-    recovered = copy.deepcopy(slim)
+    recovered = duplicate(slim)
     after = _pass(
         groups, kept, _tensors(recovered), calibration, ridge=ridge, compensate=compensate, batch_norm=batch_norm
     )
     layers = tuple(after.layers)
     if not after.deviation <= before.deviation:
-        recovered = copy.deepcopy(slim)
+        recovered = duplicate(slim)
         notes.append(
             f"the outputs would deviate by {after.deviation:.3g}, more than the {before.deviation:.3g} they do, so "
             "the model is left as it was; more, or more fitting, data may help"
@@ -120,7 +121,7 @@ def _distilled(
     groups: Groups, kept: Kept, model: nn.Module, data: Calibration, before: float
 ) -> tuple[nn.Module, Distillation | None]:
     """What distillation makes of a smaller model, or the model itself where that is no nearer to the original."""
-    moved = copy.deepcopy(model)
+    moved = duplicate(model)
     steps = distil_groups(groups, kept, moved, _tensors(moved), data)
     if not steps:
         return model, None
@@ -143,15 +144,8 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _check(ridge: Any) -> None:
-    if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 <= ridge < float("inf"):
-        raise InvalidArgument(f"ridge={ridge!r}: give a number of at least 0, such as 1e-2")
-
-
 def _check_slim(slim: nn.Module, groups: Groups, kept: Kept) -> None:
     """Make sure that every tensor of `slim` has the size that the plan leaves."""
-    if not isinstance(slim, nn.Module):
-        raise InvalidArgument(f"slim is a {type(slim).__name__}, not a torch.nn.Module")
     own = _tensors(slim)
     for name, axes in groups.tensors.items():
         if name not in own and groups.graph.canonical[name] in own:

@@ -21,8 +21,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from surgeon.errors import InvalidArgument, InvalidModel
+from surgeon.errors import InvalidModel
+from surgeon.importance import check_finite, check_real
 from surgeon.inputs import infer
+from surgeon.parameters import public
 from surgeon.progress import counter, stage
 from surgeon.recovery.network import Network, bytes_backwards
 from surgeon.rules import arguments
@@ -90,6 +92,7 @@ def norms(graph: Graph) -> list[Norm]:
     return found
 
 
+@public()
 def synthesize(model: nn.Module, example_inputs: Any = None, *, samples: int = 256, seed: int = 0) -> Any:
     """Inputs made from the model alone, for `data=` of `surgeon.shrink` and `surgeon.recover` when there are none.
 
@@ -115,13 +118,11 @@ def synthesize(model: nn.Module, example_inputs: Any = None, *, samples: int = 2
     >>> synthesize(net, torch.zeros(1, 2, 8), samples=16).shape
     torch.Size([16, 2, 8])
     """
-    given: tuple[tuple[str, Any, int], ...] = (("samples", samples, 1), ("seed", seed, 0))
-    for name, value, least in given:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InvalidArgument(f"{name}={value!r}: give an integer of at least {least}")
     inputs = infer(model) if example_inputs is None else normalise_inputs(example_inputs)
     with stage("trace"):
         graph = trace_inputs(model, inputs)
+    check_finite(graph)
+    check_real(graph)
     made = synthesise(graph, samples, seed)
     args, kwargs = pytree.tree_unflatten(made.leaves, pytree.tree_structure(graph.inputs))
     if len(args) == 1 and not kwargs:

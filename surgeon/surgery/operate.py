@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from surgeon.copies import duplicate
 from surgeon.coupling import Groups
 from surgeon.errors import InvalidArgument, SurgeonError, SurgeryError
 from surgeon.functional import write_again
@@ -231,7 +231,7 @@ def _train_only(candidate: nn.Module, groups: Groups) -> str:
     args, kwargs = groups.graph.inputs
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            copy.deepcopy(candidate).train()(*args, **kwargs)
+            duplicate(candidate).train()(*args, **kwargs)
     except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
         return f"parts that run in train mode only ({idle[0]} …) do not fit the smaller rest ({_first_line(error)})"
     return ""

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from surgeon.analysis import analyse
+from surgeon.arguments import mapping, text
 from surgeon.errors import InvalidArgument, WeightsError
+from surgeon.parameters import TENSORS, public
 from surgeon.training.factors import connection_weights
 
 _KEEP, _BEFORE = ".keep", ".before"
@@ -36,6 +38,7 @@ class _Mask:
         self.parameter = self.hook = None
 
 
+@public(keep=mapping("boolean tensors by the names of parameters", text), state=TENSORS)
 class Masks:
     """Entries of a model's parameters that are held at zero, and what they were before.
 
@@ -56,8 +59,6 @@ class Masks:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        if not isinstance(model, nn.Module):
-            raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
         self._model = model
         self._masks: dict[str, _Mask] = {}
 

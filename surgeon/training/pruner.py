@@ -13,12 +13,14 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from surgeon.allocation import allocate, check_ratio
+from surgeon.allocation import allocate
 from surgeon.analysis import analyse
+from surgeon.arguments import choice, instance, mapping
 from surgeon.cost import Cost
 from surgeon.errors import Infeasible, InvalidArgument, NotEquivalent, WeightsError
 from surgeon.importance import GRADIENT_CRITERIA, Criterion, Gradients, check_finite, score
 from surgeon.limits import Keep
+from surgeon.parameters import BUDGETS, functions, public
 from surgeon.plan import Plan, attach, choose
 from surgeon.progress import stage
 from surgeon.replay import carry_out
@@ -45,6 +47,10 @@ class Decision:
         return f"step {self.step}: {self.share:.1%} of the target, {self.removed:.1%} of the budget gone, {total} units"
 
 
+@public(
+    budget=choice(*BUDGETS), optimizer=instance(torch.optim.Optimizer, "a torch.optim.Optimizer"),
+    regularizer=functions("functions as in surgeon.training.regularizers", 1), state=mapping("what state_dict() gave"),
+)
 class Pruner:
     """Masks units of `model` while the user trains it, and cuts them off in the end.
 
@@ -108,7 +114,7 @@ class Pruner:
     ) -> None:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             raise InvalidArgument(f"model is wrapped by {type(model).__name__}: give model.module to the pruner")
-        self.target, self.schedule = check_ratio(target, "target"), schedule
+        self.target, self.schedule = target, schedule
         first = share_at(schedule, 0)
         observing = isinstance(importance, str) and importance in GRADIENT_CRITERIA
         if observing and first > 0:
@@ -116,7 +122,7 @@ class Pruner:
                 f"importance={importance!r} is made of gradients, of which there are none at step 0: let the schedule "
                 "start at step 1 or later"
             )
-        self.regularizers = _regularizers(regularizer)
+        self.regularizers: tuple[Regularizer, ...] = regularizer or ()  # type: ignore[assignment]  (checked: a tuple)
         self.model, self.importance, self.seed = model, importance, seed
         self.groups = analyse(model, example_inputs, ignore)
         check_finite(self.groups.graph)
@@ -336,13 +342,3 @@ class Pruner:
                     stacklevel=4,
                 )
             return widths
-
-
-def _regularizers(given: Regularizer | Iterable[Regularizer] | None) -> tuple[Regularizer, ...]:
-    found = () if given is None else tuple(given) if isinstance(given, Iterable) else (given,)
-    for each in found:
-        if not callable(each):
-            raise InvalidArgument(
-                f"regularizer: a {type(each).__name__} is none; give functions as in surgeon.training.regularizers"
-            )
-    return found

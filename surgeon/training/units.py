@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,10 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from surgeon.architecture import named_tensors
-from surgeon.coupling import Groups
+from surgeon.copies import duplicate
+from surgeon.coupling import GROUPS, Groups
 from surgeon.errors import InvalidArgument, NotEquivalent, SurgeonError, SurgeryError, WeightsError
+from surgeon.parameters import TENSORS, public, units
 from surgeon.rules import Axes, Kept
 from surgeon.trace import skeleton, trace_inputs
 from surgeon.training.intercept import Interceptor
@@ -26,6 +27,7 @@ from surgeon.verify.interpreter import Runner, double, precisely
 _UNITS, _BUFFERS = "units.", "buffers."
 
 
+@public(groups=GROUPS, keep=units, state=TENSORS)
 class UnitMasks:
     """Units of a model that are switched off, with all that belongs to them in every coupled tensor.
 
@@ -219,7 +221,7 @@ class _Held:
 def _outputs(model: nn.Module, groups: Groups) -> list[Tensor]:
     inputs = pytree.tree_map(double, checked_inputs(groups.graph))
     try:
-        graph = trace_inputs(copy.deepcopy(model).double(), inputs)  # what depends on the type, as an eps, is double's
+        graph = trace_inputs(duplicate(model).double(), inputs)  # what depends on the type, as an eps, is double's
     except SurgeonError:  # its code names another type, which is computed in float64 all the same
         graph = trace_inputs(model, groups.graph.inputs)
     runner = Runner(graph, inputs)
