@@ -76,6 +76,20 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def listed(value: object) -> tuple[Any, ...] | None:
+    """What there is to read in a value, once; None if it is a text, a mapping, or can't be read.
+
+    >>> listed([1, 2]), listed("ab"), listed(3)
+    ((1, 2), None, None)
+    """
+    if isinstance(value, str | bytes | Mapping | type):
+        return None
+    try:
+        return tuple(value)  # type: ignore[arg-type]  (whether it can be read is what is asked)
+    except (TypeError, ValueError):  # ValueError: a closed file
+        return None
+
+
 def integer(least: int, most: int = LARGEST, remedy: str = "") -> Check:
     """An integer from `least` to `most`.
 
@@ -165,7 +179,8 @@ def a_path(wanted: str) -> Check:
                     os.lstat(place)  # the system tells which names can't be: too long ones, and those with a NUL
                 return value
         except (OSError, ValueError) as error:
-            raise refusal(name, value, f"a path that the system can have ({error})") from error
+            reason = getattr(error, "strerror", None) or error
+            raise refusal(name, value, f"a path that the system can have ({reason})") from error
         raise refusal(name, value, wanted)
 
     return check
@@ -327,9 +342,10 @@ def _guarded(
 
     @functools.wraps(inner)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        try:
+        bound = None
+        with contextlib.suppress(TypeError):
             bound = signature.bind(*args, **kwargs)
-        except TypeError:
+        if bound is None:
             return inner(*args, **kwargs)  # Python says what is missing, or too much
         for name, value in bound.arguments.items():
             if name in rules and value is not rules[name][1]:

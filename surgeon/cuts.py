@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from surgeon.arguments import refusal
+from surgeon.arguments import listed, refusal
 from surgeon.errors import PlanError
 
 
@@ -26,12 +25,13 @@ class Cut:
 
 def cuts(name: str, value: Any) -> tuple[Cut, ...]:
     """The cuts of a plan, each of them one."""
-    for cut in (found := tuple(value) if isinstance(value, Iterable) else (value,)):
+    found = listed(value)
+    for cut in (value,) if found is None else found:
         if not isinstance(cut, Cut) or not isinstance(cut.tensor, str) or not isinstance(cut.keep, tuple):
             raise refusal(name, cut, "surgeon.cuts.Cut(tensor, axis, size, keep) of a name, integers and a tuple")
         if odd := [n for n in (cut.axis, cut.size, *cut.keep) if type(n) is not int]:
             raise refusal(f"{name}: {cut.tensor}", odd[0], "integers")
-    return found
+    return found or ()
 
 
 def check_cut(cut: Cut) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from surgeon.arguments import (
     ABOVE_ZERO,
@@ -29,11 +30,13 @@ from surgeon.arguments import (
     instance,
     is_integer,
     is_number,
+    listed,
     mapping,
     refusal,
     shown,
     text,
 )
+from surgeon.copies import duplicate
 from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.schedules import SCHEDULE
 from surgeon.trace import MODULE, normalise_inputs
@@ -51,16 +54,34 @@ TENSORS: Final = mapping("tensors by name, as state_dict() gives them", text, in
 
 def ignore(name: str, value: Any) -> Any:
     """A tuple of what is left alone: names, globs, modules and parameters. An iterator is read here, once."""
-    single = isinstance(value, str | nn.Module | Tensor) or not isinstance(value, Iterable)
-    if isinstance(value, Mapping | bytes):
-        raise InvalidArgument(f"{name} is a {type(value).__name__}; give module names, globs, modules or parameters")
-    found = []
-    for entry in [value] if single else value:
+    found = (value,) if isinstance(value, str | nn.Module | Tensor) else listed(value)
+    for entry in (value,) if found is None else found:
         if not isinstance(entry, str | nn.Module | Tensor):
             kind = type(entry).__name__
             raise InvalidArgument(f"{name} holds a {kind}; give module names, globs, modules or parameters")
-        found.append(entry)
-    return tuple(found)
+    return found
+
+
+def module(name: str, value: Any) -> nn.Module:
+    """A module. Of one that was made under `torch.inference_mode` a copy, whose tensors can have gradients."""
+    if not _inference(MODULE(name, value)):
+        return value  # type: ignore[no-any-return]  (MODULE has seen to that)
+    with torch.inference_mode(False):
+        return duplicate(value)
+
+
+def module_in_place(name: str, value: Any) -> nn.Module:
+    """A module that is changed in place."""
+    if _inference(MODULE(name, value)):
+        raise InvalidArgument(
+            f"{name} was made under torch.inference_mode, so that its tensors can't be changed; make it outside, or "
+            "give a copy that is made outside"
+        )
+    return value  # type: ignore[no-any-return]  (MODULE has seen to that)
+
+
+def _inference(model: nn.Module) -> bool:
+    return any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
 
 
 def units(name: str, value: Any) -> dict[int, tuple[int, ...]]:
@@ -70,10 +91,10 @@ def units(name: str, value: Any) -> dict[int, tuple[int, ...]]:
         raise refusal(name, value, wanted)
     found = {}
     for leaf, kept in value.items():
-        listed = list(kept) if isinstance(kept, Iterable) and not isinstance(kept, str | bytes) else [kept, None]
-        if not is_integer(leaf) or not all(map(is_integer, listed)):
+        each = listed(kept)
+        if not is_integer(leaf) or each is None or not all(map(is_integer, each)):
             raise InvalidArgument(f"{name}: {shown(leaf)} stands for {shown(kept)}; give {wanted}")
-        found[int(leaf)] = tuple(sorted(int(unit) for unit in listed))
+        found[int(leaf)] = tuple(sorted(int(unit) for unit in each))
     return found
 
 
@@ -102,7 +123,7 @@ def data(name: str, value: Any) -> Any:
         case str():
             fits = value == SYNTHETIC
         case Tensor() | np.ndarray():
-            fits = bool(tensor_of(value, name).dim())
+            fits = tensor_of(value, name) is not None and value.ndim > 0
         case Iterable():
             fits = True
         case _:
@@ -154,10 +175,8 @@ def functions(wanted: str, arguments: int) -> Check:
     single = function(wanted, arguments)
 
     def check(name: str, value: Any) -> Any:
-        if isinstance(value, str | bytes | Mapping) or (not callable(value) and not isinstance(value, Iterable)):
-            raise InvalidArgument(f"{name}: a {type(value).__name__} is none; give {wanted}")
-        found = (value,) if callable(value) else tuple(value)
-        for each in found:
+        found = (value,) if callable(value) else listed(value)
+        for each in (value,) if found is None else found:
             if not callable(each):
                 raise InvalidArgument(f"{name}: a {type(each).__name__} is none; give {wanted}")
             single(name, each)
@@ -183,16 +202,14 @@ _CRITERION = function(
 def example_inputs(name: str, value: Any) -> Any:
     """A tensor, a tuple of positional inputs, or a dict of keyword inputs."""
     normalise_inputs(value)
-    return value
+    with torch.inference_mode(False):
+        return pytree.tree_map_only(Tensor, lambda leaf: leaf.clone() if leaf.is_inference() else leaf, value)
 
 
 #: What each parameter may be, by its name. One that is its own default is not looked at.
 PARAMETERS: Final[Mapping[str, Check]] = {
     **COMMON,
-    "model": MODULE,
-    "slim": MODULE,
-    "fresh_model": MODULE,
-    "teacher": MODULE,
+    **dict.fromkeys(("model", "slim", "fresh_model", "teacher"), module),
     "example_inputs": example_inputs,
     "ratio": SHARE,
     "target": SHARE,

@@ -14,7 +14,7 @@ import numpy as np
 from torch import fx, nn
 
 from surgeon.architecture import fingerprint, named_tensors
-from surgeon.arguments import instance, mapping, optional, text
+from surgeon.arguments import instance, mapping, text
 from surgeon.basis import basis_entry, mark, require
 from surgeon.coupling import GROUPS, Group, Groups, couple
 from surgeon.cuts import Cut, check_cut, cuts
@@ -61,7 +61,7 @@ _REPLAN = "make a plan for this model with surgeon.plan"
 
 
 @public(
-    groups=GROUPS, keep=units, settings=optional(mapping("a mapping")), name=text, profile=PROFILE, fingerprint=text,
+    groups=GROUPS, keep=units, settings=mapping("a mapping"), name=text, profile=PROFILE, fingerprint=text,
     cuts=cuts, inputs=mapping("a mapping of args and kwargs"),
 )
 @dataclass(frozen=True)

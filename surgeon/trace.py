@@ -160,7 +160,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     Raises:
         InvalidArgument: `model` is not a module.
         InvalidInputs: the model's `forward` does not take these inputs.
-        InvalidModel: a tensor of the model is sparse, quantized or without values.
+        InvalidModel: a tensor of the model is sparse, quantized or without values, or a variance is negative.
         TraceError: `torch.export` can't trace the model.
     """
     MODULE("model", model)
@@ -193,7 +193,9 @@ def _traced(shared: nn.Module, inputs: Inputs, wide: Inputs, dynamic: bool) -> G
     batches = _batches(program)
     dynamic = bool(batches) and all(size.node.maybe_as_int() is None for size in batches)
     module = functionalise(program)
-    return _graph(module, shared, wide, dynamic)
+    graph = _graph(module, shared, wide, dynamic)
+    _check_variances(graph)
+    return graph
 
 
 def unread(graph: Graph, model: nn.Module) -> list[str]:
@@ -248,6 +250,22 @@ def _check_dense(model: nn.Module) -> None:
             fault = f"is {'quantized' if value.is_quantized else value.layout}; make it a dense floating tensor"
         if fault:
             raise InvalidModel(f"{name} {fault} before pruning")
+
+
+def _check_variances(graph: Graph) -> None:
+    """Refuse batch norms that would take the root of a negative number."""
+    for node in graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.name != "aten::batch_norm":
+            continue
+        place = [argument.name for argument in node.target._schema.arguments].index("running_var")
+        name = graph.tensors.get(getattr(node.args[place], "name", ""))
+        below = graph.tensor(name).detach() < 0 if name is not None else torch.zeros(0)
+        if bool(below.any()):
+            raise InvalidModel(
+                f"{name} holds negative variances in {int(below.sum())} of {below.numel()} channels, of which no batch "
+                "norm can take the root; load the weights again, or call reset_running_stats() and run the model in "
+                "train mode, before pruning"
+            )
 
 
 def _graph(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: bool) -> Graph:

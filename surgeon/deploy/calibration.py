@@ -63,7 +63,8 @@ def batches(calibration: object) -> Iterator[object]:
 def check_finite(batch: object, index: int) -> None:
     """Raise InvalidInputs if any tensor or array of a batch holds NaN or infinity."""
     for leaf in pytree.tree_leaves(batch):
-        value = tensor_of(leaf, f"batch {index} of calibration") if isinstance(leaf, np.ndarray) else leaf
+        known = isinstance(leaf, np.ndarray | Tensor)
+        value = tensor_of(leaf, f"batch {index} of calibration") if known else leaf
         if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
             raise InvalidInputs(f"batch {index} of calibration holds NaN or infinity; remove those samples")
 

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import onnxruntime as ort
 
-from surgeon.arguments import COMMON, NATURAL, OBJECT, POSITIVE, checked, cpus, instance, mapping, text, threads_here
+from surgeon import arguments
+from surgeon.arguments import COMMON, NATURAL, OBJECT, POSITIVE, checked, instance, mapping, text, threads_here
 from surgeon.device.points import Key, Sample
 from surgeon.documents import Document
 from surgeon.errors import ProfileError
@@ -58,7 +59,7 @@ class Profile:
         {}
         """
         threads_here("threads", threads)
-        return cls(cpu_name(), platform.machine(), threads, ort.__version__, cpus=cpus())
+        return cls(cpu_name(), platform.machine(), threads, ort.__version__, cpus=arguments.cpus())
 
     def __str__(self) -> str:
         return (
@@ -186,11 +187,12 @@ def _parse(data: dict[str, Any]) -> Profile:
             ends_blocked=_DOCUMENT.entry(entry, "ends_blocked", bool, place),
         )
     threads, block = _DOCUMENT.entry(data, "threads", int), _DOCUMENT.entry(data, "block", int)
-    if threads < 1 or block < 0:
-        raise ProfileError(f"{threads} threads and blocks of {block} channels can't be")
+    cpus = _DOCUMENT.entry(data, "cpus", int) if "cpus" in data else 0
+    if threads < 1 or block < 0 or cpus < 0:
+        raise ProfileError(f"{threads} threads, {cpus} CPUs and blocks of {block} channels can't be")
     texts = (_DOCUMENT.entry(data, name, str) for name in ("cpu", "arch", "runtime"))
     cpu, arch, runtime = texts
-    return Profile(cpu, arch, threads, runtime, block, rules, samples, models)
+    return Profile(cpu, arch, threads, runtime, block, rules, samples, models, cpus)
 
 
 def _number(data: Mapping[str, Any], name: str, place: str) -> float:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.arguments import optional, text
+from surgeon.arguments import optional, shown, text
 from surgeon.coupling import GROUPS, Group, Groups, Member
 from surgeon.errors import InvalidArgument
 from surgeon.importance.reductions import Reductions, relative
@@ -112,7 +112,7 @@ class Gradients:
         """
         if criterion not in GRADIENT_CRITERIA:
             raise InvalidArgument(
-                f"importance={criterion!r} is not made of gradients; choose one of {', '.join(GRADIENT_CRITERIA)}"
+                f"importance={shown(criterion)} is not made of gradients; choose one of {', '.join(GRADIENT_CRITERIA)}"
             )
         if not self.count:
             raise InvalidArgument(f"importance={criterion!r} is made of gradients: call add after loss.backward()")

@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from surgeon.arguments import call
+from surgeon.arguments import call, meant, shown
 from surgeon.coupling import GROUPS, Groups
 from surgeon.errors import InvalidArgument, InvalidModel
 from surgeon.importance.criteria import CRITERIA, Criterion
 from surgeon.importance.reductions import shared
 from surgeon.parameters import importance, public
-from surgeon.rules import arguments
 from surgeon.trace import GRAPH, Graph
 
 
@@ -45,7 +44,8 @@ def _named(criterion: str | Criterion) -> tuple[str, Criterion]:
     if isinstance(criterion, str):
         if criterion not in CRITERIA:
             raise InvalidArgument(
-                f"importance={criterion!r} is no criterion; choose one of {', '.join(CRITERIA)}, or pass a function"
+                f"importance={shown(criterion)} is no criterion; choose one of {', '.join(CRITERIA)}, or pass a "
+                f"function" + meant(criterion, CRITERIA)
             )
         return repr(criterion), CRITERIA[criterion]
     return getattr(criterion, "__name__", type(criterion).__name__), criterion
@@ -79,17 +79,8 @@ def check_finite(graph: Graph) -> None:
     >>> check_finite(trace(net, torch.zeros(2, 2)))
 
     Raises:
-        InvalidModel: a parameter holds NaN or infinity, a buffer or constant NaN, or the running variance of a batch
-            norm a number below 0; the message names the tensor.
+        InvalidModel: a parameter holds NaN or infinity, or a buffer or constant NaN; the message names the tensor.
     """
-    for name in variances(graph):
-        below = graph.tensor(name).detach() < 0
-        if bool(below.any()):
-            raise InvalidModel(
-                f"{name} holds negative variances in {int(below.sum())} of {below.numel()} channels, of which no batch "
-                "norm can take the root; load the weights again, or call reset_running_stats() and run the model in "
-                "train mode, before pruning"
-            )
     for name, value in graph.values.items():
         tensor = value.detach()
         if not (tensor.is_floating_point() or tensor.is_complex()):
@@ -118,14 +109,3 @@ def check_real(graph: Graph) -> None:
             raise InvalidModel(
                 f"{name} is {value.dtype}, and no layer can be fitted to data with complex weights; leave data= out"
             )
-
-
-def variances(graph: Graph) -> list[str]:
-    """The names of the running variances that batch norms of a graph read."""
-    found = []
-    for node in graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and "batch_norm" in node.target._schema.name:
-            read = arguments(node).get("running_var")
-            if read is not None and read.name in graph.tensors:
-                found.append(graph.tensors[read.name])
-    return found

@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from surgeon.cost import weights_of
 from surgeon.coupling import Groups, couple
 from surgeon.errors import InvalidArgument
-from surgeon.parameters import public
+from surgeon.parameters import module_in_place, public
 from surgeon.plan import PLAN, Plan, plan_of
 from surgeon.surgery.attributes import module_path
 from surgeon.trace import normalise_inputs, trace_inputs
@@ -32,7 +32,7 @@ class Scaled:
         return f"{self.rate:g} → {self.scaled:.3g}, {self.left:,} of {self.connections:,} connections"
 
 
-@public(plan=PLAN)
+@public(slim=module_in_place, plan=PLAN)
 def scale_dropout(slim: nn.Module, plan: Plan | None = None, example_inputs: Any = None) -> dict[str, Scaled]:
     """Lower the rate of each Dropout module, in place, to rate · √(connections left / connections before).
 

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from surgeon.arguments import choice
 from surgeon.errors import InvalidArgument
-from surgeon.parameters import public
+from surgeon.parameters import module_in_place, public
 
 #: What `frozen` can hold still: convolutions with the norms of their channels, or fully connected layers.
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
@@ -20,7 +20,7 @@ KINDS: dict[str, tuple[type[nn.Module], ...]] = {
 }
 
 
-@public(kind=choice(*KINDS))
+@public(model=module_in_place, kind=choice(*KINDS))
 @contextmanager
 def frozen(model: nn.Module, kind: str) -> Iterator[nn.Module]:
     """Inside of this the convolutions of `model`, or its fully connected layers, are not trained.

@@ -17,7 +17,7 @@ from surgeon.arguments import ABOVE_ZERO, POSITIVE, either, flag, function, havi
 from surgeon.arguments import path as is_path
 from surgeon.errors import InvalidArgument, WeightsError
 from surgeon.files import StrPath, ensure_folder
-from surgeon.parameters import functions, loader, public
+from surgeon.parameters import functions, loader, module_in_place, public
 from surgeon.progress import counter
 from surgeon.training import checkpoint as checkpoints
 from surgeon.training import randomness
@@ -86,13 +86,14 @@ Callback = Callable[[Moment], object]
 _OPTIMIZER = instance(Optimizer, "a torch.optim.Optimizer or a function that makes one")
 _SCHEDULER = having("a learning rate scheduler or a function that makes one", "step", "state_dict", "load_state_dict")
 _MAKES = function("a function that makes one, of the model's parameters or of the optimizer", 1)
+_OPTIMIZES, _SCHEDULES = (either(_MAKES, ready, callable) for ready in (_OPTIMIZER, _SCHEDULER))
 
 
 @public(
-    loader=loader, loss=LOSS, optimizer=either(_OPTIMIZER, _MAKES, lambda value: not callable(value)), epochs=POSITIVE,
-    steps=POSITIVE, scheduler=either(_SCHEDULER, _MAKES, lambda value: not callable(value)), resume=flag, split=flag,
+    model=module_in_place, loader=loader, loss=LOSS, optimizer=_OPTIMIZES, epochs=POSITIVE, steps=POSITIVE,
+    scheduler=_SCHEDULES, resume=flag, split=flag, clip=ABOVE_ZERO, checkpoint=is_path, every=POSITIVE,
     pruner=having("a surgeon.Pruner, or what has its methods", "regularize", "step", "state_dict", "load_state_dict"),
-    callbacks=functions("functions of a Moment", 1), clip=ABOVE_ZERO, checkpoint=is_path, every=POSITIVE,
+    callbacks=functions("functions of a Moment", 1),
     accelerator=having("an accelerate.Accelerator", "prepare", "backward", "num_processes"),
 )
 def fit(

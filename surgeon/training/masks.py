@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from surgeon.analysis import analyse
 from surgeon.arguments import mapping, text
 from surgeon.errors import InvalidArgument, WeightsError
-from surgeon.parameters import TENSORS, public
+from surgeon.parameters import TENSORS, module_in_place, public
 from surgeon.training.factors import connection_weights
 
 _KEEP, _BEFORE = ".keep", ".before"
@@ -38,7 +38,7 @@ class _Mask:
         self.parameter = self.hook = None
 
 
-@public(keep=mapping("boolean tensors by the names of parameters", text), state=TENSORS)
+@public(model=module_in_place, keep=mapping("boolean tensors by the names of parameters", text), state=TENSORS)
 class Masks:
     """Entries of a model's parameters that are held at zero, and what they were before.
 

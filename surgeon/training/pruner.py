@@ -20,7 +20,7 @@ from surgeon.cost import Cost
 from surgeon.errors import Infeasible, InvalidArgument, NotEquivalent, WeightsError
 from surgeon.importance import GRADIENT_CRITERIA, Criterion, Gradients, check_finite, score
 from surgeon.limits import Keep
-from surgeon.parameters import BUDGETS, functions, public
+from surgeon.parameters import BUDGETS, functions, module_in_place, public
 from surgeon.plan import Plan, attach, choose
 from surgeon.progress import stage
 from surgeon.replay import carry_out
@@ -48,7 +48,8 @@ class Decision:
 
 
 @public(
-    budget=choice(*BUDGETS), optimizer=instance(torch.optim.Optimizer, "a torch.optim.Optimizer"),
+    model=module_in_place, budget=choice(*BUDGETS),
+    optimizer=instance(torch.optim.Optimizer, "a torch.optim.Optimizer"),
     regularizer=functions("functions as in surgeon.training.regularizers", 1), state=mapping("what state_dict() gave"),
 )
 class Pruner:

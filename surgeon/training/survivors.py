@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import InvalidArgument, WeightsError
-from surgeon.parameters import TENSORS, public
+from surgeon.parameters import TENSORS, module_in_place, public
 from surgeon.plan import PLAN, Plan, plan_of
 
 
-@public(plan=PLAN, earlier=TENSORS)
+@public(slim=module_in_place, plan=PLAN, earlier=TENSORS)
 @torch.no_grad()
 def rewind(slim: nn.Module, earlier: Mapping[str, Tensor], plan: Plan | None = None) -> None:
     """Set the weights of a smaller model, in place, to those that the whole model had at an earlier time.
@@ -67,7 +67,7 @@ def _cut(name: str, earlier: Tensor | None, now: Tensor, plan: Plan) -> Tensor:
     return value
 
 
-@public()
+@public(model=module_in_place)
 @torch.no_grad()
 def reinitialize(model: nn.Module, seed: int = 0) -> None:
     """Draw all parameters of a model anew, in place.

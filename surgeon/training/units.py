@@ -15,7 +15,7 @@ from surgeon.architecture import named_tensors
 from surgeon.copies import duplicate
 from surgeon.coupling import GROUPS, Groups
 from surgeon.errors import InvalidArgument, NotEquivalent, SurgeonError, SurgeryError, WeightsError
-from surgeon.parameters import TENSORS, public, units
+from surgeon.parameters import TENSORS, module_in_place, public, units
 from surgeon.rules import Axes, Kept
 from surgeon.trace import skeleton, trace_inputs
 from surgeon.training.intercept import Interceptor
@@ -27,7 +27,7 @@ from surgeon.verify.interpreter import Runner, double, precisely
 _UNITS, _BUFFERS = "units.", "buffers."
 
 
-@public(groups=GROUPS, keep=units, state=TENSORS)
+@public(model=module_in_place, groups=GROUPS, keep=units, state=TENSORS)
 class UnitMasks:
     """Units of a model that are switched off, with all that belongs to them in every coupled tensor.
 
