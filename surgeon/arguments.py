@@ -76,7 +76,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def listed(value: object) -> tuple[Any, ...] | None:
+def listed(value: Any) -> tuple[Any, ...] | None:
     """What there is to read in a value, once; None if it is a text, a mapping, or can't be read.
 
     >>> listed([1, 2]), listed("ab"), listed(3)
@@ -85,7 +85,7 @@ def listed(value: object) -> tuple[Any, ...] | None:
     if isinstance(value, str | bytes | Mapping | type):
         return None
     try:
-        return tuple(value)  # type: ignore[arg-type]  (whether it can be read is what is asked)
+        return tuple(value)
     except (TypeError, ValueError):  # ValueError: a closed file
         return None
 

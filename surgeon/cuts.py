@@ -26,8 +26,9 @@ class Cut:
 def cuts(name: str, value: Any) -> tuple[Cut, ...]:
     """The cuts of a plan, each of them one."""
     found = listed(value)
+    cut: Any
     for cut in (value,) if found is None else found:
-        if not isinstance(cut, Cut) or not isinstance(cut.tensor, str) or not isinstance(cut.keep, tuple):
+        if not isinstance(cut, Cut) or type(cut.tensor) is not str or type(cut.keep) is not tuple:
             raise refusal(name, cut, "surgeon.cuts.Cut(tensor, axis, size, keep) of a name, integers and a tuple")
         if odd := [n for n in (cut.axis, cut.size, *cut.keep) if type(n) is not int]:
             raise refusal(f"{name}: {cut.tensor}", odd[0], "integers")

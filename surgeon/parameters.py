@@ -62,22 +62,22 @@ def ignore(name: str, value: Any) -> Any:
     return found
 
 
-def module(name: str, value: Any) -> nn.Module:
+def module(name: str, value: Any) -> Any:
     """A module. Of one that was made under `torch.inference_mode` a copy, whose tensors can have gradients."""
     if not _inference(MODULE(name, value)):
-        return value  # type: ignore[no-any-return]  (MODULE has seen to that)
+        return value
     with torch.inference_mode(False):
         return duplicate(value)
 
 
-def module_in_place(name: str, value: Any) -> nn.Module:
+def module_in_place(name: str, value: Any) -> Any:
     """A module that is changed in place."""
     if _inference(MODULE(name, value)):
         raise InvalidArgument(
             f"{name} was made under torch.inference_mode, so that its tensors can't be changed; make it outside, or "
             "give a copy that is made outside"
         )
-    return value  # type: ignore[no-any-return]  (MODULE has seen to that)
+    return value
 
 
 def _inference(model: nn.Module) -> bool:

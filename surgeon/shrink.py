@@ -78,7 +78,8 @@ def shrink(
     """A physically smaller copy of `model`, proved to be the original less the removed units.
 
     Args:
-        model: any module that `torch.export` can trace; it is left as it is.
+        model: any module that `torch.export` can trace; it is left as it is. What it holds that can't be copied, such
+            as a lock or an open file, the result shares with it.
         ratio: the share of the budget to remove, at least 0 and less than 1.
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
             safe.
@@ -97,7 +98,7 @@ def shrink(
         latency_ms: instead of a ratio, the milliseconds that the result may take on `device`.
         device: for a latency, the profile of the CPU where the model will run, or the file that it is in; by default
             this CPU is profiled. On another CPU than this one nothing can be measured, only predicted.
-        threads: for a latency, onnxruntime's threads; by default the profile's, or 1.
+        threads: for a latency, onnxruntime's threads, no more than that CPU has; by default the profile's, or 1.
         max_params: for a latency, how many parameters the result may have beside.
         data: unlabeled inputs: a tensor, or an iterable of batches such as a DataLoader, read once. With them the units
             that are rebuilt best from the others go, widths are chosen by what that does to the model's output, and

@@ -183,7 +183,7 @@ def test_what_is_made_in_inference_mode_trains(tmp_path: Path) -> None:
             "connections": surgeon.prune_connections(model, 0.5, example_inputs=X),
             "commit": surgeon.Pruner(model, 0.5, schedule=schedules.one_shot(), example_inputs=X, align=1).commit(),
         }
-        with pytest.raises(InvalidArgument, match="model was made under torch.inference_mode"):
+        with pytest.raises(InvalidArgument, match=r"model was made under torch\.inference_mode"):
             surgeon.Masks(Net())
     for name, each in made.items():
         assert not any(tensor.is_inference() for tensor in each.state_dict().values()), name
@@ -240,5 +240,5 @@ def test_units_of_no_group_are_refused() -> None:
 
 @pytest.mark.parametrize("importance", [max, torch.relu, np.dot], ids=["max", "torch.relu", "numpy.dot"])
 def test_a_function_that_can_not_be_called_so_is_told(importance: Any) -> None:
-    with pytest.raises(InvalidArgument, match="importance: .* can't be called with .Groups, Group, Generator.|expected"):
+    with pytest.raises(InvalidArgument, match=r"importance: .* can.t be called with .Groups, Group, |expected"):
         shrink(Net(), importance=importance)

@@ -123,7 +123,7 @@ class Pruner:
                 f"importance={importance!r} is made of gradients, of which there are none at step 0: let the schedule "
                 "start at step 1 or later"
             )
-        self.regularizers: tuple[Regularizer, ...] = regularizer or ()  # type: ignore[assignment]  (checked: a tuple)
+        self.regularizers: tuple[Regularizer, ...] = regularizer or ()  # type: ignore[assignment]
         self.model, self.importance, self.seed = model, importance, seed
         self.groups = analyse(model, example_inputs, ignore)
         check_finite(self.groups.graph)
