@@ -78,16 +78,18 @@ def test_what_can_not_be_copied_is_shared(make: Callable[[], Any]) -> None:
 
 
 def test_what_holds_a_lock_is_copied_around_it(tmp_path: Path) -> None:
-    model = Net(Cache())
+    model: Any = Net(Cache())
     slim = shrink(model, data=ROWS)
     assert slim.extra is not model.extra
     assert slim.extra.lock is model.extra.lock
     assert slim.extra.seen is not model.extra.seen
     assert surgeon.sweep(model, X).extra.lock is model.extra.lock
-    assert surgeon.prune_connections(model, 0.5, example_inputs=X).extra.lock is model.extra.lock
+    sparse: Any = surgeon.prune_connections(model, 0.5, example_inputs=X)
+    assert sparse.extra.lock is model.extra.lock
     assert surgeon.export(model, tmp_path / "a.onnx", example_inputs=X).path.exists()
     surgeon.save(slim, tmp_path / "slim")
-    assert surgeon.load(tmp_path / "slim", Net(Cache())).extra.seen.keys() == {"x"}
+    loaded: Any = surgeon.load(tmp_path / "slim", Net(Cache()))
+    assert loaded.extra.seen.keys() == {"x"}
 
 
 def test_what_can_not_be_copied_at_all_is_named() -> None:
@@ -225,9 +227,8 @@ def test_an_iterator_is_read_once_for_all() -> None:
 def test_numpy_s_numbers_are_numbers() -> None:
     model = Net()
     plain = surgeon.plan(model, 0.5, example_inputs=X, align=4, keep={"*": 4}, seed=3)
-    assert plain == surgeon.plan(
-        model, np.float64(0.5), example_inputs=X, align=np.int32(4), keep={"*": np.int64(4)}, seed=np.uint8(3)
-    )
+    options: dict[str, Any] = {"align": np.int32(4), "keep": {"*": np.int64(4)}, "seed": np.uint8(3)}
+    assert plain == surgeon.plan(model, np.float64(0.5), example_inputs=X, **options)
 
 
 def test_units_of_no_group_are_refused() -> None:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from surgeon.architecture import fingerprint
 from surgeon.coupling import Groups, couple
+from surgeon.cuts import Cut
 from surgeon.errors import InvalidInputs, OutputError, PlanError
 from surgeon.importance import score
-from surgeon.plan import Cut, Plan, choose
+from surgeon.plan import Plan, choose
 from surgeon.signature import describe
 from surgeon.trace import trace
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 import surgeon
 from surgeon.coupling import Groups, couple
+from surgeon.cuts import Cut
 from surgeon.errors import InvalidModel, NotEquivalent
-from surgeon.plan import Cut
 from surgeon.surgery import Operation, operate, tensors
 from surgeon.trace import trace
 from surgeon.verify import certify
