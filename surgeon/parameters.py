@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from surgeon.arguments import (
@@ -81,7 +82,7 @@ def module_in_place(name: str, value: Any) -> Any:
 
 
 def _inference(model: nn.Module) -> bool:
-    return any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
+    return any(not is_lazy(tensor) and tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
 
 
 def units(name: str, value: Any) -> dict[int, tuple[int, ...]]:
