@@ -21,10 +21,11 @@ import torch
 from torch import nn
 
 import surgeon
-from surgeon import schedules, training
+from surgeon import training
 from surgeon.errors import SurgeonError
-from surgeon.importance import Gradients, check_finite, check_real, register, score
-from surgeon.training.units import UnitMasks
+from surgeon.scoring import Gradients, check_finite, check_real, register, score
+from surgeon.training import schedules
+from surgeon.training.unit_masks import UnitMasks
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon import arguments, schedules
 from surgeon.errors import InvalidArgument, InvalidInputs, InvalidModel, SurgeonError
+from surgeon.support import arguments
+from surgeon.training import schedules
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))

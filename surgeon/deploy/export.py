@@ -14,15 +14,15 @@ import torch
 from onnxscript import ir
 from torch import Tensor, nn
 
-from surgeon.arguments import ABOVE_ZERO, flag
-from surgeon.copies import duplicate
 from surgeon.deploy.graph import has_fixed_batch, tidy, unfused_batch_norms
 from surgeon.deploy.inputs import Call, named_outputs, read_call, unique
 from surgeon.deploy.lowering import copy_before_views, write_out_attention
 from surgeon.deploy.parity import check_parity
 from surgeon.errors import ExportError, InvalidInputs, OutputError, TraceError
-from surgeon.files import replace_beside
-from surgeon.parameters import public
+from surgeon.frontend.copies import duplicate
+from surgeon.pipeline.parameters import public
+from surgeon.support.arguments import ABOVE_ZERO, flag
+from surgeon.support.files import replace_beside
 
 OPSET = 20
 """The newest opset torch.onnx converts to by default; onnxruntime reads it since 1.17."""

@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from surgeon.arguments import (
+from surgeon.device.explain import Explanation, explain
+from surgeon.device.layout import Comparison as LayoutComparison
+from surgeon.device.layout import compare as compare_layouts
+from surgeon.device.layout import layout
+from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
+from surgeon.device.statistics import LOW, NO_DIFFERENCE, Decision, Ratio, compare_timings
+from surgeon.errors import BenchmarkError, InvalidArgument
+from surgeon.support.arguments import (
     COMMON,
     checked,
     function,
@@ -20,13 +27,6 @@ from surgeon.arguments import (
     path,
     text,
 )
-from surgeon.device.explain import Explanation, explain
-from surgeon.device.layout import Comparison as LayoutComparison
-from surgeon.device.layout import compare as compare_layouts
-from surgeon.device.layout import layout
-from surgeon.device.session import ORT_ERRORS, make_feeds, open_session
-from surgeon.device.statistics import LOW, NO_DIFFERENCE, Decision, Ratio, compare_timings
-from surgeon.errors import BenchmarkError, InvalidArgument
 
 MIN_RUNS = 30
 MAX_RUNS = 2000

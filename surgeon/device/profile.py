@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import onnxruntime as ort
 
-from surgeon import arguments
-from surgeon.arguments import COMMON, NATURAL, OBJECT, POSITIVE, checked, instance, mapping, text, threads_here
-from surgeon.device.points import Key, Sample
-from surgeon.documents import Document
+from surgeon.device.microbenchmark import Key, Sample
 from surgeon.errors import ProfileError
-from surgeon.files import write_text
+from surgeon.support import arguments
+from surgeon.support.arguments import COMMON, NATURAL, OBJECT, POSITIVE, checked, instance, mapping, text, threads_here
+from surgeon.support.documents import Document
+from surgeon.support.files import write_text
 
 FORMAT: Final = "surgeon-profile"
 VERSION: Final = 1

@@ -6,19 +6,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon.basis import require
-from surgeon.copies import duplicate
-from surgeon.coupling import Groups, couple
+from surgeon.calibration.data import Calibration, calibrate
 from surgeon.errors import PlanError
-from surgeon.parameters import public
-from surgeon.plan import PLAN, Plan
-from surgeon.progress import collect, stage
-from surgeon.recovery.compensate import EXACT, Compensation, Outcome
-from surgeon.recovery.data import Calibration, calibrate
-from surgeon.recovery.distil import distil as distil_groups
+from surgeon.frontend.copies import duplicate
+from surgeon.frontend.trace import normalise_inputs, trace_inputs
+from surgeon.groups.coupling import Groups, couple
+from surgeon.pipeline.parameters import public
+from surgeon.plans.basis import require
+from surgeon.plans.plan import PLAN, Plan
+from surgeon.recovery.distillation import distil as distil_groups
+from surgeon.recovery.least_squares import EXACT, Compensation, Outcome
 from surgeon.recovery.report import Distillation, Recovery
 from surgeon.rules import Kept
-from surgeon.trace import normalise_inputs, trace_inputs
+from surgeon.support.progress import collect, stage
 
 
 @public(plan=PLAN)

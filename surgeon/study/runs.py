@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from surgeon.arguments import SHARE
 from surgeon.errors import InvalidArgument
-from surgeon.importance import CRITERIA, GRADIENT_CRITERIA
-from surgeon.parameters import SCOPES
+from surgeon.pipeline.parameters import SCOPES
+from surgeon.scoring import CRITERIA, GRADIENT_CRITERIA
+from surgeon.support.arguments import SHARE
 
 #: What is done: prune a trained model; train the pruned architecture, or a dense network of equal size with all widths
 #: cut alike, from scratch; or train the dense model for as long.

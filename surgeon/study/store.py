@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import InvalidArgument
-from surgeon.files import StrPath, ensure_folder, write_text
 from surgeon.study.runs import Run, parse
+from surgeon.support.files import StrPath, ensure_folder, write_text
 
 FORMAT = "surgeon-study"
 VERSION = 1

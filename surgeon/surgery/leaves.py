@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.copies import duplicate
+from surgeon.frontend.copies import duplicate
 from surgeon.surgery.attributes import describe_tensors, module_call, module_path
 from surgeon.surgery.rewrite import is_getitem
 

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from surgeon.errors import InvalidArgument, WeightsError
-from surgeon.files import StrPath, ensure_folder, replace, write_text
-from surgeon.weights import write_tensors
+from surgeon.support.files import StrPath, ensure_folder, replace, write_text
+from surgeon.support.safetensors_io import write_tensors
 
 FORMAT = "surgeon-checkpoint"
 VERSION = 1

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from surgeon.arguments import choice
 from surgeon.errors import InvalidArgument
-from surgeon.parameters import module_in_place, public
+from surgeon.pipeline.parameters import module_in_place, public
+from surgeon.support.arguments import choice
 
 #: What `frozen` can hold still: convolutions with the norms of their channels, or fully connected layers.
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {

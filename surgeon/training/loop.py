@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from surgeon.arguments import ABOVE_ZERO, POSITIVE, either, flag, function, having, instance
-from surgeon.arguments import path as is_path
 from surgeon.errors import InvalidArgument, WeightsError
-from surgeon.files import StrPath, ensure_folder
-from surgeon.parameters import functions, loader, module_in_place, public
-from surgeon.progress import counter
+from surgeon.pipeline.parameters import functions, loader, module_in_place, public
+from surgeon.support.arguments import ABOVE_ZERO, POSITIVE, either, flag, function, having, instance
+from surgeon.support.arguments import path as is_path
+from surgeon.support.files import StrPath, ensure_folder
+from surgeon.support.progress import counter
 from surgeon.training import checkpoint as checkpoints
-from surgeon.training import randomness
-from surgeon.training.teacher import LOSS, Loss
+from surgeon.training import seeding as randomness
+from surgeon.training.distillation import LOSS, Loss
 
 
 class Steered(Protocol):
