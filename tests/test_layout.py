@@ -58,7 +58,7 @@ RESERVED = {
 
 # What a kit takes along to a device beside `surgeon/device/`.
 CARRIED = tuple(
-    f"surgeon.{name}." for name in ("errors", *(f"support.{each}" for each in ("documents", "files", "scratch")))
+    f"surgeon.{name}." for name in ("errors", *(f"support.{each}" for each in ("arguments", "documents", "files", "scratch")))
 )
 
 # All of them are pickle, or write and read it.

@@ -16,7 +16,6 @@ by no more than one step of one group's widths. Refused: every group is at its l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -30,10 +29,9 @@ from surgeon.cost.alignment import FINENESS, Alignment
 from surgeon.cost.cost import Cost
 from surgeon.cost.target import TOLERANCE, Target
 from surgeon.cost.time_saved import for_speed
-from surgeon.errors import InvalidArgument
+from surgeon.frontend.parameters import SCOPES
 from surgeon.groups.coupling import Groups
-
-SCOPES = ("global", "local", "isomorphic")
+from surgeon.support.arguments import POSITIVE, SHARE, choice, optional
 
 # With 0, what computes for long for its MACs is nearly emptied before others are touched; from 1 on, time is lost.
 _STEEPNESS = 0.5
@@ -88,12 +86,10 @@ def allocate(
     >>> list(allocate(groups, scores, Cost(groups), ratio=0.3, align=1).values())
     [44]
     """
-    ratio = check_ratio(ratio)
+    ratio = SHARE("ratio", ratio)
     cost.check(budget)
-    if scope not in SCOPES:
-        raise InvalidArgument(f"scope={scope!r} is none that surgeon knows; choose one of {', '.join(SCOPES)}")
-    if align is not None and (type(align) is not int or align < 1):
-        raise InvalidArgument(f"align={align!r}: give an integer of at least 1, or None for the default")
+    choice(*SCOPES)("scope", scope)
+    align = optional(POSITIVE)("align", align)
     held = floors(groups, keep)
     if not groups.groups:
         raise nothing_to_prune(groups)
@@ -119,11 +115,3 @@ def allocate(
     return widths
 
 
-def check_ratio(ratio: Any, name: str = "ratio") -> float:
-    """`ratio` as a float, if it is a number of at least 0 and less than 1; `name` is what the user knows it by."""
-    number = isinstance(ratio, int | float | np.floating | np.integer) and not isinstance(ratio, bool)
-    if not number or not 0 <= ratio < 1:
-        raise InvalidArgument(
-            f"{name}={ratio!r}: give the share of the budget to remove, a number of at least 0 and less than 1"
-        )
-    return float(ratio)

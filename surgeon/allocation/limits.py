@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
 import numpy as np
 
 from surgeon.errors import InvalidArgument, NothingToPrune
+from surgeon.frontend import parameters
 from surgeon.groups.coupling import Groups
 
 Keep = float | int | Mapping[str, float | int] | None
@@ -28,6 +28,7 @@ def floors(groups: Groups, keep: Keep) -> dict[int, int]:
     """
     if keep is None:
         return {}
+    keep = parameters.keep("keep", keep)
     wanted = keep if isinstance(keep, Mapping) else {"*": keep}
     found: dict[int, int] = {}
     for pattern, value in wanted.items():
@@ -36,8 +37,8 @@ def floors(groups: Groups, keep: Keep) -> dict[int, int]:
             names = ", ".join(group.name for group in groups.groups[:8])
             raise InvalidArgument(f"keep: no group is named {pattern!r}; there are {names}, …")
         for group in matched:
-            least = min(_least(value, group.size), group.size)
-            found[group.leaf.id] = max(found.get(group.leaf.id, 1), least)
+            least = value if isinstance(value, int) else max(1, math.ceil(value * group.size - 1e-9))
+            found[group.leaf.id] = max(found.get(group.leaf.id, 1), min(least, group.size))
     return found
 
 
@@ -69,12 +70,3 @@ def nothing_to_prune(groups: Groups) -> NothingToPrune:
     text = "\n".join(lines or ["  the model has no parameters"])
     return NothingToPrune(f"nothing can be pruned, every axis is pinned:\n{text}")
 
-
-def _least(value: Any, size: int) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    if isinstance(value, float) and 0 <= value <= 1:
-        return max(1, math.ceil(value * size - 1e-9))
-    raise InvalidArgument(
-        f"keep={value!r}: give a share from 0.0 to 1.0, or a width as an integer of at least 1"
-    )

@@ -16,8 +16,12 @@ from torch.utils import _pytree as pytree
 from surgeon.calibration.labels import joined, per_sample
 from surgeon.calibration.network import bytes_per_sample
 from surgeon.calibration.synthesis import synthesise
-from surgeon.errors import InvalidArgument, InvalidInputs
+from surgeon.errors import InvalidInputs
+from surgeon.frontend import parameters
+from surgeon.frontend.parameters import SYNTHETIC
 from surgeon.frontend.trace import Graph, Inputs
+from surgeon.groups.weights import check_finite, check_real
+from surgeon.support.arguments import POSITIVE
 from surgeon.support.memory import share_of_memory
 from surgeon.support.progress import counter
 
@@ -31,8 +35,6 @@ FEWEST = 16
 HELD_BACK = 8
 #: Samples that are run at once where there are labels: gradients are observed batch by batch.
 LABELLED_CHUNK = 8
-#: What `data` is called instead of data, for inputs that are synthesised.
-SYNTHETIC = "synthetic"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ def calibrate(
     """
     if isinstance(data, Calibration):
         return data
-    _check_samples(samples)
+    samples, data = POSITIVE("samples", samples), parameters.data("data", data)
+    check_finite(graph)
+    check_real(graph)
     notes = []
     most = share_of_memory(MEMORY)
     affordable = max(most // max(bytes_per_sample(graph), 1), FEWEST)
@@ -122,25 +126,13 @@ def calibrate(
     return _split(whole, reader, count, notes, rest)
 
 
-def _check_samples(samples: Any) -> None:
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise InvalidArgument(f"samples={samples!r}: give a positive integer")
-
-
 def _iterate(data: Any) -> Iterator[Any]:
     match data:
         case Tensor() | np.ndarray() | Mapping():
             return iter([data])
-        case str() | bytes() | None:
-            pass
         case Iterable():
             return iter(data)
-        case _ if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-            return (data[index] for index in range(len(data)))
-    raise InvalidArgument(
-        f"data is a {type(data).__name__}; give a tensor of samples, an iterable of batches such as a DataLoader, or "
-        f'"{SYNTHETIC}"'
-    )
+    return (data[index] for index in range(len(data)))
 
 
 def _split(
@@ -233,10 +225,7 @@ class _Reader:
         return values[:wanted]
 
     def _checked(self, value: Any, example: Tensor, place: str) -> Tensor:
-        if isinstance(value, np.ndarray | np.generic):
-            value = torch.from_numpy(np.ascontiguousarray(value))
-        if not isinstance(value, Tensor):
-            raise InvalidInputs(f"{place} is a {type(value).__name__}; give a tensor or a numpy array")
+        value = parameters.tensor_of(value, place)
         shape, wanted = tuple(value.shape), tuple(example.shape[1:])
         if shape[1:] != wanted or value.dim() != example.dim():
             sizes = ", ".join(str(size) for size in wanted)

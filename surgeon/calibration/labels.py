@@ -74,19 +74,6 @@ def joined(samples: Sequence[Any]) -> Any:
     return first
 
 
-def check_loss(loss: Any) -> None:
-    """Refuse what can't be called.
-
-    Raises:
-        InvalidArgument: `loss` is no function.
-    """
-    if not callable(loss):
-        raise InvalidArgument(
-            f"loss={loss!r}: give a function of the model's output and the rest of each batch, such "
-            "as torch.nn.functional.cross_entropy"
-        )
-
-
 def evaluate(loss: Loss, output: Any, rest: tuple[Any, ...], device: torch.device) -> Tensor:
     """`loss(output, *rest)`, a finite scalar that gradients can be taken of.
 

@@ -22,11 +22,13 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from surgeon.calibration.network import Network, bytes_backwards
-from surgeon.errors import InvalidArgument, InvalidModel
+from surgeon.errors import InvalidModel
 from surgeon.frontend.infer_inputs import infer
 from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import Graph, normalise_inputs, trace_inputs
 from surgeon.groups.interpreter import last_uses
+from surgeon.groups.weights import check_finite, check_real
 from surgeon.rules import arguments
 from surgeon.rules.base import size_of
 from surgeon.support.memory import share_of_memory
@@ -92,6 +94,7 @@ def norms(graph: Graph) -> list[Norm]:
     return found
 
 
+@public()
 @undisturbed()
 def synthesize(model: nn.Module, example_inputs: Any = None, *, samples: int = 256, seed: int = 0) -> Any:
     """Inputs made from the model alone, for `data=` of `surgeon.shrink` and `surgeon.recover` when there are none.
@@ -118,13 +121,11 @@ def synthesize(model: nn.Module, example_inputs: Any = None, *, samples: int = 2
     >>> synthesize(net, torch.zeros(1, 2, 8), samples=16).shape
     torch.Size([16, 2, 8])
     """
-    given: tuple[tuple[str, Any, int], ...] = (("samples", samples, 1), ("seed", seed, 0))
-    for name, value, least in given:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InvalidArgument(f"{name}={value!r}: give an integer of at least {least}")
     inputs = infer(model) if example_inputs is None else normalise_inputs(example_inputs)
     with stage("trace"):
         graph = trace_inputs(model, inputs)
+    check_finite(graph)
+    check_real(graph)
     made = synthesise(graph, samples, seed)
     args, kwargs = pytree.tree_unflatten(made.leaves, pytree.tree_structure(graph.inputs))
     if len(args) == 1 and not kwargs:

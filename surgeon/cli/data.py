@@ -11,9 +11,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from surgeon.calibration.data import SYNTHETIC
 from surgeon.errors import InvalidArgument
 from surgeon.frontend.model_loading import current_folder_importable
+from surgeon.frontend.parameters import SYNTHETIC
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 FORMS = f"FILE.npy, FILE.npz, FILE.safetensors, a folder of such files, package.module:NAME, or {SYNTHETIC}"

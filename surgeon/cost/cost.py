@@ -27,15 +27,14 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from surgeon.errors import InvalidArgument
+from surgeon.frontend.parameters import BUDGETS
 from surgeon.groups.coupling import Groups
 from surgeon.ir.axes import Axis, Leaf, Prod, Sum
 from surgeon.ir.polynomial import Polynomial, Terms, product_of, sum_of
 from surgeon.rules import where
+from surgeon.support.arguments import choice
 
 Widths = Mapping[int, int]
-#: The budgets that a ratio may be a share of.
-BUDGETS = ("macs", "params", "channels")
 
 # What moving one element to or from memory costs, in multiply-accumulate operations: about the balance of a CPU core,
 # 50 billion operations and 8 GB a second. It only ever ranks groups by how much time their MACs stand for.
@@ -91,9 +90,7 @@ class Cost:
 
     def check(self, budget: object) -> str:
         """`budget`, if there is one of this name."""
-        if not isinstance(budget, str) or budget not in BUDGETS:
-            raise InvalidArgument(f"budget={budget!r} is none that surgeon knows; choose one of {', '.join(BUDGETS)}")
-        return budget
+        return str(choice(*BUDGETS)("budget", budget))
 
     def vector(self, widths: Widths) -> np.ndarray:
         """The widths in the order of the polynomials, `(groups,)`."""

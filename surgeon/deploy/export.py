@@ -18,9 +18,12 @@ from surgeon.deploy.graph import has_fixed_batch, tidy, unfused_batch_norms
 from surgeon.deploy.inputs import Call, named_outputs, read_call, unique
 from surgeon.deploy.lowering import copy_before_views, write_out_attention
 from surgeon.deploy.parity import check_parity
-from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, InvalidModel, OutputError, TraceError
+from surgeon.errors import ExportError, InvalidInputs, OutputError, TraceError
+from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import undisturbed, untouched
-from surgeon.frontend.trace import check_dense, duplicate
+from surgeon.frontend.parameters import public
+from surgeon.frontend.trace import check_dense
+from surgeon.support.arguments import ABOVE_ZERO, flag
 from surgeon.support.files import free_name, replace_beside
 
 OPSET = 20
@@ -58,6 +61,7 @@ class ExportReport:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
+@public(dynamic_batch=flag, tolerance=ABOVE_ZERO)
 @undisturbed()
 def export(
     model: nn.Module,
@@ -91,8 +95,6 @@ def export(
     >>> report.dynamic_batch, report.batches_checked, report.deviation < 1e-5
     (True, (1, 2, 3), True)
     """
-    if not tolerance > 0:
-        raise InvalidArgument(f"tolerance is {tolerance}; it must be positive")
     target = Path(path)
     with replace_beside(target) as scratch, untouched(model):
         call = read_call(model, example_inputs)
@@ -241,11 +243,7 @@ def _write(model: ir.Model, path: Path) -> None:
 
 def _float32_copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """A copy of the model in eval mode, float32, on the CPU, and a note on what was converted."""
-    try:
-        result = duplicate(model)
-    # A user's module may hold what can't be copied, and raise anything.
-    except Exception as error:
-        raise InvalidModel(f"the model can't be copied: {_first_line(error)}") from error
+    result = duplicate(model)
     tensors = [*model.parameters(), *model.buffers()]
     kinds = {str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()} - {"float32"}
     result.to("cpu")

@@ -14,7 +14,7 @@ from surgeon.support.files import replace
 
 # The rest of surgeon that device/ needs.
 _BESIDE = (
-    "errors", *(f"support/{name}" for name in ("__init__", "documents", "exchange", "files", "interrupts", "scratch"))
+    "errors", *(f"support/{name}" for name in ("__init__", "arguments", "documents", "exchange", "files", "interrupts", "scratch"))
 )
 _SHEBANG = b"#!/usr/bin/env python3\n"
 

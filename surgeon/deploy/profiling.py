@@ -17,17 +17,18 @@ from surgeon.deploy.export import export
 from surgeon.deploy.kit import write_kit
 from surgeon.device.layout_probes import Probe
 from surgeon.device.microbenchmark import Point
-from surgeon.device.ort_session import check_threads
 from surgeon.device.profile import Profile
 from surgeon.device.take_profile import take
 from surgeon.errors import InvalidArgument
 from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import batched
 from surgeon.groups.analyze import analyse
 from surgeon.groups.coupling import Groups
 from surgeon.ir.fingerprint import fingerprint
 from surgeon.latency.operators import operators
 from surgeon.latency.sample_points import points, questions
+from surgeon.support.arguments import path as is_path
 from surgeon.support.progress import counter, stage
 from surgeon.support.scratch import temporary_folder
 
@@ -35,6 +36,7 @@ from surgeon.support.scratch import temporary_folder
 MOST_BYTES = 1 << 30
 
 
+@public()
 @undisturbed()
 def profile(
     model: nn.Module,
@@ -76,7 +78,6 @@ def profile_groups(
     base: Path | None = None,
 ) -> Profile:
     """The same for a model that is traced already, and exported to `base`; what `known` holds is not measured again."""
-    check_threads(threads)
     asked, probes = _asked(groups)
     mark = mark_of(model, groups)
     missing = known is None or "ms" not in known.models.get(mark, {})
@@ -85,6 +86,7 @@ def profile_groups(
         return take(asked, probes, models=models, threads=threads, path=path, known=known, progress=progress)
 
 
+@public()
 @undisturbed()
 def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
     """Write one file that takes this model's profile where there is neither torch nor surgeon.
@@ -109,6 +111,13 @@ def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = No
     return write_kit(path, asked, probes, models=_whole(model, groups), name=type(model).__name__)
 
 
+def profile_or_file(name: str, value: Any) -> Any:
+    """A profile, or the name of its file."""
+    if not isinstance(value, Profile | str | os.PathLike):
+        raise InvalidArgument(f"{name} is a {type(value).__name__}, neither a surgeon.Profile nor the file of one")
+    return value if isinstance(value, Profile) else is_path(name, value)
+
+
 def load_device(device: Profile | str | os.PathLike[str], threads: int | None = None) -> Profile:
     """A profile, or the one in a file; with a warning where it may be wrong about this CPU.
 
@@ -116,12 +125,14 @@ def load_device(device: Profile | str | os.PathLike[str], threads: int | None = 
         InvalidArgument: it is neither, or was taken with another number of threads.
         ProfileError: the file holds no profile.
     """
-    if not isinstance(device, Profile | str | os.PathLike):
-        raise InvalidArgument(f"device is a {type(device).__name__}, neither a surgeon.Profile nor the file of one")
     found = device if isinstance(device, Profile) else Profile.load(device)
-    if threads is not None and (type(threads) is not int or threads != found.threads):
+    if threads is not None and found.cpus and threads > found.cpus:
         raise InvalidArgument(
-            f"threads={threads!r}: the profile was taken with {found.threads}, and tells nothing about others; leave "
+            f"threads={threads}: the machine that was profiled, {found.cpu}, has {found.cpus} CPUs; give no more"
+        )
+    if threads is not None and threads != found.threads:
+        raise InvalidArgument(
+            f"threads={threads}: the profile was taken with {found.threads}, and tells nothing about others; leave "
             "threads= out, or take a profile with that many"
         )
     for text in found.warnings_here(threads):

@@ -15,9 +15,18 @@ from surgeon.device.explain import Explanation, explain
 from surgeon.device.layout import Comparison as LayoutComparison
 from surgeon.device.layout import compare as compare_layouts
 from surgeon.device.layout import layout
-from surgeon.device.ort_session import ORT_ERRORS, check_threads, make_feeds, open_session
+from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
 from surgeon.device.statistics import LOW, NO_DIFFERENCE, Decision, Ratio, compare_timings
 from surgeon.errors import BenchmarkError, InvalidArgument
+from surgeon.support.arguments import (
+    COMMON,
+    checked,
+    function,
+    integer,
+    mapping,
+    path,
+    text,
+)
 
 MIN_RUNS = 30
 MAX_RUNS = 2000
@@ -93,6 +102,14 @@ class Verdict:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
 
+@checked({
+    **COMMON,
+    "base_path": path,
+    "slim_path": path,
+    "runs": integer(MIN_RUNS, remedy=", which an interval needs"),
+    "feeds": mapping("arrays by the names of the model's inputs", text),
+    "progress": function("a function of the rounds done and their number", 2),
+})
 def benchmark(
     base_path: str | os.PathLike[str],
     slim_path: str | os.PathLike[str],
@@ -119,11 +136,6 @@ def benchmark(
     >>> verdict.decision, verdict.ratio.low > 1                    # doctest: +SKIP
     ('faster', True)
     """
-    if runs is not None and runs < MIN_RUNS:
-        raise InvalidArgument(f"runs is {runs}; an interval needs at least {MIN_RUNS}")
-    if not seconds > 0:
-        raise InvalidArgument(f"seconds is {seconds}; it must be positive")
-    check_threads(threads)
     base, slim, control = (open_session(path, threads=threads) for path in (base_path, slim_path, base_path))
     _same_inputs(base, slim, Path(base_path), Path(slim_path))
     inputs = make_feeds(base, seed=seed, feeds=feeds)

@@ -38,22 +38,6 @@ _NUMPY_TYPES = {
 }
 
 
-def check_threads(threads: int) -> None:
-    """Make sure that what is timed with so many threads has a CPU for each of them.
-
-    Raises `InvalidArgument` if `threads` is no integer of at least 1, or above the CPUs that this process may use.
-    """
-    if type(threads) is not int or threads < 1:
-        raise InvalidArgument(f"threads={threads!r}: give an integer of at least 1")
-    # Not every system tells which CPUs a process may use.
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads > cpus:
-        raise InvalidArgument(
-            f"threads={threads}: this process has {cpus} CPU{'s' if cpus > 1 else ''}; threads that wait for one "
-            f"another can't be timed, give at most {cpus}"
-        )
-
-
 def open_session(
     model: str | os.PathLike[str] | bytes,
     *,

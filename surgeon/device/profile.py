@@ -13,6 +13,8 @@ import onnxruntime as ort
 
 from surgeon.device.microbenchmark import Key, Sample
 from surgeon.errors import ProfileError
+from surgeon.support import arguments
+from surgeon.support.arguments import COMMON, NATURAL, OBJECT, POSITIVE, checked, instance, mapping, text, threads_here
 from surgeon.support.documents import Document
 from surgeon.support.files import write_text
 
@@ -20,8 +22,14 @@ FORMAT: Final = "surgeon-profile"
 VERSION: Final = 1
 
 _DOCUMENT = Document("profile", FORMAT, VERSION, ProfileError, "take the profile again")
+_TAKEN = {
+    **COMMON, **dict.fromkeys(("cpu", "arch", "runtime"), text), "block": NATURAL, "cpus": NATURAL,
+    **{name: mapping(f"a mapping, as {name} of a profile are") for name in ("rules", "samples", "models")},
+    "threads": POSITIVE, "other": OBJECT,
+}
 
 
+@checked(_TAKEN)
 @dataclasses.dataclass(frozen=True)
 class Profile:
     """Measurements of one CPU, with `threads` threads, by one version of onnxruntime.
@@ -30,6 +38,7 @@ class Profile:
     - `rules`: what the probes answered, by their names: see `surgeon.device.rules.Probe`.
     - `samples`: what operators cost at given widths, by (operator, widths).
     - `models`: whole models by their fingerprints, with numbers such as `ms`, the measured latency.
+    - `cpus`: how many CPUs the machine has, so that no more threads are asked for; 0 if that is not known.
     """
 
     cpu: str
@@ -40,6 +49,7 @@ class Profile:
     rules: Mapping[str, int] = dataclasses.field(default_factory=dict)
     samples: Mapping[Key, Sample] = dataclasses.field(default_factory=dict)
     models: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    cpus: int = 0
 
     @classmethod
     def here(cls, threads: int = 1) -> "Profile":
@@ -48,7 +58,8 @@ class Profile:
         >>> Profile.here().samples
         {}
         """
-        return cls(cpu_name(), platform.machine(), threads, ort.__version__)
+        threads_here("threads", threads)
+        return cls(cpu_name(), platform.machine(), threads, ort.__version__, cpus=arguments.cpus())
 
     def __str__(self) -> str:
         return (
@@ -61,6 +72,7 @@ class Profile:
 
         Raises `ProfileError` if they are of different CPUs, thread counts or versions of onnxruntime.
         """
+        PROFILE("other", other)
         differences = [f"{name} {mine} against {theirs}" for name, mine, theirs in _differences(self, other)]
         if differences:
             raise ProfileError(f"only profiles taken alike can be merged; they differ in {', '.join(differences)}")
@@ -74,11 +86,12 @@ class Profile:
             rules={**self.rules, **other.rules},
             samples=samples,
             models={**self.models, **other.models},
+            cpus=other.cpus or self.cpus,
         )
 
     def warnings_here(self, threads: int | None = None) -> list[str]:
         """Why this profile may be wrong about runs on this CPU, with `threads` threads where that is given."""
-        here = Profile.here(self.threads if threads is None else threads)
+        here = dataclasses.replace(Profile.here(), threads=self.threads if threads is None else threads)
         return [
             f"the profile was taken with {name} {mine}, this is {theirs}: its milliseconds may be wrong here; "
             "take a profile where the model will run"
@@ -115,6 +128,9 @@ class Profile:
         Raises `ProfileError` if the file is missing, no profile, of a newer version or malformed.
         """
         return _DOCUMENT.read(path, _parse)
+
+
+PROFILE: Final = instance(Profile, "a surgeon.Profile", "surgeon.Profile.load reads a file")
 
 
 def cpu_name() -> str:
@@ -171,11 +187,12 @@ def _parse(data: dict[str, Any]) -> Profile:
             ends_blocked=_DOCUMENT.entry(entry, "ends_blocked", bool, place),
         )
     threads, block = _DOCUMENT.entry(data, "threads", int), _DOCUMENT.entry(data, "block", int)
-    if threads < 1 or block < 0:
-        raise ProfileError(f"{threads} threads and blocks of {block} channels can't be")
+    cpus = _DOCUMENT.entry(data, "cpus", int) if "cpus" in data else 0
+    if threads < 1 or block < 0 or cpus < 0:
+        raise ProfileError(f"{threads} threads, {cpus} CPUs and blocks of {block} channels can't be")
     texts = (_DOCUMENT.entry(data, name, str) for name in ("cpu", "arch", "runtime"))
     cpu, arch, runtime = texts
-    return Profile(cpu, arch, threads, runtime, block, rules, samples, models)
+    return Profile(cpu, arch, threads, runtime, block, rules, samples, models, cpus)
 
 
 def _number(data: Mapping[str, Any], name: str, place: str) -> float:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from surgeon.device.layout_probes import Probe, answer
 from surgeon.device.microbenchmark import Key, Point, Sample, count_turns, measure_all, whole_point
-from surgeon.device.ort_session import check_threads
 from surgeon.device.profile import Profile
 from surgeon.errors import ProfileError
+from surgeon.support.arguments import threads_here
 
 SAVE_SECONDS = 2.0
 """How much of a measurement an interruption may cost, where no file can be written any more."""
@@ -42,7 +42,7 @@ def take(
     Raises `ProfileError` if the profile at `path` is malformed or of another CPU, thread count or version of
     onnxruntime, `OutputError` if `path` can't be written, and what `measure_all` and `answer` raise.
     """
-    check_threads(threads)
+    threads = threads_here("threads", threads)
     profile = _before(Profile.here(threads), path, known)
     if path is not None:
         profile.save(path)  # a path that can't be written is said before minutes are spent

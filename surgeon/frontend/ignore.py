@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
 from surgeon.errors import InvalidArgument
+from surgeon.frontend import parameters
+from surgeon.support.arguments import meant, shown
 
 Ignored = str | nn.Module | Tensor
 
@@ -26,8 +27,7 @@ def ignoring(model: nn.Module, ignore: Ignored | Iterable[Ignored]) -> Callable[
     >>> [name for name, _ in model.named_parameters() if left_alone(name)]
     ['0.bias', '1.weight', '1.bias']
     """
-    single = isinstance(ignore, str | nn.Module | Tensor) or not isinstance(ignore, Iterable)
-    entries: list[Ignored] = [ignore] if single else list(ignore)  # type: ignore[list-item, arg-type]
+    entries: tuple[Ignored, ...] = parameters.ignore("ignore", ignore)
     modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
     tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers(remove_duplicate=False))
@@ -46,13 +46,8 @@ def _named(entry: Ignored, modules: dict[str, nn.Module], tensors: dict[str, Ten
             prefixes, exact = {name for name, module in modules.items() if module is entry}, set()
         case Tensor():
             prefixes, exact = set(), {name for name, tensor in tensors.items() if tensor is entry}
-        case _:
-            kind = type(entry).__name__
-            raise InvalidArgument(f"ignore holds a {kind}; give module names, globs, modules or parameters")
     found = exact | {name for name in tensors if any(name.startswith(f"{prefix}.") for prefix in prefixes)}
     if not found and not prefixes:
-        close = difflib.get_close_matches(str(entry), [*modules, *tensors]) if isinstance(entry, str) else []
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        name = repr(entry) if isinstance(entry, str) else f"a {type(entry).__name__} that"
-        raise InvalidArgument(f"ignore: {name} is not a part of the model{hint}")
+        name = shown(entry) if isinstance(entry, str) else f"a {type(entry).__name__} that"
+        raise InvalidArgument(f"ignore: {name} is not a part of the model{meant(entry, [*modules, *tensors])}")
     return found

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import InvalidArgument, InvalidInputs
+from surgeon.errors import InvalidInputs
+from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import untouched
-from surgeon.frontend.trace import Inputs, batched, check_dense, duplicate
+from surgeon.frontend.trace import MODULE, Inputs, batched, check_dense
 
 BATCH = 2
 # Sides of square images that published models are trained on, most frequent first. Where a position table
@@ -51,8 +52,7 @@ def infer(model: nn.Module) -> Inputs:
     >>> args[0].shape
     torch.Size([2, 3])
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    MODULE("model", model)
     check_dense(model)
     runner = _Runner(model)
     failures: list[str] = []

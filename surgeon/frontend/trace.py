@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -17,7 +17,8 @@ from torch.export import Dim
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from surgeon.errors import InvalidArgument, InvalidInputs, InvalidModel, TraceError
+from surgeon.errors import InvalidInputs, InvalidModel, TraceError
+from surgeon.frontend.copies import duplicate
 from surgeon.frontend.functionalize import apart, functionalise
 from surgeon.frontend.isolation import (
     quietly,
@@ -26,8 +27,10 @@ from surgeon.frontend.isolation import (
     with_masks_as_given,
     without_stack_traces,
 )
+from surgeon.support.arguments import instance
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+MODULE = instance(nn.Module, "a torch.nn.Module")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class Graph:
         return self.values[name]
 
 
+GRAPH = instance(Graph, "a graph as groups.graph is one")
+
+
 def hint(size: int | torch.SymInt) -> int:
     """A size as a plain integer; a symbolic one at the value it was traced with."""
     return size if isinstance(size, int) else int(size.node.hint)
@@ -109,7 +115,16 @@ def normalise_inputs(example_inputs: Any) -> Inputs:
                 f"example_inputs is a {type(example_inputs).__name__}; "
                 "give a tensor, a tuple of positional inputs, or a dict of keyword inputs"
             )
-    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+    leaves = pytree.tree_leaves((args, kwargs))
+    for leaf in leaves:
+        if isinstance(leaf, np.ndarray | np.generic):
+            raise InvalidInputs(
+                f"example_inputs holds an array of {leaf.dtype}; forward takes tensors: give torch.from_numpy(array)"
+            )
+        if isinstance(leaf, Tensor) and (leaf.is_nested or leaf.is_quantized or leaf.layout is not torch.strided):
+            kind = "nested" if leaf.is_nested else "quantized" if leaf.is_quantized else leaf.layout
+            raise InvalidInputs(f"example_inputs holds a {kind} tensor; give a dense one, padded where needed")
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
         raise InvalidInputs("example_inputs holds no tensor; give the inputs that the model's forward takes")
     return args, kwargs
 
@@ -124,25 +139,8 @@ def skeleton(model: nn.Module) -> nn.Module:
         for value in vars(module).values():
             if type(value) in (dict, OrderedDict, set) and not value:
                 memo[id(value)] = type(value)()  # a module has a dozen of these, and copy takes its time over them
-    return _copied(model, memo)
-
-
-def duplicate(model: nn.Module) -> nn.Module:
-    """A copy that shares no tensor with `model`, so that it can be run for real: forward may write into any of them."""
-    return _copied(model, {id(t.grad): None for t in model.parameters() if t.grad is not None})
-
-
-def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A copy of a model, but for what is in `memo` by its id."""
-    for module in model.modules():
-        for value in vars(module).values():
-            for leaf in pytree.tree_leaves(value) if isinstance(value, dict | list | tuple) else [value]:
-                if isinstance(leaf, FakeTensor):
-                    memo.setdefault(id(leaf), leaf)  # what a hook remembers of a trace has no values
-                elif isinstance(leaf, Tensor) and not leaf.is_leaf:
-                    memo.setdefault(id(leaf), leaf.detach().clone())  # torch copies no tensor that has a history
     with quietly():
-        return copy.deepcopy(model, memo=memo)
+        return duplicate(model, memo)
 
 
 def batched(inputs: Inputs, size: int) -> Inputs:
@@ -171,11 +169,10 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     Raises:
         InvalidArgument: `model` is not a module.
         InvalidInputs: the model's `forward` does not take these inputs.
-        InvalidModel: a tensor of the model is sparse, quantized or without values.
+        InvalidModel: a tensor of the model is sparse, quantized or without values, or a variance is negative.
         TraceError: `torch.export` can't trace the model.
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    MODULE("model", model)
     return with_train_only(trace_inputs(model, normalise_inputs(example_inputs)), model)
 
 
@@ -208,7 +205,9 @@ def _traced(shared: nn.Module, inputs: Inputs, wide: Inputs, dynamic: bool) -> G
         module = functionalise(program)
     except RuntimeError as error:  # forward writes into a constant, say
         raise TraceError(f"torch.export can't trace {type(shared).__name__}: {error}") from error
-    return _graph(module, shared, wide, dynamic)
+    graph = _graph(module, shared, wide, dynamic)
+    _check_variances(graph)
+    return graph
 
 
 def unread(graph: Graph, model: nn.Module) -> list[str]:
@@ -268,6 +267,22 @@ def check_dense(model: nn.Module) -> None:
             fault = f"is {'quantized' if value.is_quantized else value.layout}; make it a dense floating tensor"
         if fault:
             raise InvalidModel(f"{name} {fault}")
+
+
+def _check_variances(graph: Graph) -> None:
+    """Refuse batch norms that would take the root of a negative number."""
+    for node in graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.name != "aten::batch_norm":
+            continue
+        place = [argument.name for argument in node.target._schema.arguments].index("running_var")
+        name = graph.tensors.get(getattr(node.args[place], "name", ""))
+        below = graph.tensor(name).detach() < 0 if name is not None else torch.zeros(0)
+        if bool(below.any()):
+            raise InvalidModel(
+                f"{name} holds negative variances in {int(below.sum())} of {below.numel()} channels, of which no batch "
+                "norm can take the root; load the weights again, or call reset_running_stats() and run the model in "
+                "train mode, before pruning"
+            )
 
 
 def _graph(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: bool) -> Graph:

@@ -7,18 +7,16 @@ from typing import Any
 
 from torch import nn
 
-from surgeon.errors import InvalidArgument
 from surgeon.frontend.ignore import Ignored, ignoring
 from surgeon.frontend.infer_inputs import infer
-from surgeon.frontend.trace import Inputs, normalise_inputs, trace_inputs, with_train_only
+from surgeon.frontend.trace import MODULE, Inputs, normalise_inputs, trace_inputs, with_train_only
 from surgeon.groups.coupling import Groups, couple
 from surgeon.support.progress import stage
 
 
 def analyse(model: nn.Module, example_inputs: Any, ignore: Ignored | Iterable[Ignored] = ()) -> Groups:
     """Trace and couple."""
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    MODULE("model", model)
     left_alone = ignoring(model, ignore)
     with stage("trace"):
         inputs = infer(model) if example_inputs is None else normalise_inputs(example_inputs)

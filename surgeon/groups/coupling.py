@@ -15,6 +15,7 @@ from surgeon.ir.axes import Axis, Leaf
 from surgeon.ir.space import Space
 from surgeon.rules import Axes, Context, Kept, Typed, arguments, find, where
 from surgeon.rules.base import size_of, sizes_of
+from surgeon.support.arguments import instance
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ class Groups:
                 lines.append(f"  {member.tensor} axis {member.axis}  [{axes}]")
         lines += [f"pinned {pin.tensor} axis {pin.axis} ({pin.size}): {pin.reason}" for pin in self.pinned]
         return "\n".join(lines)
+
+
+GROUPS = instance(Groups, "groups as surgeon.inspect gives them")
 
 
 def couple(graph: Graph, ignore: Callable[[str], bool] | None = None) -> Groups:

@@ -13,16 +13,16 @@ from torch import nn
 
 from surgeon.allocation.latency_budget import allocate_latency, least_ms
 from surgeon.allocation.limits import Keep
-from surgeon.cost.cost import BUDGETS, Cost
+from surgeon.cost.cost import Cost
 from surgeon.deploy.profiling import export_groups, load_device, mark_of, profile_groups
 from surgeon.device.benchmark import Verdict, benchmark
-from surgeon.device.ort_session import check_threads
 from surgeon.device.profile import Profile
 from surgeon.errors import Infeasible, InvalidArgument
 from surgeon.groups.coupling import Groups
 from surgeon.latency.landing import AIM, Landed, next_target, where_landed
 from surgeon.latency.model import Latency
 from surgeon.plans.plan import choose
+from surgeon.support.arguments import threads_here
 from surgeon.support.progress import stage
 from surgeon.surgery import operate
 
@@ -297,8 +297,6 @@ def _settled(tries: Sequence[_Try]) -> _Try:
 
 def check_request(ratio: Any, latency_ms: Any, budget: str) -> None:
     """Make sure that there is one request, and that it can be told from the others."""
-    if budget not in (known := (*BUDGETS, "latency")):
-        raise InvalidArgument(f"budget={budget!r} is none that surgeon knows; choose one of {', '.join(known)}")
     if latency_ms is None:
         if ratio is None:
             raise InvalidArgument("give the ratio to remove, or latency_ms")
@@ -307,9 +305,6 @@ def check_request(ratio: Any, latency_ms: Any, budget: str) -> None:
         raise InvalidArgument(f"ratio={ratio!r} and latency_ms={latency_ms!r}: give one of them")
     if budget not in ("macs", "latency"):
         raise InvalidArgument(f"latency_ms={latency_ms!r} is a budget of its own; leave budget={budget!r} out")
-    number = isinstance(latency_ms, int | float) and not isinstance(latency_ms, bool)
-    if not number or not 0 < latency_ms < float("inf"):
-        raise InvalidArgument(f"latency_ms={latency_ms!r}: give milliseconds, a number above 0")
 
 
 def check_device(
@@ -321,10 +316,8 @@ def check_device(
             raise InvalidArgument(f"align={align!r}: for a latency, the device's own rules say which widths are fast")
         if scope != "global":
             raise InvalidArgument(f"scope={scope!r}: for a latency, groups are always compared with one another")
-        if threads is not None and device is None:
-            check_threads(threads)
-        if max_params is not None and (isinstance(max_params, bool) or not 0 < max_params < float("inf")):
-            raise InvalidArgument(f"max_params={max_params!r}: give a number of parameters above 0")
+        if device is None and threads is not None:
+            threads_here("threads", threads)
         return
     for name, value in (("device", device), ("threads", threads), ("max_params", max_params)):
         if value is not None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from surgeon.allocation.allocate import allocate, check_ratio
+from surgeon.allocation.allocate import allocate
 from surgeon.allocation.limits import Keep
 from surgeon.allocation.reach import lowest, off_default
 from surgeon.calibration.data import Calibration, calibrate
@@ -16,19 +16,23 @@ from surgeon.calibration.labels import Loss
 from surgeon.cost.alignment import Alignment
 from surgeon.cost.cost import Cost
 from surgeon.cost.target import Target
+from surgeon.deploy.profiling import profile_or_file
 from surgeon.frontend.ignore import Ignored
 from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.parameters import public
 from surgeon.groups.analyze import analyse
 from surgeon.groups.coupling import Groups
+from surgeon.groups.weights import check_finite
 from surgeon.pipeline.latency_target import Clock, Device, Timing, check_device, check_request
 from surgeon.plans.basis import basis_of
-from surgeon.plans.plan import Plan, attach, choose
+from surgeon.plans.plan import PLAN, Plan, attach, choose
 from surgeon.projection.project import rotated
 from surgeon.recovery import Recovery, recover_groups
 from surgeon.reporting.report import Change, Report
-from surgeon.scoring import Criterion, check_finite
+from surgeon.scoring import Criterion
 from surgeon.scoring.reconstruction import reconstruction
 from surgeon.scoring.registry import RECONSTRUCTION, score_groups, settle
+from surgeon.support.arguments import POSITIVE
 from surgeon.support.progress import collect, stage
 from surgeon.support.scratch import temporary_folder
 from surgeon.surgery import Operation
@@ -51,6 +55,7 @@ class _Decision:
     unaligned: dict[str, int] = field(default_factory=dict)
 
 
+@public(device=profile_or_file, threads=POSITIVE)
 @undisturbed()
 def shrink(
     model: nn.Module,
@@ -80,7 +85,8 @@ def shrink(
     """A physically smaller copy of `model`, proved to be the original less the removed units.
 
     Args:
-        model: any module that `torch.export` can trace; it is left as it is.
+        model: any module that `torch.export` can trace; it is left as it is. What it holds that can't be copied, such
+            as a lock or an open file, the result shares with it.
         ratio: the share of the budget to remove, at least 0 and less than 1. No less is removed; more, by at most 2 %
             of what is to be left, or by one step of one group's widths where that is more.
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
@@ -101,7 +107,7 @@ def shrink(
         latency_ms: instead of a ratio, the milliseconds that the result may take on `device`.
         device: for a latency, the profile of the CPU where the model will run, or the file that it is in; by default
             this CPU is profiled. On another CPU than this one nothing can be measured, only predicted.
-        threads: for a latency, onnxruntime's threads; by default the profile's, or 1.
+        threads: for a latency, onnxruntime's threads, no more than that CPU has; by default the profile's, or 1.
         max_params: for a latency, how many parameters the result may have beside.
         data: unlabeled inputs: a tensor, or an iterable of batches such as a DataLoader, read once. With them the units
             that are rebuilt best from the others go, widths are chosen by what that does to the model's output, and
@@ -155,6 +161,7 @@ def shrink(
     return operation.module, _report(model, made, operation, certificate, recovery, seconds)
 
 
+@public(device=profile_or_file, threads=POSITIVE)
 @undisturbed()
 def plan(
     model: nn.Module,
@@ -194,6 +201,7 @@ def plan(
     ).plan
 
 
+@public()
 @undisturbed()
 def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iterable[Ignored] = ()) -> Groups:
     """The coupled groups of a model with their members, and every pinned axis with the reason; prints as text.
@@ -212,6 +220,7 @@ def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iter
     return analyse(model, example_inputs, ignore)
 
 
+@public(plan=PLAN)
 @undisturbed()
 def verify(model: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any = None) -> Certificate:
     """Prove that `slim` is `model` less the units that `plan` removes.
@@ -237,7 +246,6 @@ def decide(
 ) -> _Decision:
     """Which units stay."""
     check_request(ratio, latency_ms, budget)
-    share = check_ratio(ratio) if ratio is not None else None
     timed = budget == "latency" or latency_ms is not None
     check_device(timed, align=align, scope=scope, device=device, threads=threads, max_params=max_params)
     importance = settle(importance, data, loss)
@@ -261,27 +269,27 @@ def decide(
             else score_groups(model, groups, importance, calibration, loss, seed)
         )
     name = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")
-    settings: dict[str, Any] = {"ratio": share, "budget": budget, "importance": name, "seed": seed}
+    settings: dict[str, Any] = {"ratio": ratio, "budget": budget, "importance": name, "seed": seed}
     timing, possible, unaligned = None, None, {}
     if timed:
         with temporary_folder() as folder:
             clock = Clock(model, groups, cost, device, threads, folder)
             curves = selection.damages if selection is not None else None
-            kept, timing = clock.decide(scores, latency_ms, share, keep, max_params, curves)
+            kept, timing = clock.decide(scores, latency_ms, ratio, keep, max_params, curves)
         settings |= {
             "budget": "latency", "latency_ms": latency_ms, "device": timing.device, "threads": timing.threads,
             "max_params": max_params,
         }
     else:
-        assert share is not None  # check_request has seen to that
+        assert ratio is not None  # check_request has seen to that
         with stage("plan"):
             widths = allocate(
-                groups, scores, cost, budget=budget, ratio=share, scope=scope, align=align, keep=keep,
+                groups, scores, cost, budget=budget, ratio=ratio, scope=scope, align=align, keep=keep,
                 curves=selection.damages if selection is not None else None,
             )
             kept = choose(groups, scores, widths)
             alignment = Alignment(groups, cost)
-            possible = Target(cost, budget, share).removed(lowest(alignment, align, keep))
+            possible = Target(cost, budget, ratio).removed(lowest(alignment, align, keep))
             unaligned = off_default(alignment, widths) if align is None else {}
         settings |= {"scope": scope, "align": align}
     made = Plan.of(groups, kept, settings, model=model)

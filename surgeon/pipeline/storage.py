@@ -24,7 +24,9 @@ from torch import Tensor, fx, nn
 
 from surgeon.errors import InvalidArgument, InvalidModel, SurgeonError, WeightsError
 from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.parameters import public
 from surgeon.pipeline.replay import build
+from surgeon.plans.plan import PLAN as IS_PLAN
 from surgeon.plans.plan import Plan, plan_of
 from surgeon.support.files import StrPath, find, marks, replace_many
 from surgeon.support.safetensors_io import write_tensors
@@ -40,6 +42,7 @@ LISTED = 8
 """Tensors that an error names, before it counts the rest."""
 
 
+@public(plan=IS_PLAN)
 @undisturbed()
 def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
     """Write a smaller model to `folder`, which is created where it is missing.
@@ -61,8 +64,6 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
     ...     print(sorted(os.listdir(folder)))
     ['model.json', 'plan.json', 'weights.safetensors']
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
     plan = plan_of(model, plan)
     if plan is None:
         raise InvalidArgument(
@@ -79,6 +80,7 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
         (scratch / MODEL).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
+@public()
 @undisturbed()
 def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
     """The smaller model that was saved in `folder`, rebuilt from a model of the original architecture.
@@ -101,8 +103,6 @@ def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
     ...     print(load(folder, fresh)[2])
     Linear(in_features=16, out_features=4, bias=True)
     """
-    if not isinstance(fresh_model, nn.Module):
-        raise InvalidArgument(f"fresh_model is a {type(fresh_model).__name__}, not a torch.nn.Module")
     path, names = Path(folder), (MODEL, PLAN, WEIGHTS)
     for _ in range(ATTEMPTS):
         before = marks(path, names)

@@ -7,20 +7,22 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from torch import fx, nn
 
-from surgeon.device.profile import Profile
+from surgeon.device.profile import PROFILE, Profile
 from surgeon.errors import InvalidArgument, PlanError
 from surgeon.frontend.input_spec import describe, zeros
 from surgeon.frontend.isolation import undisturbed
-from surgeon.groups.coupling import Group, Groups
+from surgeon.frontend.parameters import public, units
+from surgeon.groups.coupling import GROUPS, Group, Groups
 from surgeon.ir.fingerprint import fingerprint, named_tensors
 from surgeon.plans.basis import basis_entry, mark
+from surgeon.plans.cuts import Cut, check_cut, cuts
 from surgeon.rules import Axes
+from surgeon.support.arguments import instance, mapping, text
 from surgeon.support.documents import Document
 from surgeon.support.files import write_text
 from surgeon.verification import Certificate
@@ -45,32 +47,17 @@ def attached(module: nn.Module) -> Plan | None:
 
 
 def plan_of(module: nn.Module, given: Plan | None) -> Plan | None:
-    """The plan that is given, or else the one that the module carries, if any.
-
-    Raises:
-        InvalidArgument: what is given is no plan.
-    """
-    if given is not None and not isinstance(given, Plan):
-        raise InvalidArgument(f"plan is a {type(given).__name__}, not a surgeon.Plan")
+    """The plan that is given, or else the one that the module carries, if any."""
     return given if given is not None else attached(module)
 
 
 _REPLAN = "make a plan for this model with surgeon.plan"
 
 
-@dataclass(frozen=True)
-class Cut:
-    """The positions `keep`, ascending, of one tensor's `axis` of `size` positions that stay."""
-
-    tensor: str
-    axis: int
-    size: int
-    keep: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.tensor} axis {self.axis}: {self.size} → {len(self.keep)}"
-
-
+@public(
+    groups=GROUPS, keep=units, settings=mapping("a mapping"), name=text, profile=PROFILE, fingerprint=text,
+    cuts=cuts, inputs=mapping("a mapping of args and kwargs"),
+)
 @dataclass(frozen=True)
 class Plan:
     """What is kept of every tensor of an architecture, whatever the tensors' values.
@@ -97,7 +84,7 @@ class Plan:
     def __post_init__(self) -> None:
         seen: set[tuple[str, int]] = set()
         for cut in self.cuts:
-            _check_cut(cut)
+            check_cut(cut)
             if (cut.tensor, cut.axis) in seen:
                 raise PlanError(f"cut of {cut.tensor} axis {cut.axis}: the axis is cut twice")
             seen.add((cut.tensor, cut.axis))
@@ -116,14 +103,16 @@ class Plan:
         `model` is the module that was traced; without it the fingerprint is taken of the traced graph, whose tensors
         are the same for most models.
         """
-        units = {leaf: tuple(sorted(int(unit) for unit in kept)) for leaf, kept in keep.items()}
+        kept = {leaf: tuple(sorted(each)) for leaf, each in keep.items()}
+        if unknown := kept.keys() - {group.leaf.id for group in groups}:
+            raise InvalidArgument(f"keep: {min(unknown)} is not the leaf of a group; see surgeon.inspect")
         for group in groups:
-            _check_units(group, units.get(group.leaf.id))
+            _check_units(group, kept.get(group.leaf.id))
         cuts = [
             Cut(name, index, axis.size, tuple(positions.tolist()))
             for name, axes in _tensors(groups).items()
             for index, axis in enumerate(axes)
-            if (positions := groups.space.kept(axis, units)).size != axis.size
+            if (positions := groups.space.kept(axis, kept)).size != axis.size
         ]
         digest = fingerprint(model if model is not None else groups.graph.module)
         own = {**(settings or {}), **basis_entry(model)}
@@ -300,6 +289,9 @@ class Plan:
         return "\n".join([f"{head}: {chosen}" if chosen else head, *lines])
 
 
+PLAN = instance(Plan, "a surgeon.Plan", "surgeon.Plan.load reads a file")
+
+
 def choose(groups: Groups, scores: Mapping[int, np.ndarray], widths: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
     """The best units of each leaf that gets narrower, ascending; of equals the first are kept.
 
@@ -345,20 +337,6 @@ def _size(groups: Groups, leaf: int) -> int:
 def _check_units(group: Group, units: tuple[int, ...] | None) -> None:
     if units is not None and (not units or len(set(units)) != len(units) or units[0] < 0 or units[-1] >= group.size):
         raise PlanError(f"group {group.name}: keep at least one of its {group.size} units, each once, from 0 on")
-
-
-def _check_cut(cut: Cut) -> None:
-    place, keep = f"cut of {cut.tensor} axis {cut.axis}", cut.keep
-    if cut.axis < 0 or cut.size < 1:
-        raise PlanError(f"{place} of {cut.size} positions: there is no such axis")
-    if not keep:
-        raise PlanError(f"{place}: no index is kept; at least one must be")
-    if any(a >= b for a, b in pairwise(keep)):
-        repeated = len(set(keep)) != len(keep)
-        raise PlanError(f"{place}: the kept indices are {'repeated' if repeated else 'not strictly ascending'}")
-    if keep[0] < 0 or keep[-1] >= cut.size:
-        wrong = keep[0] if keep[0] < 0 else keep[-1]
-        raise PlanError(f"{place}: index {wrong} is out of range for {cut.size} positions")
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,9 +19,11 @@ from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.network import Network
 from surgeon.calibration.parameter_slots import Slots
+from surgeon.frontend.copies import duplicate
 from surgeon.frontend.ignore import Ignored, ignoring
 from surgeon.frontend.isolation import undisturbed
-from surgeon.frontend.trace import Graph, Inputs, duplicate
+from surgeon.frontend.parameters import public
+from surgeon.frontend.trace import Graph, Inputs
 from surgeon.groups.analyze import analyse, analyse_inputs
 from surgeon.groups.coupling import Group, Groups
 from surgeon.groups.interpreter import last_uses
@@ -39,6 +41,7 @@ from surgeon.support.progress import stage
 TOLERANCE = 1e-3
 
 
+@public()
 @undisturbed()
 def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: Any = None) -> nn.Module:
     """A copy of the model that computes the same, in the basis in which least is lost by a cut.

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.deploy.inputs import read_call
 from surgeon.errors import InvalidArgument, InvalidInputs
+from surgeon.frontend.parameters import tensor_of
 
 Feeds = dict[str, np.ndarray]
 #: What helps where a batch holds more than the inputs.
@@ -63,7 +63,8 @@ def batches(calibration: object) -> Iterator[object]:
 def check_finite(batch: object, index: int) -> None:
     """Raise InvalidInputs if any tensor or array of a batch holds NaN or infinity."""
     for leaf in pytree.tree_leaves(batch):
-        value = torch.as_tensor(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" else leaf
+        known = isinstance(leaf, np.ndarray | Tensor)
+        value = tensor_of(leaf, f"batch {index} of calibration") if known else leaf
         if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
             raise InvalidInputs(f"batch {index} of calibration holds NaN or infinity; remove those samples")
 
@@ -113,7 +114,7 @@ def _halves(half: int) -> tuple[slice, slice]:
 def _named(batch: object, inputs: Sequence[Input], model: nn.Module | None, index: int) -> Feeds:
     """The tensors of a batch by the names of the inputs."""
     if model is not None:
-        made = pytree.tree_map_only(np.ndarray, torch.as_tensor, batch)
+        made = pytree.tree_map_only(np.ndarray, lambda array: tensor_of(array, f"batch {index} of calibration"), batch)
         call = read_call(model, made)
         return {name: tensor.numpy() for name, tensor in zip(call.names, call.tensors, strict=True)}
     if isinstance(batch, Mapping):
@@ -129,6 +130,7 @@ def _array(value: object, index: int) -> np.ndarray:
         value = value.detach().cpu().numpy()
     if not isinstance(value, np.ndarray):
         raise InvalidInputs(f"batch {index} of calibration holds a {type(value).__name__}, not a tensor or an array")
+    tensor_of(value, f"batch {index} of calibration")
     return value
 
 

@@ -23,10 +23,15 @@ from surgeon.device.ort_session import make_feeds, open_session
 from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.frontend.infer_inputs import infer
 from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.parameters import data as calibration_data
+from surgeon.frontend.parameters import public
+from surgeon.frontend.trace import MODULE
 from surgeon.quantization.accuracy import Accuracy, Judge, judge_by
 from surgeon.quantization.calibration import LABELS, Feeds, Input, batches, check_finite, collect, divide
 from surgeon.quantization.quantizer import Method, Source, left_in_float
 from surgeon.quantization.recipes import Trial, search
+from surgeon.support.arguments import ABOVE_ZERO, UNIT, a_path, choice, either
+from surgeon.support.arguments import path as is_path
 from surgeon.support.files import free_name, referred, replace_beside
 from surgeon.support.progress import stage
 from surgeon.support.scratch import temporary_folder
@@ -91,6 +96,11 @@ class Quantized:
         return json.dumps(dataclasses.asdict(self), indent=2, default=str)
 
 
+@public(
+    model=either(MODULE, a_path("a torch.nn.Module, or the path of an ONNX file"), lambda v: isinstance(v, nn.Module)),
+    calibration=calibration_data, base=is_path,
+    kind=choice(*get_args(Kind)), judge=choice(*get_args(Judge)), agreement=UNIT, deviation=ABOVE_ZERO,
+)
 @undisturbed()
 def quantize(
     model: nn.Module | str | os.PathLike[str],
@@ -144,7 +154,8 @@ def quantize(
     >>> quantize("slim.onnx", images.split(32), path="int8.onnx").accepted  # doctest: +SKIP
     True
     """
-    _check(kind, judge, agreement, deviation, samples, calibration)
+    if kind == "static" and calibration is None:
+        raise InvalidArgument("static int8 takes the ranges of activations from data: pass calibration")
     target = Path(path) if path is not None else _beside(model, "int8")
     with replace_beside(target) as scratch, temporary_folder() as folder:
         given = None if calibration is None else batches(calibration)
@@ -203,22 +214,6 @@ def quantize(
 def _beside(model: nn.Module | str | os.PathLike[str], precision: Precision) -> Path:
     name = f"{precision}.onnx"
     return Path(name) if isinstance(model, nn.Module) else Path(model).with_suffix(f".{name}")
-
-
-def _check(
-    kind: str, judge: str, agreement: float, deviation: float, samples: int, calibration: Iterable[object] | None
-) -> None:
-    for name, value, choices in (("kind", kind, get_args(Kind)), ("judge", judge, get_args(Judge))):
-        if value not in choices:
-            raise InvalidArgument(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-    if not 0 <= agreement <= 1:
-        raise InvalidArgument(f"agreement is {agreement}; it is a share from 0 to 1")
-    if not deviation > 0:
-        raise InvalidArgument(f"deviation is {deviation}; it must be positive")
-    if samples < 1:
-        raise InvalidArgument(f"samples is {samples}; at least 1 is needed")
-    if kind == "static" and calibration is None:
-        raise InvalidArgument("static int8 takes the ranges of activations from data: pass calibration")
 
 
 def _decide(verdict: Verdict, accuracy: Accuracy | None) -> tuple[bool, str]:

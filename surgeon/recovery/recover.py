@@ -7,13 +7,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from surgeon.calibration.data import Calibration, calibrate
-from surgeon.errors import InvalidArgument, PlanError
+from surgeon.errors import PlanError
+from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import undisturbed
-from surgeon.frontend.trace import duplicate, normalise_inputs
+from surgeon.frontend.parameters import public
+from surgeon.frontend.trace import normalise_inputs
 from surgeon.groups.analyze import analyse_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.plans.basis import require
-from surgeon.plans.plan import Plan
+from surgeon.plans.plan import PLAN, Plan
 from surgeon.recovery.distillation import distil as distil_groups
 from surgeon.recovery.least_squares import EXACT, Compensation, Outcome
 from surgeon.recovery.report import Distillation, Recovery
@@ -21,6 +23,7 @@ from surgeon.rules import Kept
 from surgeon.support.progress import collect
 
 
+@public(plan=PLAN)
 @undisturbed()
 def recover(
     model: nn.Module,
@@ -89,7 +92,6 @@ def recover_groups(
     ridge: float = 1e-2, batch_norm: bool = True, compensate: bool = True, distil: bool = True,
 ) -> tuple[nn.Module, Recovery]:
     """As `recover`, for a model that was traced and coupled already. `data` may be a Calibration."""
-    _check(ridge)
     _check_slim(slim, groups, kept)
     notes = []
     calibration = calibrate(data, groups.graph, model, samples)
@@ -149,15 +151,8 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _check(ridge: Any) -> None:
-    if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 <= ridge < float("inf"):
-        raise InvalidArgument(f"ridge={ridge!r}: give a number of at least 0, such as 1e-2")
-
-
 def _check_slim(slim: nn.Module, groups: Groups, kept: Kept) -> None:
     """Make sure that every tensor of `slim` has the size that the plan leaves."""
-    if not isinstance(slim, nn.Module):
-        raise InvalidArgument(f"slim is a {type(slim).__name__}, not a torch.nn.Module")
     own = _tensors(slim)
     for name, axes in groups.tensors.items():
         canonical = groups.graph.canonical[name]

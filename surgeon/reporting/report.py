@@ -18,6 +18,7 @@ from rich.text import Text
 
 from surgeon.cost.target import percent
 from surgeon.groups.coupling import Pinned, without_place
+from surgeon.support.arguments import COMMON, checked
 from surgeon.support.files import StrPath, write_text
 
 FORMAT = "surgeon-report"
@@ -113,6 +114,7 @@ class Report:
         """The report as JSON text: an object with `format`, `version` and this class's fields."""
         return document(FORMAT, **{each.name: getattr(self, each.name) for each in dataclasses.fields(self)})
 
+    @checked(COMMON)
     def save(self, path: StrPath) -> None:
         """Write `to_json` to `path`, the whole or nothing.
 

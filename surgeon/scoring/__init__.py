@@ -5,7 +5,7 @@ each unit. `register` adds one to the table under a name.
 """
 
 from surgeon.scoring.gradient_criteria import GRADIENT_CRITERIA, Gradients
-from surgeon.scoring.scoring import check_finite, score
+from surgeon.scoring.scoring import score
 from surgeon.scoring.weight_criteria import CRITERIA, Criterion, register
 
-__all__ = ["CRITERIA", "GRADIENT_CRITERIA", "Criterion", "Gradients", "check_finite", "register", "score"]
+__all__ = ["CRITERIA", "GRADIENT_CRITERIA", "Criterion", "Gradients", "register", "score"]

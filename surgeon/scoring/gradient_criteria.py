@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import InvalidArgument
-from surgeon.groups.coupling import Group, Groups, Member
+from surgeon.frontend.parameters import TENSORS, public
+from surgeon.groups.coupling import GROUPS, Group, Groups, Member
 from surgeon.scoring.norms import Reductions, relative
+from surgeon.support.arguments import optional, shown, text
 
 #: The criteria that `Gradients.scores` knows.
 GRADIENT_CRITERIA = ("taylor", "fisher", "gradient")
@@ -32,6 +34,7 @@ GRADIENT_CRITERIA = ("taylor", "fisher", "gradient")
 _JOINT, _SQUARE, _PLAIN = range(3)
 
 
+@public(groups=GROUPS, gradients=optional(TENSORS), criterion=text, state=TENSORS)
 class Gradients:
     """Sums over observations of how the loss depends on each unit's weights w with gradients g.
 
@@ -109,7 +112,7 @@ class Gradients:
         """
         if criterion not in GRADIENT_CRITERIA:
             raise InvalidArgument(
-                f"importance={criterion!r} is not made of gradients; choose one of {', '.join(GRADIENT_CRITERIA)}"
+                f"importance={shown(criterion)} is not made of gradients; choose one of {', '.join(GRADIENT_CRITERIA)}"
             )
         if not self.count:
             raise InvalidArgument(f"importance={criterion!r} is made of gradients: call add after loss.backward()")

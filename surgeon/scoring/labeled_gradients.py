@@ -12,8 +12,9 @@ from surgeon.calibration.data import Calibration
 from surgeon.calibration.fisher import Likelihoods
 from surgeon.calibration.labels import Loss, evaluate
 from surgeon.errors import InvalidArgument
+from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import untouched
-from surgeon.frontend.trace import batch_size, duplicate
+from surgeon.frontend.trace import batch_size
 from surgeon.groups.coupling import Groups
 from surgeon.scoring.gradient_criteria import Gradients
 from surgeon.support.progress import counter

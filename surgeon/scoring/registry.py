@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from surgeon.calibration.data import SYNTHETIC, Calibration
-from surgeon.calibration.labels import Loss, check_loss
+from surgeon.calibration.data import Calibration
+from surgeon.calibration.labels import Loss
 from surgeon.errors import InvalidArgument
+from surgeon.frontend.parameters import SYNTHETIC
 from surgeon.groups.coupling import Groups
 from surgeon.scoring import CRITERIA, GRADIENT_CRITERIA, Criterion, score
 from surgeon.scoring.activation_criteria import ACTIVATION_CRITERIA
 from surgeon.scoring.activation_criteria import scores as activation_scores
 from surgeon.scoring.labeled_gradients import observe
+from surgeon.support.arguments import meant, shown
 
 RECONSTRUCTION = "reconstruction"
 """The criterion that needs data; the default where there are some."""
@@ -29,10 +31,8 @@ def settle(importance: str | Criterion | None, data: Any, loss: Any) -> str | Cr
     Raises:
         InvalidArgument: there is no such criterion, or it is told by what is not given, or not by a loss that is.
     """
-    if loss is not None:
-        check_loss(loss)
-        if data is None or (isinstance(data, str) and data == SYNTHETIC):
-            raise InvalidArgument("loss= is taken of labelled data: pass batches such as (inputs, labels) as data=")
+    if loss is not None and (data is None or (isinstance(data, str) and data == SYNTHETIC)):
+        raise InvalidArgument("loss= is taken of labelled data: pass batches such as (inputs, labels) as data=")
     if importance is None:
         return "magnitude" if data is None else RECONSTRUCTION
     if not isinstance(importance, str):
@@ -40,7 +40,8 @@ def settle(importance: str | Criterion | None, data: Any, loss: Any) -> str | Cr
     known = (*CRITERIA, RECONSTRUCTION, *ACTIVATION_CRITERIA, *GRADIENT_CRITERIA)
     if importance not in known:
         raise InvalidArgument(
-            f"importance={importance!r} is no criterion; choose one of {', '.join(known)}, or pass a function"
+            f"importance={shown(importance)} is no criterion; choose one of {', '.join(known)}, or pass a function"
+            + meant(importance, known)
         )
     if importance in GRADIENT_CRITERIA and loss is None:
         raise InvalidArgument(

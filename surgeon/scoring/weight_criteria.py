@@ -26,6 +26,7 @@ import torch
 from surgeon.errors import InvalidArgument
 from surgeon.groups.coupling import Group, Groups
 from surgeon.scoring.norms import reductions, relative
+from surgeon.support.arguments import checked, text
 
 Criterion = Callable[[Groups, Group, np.random.Generator], np.ndarray]
 
@@ -33,6 +34,7 @@ Criterion = Callable[[Groups, Group, np.random.Generator], np.ndarray]
 CRITERIA: dict[str, Criterion] = {}
 
 
+@checked({"name": text})
 def register(name: str) -> Callable[[Criterion], Criterion]:
     """Add a criterion to the table under `name`.
 

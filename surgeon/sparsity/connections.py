@@ -9,14 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import InvalidArgument, NothingToPrune
+from surgeon.frontend.copies import duplicate
 from surgeon.frontend.ignore import Ignored, ignoring
 from surgeon.frontend.isolation import undisturbed
-from surgeon.frontend.trace import duplicate
+from surgeon.frontend.parameters import public
 from surgeon.groups.analyze import analyse
-from surgeon.scoring import check_finite
+from surgeon.groups.weights import check_finite
 from surgeon.sparsity.connection_weights import connection_weights
+from surgeon.support.arguments import choice, number
+
+_AMOUNT = number(
+    "the share of the connections to cut, a number of at least 0 and less than 1", lambda value: 0 <= value < 1
+)
 
 
+@public(amount=_AMOUNT, scope=choice("global", "local"))
 @undisturbed()
 def prune_connections(
     model: nn.Module,
@@ -55,7 +62,8 @@ def prune_connections(
     >>> prune_connections(net, 0.5).weight.tolist()
     [[0.0, -3.0, 0.0, 1.0]]
     """
-    _check(amount, scope, threshold)
+    if (amount is None) == (threshold is None):
+        raise InvalidArgument("give either amount=, the share of the connections to cut, or threshold=, a magnitude")
     groups = analyse(model, example_inputs)
     check_finite(groups.graph)
     left_alone = ignoring(model, ignore)
@@ -92,14 +100,3 @@ def least(weights: list[Tensor], share: float) -> list[Tensor]:
     parts = gone.split([weight.numel() for weight in weights])
     return [part.reshape(weight.shape).to(weight.device) for part, weight in zip(parts, weights, strict=True)]
 
-
-def _check(amount: float | None, scope: str, threshold: float | None) -> None:
-    if (amount is None) == (threshold is None):
-        raise InvalidArgument("give either amount=, the share of the connections to cut, or threshold=, a magnitude")
-    for name, value in (("amount", amount), ("threshold", threshold)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and value >= 0 and value < (1 if name == "amount" else float("inf"))):
-            limit = " and less than 1" if name == "amount" else " and finite"
-            raise InvalidArgument(f"{name}={value!r}: give a number of at least 0{limit}")
-    if scope not in ("global", "local"):
-        raise InvalidArgument(f"scope={scope!r}: choose 'global' or 'local'")

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from surgeon.errors import InvalidArgument, NotEquivalent
+from surgeon.errors import NotEquivalent
+from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import undisturbed
-from surgeon.frontend.trace import Graph, check_dense, duplicate
+from surgeon.frontend.parameters import public
+from surgeon.frontend.trace import Graph, check_dense
 from surgeon.groups.analyze import analyse
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import Runner, precisely
+from surgeon.groups.weights import check_finite
 from surgeon.plans.plan import Plan, attach
-from surgeon.scoring import check_finite
 from surgeon.sparsity.removable import Sweep, find
 from surgeon.sparsity.report import SweepReport
 from surgeon.surgery.build import carry_out
@@ -25,6 +27,7 @@ from surgeon.verification.check import TOLERANCE, checked_inputs, gathered, rela
 Form = Literal["module", "graph"]
 
 
+@public()
 @undisturbed()
 def sweep(
     model: nn.Module, example_inputs: Any = None, *, threshold: float = 0.0, return_report: bool = False
@@ -60,7 +63,6 @@ def sweep(
     >>> slim[0].out_features, report.constant, report.unread
     (4, 3, 1)
     """
-    _check(model, threshold)
     check_dense(model)
     work = duplicate(model).cpu()
     if threshold:
@@ -95,14 +97,6 @@ def _cut(work: nn.Module, groups: Groups, swept: Sweep) -> tuple[nn.Module, Form
             f"{TOLERANCE:.0e}; please report this network"
         )
     return operation.module, "module" if operation.form == "module" else "graph", deviation
-
-
-def _check(model: nn.Module, threshold: float) -> None:
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    number: object = threshold
-    if not isinstance(number, int | float) or isinstance(number, bool) or not 0 <= threshold < float("inf"):
-        raise InvalidArgument(f"threshold={threshold!r}: give a magnitude, a number of at least 0")
 
 
 def _shifted(groups: Groups, swept: Sweep) -> dict[str, Tensor]:

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from surgeon.allocation.allocate import SCOPES, check_ratio
 from surgeon.errors import InvalidArgument
+from surgeon.frontend.parameters import SCOPES
 from surgeon.scoring import CRITERIA, GRADIENT_CRITERIA
+from surgeon.support.arguments import SHARE
 
 #: What is done: prune a trained model; train the pruned architecture, or a dense network of equal size with all widths
 #: cut alike, from scratch; or train the dense model for as long.
@@ -61,7 +62,7 @@ class Run:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_ratio(self.ratio)
+        SHARE("ratio", self.ratio)
         known = {
             "method": METHODS, "criterion": (*CRITERIA, *GRADIENT_CRITERIA), "scope": SCOPES, "survivors": SURVIVORS,
             "removed": REMOVED,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from surgeon.frontend.copies import duplicate
 from surgeon.surgery.attributes import describe_tensors, module_call, module_path
 from surgeon.surgery.rewrite import is_getitem
 
@@ -96,7 +96,7 @@ def _is_whole_call(first: fx.Node, rest: list[fx.Node], path: str) -> bool:
 def _rebuild(module: fx.GraphModule, leaf: nn.Module, path: str, printed: dict[str, Any]) -> nn.Module:
     """A copy of `leaf` that holds the smaller tensors already standing under its name."""
     memo = {id(t): t for t in (*leaf.parameters(), *leaf.buffers())}
-    fresh = copy.deepcopy(leaf, memo)
+    fresh = duplicate(leaf, memo)
     holder: nn.Module | None
     try:
         holder = module.get_submodule(path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,10 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from surgeon.errors import InvalidArgument
+from surgeon.frontend.copies import duplicate
+from surgeon.frontend.parameters import public
+from surgeon.support.arguments import ABOVE_ZERO, UNIT, function
 
 Loss = Callable[[nn.Module, Any], Tensor]
+LOSS = function("a function of a model and a batch, that gives the mean loss", 2)
 
 
+@public(
+    loss=LOSS, temperature=ABOVE_ZERO, weight=UNIT, logits=function("a function from a model's output to its logits", 1)
+)
 def distillation(
     loss: Loss,
     teacher: nn.Module,
@@ -47,12 +52,8 @@ def distillation(
     >>> bool(both(slim, batch) > 0), bool(both(dense, batch).abs() < 1e-6)
     (True, True)
     """
-    if isinstance(temperature, bool) or not 0 < temperature < math.inf:
-        raise InvalidArgument(f"temperature={temperature!r}: give a number above 0")
-    if isinstance(weight, bool) or not 0 <= weight <= 1:
-        raise InvalidArgument(f"weight={weight!r}: give a number from 0 to 1")
     read = logits if logits is not None else _logits
-    known = copy.deepcopy(teacher).eval().requires_grad_(False)
+    known = duplicate(teacher).eval().requires_grad_(False)
 
     def distilled(model: nn.Module, batch: Any) -> Tensor:
         calls: list[tuple[Any, Any, Any]] = []

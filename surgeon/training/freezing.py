@@ -10,6 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from surgeon.errors import InvalidArgument
+from surgeon.frontend.parameters import module_in_place, public
+from surgeon.support.arguments import choice
 
 #: What `frozen` can hold still: convolutions with the norms of their channels, or fully connected layers.
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
@@ -18,6 +20,7 @@ KINDS: dict[str, tuple[type[nn.Module], ...]] = {
 }
 
 
+@public(model=module_in_place, kind=choice(*KINDS))
 @contextmanager
 def frozen(model: nn.Module, kind: str) -> Iterator[nn.Module]:
     """Inside of this the convolutions of `model`, or its fully connected layers, are not trained.
@@ -41,8 +44,6 @@ def frozen(model: nn.Module, kind: str) -> Iterator[nn.Module]:
     >>> all(parameter.requires_grad for parameter in net.parameters())
     True
     """
-    if kind not in KINDS:
-        raise InvalidArgument(f"kind={kind!r} is none that can be frozen; choose one of {', '.join(KINDS)}")
     modules = [module for module in model.modules() if isinstance(module, KINDS[kind])]
     held = {id(p): p for module in modules for p in module.parameters(recurse=False) if p.requires_grad}
     if not held:

@@ -14,10 +14,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from surgeon.errors import InvalidArgument, WeightsError
+from surgeon.frontend.parameters import functions, loader, module_in_place, public
+from surgeon.support.arguments import ABOVE_ZERO, POSITIVE, either, flag, function, having, instance
+from surgeon.support.arguments import path as is_path
 from surgeon.support.files import StrPath, ensure_folder
 from surgeon.support.progress import counter
 from surgeon.training import checkpoint as checkpoints
 from surgeon.training import seeding as randomness
+from surgeon.training.distillation import LOSS, Loss
 
 
 class Steered(Protocol):
@@ -77,10 +81,21 @@ class Fitted:
         return len(self.losses)
 
 
-Loss = Callable[[nn.Module, Any], Tensor]
 Callback = Callable[[Moment], object]
 
+_OPTIMIZER = instance(Optimizer, "a torch.optim.Optimizer or a function that makes one")
+_SCHEDULER = having("a learning rate scheduler or a function that makes one", "step", "state_dict", "load_state_dict")
+_MAKES = function("a function that makes one, of the model's parameters or of the optimizer", 1)
+_OPTIMIZES, _SCHEDULES = (either(_MAKES, ready, callable) for ready in (_OPTIMIZER, _SCHEDULER))
 
+
+@public(
+    model=module_in_place, loader=loader, loss=LOSS, optimizer=_OPTIMIZES, epochs=POSITIVE, steps=POSITIVE,
+    scheduler=_SCHEDULES, resume=flag, split=flag, clip=ABOVE_ZERO, checkpoint=is_path, every=POSITIVE,
+    pruner=having("a surgeon.Pruner, or what has its methods", "regularize", "step", "state_dict", "load_state_dict"),
+    callbacks=functions("functions of a Moment", 1),
+    accelerator=having("an accelerate.Accelerator", "prepare", "backward", "num_processes"),
+)
 def fit(
     model: nn.Module,
     loader: Iterable[Any],
@@ -141,11 +156,15 @@ def fit(
     >>> done.steps, done.losses[-1] < done.losses[0] / 10
     (20, True)
     """
-    _check(model, epochs=epochs, steps=steps, every=every, clip=clip, seed=seed)
+    if (epochs is None) == (steps is None):
+        raise InvalidArgument("give epochs or steps, one of them")
     if checkpoint is not None:
         ensure_folder(checkpoint)
     made = optimizer if isinstance(optimizer, Optimizer) else optimizer(model.parameters())
+    _OPTIMIZER("what optimizer made", made)
     scheduled = scheduler(made) if callable(scheduler) else scheduler
+    if scheduled is not None:
+        _SCHEDULER("what scheduler made", scheduled)
     accelerator = accelerator if accelerator is not None else _accelerator()
     _check_accelerator(accelerator)
     state = _State(model, made, scheduled, pruner, seed, accelerator)
@@ -356,20 +375,6 @@ def _check_weights(folder: StrPath, model: nn.Module, stored: Mapping[str, Any])
                 f"the checkpoint in {folder} is of another model: {name} is {found.get(name, 'missing')} there and "
                 f"{held.get(name, 'missing')} in the model; choose another folder, or resume=False"
             )
-
-
-def _check(model: Any, **numbers: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    if (numbers["epochs"] is None) == (numbers["steps"] is None):
-        raise InvalidArgument("give epochs or steps, one of them")
-    for name in ("epochs", "steps", "every", "seed"):
-        value, least = numbers[name], 0 if name == "seed" else 1
-        if value is not None and (type(value) is not int or value < least):
-            raise InvalidArgument(f"{name}={value!r}: give an integer of at least {least}")
-    clip = numbers["clip"]
-    if clip is not None and not clip > 0:
-        raise InvalidArgument(f"clip={clip!r}: give a norm above 0")
 
 
 def _check_accelerator(accelerator: Any) -> None:

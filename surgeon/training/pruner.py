@@ -12,21 +12,24 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from surgeon.allocation.allocate import allocate, check_ratio
+from surgeon.allocation.allocate import allocate
 from surgeon.allocation.limits import Keep
 from surgeon.cost.cost import Cost
 from surgeon.errors import InvalidArgument, NotEquivalent, WeightsError
 from surgeon.frontend.ignore import Ignored
 from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.parameters import BUDGETS, functions, module_in_place, public
 from surgeon.groups.analyze import analyse
+from surgeon.groups.weights import check_finite
 from surgeon.plans.plan import Plan, attach, choose
-from surgeon.scoring import GRADIENT_CRITERIA, Criterion, Gradients, check_finite, score
+from surgeon.scoring import GRADIENT_CRITERIA, Criterion, Gradients, score
+from surgeon.support.arguments import choice, instance, mapping
 from surgeon.support.progress import stage
 from surgeon.surgery.build import carry_out
 from surgeon.training import checkpoint
 from surgeon.training.distributed import agreed
 from surgeon.training.regularizers import Regularizer
-from surgeon.training.schedules import Schedule, share_at
+from surgeon.training.schedules import SCHEDULE, Schedule, share_at
 from surgeon.training.unit_masks import UnitMasks
 from surgeon.verification.check import TOLERANCE
 
@@ -45,6 +48,11 @@ class Decision:
         return f"step {self.step}: {self.share:.1%} of the target, {self.removed:.1%} of the budget gone, {total} units"
 
 
+@public(
+    model=module_in_place, budget=choice(*BUDGETS), schedule=SCHEDULE,
+    optimizer=instance(torch.optim.Optimizer, "a torch.optim.Optimizer"),
+    regularizer=functions("functions as in surgeon.training.regularizers", 1), state=mapping("what state_dict() gave"),
+)
 class Pruner:
     """Masks units of `model` while the user trains it, and cuts them off in the end.
 
@@ -109,7 +117,7 @@ class Pruner:
     ) -> None:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             raise InvalidArgument(f"model is wrapped by {type(model).__name__}: give model.module to the pruner")
-        self.target, self.schedule = check_ratio(target, "target"), schedule
+        self.target, self.schedule = target, schedule
         first = share_at(schedule, 0)
         observing = isinstance(importance, str) and importance in GRADIENT_CRITERIA
         if observing and first > 0:
@@ -117,7 +125,7 @@ class Pruner:
                 f"importance={importance!r} is made of gradients, of which there are none at step 0: let the schedule "
                 "start at step 1 or later"
             )
-        self.regularizers = _regularizers(regularizer)
+        self.regularizers: tuple[Regularizer, ...] = regularizer or ()  # type: ignore[assignment]
         self.model, self.importance, self.seed = model, importance, seed
         self.groups = analyse(model, example_inputs, ignore)
         check_finite(self.groups.graph)
@@ -322,12 +330,3 @@ class Pruner:
             found[leaf][gone] = value
         return found
 
-
-def _regularizers(given: Regularizer | Iterable[Regularizer] | None) -> tuple[Regularizer, ...]:
-    found = () if given is None else tuple(given) if isinstance(given, Iterable) else (given,)
-    for each in found:
-        if not callable(each):
-            raise InvalidArgument(
-                f"regularizer: a {type(each).__name__} is none; give functions as in surgeon.training.regularizers"
-            )
-    return found

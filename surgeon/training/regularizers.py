@@ -17,7 +17,6 @@ True
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -25,12 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import InvalidArgument
-from surgeon.groups.coupling import Groups
+from surgeon.frontend.parameters import public
+from surgeon.groups.coupling import GROUPS, Groups
 from surgeon.scoring.norms import Reductions
 
 Regularizer = Callable[[Groups], None]
 
 
+@public()
 def l1(strength: float) -> Regularizer:
     """`strength` · Σ |w| over the weights, the parameters of two axes and more, that the model reads.
 
@@ -40,16 +41,16 @@ def l1(strength: float) -> Regularizer:
     Raises:
         InvalidArgument: `strength` is no number of at least 0.
     """
-    factor = _checked(strength)
-
+    @public(groups=GROUPS)
     @torch.no_grad()
     def add(groups: Groups) -> None:
         for weight, gradient in _weights(groups):
-            gradient.add_(weight.sign(), alpha=factor)
+            gradient.add_(weight.sign(), alpha=strength)
 
     return add
 
 
+@public()
 def l2(strength: float) -> Regularizer:
     """`strength` / 2 · Σ w² over the weights, the parameters of two axes and more, that the model reads.
 
@@ -58,16 +59,16 @@ def l2(strength: float) -> Regularizer:
     Raises:
         InvalidArgument: `strength` is no number of at least 0.
     """
-    factor = _checked(strength)
-
+    @public(groups=GROUPS)
     @torch.no_grad()
     def add(groups: Groups) -> None:
         for weight, gradient in _weights(groups):
-            gradient.add_(weight, alpha=factor)
+            gradient.add_(weight, alpha=strength)
 
     return add
 
 
+@public()
 def batch_norm_l1(strength: float) -> Regularizer:
     """`strength` · Σ |γ| over the scales of batch norms: whole channels die by it, where a batch norm scales them.
 
@@ -76,8 +77,7 @@ def batch_norm_l1(strength: float) -> Regularizer:
     Raises:
         InvalidArgument: `strength` is no number of at least 0; or, when it is used, the model has no such scale.
     """
-    factor = _checked(strength)
-
+    @public(groups=GROUPS)
     @torch.no_grad()
     def add(groups: Groups) -> None:
         names = Reductions(groups).batch_norm_scales()
@@ -86,11 +86,12 @@ def batch_norm_l1(strength: float) -> Regularizer:
         for name in names:
             scale = groups.graph.tensor(name)
             if scale.grad is not None:
-                scale.grad.add_(scale.sign(), alpha=factor)
+                scale.grad.add_(scale.sign(), alpha=strength)
 
     return add
 
 
+@public()
 def group_lasso(strength: float) -> Regularizer:
     """`strength` · Σ over units of the norm of all that belongs to the unit: whole units of any kind die by it.
 
@@ -99,8 +100,7 @@ def group_lasso(strength: float) -> Regularizer:
     Raises:
         InvalidArgument: `strength` is no number of at least 0.
     """
-    factor = _checked(strength)
-
+    @public(groups=GROUPS)
     @torch.no_grad()
     def add(groups: Groups) -> None:
         reductions = Reductions(groups)
@@ -117,7 +117,7 @@ def group_lasso(strength: float) -> Regularizer:
                     inside = units >= 0
                     scale[inside] += inverse[units[inside]]
                 shape = [-1 if axis == member.axis else 1 for axis in range(value.dim())]
-                value.grad.addcmul_(value, torch.from_numpy(scale).to(value).view(shape), value=factor)
+                value.grad.addcmul_(value, torch.from_numpy(scale).to(value).view(shape), value=strength)
 
     return add
 
@@ -129,8 +129,3 @@ def _weights(groups: Groups) -> Iterator[tuple[Tensor, Tensor]]:
         if isinstance(value, nn.Parameter) and value.dim() > 1 and value.grad is not None:
             yield value, value.grad
 
-
-def _checked(strength: float) -> float:
-    if type(strength) not in (int, float) or not 0 <= strength < math.inf:
-        raise InvalidArgument(f"strength={strength!r}: give a number of at least 0")
-    return float(strength)

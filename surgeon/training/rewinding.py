@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import InvalidArgument, WeightsError
-from surgeon.plans.plan import Plan, plan_of
+from surgeon.frontend.parameters import TENSORS, module_in_place, public
+from surgeon.plans.plan import PLAN, Plan, plan_of
 
 
+@public(slim=module_in_place, plan=PLAN, earlier=TENSORS)
 @torch.no_grad()
 def rewind(slim: nn.Module, earlier: Mapping[str, Tensor], plan: Plan | None = None) -> None:
     """Set the weights of a smaller model, in place, to those that the whole model had at an earlier time.
@@ -65,6 +67,7 @@ def _cut(name: str, earlier: Tensor | None, now: Tensor, plan: Plan) -> Tensor:
     return value
 
 
+@public(model=module_in_place)
 @torch.no_grad()
 def reinitialize(model: nn.Module, seed: int = 0) -> None:
     """Draw all parameters of a model anew, in place.
@@ -85,8 +88,6 @@ def reinitialize(model: nn.Module, seed: int = 0) -> None:
     >>> torch.equal(first.weight, second.weight)
     True
     """
-    if type(seed) is not int or seed < 0:
-        raise InvalidArgument(f"seed={seed!r}: give an integer of at least 0")
     devices = list({value.device for value in model.parameters() if value.is_cuda})
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

@@ -15,12 +15,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from surgeon.errors import InvalidArgument
+from surgeon.support.arguments import NATURAL, POSITIVE, Check, call, checked, function, integer, number, shown
 
 #: From the step to the share of the target that is removed by then.
 Schedule = Callable[[int], float]
+SCHEDULE = function(
+    "one of surgeon.schedules, or a function from the step to a share from 0 to 1", 1, (type, nn.Module)
+)
+_TAKEN: dict[str, Check] = {
+    **dict.fromkeys(("at", "start", "end", "step"), NATURAL), "n": POSITIVE, "every": POSITIVE, "schedule": SCHEDULE,
+    "rate": number("a number above 0; the larger, the more goes early", lambda value: value > 0),
+}
 
 
+@checked(_TAKEN)
 @dataclass(frozen=True)
 class OneShot:
     """All at step `at`."""
@@ -31,6 +42,7 @@ class OneShot:
         return 1.0 if step >= self.at else 0.0
 
 
+@checked(_TAKEN)
 @dataclass(frozen=True)
 class Steps:
     """The same share at each of `n` steps, evenly from `start` to `end`."""
@@ -47,6 +59,7 @@ class Steps:
         return (1 + (step - self.start) * (self.n - 1) // (self.end - self.start)) / self.n
 
 
+@checked(_TAKEN)
 @dataclass(frozen=True)
 class Cubic:
     """Fast at `start`, slowly towards `end`, every so many steps."""
@@ -59,6 +72,7 @@ class Cubic:
         return 1 - (1 - _passed(step, self.start, self.end, self.every)) ** 3
 
 
+@checked(_TAKEN)
 @dataclass(frozen=True)
 class Exponential:
     """Falling off from `start` to `end` at a rate, every so many steps."""
@@ -72,6 +86,7 @@ class Exponential:
         return math.expm1(-self.rate * _passed(step, self.start, self.end, self.every)) / math.expm1(-self.rate)
 
 
+@checked(_TAKEN)
 def one_shot(at: int = 0) -> OneShot:
     """Everything at once, at step `at`; 0 is before the training.
 
@@ -81,9 +96,10 @@ def one_shot(at: int = 0) -> OneShot:
     Raises:
         InvalidArgument: `at` is no integer of at least 0.
     """
-    return OneShot(_integer(at, "at", 0))
+    return OneShot(at)
 
 
+@checked(_TAKEN)
 def steps(start: int, end: int, n: int) -> Steps:
     """A fixed share of the target, 1 / `n`, at each of `n` steps: the first at `start`, the last at `end`.
 
@@ -95,14 +111,13 @@ def steps(start: int, end: int, n: int) -> Steps:
     Raises:
         InvalidArgument: not 0 ≤ `start` ≤ `end`, `n` less than 1, or fewer than `n` steps from `start` to `end`.
     """
-    _integer(start, "start", 0)
-    _integer(end, "end", start)
-    _integer(n, "n", 1)
+    integer(start)("end", end)
     if n > end - start + 1:
         raise InvalidArgument(f"n={n}: there are but {end - start + 1} steps from start={start} to end={end}")
     return Steps(start, end, n)
 
 
+@checked(_TAKEN)
 def cubic(start: int, end: int, every: int = 1) -> Cubic:
     """Most of it early, while there is much to choose from: 1 - (1 - t)³, t from 0 at `start` to 1 at `end`.
 
@@ -117,6 +132,7 @@ def cubic(start: int, end: int, every: int = 1) -> Cubic:
     return Cubic(*_span(start, end, every))
 
 
+@checked(_TAKEN)
 def exponential(start: int, end: int, every: int = 1, rate: float = 3.0) -> Exponential:
     """(1 - exp(-rate · t)) / (1 - exp(-rate)), t from 0 at `start` to 1 at `end`.
 
@@ -130,11 +146,10 @@ def exponential(start: int, end: int, every: int = 1, rate: float = 3.0) -> Expo
     Raises:
         InvalidArgument: not 0 ≤ `start` < `end`, `every` less than 1, or `rate` not above 0.
     """
-    if type(rate) not in (int, float) or not 0 < rate < math.inf:
-        raise InvalidArgument(f"rate={rate!r}: give a number above 0; the larger, the more goes early")
-    return Exponential(*_span(start, end, every), float(rate))
+    return Exponential(*_span(start, end, every), rate)
 
 
+@checked(_TAKEN)
 def share_at(schedule: Schedule, step: int) -> float:
     """What a schedule says of a step, checked.
 
@@ -144,17 +159,13 @@ def share_at(schedule: Schedule, step: int) -> float:
     Raises:
         InvalidArgument: it is no function, or gives no number from 0 to 1.
     """
-    if not callable(schedule):
-        raise InvalidArgument(
-            f"schedule={schedule!r}: give one of surgeon.schedules, or a function from the step to a share from 0 to 1"
-        )
-    share: Any = schedule(step)
+    share: Any = call("schedule", schedule, step)
     try:
-        value = float(share)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"the schedule gives {share!r} at step {step}, not a share from 0 to 1") from error
+        value = math.nan if isinstance(share, str | bytes) else float(share)  # of a tensor too
+    except (TypeError, ValueError, RuntimeError):
+        value = math.nan
     if not 0 <= value <= 1:
-        raise InvalidArgument(f"the schedule gives {share!r} at step {step}: a share of the target is from 0 to 1")
+        raise InvalidArgument(f"the schedule gives {shown(share)} at step {step}: a share of the target is from 0 to 1")
     return value
 
 
@@ -166,13 +177,5 @@ def _passed(step: int, start: int, end: int, every: int) -> float:
 
 
 def _span(start: int, end: int, every: int) -> tuple[int, int, int]:
-    _integer(start, "start", 0)
-    _integer(end, "end", start + 1)
-    _integer(every, "every", 1)
+    integer(start + 1)("end", end)
     return start, end, every
-
-
-def _integer(value: int, name: str, least: int) -> int:
-    if type(value) is not int or value < least:
-        raise InvalidArgument(f"{name}={value!r}: give an integer of at least {least}")
-    return value

@@ -12,9 +12,11 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from surgeon.errors import InvalidArgument, NotEquivalent, SurgeonError, SurgeryError, WeightsError
+from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import untouched
-from surgeon.frontend.trace import duplicate, skeleton, trace_inputs
-from surgeon.groups.coupling import Groups
+from surgeon.frontend.parameters import TENSORS, module_in_place, public, units
+from surgeon.frontend.trace import skeleton, trace_inputs
+from surgeon.groups.coupling import GROUPS, Groups
 from surgeon.groups.interpreter import Runner, double, precisely
 from surgeon.ir.fingerprint import named_tensors
 from surgeon.rules import Axes, Kept
@@ -26,6 +28,7 @@ from surgeon.verification.check import checked_inputs, relative
 _UNITS, _BUFFERS = "units.", "buffers."
 
 
+@public(model=module_in_place, groups=GROUPS, keep=units, state=TENSORS)
 class UnitMasks:
     """Units of a model that are switched off, with all that belongs to them in every coupled tensor.
 

@@ -13,8 +13,10 @@ from torch.utils.hooks import RemovableHandle
 
 from surgeon.errors import InvalidArgument, WeightsError
 from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.parameters import TENSORS, module_in_place, public
 from surgeon.groups.analyze import analyse
 from surgeon.sparsity.connection_weights import connection_weights
+from surgeon.support.arguments import mapping, text
 
 _KEEP, _BEFORE = ".keep", ".before"
 
@@ -37,6 +39,7 @@ class _Mask:
         self.parameter = self.hook = None
 
 
+@public(model=module_in_place, keep=mapping("boolean tensors by the names of parameters", text), state=TENSORS)
 class Masks:
     """Entries of a model's parameters that are held at zero, and what they were before.
 
@@ -57,8 +60,6 @@ class Masks:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        if not isinstance(model, nn.Module):
-            raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
         self._model = model
         self._masks: dict[str, _Mask] = {}
 

@@ -333,7 +333,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any], type[Exce
     "wrong shape": (conv_net, "m.onnx", {"example_inputs": X[:, :2]}, InvalidInputs, r"\(1, 2, 8, 8\)"),
     "wrong keyword": (conv_net, "m.onnx", {"example_inputs": {"y": X}}, InvalidInputs, "'y'|y"),
     "too many": (conv_net, "m.onnx", {"example_inputs": (X, X)}, InvalidInputs, "input_1"),
-    "tolerance": (conv_net, "m.onnx", {"example_inputs": X, "tolerance": 0.0}, InvalidArgument, "positive"),
+    "tolerance": (conv_net, "m.onnx", {"example_inputs": X, "tolerance": 0.0}, InvalidArgument, "above 0"),
     "NaN tolerance": (
         conv_net,
         "m.onnx",

@@ -194,7 +194,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
     "threads": ("odd.onnx", {"threads": 0}, InvalidArgument, "threads=0"),
     "more threads than CPUs": ("odd.onnx", {"threads": 1 << 20}, InvalidArgument, "threads=1048576: this process has"),
     "runs": ("odd.onnx", {"runs": 5}, InvalidArgument, "at least 30"),
-    "seconds": ("odd.onnx", {"seconds": 0.0}, InvalidArgument, "positive"),
+    "seconds": ("odd.onnx", {"seconds": 0.0}, InvalidArgument, "above 0"),
     "unknown feed": ("odd.onnx", {"feeds": {"y": np.zeros(1)}}, InvalidArgument, "'y'"),
     "feed's shape": ("odd.onnx", {"feeds": {"input": np.zeros((1, 3, 8))}}, InvalidArgument, "has shape"),
     "feed's type": ("odd.onnx", {"feeds": {"input": np.zeros((1, 3, 8, 8))}}, InvalidArgument, "float64"),

@@ -111,7 +111,7 @@ def test_only_profiles_taken_alike_are_merged(field: str, value: object) -> None
 
 
 def test_warnings() -> None:
-    here = Profile.here(threads=3)
+    here = dataclasses.replace(Profile.here(), threads=3)
     assert here.warnings_here() == []
     (warning,) = here.warnings_here(threads=1)
     assert "threads 3, this is 1" in warning

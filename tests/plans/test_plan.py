@@ -17,7 +17,8 @@ from surgeon.frontend.input_spec import describe
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import Groups, couple
 from surgeon.ir.fingerprint import fingerprint
-from surgeon.plans.plan import Cut, Plan, choose
+from surgeon.plans.cuts import Cut
+from surgeon.plans.plan import Plan, choose
 from surgeon.scoring import score
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from surgeon.errors import InvalidArgument, InvalidModel
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import Group, Groups, couple
-from surgeon.scoring import CRITERIA, check_finite, register, score
+from surgeon.groups.weights import check_finite
+from surgeon.scoring import CRITERIA, register, score
 
 
 class Residual(nn.Module):

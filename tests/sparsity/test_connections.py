@@ -136,7 +136,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "both": ({"amount": 0.5, "threshold": 0.1}, "give either amount="),
     "all": ({"amount": 1}, "at least 0 and less than 1"),
     "percent": ({"amount": 90}, "amount=90"),
-    "negative": ({"threshold": -1}, "at least 0 and finite"),
+    "negative": ({"threshold": -1}, "threshold=-1: give a number of at least 0"),
     "nan": ({"threshold": math.nan}, "threshold=nan"),
     "text": ({"amount": "0.5"}, "amount='0.5'"),
     "truth": ({"amount": True}, "amount=True"),

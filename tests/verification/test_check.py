@@ -18,7 +18,7 @@ from surgeon.errors import InvalidModel, NotEquivalent
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import Groups, couple
 from surgeon.groups.interpreter import Runner
-from surgeon.plans.plan import Cut
+from surgeon.plans.cuts import Cut
 from surgeon.surgery import Operation, operate, tensors
 from surgeon.verification import certify
 from surgeon.verification.reference import STATISTICS

@@ -1,0 +1,54 @@
+"""One cut of a plan: which positions of one axis of one tensor stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from surgeon.errors import PlanError
+from surgeon.support.arguments import listed, refusal
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The positions `keep`, ascending, of one tensor's `axis` of `size` positions that stay."""
+
+    tensor: str
+    axis: int
+    size: int
+    keep: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.tensor} axis {self.axis}: {self.size} → {len(self.keep)}"
+
+
+def cuts(name: str, value: Any) -> tuple[Cut, ...]:
+    """The cuts of a plan, each of them one."""
+    found = listed(value)
+    cut: Any
+    for cut in (value,) if found is None else found:
+        if not isinstance(cut, Cut) or type(cut.tensor) is not str or type(cut.keep) is not tuple:
+            raise refusal(name, cut, "surgeon.plans.cuts.Cut(tensor, axis, size, keep) of a name, integers and a tuple")
+        if odd := [n for n in (cut.axis, cut.size, *cut.keep) if type(n) is not int]:
+            raise refusal(f"{name}: {cut.tensor}", odd[0], "integers")
+    return found or ()
+
+
+def check_cut(cut: Cut) -> None:
+    """Refuse what no tensor could be cut by.
+
+    Raises:
+        PlanError: there is no such axis, or the indices are none, unsorted, repeated or out of range.
+    """
+    place, keep = f"cut of {cut.tensor} axis {cut.axis}", cut.keep
+    if cut.axis < 0 or cut.size < 1:
+        raise PlanError(f"{place} of {cut.size} positions: there is no such axis")
+    if not keep:
+        raise PlanError(f"{place}: no index is kept; at least one must be")
+    if any(a >= b for a, b in pairwise(keep)):
+        repeated = len(set(keep)) != len(keep)
+        raise PlanError(f"{place}: the kept indices are {'repeated' if repeated else 'not strictly ascending'}")
+    if keep[0] < 0 or keep[-1] >= cut.size:
+        wrong = keep[0] if keep[0] < 0 else keep[-1]
+        raise PlanError(f"{place}: index {wrong} is out of range for {cut.size} positions")
