@@ -57,9 +57,10 @@ RESERVED = {
 }
 
 # What a kit takes along to a device beside `surgeon/device/`.
-CARRIED = tuple(
-    f"surgeon.{name}." for name in ("errors", *(f"support.{each}" for each in ("arguments", "documents", "files", "scratch")))
-)
+CARRIED = tuple(f"surgeon.{name}." for name in (
+    "errors", "support.arguments", "support.documents", "support.files", "support.opening", "support.scratch",
+    "support.strict_json",
+))
 
 # All of them are pickle, or write and read it.
 PICKLES = ("pickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "torch.save", "torch.load")

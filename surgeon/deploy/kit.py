@@ -13,9 +13,8 @@ from surgeon.errors import InvalidArgument
 from surgeon.support.files import replace
 
 # The rest of surgeon that device/ needs.
-_BESIDE = (
-    "errors", *(f"support/{name}" for name in ("__init__", "arguments", "documents", "exchange", "files", "interrupts", "scratch"))
-)
+_SUPPORT = "__init__ arguments documents exchange files interrupts scratch".split()
+_BESIDE = ("errors", *(f"support/{name}" for name in _SUPPORT))
 _SHEBANG = b"#!/usr/bin/env python3\n"
 
 # Runs before anything else does, so that old Pythons can read it and say what is missing.
