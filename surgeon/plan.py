@@ -381,7 +381,7 @@ def _check_units(group: Group, units: tuple[int, ...] | None) -> None:
 
 def _check_cut(cut: Cut) -> None:
     place, keep = f"cut of {cut.tensor} axis {cut.axis}", cut.keep
-    if cut.axis < 0 or cut.size < 1:
+    if cut.axis < 0 or cut.size < 1 or max(cut.axis, cut.size) >= 1 << 48:
         raise PlanError(f"{place} of {cut.size} positions: there is no such axis")
     if not keep:
         raise PlanError(f"{place}: no index is kept; at least one must be")

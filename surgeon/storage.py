@@ -24,7 +24,9 @@ from torch import Tensor, fx, nn
 
 from surgeon.errors import InvalidArgument, InvalidModel, WeightsError
 from surgeon.files import StrPath, replace_many
+from surgeon.opening import Unfit, read_bytes, require_file
 from surgeon.plan import Plan, plan_of
+from surgeon.strict_json import loads
 from surgeon.weights import write_tensors
 
 PLAN = "plan.json"
@@ -157,8 +159,8 @@ def _digest(path: Path) -> str:
 def _read_meta(path: Path) -> tuple[str, dict[str, str]]:
     """The form, and what is tied."""
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        meta = loads(read_bytes(path))
+    except Unfit as error:
         raise WeightsError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise WeightsError(f"{path} is not of the format {FORMAT}; save the model again")
@@ -177,12 +179,13 @@ def _read_meta(path: Path) -> tuple[str, dict[str, str]]:
 def _read_header(folder: Path) -> _Header:
     path = folder / WEIGHTS
     try:
+        require_file(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
             kinds = {name: str(part.get_dtype()) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, Unfit) as error:
         raise WeightsError(f"{path} is no whole safetensors file: {error}; save the model again") from error
     digest = _digest(folder / PLAN)
     if metadata.get("plan", digest) != digest:

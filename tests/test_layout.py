@@ -21,6 +21,8 @@ RANKS = {
     "documents": 1,
     "basis": 1,
     "files": 1,
+    "opening": 1,
+    "strict_json": 1,
     "progress": 1,
     "schedules": 1,
     "functional": 1,
@@ -63,6 +65,8 @@ RANKS = {
     "connections": 12,
     "sweep": 12,
     "__init__": 13,
+    "exported/": 12,
+    "arrays": 12,
     "sources": 13,
     "batches": 14,
     "demo": 14,
@@ -200,6 +204,7 @@ def test_axes_know_no_torch(path: str) -> None:
 @pytest.mark.parametrize("path", [path for path in OURS if room(path) == "device/"])
 def test_the_device_needs_numpy_and_onnxruntime_alone(path: str) -> None:
     ours = {"surgeon.device", "surgeon.documents", "surgeon.errors", "surgeon.files"}
+    ours |= {"surgeon.opening", "surgeon.strict_json"}
     allowed = {*sys.stdlib_module_names, "numpy", "onnxruntime"}
     assert [
         name

@@ -63,7 +63,7 @@ def write_kit(
     if Path(path).suffix != ".pyz":
         raise InvalidArgument(f"{path}: a kit's name must end in .pyz, by which Python knows that it can run it")
     folder = Path(surgeon.device.__file__).parent
-    beside = (folder.parent / f"{file}.py" for file in ("documents", "errors", "files"))
+    beside = (folder.parent / f"{file}.py" for file in ("documents", "errors", "files", "opening", "strict_json"))
     sources = [*sorted(folder.glob("*.py")), *beside]
     with replace(path) as temporary, temporary.open("wb") as file:
         file.write(_SHEBANG)

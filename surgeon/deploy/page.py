@@ -15,13 +15,14 @@ from surgeon.device.explain import Culprit, Explanation, Fallen
 from surgeon.device.layout import Convolution
 from surgeon.device.shares import shares
 from surgeon.documents import Document
-from surgeon.errors import InvalidArgument
+from surgeon.errors import InvalidArgument, SurgeonError
 from surgeon.files import StrPath, replace_many
 from surgeon.progress import stage
 
 FORMAT = "surgeon-report"
 VERSION = 1
 PAGE = "report.html"
+_GROUPS = 10_000
 
 _DOCUMENT = Document("report", FORMAT, VERSION, InvalidArgument, "write it again with surgeon shrink -o")
 
@@ -74,8 +75,17 @@ def write_page(
     report = _read(place / "report.json")
     figures.need_matplotlib()
     reports = [report, *(_read(Path(other) / "report.json") for other in others)]
-    pictures = _pictures(place, report, _points(reports), threads, runs)
-    page = _page(report, pictures, accuracy if accuracy is not None else report.get("accuracy") or {})
+    try:
+        pictures = _pictures(place, report, _points(reports), threads, runs)
+        page = _page(report, pictures, accuracy if accuracy is not None else report.get("accuracy") or {})
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
+        if isinstance(error, SurgeonError):
+            raise
+        told = f"{type(error).__name__}: {error}"
+        raise InvalidArgument(
+            f"{place / 'report.json'} holds an entry of another kind than surgeon shrink writes ({told}); "
+            "write it again with surgeon shrink"
+        ) from error
     with replace_many(place) as scratch:
         (scratch / PAGE).write_text(page, encoding="utf-8")
         for name, figure in pictures.items():
@@ -116,6 +126,8 @@ def _pictures(
             latencies = sum(each.us for each in base) / 1e3, sum(each.us for each in slim) / 1e3
         pictures["latency"] = figures.operators(base, slim, latencies)
     groups = {name: (pair["before"], pair["after"]) for name, pair in report["groups"].items()}
+    if len(groups) > _GROUPS or not all(type(n) is int and 0 <= n < 1 << 48 for pair in groups.values() for n in pair):
+        raise ValueError("groups")
     if any(before != after for before, after in groups.values()):
         pictures["widths"] = figures.widths(groups)
     if len(points) > 1:
