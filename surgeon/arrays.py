@@ -8,16 +8,18 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from surgeon.opening import KIB, MIB, Unfit, open_file, require_file
+from surgeon.opening import MIB, Unfit, open_file, require_file
 
 _KINDS: Final = "biufc"
-_HEADER: Final = 64 * KIB
+_HEADER: Final = 1000
+"""Characters of a header; one of numbers has about a hundred."""
 _MEMBERS: Final = 10_000
 _PACKED: Final = 100
 """How many times as large as the file arrays may be that are packed in it, where they are large."""
@@ -122,10 +124,11 @@ def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         reader = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
         shape, fortran, dtype = reader(file, max_header_size=_HEADER)
     # numpy's parser raises what it meets: a header is a dict in Python's notation
-    except (ValueError, TypeError, SyntaxError, EOFError, KeyError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, SyntaxError, EOFError, KeyError, OverflowError, RecursionError, TokenError) as error:
         if isinstance(error, Unfit):
             raise
-        raise Unfit(f"it is no array of numpy's: {str(error).partition(chr(10))[0][:200]}") from error
+        told = str(error).partition("\n")[0].partition("allow_pickle")[0][:200]  # what numpy recommends runs code
+        raise Unfit(f"it is no array of numpy's: {told}") from error
     if dtype.kind not in _KINDS or dtype.hasobject or dtype.subdtype is not None:
         kind = "Python objects" if dtype.hasobject else str(dtype)[:80]
         raise Unfit(f"it holds {kind}, not numbers; save an array of numbers")

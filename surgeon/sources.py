@@ -164,7 +164,9 @@ def _program(path: Path) -> Loaded:
     except Unfit as error:
         raise InvalidArgument(f"{path} is not a program that torch.export.save wrote of a model: {error}") from error
     except Exception as error:  # torch raises many unrelated kinds for a program that it can't put together
-        raise InvalidArgument(f"{path} can't be read by torch {torch.__version__}: {_told(error)}") from error
+        # torch's own message holds its whole graph; what it came from says what is wrong
+        told = _told(error.__cause__ or error)[:200]
+        raise InvalidArgument(f"{path} can't be read by torch {torch.__version__}: {told}") from error
     for name in ("train", "eval"):
         vars(module).pop(name, None)  # torch's refuse; nn.Module's do no harm, as operators have no mode
     example = program.example_inputs

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,22 +76,29 @@ def write_page(
     report = _read(place / "report.json")
     figures.need_matplotlib()
     reports = [report, *(_read(Path(other) / "report.json") for other in others)]
-    try:
+    with _understood(place):
         pictures = _pictures(place, report, _points(reports), threads, runs)
         page = _page(report, pictures, accuracy if accuracy is not None else report.get("accuracy") or {})
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
-        if isinstance(error, SurgeonError):
-            raise
-        told = f"{type(error).__name__}: {error}"
-        raise InvalidArgument(
-            f"{place / 'report.json'} holds an entry of another kind than surgeon shrink writes ({told}); "
-            "write it again with surgeon shrink"
-        ) from error
     with replace_many(place) as scratch:
         (scratch / PAGE).write_text(page, encoding="utf-8")
         for name, figure in pictures.items():
             (scratch / f"{name}.png").write_bytes(figures.png(figure))
     return (place / PAGE, *(place / f"{name}.png" for name in pictures))
+
+
+@contextmanager
+def _understood(folder: Path) -> Iterator[None]:
+    """Tell of an entry that is not what surgeon writes there, wherever it is read."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
+        if isinstance(error, SurgeonError):
+            raise
+        told = f"{type(error).__name__}: {error}"
+        raise InvalidArgument(
+            f"{folder / 'report.json'} holds an entry of another kind than surgeon shrink writes ({told}); "
+            "write it again with surgeon shrink"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -24,6 +24,10 @@ BLOCKED_DOMAIN: Final = "com.microsoft.nchwc"
 FEEDER: Final = "feed_"
 """What the name of an operator, or of a value that it makes, begins with if it only prepares inputs."""
 
+_FIELDS: Final = 2_000_000
+_LARGEST: Final = (2 << 30) - 1
+"""Bytes that a protobuf message can have."""
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FLOAT = 1
 
@@ -92,7 +96,7 @@ def read(path: str | os.PathLike[str]) -> Graph:
 def mapped(path: str | os.PathLike[str]) -> Iterator[mmap.mmap]:
     """The bytes of a file. Raises `InvalidArgument` if it is missing, empty or no file."""
     try:
-        file = open_file(path)
+        file = open_file(path, _LARGEST)
     except Unfit as error:
         raise InvalidArgument(f"{path} can't be read as an ONNX model: {error}") from error
     with file:
@@ -311,10 +315,13 @@ def _nested(buffer: Buffer, start: int, end: int, *path: int) -> Iterator[tuple[
 
 def fields(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """(field number, wire type, start and end of the value) of the fields of a message."""
-    position = start
+    position, count = start, 0
     while position < end:
         key, position = varint(buffer, position)
         number, kind = key >> 3, key & 7
+        count += 1
+        if not number or count > _FIELDS:
+            raise InvalidArgument(f"not an ONNX model (no field, or too many, at byte {position})")
         if kind == _VARINT:
             low, high = position, varint(buffer, position)[1]
         elif kind == _BYTES:

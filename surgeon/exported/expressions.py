@@ -7,6 +7,7 @@ The size of what is computed is bounded too, so that an evaluation is short.
 from __future__ import annotations
 
 import ast
+import math
 import re
 from typing import Final
 
@@ -55,7 +56,7 @@ def check_expression(text: str) -> None:
     """
     if len(text) > LENGTH:
         raise Unfit(f"a symbolic size is {len(text):,} characters long; at most {LENGTH:,} are read")
-    if not text.isascii() or not text.isprintable():
+    if not text.isascii() or not text.isprintable() or "#" in text:
         raise Unfit(f"a symbolic size holds {text[:80]!a}, which torch does not write")
     try:
         tree = ast.parse(text, mode="eval")
@@ -74,7 +75,7 @@ def _check(node: ast.expr, depth: int, powers: int) -> None:
             return
         case ast.Constant(value=int(value)) if abs(value) < _INTEGER:
             return
-        case ast.Constant(value=float()):
+        case ast.Constant(value=float(number)) if math.isfinite(number):
             return
         case ast.Name(id=name) if SYMBOL.fullmatch(name) or name in _CONSTANTS:
             return

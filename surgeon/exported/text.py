@@ -116,18 +116,10 @@ def _check_spec(node: Any, named: bool = False, depth: int = 0) -> None:
         if not isinstance(keys, list) or len(keys) != len(children):
             raise Unfit(f"a {kind} is not described by its keys")
         for key in keys:
-            if isinstance(key, str) and (depth or named) and not _KEY.fullmatch(key):
-                raise Unfit(f"{key[:80]!a} is no key")
             if named:
-                _check_keyword(key)
-            elif not isinstance(key, str) and type(key) is not int:
-                raise Unfit("a key is neither a text nor a number")
+                check_name(str(key))
+            elif type(key) is not int and not (isinstance(key, str) and _KEY.fullmatch(key)):
+                raise Unfit(f"{str(key)[:80]!a} is no key")
     for index, child in enumerate(children):
         # the second part of the inputs are those by keyword, whose names torch writes into source
         _check_spec(child, depth == 0 and kind == "builtins.tuple" and index == 1 and len(children) == 2, depth + 1)
-
-
-def _check_keyword(key: Any) -> None:
-    if not isinstance(key, str):
-        raise Unfit("the name of an input is no text")
-    check_name(key)
