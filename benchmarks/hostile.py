@@ -26,12 +26,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from surgeon.errors import SurgeonError
-
 from benchmarks import hostile_arrays, hostile_files, hostile_programs
 from benchmarks.hostile_files import Case
 from benchmarks.hostile_mutations import mutate
 from benchmarks.hostile_targets import Target, targets
+from surgeon.errors import SurgeonError
 
 RESULTS = Path(__file__).parent / "results"
 FORMATS = ("pt2", "onnx", "npz", "json", "safetensors", "model")

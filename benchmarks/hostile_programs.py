@@ -42,7 +42,7 @@ def _samples() -> Iterator[Case]:
         "torch.hub load",
         "builtins getattr",
     ):
-        code = f"\x80\x02(c{name.replace(' ', chr(10))}\n(I1\ntRt."
+        code = f"\x80\x02(c{name.replace(' ', chr(10))}\n(K\x01tRt."
         yield f"a pickle that calls {name}", _torch_file(code.encode("latin1"))
     for name in ("NEWOBJ \x81", "BUILD b", "INST (i", "EXT1 \x82\x01", "STACK_GLOBAL \x93", "OBJ o", "PERSID P0\n"):
         yield f"the instruction {name[:6]}", _torch_file(b"\x80\x02)" + name.split(" ", 1)[1].encode("latin1") + b".")
@@ -52,6 +52,13 @@ def _samples() -> Iterator[Case]:
     yield "a pickle cut short", _torch_file(b"\x80\x02X\xff\xff\xff\x7f")
     yield "a huge number", _torch_file(b"\x80\x02\x8b\xff\xff\xff\x7f")
     yield "a list that holds itself", _torch_file(b"\x80\x02]q\x00h\x00a.")
+    yield "arguments that hold themselves", _torch_file(b"\x80\x02]q\x00h\x00a\x85}\x86.")
+    laughs = b"".join(b"]q%c(h%ch%ce" % (level, level - 1, level - 1) for level in range(1, 60))
+    yield "a billion laughs", _torch_file(b"\x80\x02(]q\x00" + laughs + b"t}\x86.")
+    yield (
+        "a list of lists a million times",
+        _torch_file(b"\x80\x02(]q\x00(" + b"K\x01" * 9000 + b"e]q\x01(" + b"h\x00" * 9000 + b"et}\x86."),
+    )
     yield "no pair", _torch_file(b"\x80\x02K\x01.")
     good = _members()[SAMPLES]
     for what, old, new in (
@@ -82,7 +89,7 @@ def _packed(members: Members, **options: Any) -> bytes:
 
 
 def _with(**changes: Any) -> bytes:
-    """The good program with other members: bytes, or a function of what is in the JSON there, or None to leave it out."""
+    """The good program with other members: bytes, a function of what is in the JSON there, or None to leave it out."""
     members = _members()
     for key, change in changes.items():
         name = {"model": MODEL, "weights": WEIGHTS, "constants": CONSTANTS, "samples": SAMPLES}.get(key, f"good/{key}")

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import surgeon
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save
+from torch import nn
+
+import surgeon
 from surgeon import batches, sources
 from surgeon.deploy import page
 from surgeon.device.session import make_feeds, open_session
@@ -23,7 +25,6 @@ from surgeon.plan import Plan
 from surgeon.study.runs import Run
 from surgeon.study.store import store
 from surgeon.training import checkpoint
-from torch import nn
 
 
 class Net(nn.Module):

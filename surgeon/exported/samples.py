@@ -6,6 +6,7 @@ here, and no others: functions are names to look for, and are not imported.
 
 from __future__ import annotations
 
+import itertools
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from surgeon import strict_json
 from surgeon.exported.members import Members, members
 from surgeon.exported.tensors import extent, flat
 from surgeon.opening import Unfit
@@ -37,6 +39,7 @@ _DTYPES: Final[Mapping[str, torch.dtype]] = {
 }
 _CONSTANTS: Final[Mapping[str, Any]] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS: Final = frozenset(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"))
+_HOLDERS: Final = (tuple, list, dict)
 _MEMO: Final = frozenset(("BINPUT", "LONG_BINPUT"))
 _RECALL: Final = frozenset(("BINGET", "LONG_BINGET"))
 
@@ -71,10 +74,24 @@ def read_samples(content: bytes) -> tuple[tuple[Any, ...], dict[str, Any]] | Non
         if "byteorder" in inner.entries and inner.read("byteorder", 10) != b"little":
             raise Unfit("the bytes of its numbers are in an unusual order")
         found = _Machine(inner).run(inner.read("data.pkl", _LIMIT))
+    _check_size(found)
     match found:
         case (tuple(args), dict(kwargs)) if type(found) is tuple and all(isinstance(name, str) for name in kwargs):
             return args, kwargs
     raise Unfit("they are no pair of a tuple and a dict")
+
+
+def _check_size(found: Any) -> None:
+    """A list that holds another twice, which holds another twice, is soon more than can be walked through."""
+    level, count = [found], 0
+    for depth in itertools.count():
+        count += len(level)
+        if not level:
+            return
+        if count > _INSTRUCTIONS or depth > strict_json.DEPTH:
+            raise Unfit(f"they hold more than {_INSTRUCTIONS:,} values, or one that holds itself")
+        holders = (each.values() if isinstance(each, dict) else each for each in level if type(each) in _HOLDERS)
+        level = list(itertools.islice(itertools.chain.from_iterable(holders), _INSTRUCTIONS + 1))
 
 
 class _Machine:
