@@ -229,6 +229,15 @@ def networks(target: Target) -> Iterator[Case]:
 
         return change
 
+    def large(op: str, inputs: list[str], size: int) -> Callable[[Path], Any]:
+        def change(model: onnx.ModelProto) -> None:
+            shape = [size, 6] if inputs else [size]
+            model.graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [len(shape)], shape))
+            model.graph.node.append(helper.make_node(op, [*inputs, "shape"], ["evil"]))
+            model.graph.output.append(helper.make_tensor_value_info("evil", TensorProto.FLOAT, None))
+
+        return changed(change)
+
     def deep(path: Path) -> None:
         graph = b""
         for _ in range(500):
@@ -269,6 +278,9 @@ def networks(target: Target) -> Iterator[Case]:
         yield Case(f"the operator {domain}.{op} of {inputs}", target, add(op, inputs, domain))
     for sizes in ((HUGE, 6), (1 << 40, 1 << 40), (-4, 6), (0, 6), (1 << 62,), (4,) * 99):
         yield Case(f"a weight of {str(sizes)[:30]}", target, changed(dims(*sizes)))
+    for op, more in (("ConstantOfShape", []), ("Expand", ["bias"]), ("Tile", ["weight"])):
+        for value in (HUGE, 1 << 40):
+            yield Case(f"a constant that {op} makes {value} large", target, large(op, more, value))
     for size in (HUGE, 1 << 62, -5):
         yield Case(f"an input of {size}", target, changed(input_of(size)))
     for word, content in {

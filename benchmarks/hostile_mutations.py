@@ -6,7 +6,6 @@ import io
 import json
 import struct
 import zipfile
-from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -84,14 +83,21 @@ def _bytes(content: bytes, random: Random) -> bytes:
             break
         at = random.randrange(len(changed))
         end = min(len(changed), at + random.choice((1, 2, 4, 8, 64, 512)))
-        changes: tuple[Callable[[], bytes], ...] = (
-            lambda at=at, end=end: bytes([changed[at] ^ 1 << random.randrange(8)]) + changed[at + 1 : end],
-            lambda at=at, end=end: random.randbytes(end - at),
-            lambda: b"",
-            lambda at=at, end=end: bytes(changed[at:end]) * 2,
-            lambda at=at, end=end: random.randbytes(random.randrange(1, 9)) + bytes(changed[at:end]),
-            lambda at=at, end=end: b"\xff" * (end - at),
-            lambda at=at, end=end: bytes(end - at),
-        )
-        changed[at:end] = random.choice(changes)()
+        old = bytes(changed[at:end])
+        match random.randrange(7):
+            case 0:
+                new = bytes([old[0] ^ 1 << random.randrange(8)]) + old[1:]
+            case 1:
+                new = random.randbytes(len(old))
+            case 2:
+                new = b""
+            case 3:
+                new = old * 2
+            case 4:
+                new = random.randbytes(random.randrange(1, 9)) + old
+            case 5:
+                new = b"\xff" * len(old)
+            case _:
+                new = bytes(len(old))
+        changed[at:end] = new
     return bytes(changed[: random.randrange(len(changed) + 1)] if random.random() < 0.05 else changed)

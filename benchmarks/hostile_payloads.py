@@ -165,7 +165,7 @@ def _leaf(kind: str, context: Any, *children: Any) -> dict[str, Any]:
     return {"type": kind, "context": context, "children_spec": list(children)}
 
 
-_END = {"type": None, "context": None, "children_spec": []}
+_END: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 SPECS: tuple[Any, ...] = (
     _leaf(
         "collections.defaultdict",

@@ -19,8 +19,9 @@ from torch import nn
 import surgeon
 from surgeon import batches, sources
 from surgeon.deploy import page
-from surgeon.device.session import make_feeds, open_session
+from surgeon.device.session import ORT_ERRORS, make_feeds, open_session
 from surgeon.device.wire import read as read_graph
+from surgeon.errors import BenchmarkError
 from surgeon.plan import Plan
 from surgeon.study.runs import Run
 from surgeon.study.store import store
@@ -167,7 +168,11 @@ def read_program(path: Path) -> None:
 def read_network(path: Path) -> None:
     read_graph(path)
     session = open_session(path)
-    session.run(None, make_feeds(session))
+    feeds = make_feeds(session)
+    try:  # as the commands do
+        session.run(None, feeds)
+    except ORT_ERRORS as error:
+        raise BenchmarkError(f"{path}: onnxruntime can't run it: {error}") from error
 
 
 def read_data(path: Path) -> None:

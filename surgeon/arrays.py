@@ -56,7 +56,7 @@ def _mapped(path: str | os.PathLike[str]) -> np.ndarray:
         shape, fortran, dtype = _header(file)
         start, size = file.tell(), os.fstat(file.fileno()).st_size
         count = math.prod(shape)
-        if count * dtype.itemsize > size - start:
+        if count * dtype.itemsize != size - start:
             raise Unfit(f"it claims {count * dtype.itemsize:,} bytes of numbers, and has {size - start:,}")
         order: Any = "F" if fortran else "C"
         if not count:

@@ -133,15 +133,15 @@ def test_hostile_files_end_in_an_error_of_surgeons_own(
     form: str, kind: str, good: dict[str, list[Target]], folder: Path
 ) -> None:
     refused = 0
-    for case in _cases(kind, good[form]):
-        if any(word in case.word for word in LARGE):
+    for number, case in enumerate(_cases(kind, good[form])):
+        may_be_missing = case.target.name.startswith(("rows/", "checkpoint"))
+        if any(word in case.word for word in LARGE) or (may_be_missing and case.word.endswith("nothing at all")):
             continue
-        for name, content in case.target.beside.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_bytes(content)
-        path = folder / case.target.name
-        path.parent.mkdir(exist_ok=True)
-        path.unlink(missing_ok=True) if not path.is_dir() else path.rmdir()
+        path = folder / str(number) / case.target.name
+        for name, content in {case.target.name: b"", **case.target.beside}.items():
+            (folder / str(number) / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / str(number) / name).write_bytes(content)
+        path.unlink()
         case.make(path)
         message = ""
         try:

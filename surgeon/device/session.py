@@ -9,8 +9,9 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from surgeon.device.claims import check_claims
 from surgeon.device.external import check_external
-from surgeon.device.wire import mapped, parse
+from surgeon.device.wire import mapped
 from surgeon.errors import BenchmarkError, InvalidArgument
 from surgeon.opening import Unfit, require_file
 
@@ -105,7 +106,7 @@ def _check_file(path: str | os.PathLike[str]) -> None:
             raise InvalidArgument(f"{os.fspath(path)}: the file is empty, not an ONNX model")
         with mapped(path) as content:
             check_external(content, Path(path).parent)
-            parse(content)
+            check_claims(content)
     except Unfit as error:
         raise InvalidArgument(f"{os.fspath(path)} can't be read: {error}") from error
     except (IndexError, UnicodeDecodeError) as error:

@@ -117,7 +117,7 @@ def parse(model: Buffer) -> Graph:
     ['Neg', 'Abs']
     """
     try:
-        start, end = _graph_span(model)
+        start, end = graph_span(model)
         nodes: list[Node] = []
         initializers: dict[str, tuple[int, ...]] = {}
         inputs: dict[str, tuple[int | None, ...]] = {}
@@ -210,7 +210,7 @@ def _rebuild(model: bytes, nodes: Collection[Node], inputs: Sequence[str], outpu
 
     A value that the model doesn't declare is a float of any shape.
     """
-    start, end = _graph_span(model)
+    start, end = graph_span(model)
     needed = {name for node in nodes for name in node.inputs} | set(outputs)
     graph = bytearray()
     declared: dict[str, bytes] = {}
@@ -237,7 +237,8 @@ def _rebuild(model: bytes, nodes: Collection[Node], inputs: Sequence[str], outpu
     return bytes(result)
 
 
-def _graph_span(model: Buffer) -> tuple[int, int]:
+def graph_span(model: Buffer) -> tuple[int, int]:
+    """Where the graph begins and ends."""
     for number, kind, low, high in fields(model, 0, len(model)):
         if (number, kind) == (_MODEL_GRAPH, _BYTES):
             return low, high
@@ -338,6 +339,7 @@ def fields(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int
 
 
 def varint(buffer: Buffer, position: int) -> tuple[int, int]:
+    """The number at a position, and the position behind it."""
     value = shift = 0
     while shift < 70:
         byte = buffer[position]
@@ -365,6 +367,7 @@ def _integers(buffer: Buffer, kind: int, low: int, high: int) -> list[int]:
 
 
 def text(buffer: Buffer, low: int, high: int) -> str:
+    """The text of a field."""
     return bytes(buffer[low:high]).decode("utf-8")
 
 

@@ -93,7 +93,7 @@ def _check(node: ast.expr, depth: int, powers: int) -> None:
             if _is_leaf(name, arguments, keywords):
                 return None
             if name in _POWER_FUNCTIONS | _SHIFTS and len(arguments) == 2 and not keywords:
-                return _check_power(node, *arguments, depth, powers)
+                return _check_power(node, arguments[0], arguments[1], depth, powers)
             if name in _FUNCTIONS and not keywords and (name not in ("Max", "Min") or len(arguments) <= _TERMS):
                 for argument in arguments:
                     _check(argument, depth + 1, powers)
@@ -119,8 +119,8 @@ def _literal(node: ast.expr) -> float | None:
         case ast.Constant(value=float(value)):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            value = _literal(operand)
-            return None if value is None else -value
+            inner = _literal(operand)
+            return None if inner is None else -inner
         case ast.Call(func=ast.Name(id="Integer"), args=[argument], keywords=[]):
             return _literal(argument)
         case ast.Call(func=ast.Name(id="Rational"), args=[above, below], keywords=[]):
