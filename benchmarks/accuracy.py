@@ -25,9 +25,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import accuracy_rows, accuracy_tune, zoo
+from benchmarks import accuracy_rows, accuracy_tune
 from benchmarks.accuracy_table import table
 from benchmarks.rows import last
+from testbed import zoo
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.jsonl"
 NETWORKS = ("residual", "depthwise", "transformer")

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import surgeon
-from benchmarks import zoo
 from benchmarks.rows import last
 from surgeon.errors import Infeasible, SurgeonError
+from testbed import zoo
 
 RESULTS = Path(__file__).parent / "results" / "coverage.jsonl"
 TABLE = Path(__file__).parent / "results" / "coverage.md"

@@ -29,12 +29,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from surgeon.coupling import Groups, couple
 from surgeon.errors import SurgeonError
+from surgeon.frontend.trace import trace
+from surgeon.groups.coupling import Groups, couple
 from surgeon.surgery import operate
-from surgeon.trace import trace
-from tests import oracle
-from tests.networks import random_network, tensors
+from testbed import oracle
+from testbed.networks import random_network, tensors
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.json"
 

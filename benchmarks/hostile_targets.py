@@ -17,12 +17,13 @@ from safetensors.torch import save
 from torch import nn
 
 import surgeon
-from surgeon import batches, sources
-from surgeon.deploy import page
-from surgeon.device.session import ORT_ERRORS, make_feeds, open_session
-from surgeon.device.wire import read as read_graph
+from surgeon.cli import data as batches
+from surgeon.device.onnx_protobuf import read as read_graph
+from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
 from surgeon.errors import BenchmarkError
-from surgeon.plan import Plan
+from surgeon.frontend import model_loading as sources
+from surgeon.plans.plan import Plan
+from surgeon.reporting import page
 from surgeon.study.runs import Run
 from surgeon.study.store import store
 from surgeon.training import checkpoint

@@ -14,11 +14,11 @@ from torch import nn
 import surgeon
 from benchmarks import peers
 from benchmarks.latency_subject import MODES, Subject, load, measured
-from surgeon.clock import Timing
-from surgeon.cost import Cost
-from surgeon.coupling import couple
-from surgeon.plan import Plan
-from surgeon.trace import trace
+from surgeon.cost.cost import Cost
+from surgeon.frontend.trace import trace
+from surgeon.groups.coupling import couple
+from surgeon.pipeline.latency_target import Timing
+from surgeon.plans.plan import Plan
 
 PLANS = 21
 ODD = range(PLANS)[len(MODES) - 1 :: len(MODES)]

@@ -13,18 +13,18 @@ import numpy as np
 from torch import Tensor, nn
 
 import surgeon
-from benchmarks import zoo
 from benchmarks.coverage import redraw
-from surgeon.analysis import analyse
-from surgeon.architecture import fingerprint
-from surgeon.cost import Cost
+from surgeon.allocation.latency_budget import allocate_latency
+from surgeon.cost.cost import Cost
+from surgeon.deploy.profiling import profile_groups
 from surgeon.device.profile import Profile
 from surgeon.errors import Infeasible
-from surgeon.importance import score
-from surgeon.latency.budget import allocate_latency
+from surgeon.groups.analyze import analyse
+from surgeon.ir.fingerprint import fingerprint
 from surgeon.latency.model import Latency
-from surgeon.profiling import profile_groups
+from surgeon.scoring import score
 from surgeon.surgery import operate
+from testbed import zoo
 
 TIMM = ("vit_small_patch16_224",)
 MODES = ("multiples of 16", "any", "odd")

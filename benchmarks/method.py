@@ -28,7 +28,7 @@ import torch
 from benchmarks import method_training
 from benchmarks.method_findings import FINDINGS, SEEDS, Effect, effect, figure, key, summary
 from benchmarks.rows import last
-from surgeon.deploy.figures import svg
+from surgeon.reporting.figures import svg
 from surgeon.study import Run, Study
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from surgeon.deploy.figures import FAINT, INK, SLIM, canvas, style
+from surgeon.reporting.figures import FAINT, INK, SLIM, canvas, style
 from surgeon.study import Run
 
 Row = dict[str, Any]

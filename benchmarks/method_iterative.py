@@ -36,7 +36,7 @@ from benchmarks.accuracy_rows import macs
 from benchmarks.rows import last
 from models.data import load_test, load_train
 from models.train import BATCH, RECIPES, SMOOTHING, optimizer_for
-from surgeon import schedules
+from surgeon.training import schedules
 from surgeon.training.pruner import Pruner
 
 RESULTS = Path(__file__).parent / "results" / "method_iterative.jsonl"

@@ -31,14 +31,15 @@ import torch
 from torch import nn
 
 import surgeon
-from benchmarks import coverage, zoo
+from benchmarks import coverage
 from benchmarks.method_tasks import Connected, clothes
 from benchmarks.rows import last
 from surgeon.errors import SurgeonError
-from surgeon.replay import carry_out
-from surgeon.shrink import decide
-from surgeon.training.units import UnitMasks
-from surgeon.verify.check import relative
+from surgeon.pipeline.shrink import decide
+from surgeon.surgery.build import carry_out
+from surgeon.training.unit_masks import UnitMasks
+from surgeon.verification.check import relative
+from testbed import zoo
 
 RESULTS = Path(__file__).parent / "results" / "method_masked.jsonl"
 TABLE = Path(__file__).parent / "results" / "method_masked.md"

@@ -21,8 +21,7 @@ import torch
 from torch import nn
 
 from benchmarks.method_tasks import Clothes, Connected, Convolutional
-from surgeon import schedules
-from surgeon.training import Pruner, fit
+from surgeon.training import Pruner, fit, schedules
 from surgeon.training.loop import Fitted, Moment
 
 NETWORKS: dict[str, type[Clothes]] = {"connected": Connected, "residual": Convolutional}

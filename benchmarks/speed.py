@@ -34,14 +34,15 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from benchmarks import peers, zoo
+from benchmarks import peers
 from benchmarks.coverage import redraw
 from benchmarks.rows import last
-from surgeon.cost import Cost
-from surgeon.coupling import couple
-from surgeon.shrink import decide
+from surgeon.cost.cost import Cost
+from surgeon.frontend.trace import trace
+from surgeon.groups.coupling import couple
+from surgeon.pipeline.shrink import decide
 from surgeon.surgery import operate
-from surgeon.trace import trace
+from testbed import zoo
 
 RESULTS = Path(__file__).parent / "results" / "speed.jsonl"
 TABLE = Path(__file__).parent / "results" / "speed.md"

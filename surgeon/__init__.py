@@ -5,27 +5,27 @@
 'SurgeonError'
 """
 
-from surgeon import schedules as schedules
 from surgeon import training as training
-from surgeon.clock import Timing
-from surgeon.connections import prune_connections
+from surgeon.calibration.synthesis import synthesize
 from surgeon.deploy.export import ExportReport, export
-from surgeon.deploy.quantize import Quantized, quantize
+from surgeon.deploy.profiling import kit, profile
 from surgeon.device.benchmark import Verdict, benchmark
 from surgeon.device.profile import Profile
 from surgeon.errors import SurgeonError
-from surgeon.plan import Plan
-from surgeon.profiling import kit, profile
+from surgeon.pipeline.latency_target import Timing
+from surgeon.pipeline.shrink import inspect, plan, shrink, verify
+from surgeon.pipeline.storage import load, save
+from surgeon.plans.plan import Plan
+from surgeon.quantization.quantize import Quantized, quantize
 from surgeon.recovery import Recovery, project, recover
-from surgeon.recovery.synthesis import synthesize
-from surgeon.report import Report
-from surgeon.shrink import inspect, plan, shrink, verify
-from surgeon.storage import load, save
-from surgeon.sweep import sweep
-from surgeon.sweeping.report import SweepReport
-from surgeon.training.masks import Masks
+from surgeon.reporting.report import Report
+from surgeon.sparsity.connections import prune_connections
+from surgeon.sparsity.report import SweepReport
+from surgeon.sparsity.sweep import sweep
+from surgeon.training import schedules
 from surgeon.training.pruner import Pruner
-from surgeon.verify import Certificate
+from surgeon.training.weight_masks import Masks
+from surgeon.verification import Certificate
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import zoo
+from testbed import zoo
 
 torch.set_num_threads(1)
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import fuzz
-from tests import oracle
-from tests.networks import random_network, tensors
+from testbed import oracle
+from testbed.networks import random_network, tensors
 
 NETWORKS, SHARE = 300, 10
 

@@ -20,7 +20,7 @@ from surgeon.deploy.inputs import Call, named_outputs, read_call, unique
 from surgeon.deploy.lowering import copy_before_views, write_out_attention
 from surgeon.deploy.parity import check_parity
 from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, InvalidModel, OutputError, TraceError
-from surgeon.files import replace_beside
+from surgeon.support.files import replace_beside
 
 OPSET = 20
 """The newest opset torch.onnx converts to by default; onnxruntime reads it since 1.17."""

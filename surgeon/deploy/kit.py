@@ -7,10 +7,10 @@ from pathlib import Path
 
 import surgeon.device
 from surgeon.device import kit
-from surgeon.device.points import Point
-from surgeon.device.rules import Probe
+from surgeon.device.layout_probes import Probe
+from surgeon.device.microbenchmark import Point
 from surgeon.errors import InvalidArgument
-from surgeon.files import replace
+from surgeon.support.files import replace
 
 _SHEBANG = b"#!/usr/bin/env python3\n"
 

@@ -9,7 +9,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from surgeon.device.session import ORT_ERRORS, open_session
+from surgeon.device.ort_session import ORT_ERRORS, open_session
 from surgeon.errors import BenchmarkError, ExportError, InvalidArgument
 
 Function = Callable[..., Sequence[Tensor]]

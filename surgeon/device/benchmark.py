@@ -15,7 +15,7 @@ from surgeon.device.explain import Explanation, explain
 from surgeon.device.layout import Comparison as LayoutComparison
 from surgeon.device.layout import compare as compare_layouts
 from surgeon.device.layout import layout
-from surgeon.device.session import ORT_ERRORS, make_feeds, open_session
+from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
 from surgeon.device.statistics import LOW, NO_DIFFERENCE, Decision, Ratio, compare_timings
 from surgeon.errors import BenchmarkError, InvalidArgument
 

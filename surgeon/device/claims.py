@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from surgeon.device.wire import Buffer, Node, fields, graph_span, parse, text, varint
+from surgeon.device.onnx_protobuf import Buffer, Node, fields, graph_span, parse, text, varint
 from surgeon.errors import InvalidArgument
 
 _VALUES: Final = 1 << 27

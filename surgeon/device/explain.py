@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from surgeon.device.layout import Comparison, Convolution
-from surgeon.device.session import open_session
-from surgeon.device.wire import BLOCKED_DOMAIN, Graph, parse, read
+from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, parse, read
+from surgeon.device.ort_session import open_session
 
 Width = Literal["in_channels", "out_channels", "channels", "in_channels per group", "out_channels per group"]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from surgeon.device.wire import Buffer, fields, text, varint
+from surgeon.device.onnx_protobuf import Buffer, fields, text, varint
 from surgeon.errors import InvalidArgument
-from surgeon.opening import Unfit, require_file
+from surgeon.support.opening import Unfit, require_file
 
 _DEPTH: Final = 60
 

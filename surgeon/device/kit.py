@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from surgeon.device.points import Point
-from surgeon.device.rules import Probe
+from surgeon.device.layout_probes import Probe
+from surgeon.device.microbenchmark import Point
 from surgeon.errors import ProfileError
 
 FOLDER: Final = "kit"

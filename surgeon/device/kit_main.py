@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from surgeon.device.benchmark import benchmark
 from surgeon.device.kit import read
-from surgeon.device.taking import take
+from surgeon.device.take_profile import take
 from surgeon.errors import SurgeonError
 
 _BENCH = "bench"

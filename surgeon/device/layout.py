@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from surgeon.device.session import open_session
-from surgeon.device.wire import BLOCKED_DOMAIN, Graph, Node, read
+from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, Node, read
+from surgeon.device.ort_session import open_session
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import onnxruntime as ort
 
-from surgeon.device.points import Key, Sample
-from surgeon.documents import Document
+from surgeon.device.microbenchmark import Key, Sample
 from surgeon.errors import ProfileError
-from surgeon.files import write_text
+from surgeon.support.documents import Document
+from surgeon.support.files import write_text
 
 FORMAT: Final = "surgeon-profile"
 VERSION: Final = 1

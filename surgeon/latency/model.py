@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from surgeon.cost import Cost, Terms
-from surgeon.coupling import Groups
+from surgeon.cost.cost import Cost, Terms
 from surgeon.device.profile import Profile
 from surgeon.errors import ProfileError
-from surgeon.latency.factors import Factor
+from surgeon.groups.coupling import Groups
+from surgeon.latency.interpolation import through
+from surgeon.latency.onnx_micrographs import weight_bytes
 from surgeon.latency.operators import Operator, operators
-from surgeon.latency.paths import DECIDED, STANDING, Path, Paths
-from surgeon.latency.sampling import (
+from surgeon.latency.ort_layout import DECIDED, STANDING, Path, Paths
+from surgeon.latency.sample_points import (
     COLD,
     COLD_WEIGHT,
     CURVE_OF,
@@ -30,10 +31,9 @@ from surgeon.latency.sampling import (
     sizes_at,
     variable,
 )
-from surgeon.latency.sizes import Sizes, leaves_of, source
-from surgeon.latency.steps import fast_widths
-from surgeon.latency.surface import through
-from surgeon.latency.tiny import weight_bytes
+from surgeon.latency.symbolic_sizes import Sizes, leaves_of, source
+from surgeon.latency.width_grid import fast_widths
+from surgeon.solver.factors import Factor
 
 #: Milliseconds at an operator's sizes, which may be arrays that broadcast.
 Time = Callable[[Sequence[Any]], np.ndarray]

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import fx
 
-from surgeon.cost import Cost, Terms
-from surgeon.coupling import Groups
-from surgeon.latency.chain import follow
-from surgeon.latency.describe import describe
-from surgeon.latency.sizes import IDENTITIES, Sizes, leaves_of, name_of, source
+from surgeon.cost.cost import Cost, Terms
+from surgeon.groups.coupling import Groups
+from surgeon.latency.fusion import follow
+from surgeon.latency.operator_kinds import describe
+from surgeon.latency.symbolic_sizes import IDENTITIES, Sizes, leaves_of, name_of, source
 from surgeon.rules import arguments, where
 
 #: Kinds that a BatchNorm right behind them is folded into.

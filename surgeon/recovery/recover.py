@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon.basis import require
-from surgeon.coupling import Groups, couple
+from surgeon.calibration.data import Calibration, calibrate
 from surgeon.errors import InvalidArgument, PlanError
-from surgeon.plan import Plan
-from surgeon.progress import collect, stage
-from surgeon.recovery.compensate import EXACT, Compensation, Outcome
-from surgeon.recovery.data import Calibration, calibrate
-from surgeon.recovery.distil import distil as distil_groups
+from surgeon.frontend.trace import normalise_inputs, trace_inputs
+from surgeon.groups.coupling import Groups, couple
+from surgeon.plans.basis import require
+from surgeon.plans.plan import Plan
+from surgeon.recovery.distillation import distil as distil_groups
+from surgeon.recovery.least_squares import EXACT, Compensation, Outcome
 from surgeon.recovery.report import Distillation, Recovery
 from surgeon.rules import Kept
-from surgeon.trace import normalise_inputs, trace_inputs
+from surgeon.support.progress import collect, stage
 
 
 def recover(

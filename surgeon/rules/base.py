@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from surgeon.axes import ONE, Axis
-from surgeon.space import Space
-from surgeon.trace import hint
+from surgeon.frontend.trace import hint
+from surgeon.ir.axes import ONE, Axis
+from surgeon.ir.space import Space
 
 Axes = tuple[Axis, ...]
 

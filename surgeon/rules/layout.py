@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from surgeon.axes import ONE, Axis, prod
+from surgeon.ir.axes import ONE, Axis, prod
 from surgeon.rules.base import Axes, Context, Kept, Typed, rule, size_of, sizes_of, where
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from surgeon.axes import ONE, Axis, prod
+from surgeon.ir.axes import ONE, Axis, prod
 from surgeon.rules.base import Axes, Context, Typed, dims, rule, size_of, where
 
 

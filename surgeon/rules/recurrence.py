@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from surgeon.axes import Axis, concat
+from surgeon.ir.axes import Axis, concat
 from surgeon.rules.base import Axes, Context, Typed, rule, sizes_of, where
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from surgeon.axes import ONE, Axis, concat, prod
+from surgeon.ir.axes import ONE, Axis, concat, prod
 from surgeon.rules.base import Axes, Context, Kept, Typed, rule, size_of, sizes_of, where
 
 

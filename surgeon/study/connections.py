@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.connections import least
-from surgeon.coupling import Groups
-from surgeon.schedules import Schedule, share_at
+from surgeon.groups.coupling import Groups
+from surgeon.sparsity.connection_weights import connection_weights
+from surgeon.sparsity.connections import least
 from surgeon.study.training import Penalty
-from surgeon.training.factors import connection_weights
-from surgeon.training.masks import Masks
+from surgeon.training.schedules import Schedule, share_at
+from surgeon.training.weight_masks import Masks
 
 
 class Connections:

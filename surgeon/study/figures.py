@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from surgeon.deploy.figures import FAINT, INK, KINDS, canvas, style, svg
+from surgeon.reporting.figures import FAINT, INK, KINDS, canvas, style, svg
 from surgeon.study.store import Row
 from surgeon.study.table import SETTINGS, label, points, varied
 

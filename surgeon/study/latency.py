@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from surgeon.device.benchmark import benchmark
-from surgeon.progress import counter
 from surgeon.study.runs import Run
 from surgeon.study.store import Store
+from surgeon.support.progress import counter
 
 SECONDS = 2.0
 

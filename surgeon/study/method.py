@@ -10,20 +10,20 @@ from pathlib import Path
 
 from torch import nn
 
-from surgeon import schedules
-from surgeon.analysis import analyse
 from surgeon.deploy.export import export
-from surgeon.files import ensure_folder
-from surgeon.importance import GRADIENT_CRITERIA
-from surgeon.schedules import Schedule
-from surgeon.shrink import plan, shrink
+from surgeon.groups.analyze import analyse
+from surgeon.pipeline.shrink import plan, shrink
+from surgeon.scoring import GRADIENT_CRITERIA
 from surgeon.study.connections import Connections
 from surgeon.study.runs import Run, schedule_of
 from surgeon.study.store import Row, Store
 from surgeon.study.task import Task
 from surgeon.study.training import Dense, Penalty, dense, macs, measure, penalty, steps_of, train
+from surgeon.support.files import ensure_folder
+from surgeon.training import schedules
 from surgeon.training.pruner import Pruner
-from surgeon.training.survivors import reinitialize, rewind
+from surgeon.training.rewinding import reinitialize, rewind
+from surgeon.training.schedules import Schedule
 
 #: Pruning in several steps ends after this share of retraining; the rest is for the model to recover.
 PRUNING = 1 / 3

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from surgeon.allocation import SCOPES, check_ratio
+from surgeon.allocation.allocate import SCOPES, check_ratio
 from surgeon.errors import InvalidArgument
-from surgeon.importance import CRITERIA, GRADIENT_CRITERIA
+from surgeon.scoring import CRITERIA, GRADIENT_CRITERIA
 
 #: What is done: prune a trained model; train the pruned architecture, or a dense network of equal size with all widths
 #: cut alike, from scratch; or train the dense model for as long.

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import InvalidArgument
-from surgeon.files import StrPath, ensure_folder, write_text
-from surgeon.opening import Unfit, read_bytes
-from surgeon.strict_json import loads
 from surgeon.study.runs import Run, parse
+from surgeon.support.files import StrPath, ensure_folder, write_text
+from surgeon.support.opening import Unfit, read_bytes
+from surgeon.support.strict_json import loads
 
 FORMAT = "surgeon-study"
 VERSION = 1

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import InvalidArgument
-from surgeon.files import StrPath, write_text
-from surgeon.progress import counter
 from surgeon.study import figures, latency, workers
 from surgeon.study.runs import Run
 from surgeon.study.store import Row, store
 from surgeon.study.table import markdown
 from surgeon.study.task import Task, check, load
+from surgeon.support.files import StrPath, write_text
+from surgeon.support.progress import counter
 
 TABLE = "table.md"
 BY_MACS = "metric-macs"

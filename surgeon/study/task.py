@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from surgeon.errors import InvalidArgument
-from surgeon.sources import current_folder_importable
+from surgeon.frontend.model_loading import current_folder_importable
 
 
 @runtime_checkable

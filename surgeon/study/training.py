@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.analysis import analyse
-from surgeon.cost import Cost
-from surgeon.coupling import Groups
+from surgeon.cost.cost import Cost
 from surgeon.errors import InvalidArgument
+from surgeon.groups.analyze import analyse
+from surgeon.groups.coupling import Groups
 from surgeon.study.runs import Run, penalty_of
 from surgeon.study.task import Task
 from surgeon.training import checkpoint as checkpoints

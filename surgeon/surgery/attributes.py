@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from surgeon.coupling import Groups
+from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept, Typed, arguments
 
 _Conv = nn.modules.conv._ConvNd

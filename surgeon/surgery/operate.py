@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.coupling import Groups
 from surgeon.errors import InvalidArgument, SurgeonError, SurgeryError
-from surgeon.functional import write_again
+from surgeon.frontend.functionalize import write_again
+from surgeon.frontend.isolation import uncollected
+from surgeon.frontend.trace import Graph, refuse_unfit, skeleton, trace_inputs, unread
+from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept
 from surgeon.surgery.attributes import NAMED_ALIKE, Attribute, Renumbered, module_path, renumber
 from surgeon.surgery.leaves import restore_leaves
@@ -21,8 +23,6 @@ from surgeon.surgery.record import Stand, Stream, record
 from surgeon.surgery.rewrite import assemble, check_shapes, slim_graph
 from surgeon.surgery.same import pair
 from surgeon.surgery.tensors import like, slim_tensors, take
-from surgeon.surroundings import uncollected
-from surgeon.trace import Graph, refuse_unfit, skeleton, trace_inputs, unread
 
 FORMS = ("auto", "module", "graph")
 #: How often another reading of the attributes in doubt is tried: each takes a trace.

@@ -15,9 +15,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from surgeon.functional import functional_variant
-from surgeon.surroundings import quietly, with_masks_as_given
-from surgeon.trace import Inputs
+from surgeon.frontend.functionalize import functional_variant
+from surgeon.frontend.isolation import quietly, with_masks_as_given
+from surgeon.frontend.trace import Inputs
 
 # Operators that compute their input.
 _IDENTITIES = {"alias", "clone", "contiguous", "detach", "lift_fresh"}

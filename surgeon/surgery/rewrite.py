@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from surgeon.coupling import Groups
 from surgeon.errors import SurgeryError
+from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept, Typed, arguments, where
 from surgeon.surgery.record import Recorder, Stand, Stream
 from surgeon.surgery.tensors import place

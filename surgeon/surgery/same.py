@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from surgeon.coupling import Groups
+from surgeon.frontend.trace import Graph, hint
+from surgeon.groups.coupling import Groups
 from surgeon.rules import arguments, is_random, where
-from surgeon.trace import Graph, hint
 
 # Operators that do the same when the shapes of what they compute are the same.
 _ALIKE = [

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from surgeon.coupling import Groups
+from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept
 
 

@@ -23,10 +23,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from surgeon.errors import InvalidArgument, WeightsError
-from surgeon.files import StrPath, ensure_folder, replace, write_text
-from surgeon.opening import Unfit, read_bytes, require_file
-from surgeon.strict_json import loads
-from surgeon.weights import write_tensors
+from surgeon.support.files import StrPath, ensure_folder, replace, write_text
+from surgeon.support.opening import Unfit, read_bytes, require_file
+from surgeon.support.safetensors_io import write_tensors
+from surgeon.support.strict_json import loads
 
 FORMAT = "surgeon-checkpoint"
 VERSION = 1

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from surgeon.cost import weights_of
-from surgeon.coupling import Groups, couple
+from surgeon.cost.cost import weights_of
 from surgeon.errors import InvalidArgument
-from surgeon.plan import Plan, plan_of
+from surgeon.frontend.trace import normalise_inputs, trace_inputs
+from surgeon.groups.coupling import Groups, couple
+from surgeon.plans.plan import Plan, plan_of
 from surgeon.surgery.attributes import module_path
-from surgeon.trace import normalise_inputs, trace_inputs
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from surgeon.errors import InvalidArgument, WeightsError
-from surgeon.files import StrPath, ensure_folder
-from surgeon.progress import counter
+from surgeon.support.files import StrPath, ensure_folder
+from surgeon.support.progress import counter
 from surgeon.training import checkpoint as checkpoints
-from surgeon.training import randomness
+from surgeon.training import seeding as randomness
 
 
 class Steered(Protocol):

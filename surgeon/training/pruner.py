@@ -13,22 +13,22 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from surgeon.allocation import allocate, check_ratio
-from surgeon.analysis import analyse
-from surgeon.cost import Cost
+from surgeon.allocation.allocate import allocate, check_ratio
+from surgeon.allocation.limits import Keep
+from surgeon.cost.cost import Cost
 from surgeon.errors import Infeasible, InvalidArgument, NotEquivalent, WeightsError
-from surgeon.importance import GRADIENT_CRITERIA, Criterion, Gradients, check_finite, score
-from surgeon.limits import Keep
-from surgeon.plan import Plan, attach, choose
-from surgeon.progress import stage
-from surgeon.replay import carry_out
-from surgeon.schedules import Schedule, share_at
-from surgeon.select import Ignored
+from surgeon.frontend.ignore import Ignored
+from surgeon.groups.analyze import analyse
+from surgeon.plans.plan import Plan, attach, choose
+from surgeon.scoring import GRADIENT_CRITERIA, Criterion, Gradients, check_finite, score
+from surgeon.support.progress import stage
+from surgeon.surgery.build import carry_out
 from surgeon.training import checkpoint
-from surgeon.training.processes import agreed
+from surgeon.training.distributed import agreed
 from surgeon.training.regularizers import Regularizer
-from surgeon.training.units import UnitMasks
-from surgeon.verify.check import TOLERANCE
+from surgeon.training.schedules import Schedule, share_at
+from surgeon.training.unit_masks import UnitMasks
+from surgeon.verification.check import TOLERANCE
 
 
 @dataclass(frozen=True)

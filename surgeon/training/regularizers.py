@@ -5,8 +5,8 @@ Parameters that have no gradient, such as frozen ones, are left alone.
 
 >>> import torch
 >>> from torch import nn
->>> from surgeon.coupling import couple
->>> from surgeon.trace import trace
+>>> from surgeon.groups.coupling import couple
+>>> from surgeon.frontend.trace import trace
 >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
 >>> groups = couple(trace(net, torch.zeros(2, 2)))
 >>> net(torch.zeros(1, 2)).sum().backward()
@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from surgeon.coupling import Groups
 from surgeon.errors import InvalidArgument
-from surgeon.importance.reductions import Reductions
+from surgeon.groups.coupling import Groups
+from surgeon.scoring.norms import Reductions
 
 Regularizer = Callable[[Groups], None]
 

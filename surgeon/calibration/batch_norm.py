@@ -1,0 +1,84 @@
+"""BatchNorm's running statistics, estimated anew where a smaller model's activations are no longer the original's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from surgeon.calibration.parameter_slots import Finder, Slot
+from surgeon.rules import arguments
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """A batch norm `node` that normalises `source` with the statistics in `mean` and `variance`."""
+
+    node: fx.Node
+    source: fx.Node
+    mean: Slot
+    variance: Slot
+    eps: float = field(default=1e-5)
+    weight: Slot | None = None
+    bias: Slot | None = None
+
+
+def find(node: fx.Node, find_slot: Finder) -> BatchNorm | None:
+    """The batch norm that a node is; None for anything else, and where it has no running statistics of its own."""
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.name != "aten::batch_norm":
+        return None
+    given = arguments(node)
+    mean, variance = find_slot(given["running_mean"], node), find_slot(given["running_var"], node)
+    if mean is None or variance is None or given["training"]:
+        return None
+    weight, bias = find_slot(given["weight"], node), find_slot(given["bias"], node)
+    return BatchNorm(node, given["input"], mean, variance, float(given["eps"]), weight, bias)
+
+
+def statistics(values: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and variance a channel, (C,) at double precision, of all batches (B, C, …) together."""
+    total = square = None
+    count = 0
+    for value in values:
+        flat = value.transpose(0, 1).flatten(1)
+        # About the batch's own mean, at the values' precision; the means are put together at double precision.
+        mean = flat.double().mean(1) if flat.dtype == torch.float64 else flat.mean(1).double()
+        spread = ((flat - mean.to(flat)[:, None]) ** 2).sum(1).double()
+        n = flat.shape[1]
+        if total is None or square is None:
+            total, square, count = mean, spread, n
+            continue
+        apart = mean - total
+        total = total + apart * (n / (count + n))
+        square = square + spread + apart**2 * (count * n / (count + n))
+        count += n
+    assert total is not None and square is not None
+    return total, square / count
+
+
+def match(
+    original: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], eps: float
+) -> tuple[Tensor, Tensor]:
+    """Running mean and variance with which the smaller model's channels come out as the original's do.
+
+    Args:
+        original: the original's running mean and variance, (C,).
+        wanted: mean and variance of what the original's batch norm reads on some inputs.
+        found: the same of what the smaller model's reads on the same inputs.
+
+    That the inputs are few thus shows in both alike, and where nothing changed nothing changes.
+
+    >>> one, two = torch.ones(1), torch.full((1,), 2.0)
+    >>> match((one, one), (one, one), (one, one), eps=0.0)
+    (tensor([1.]), tensor([1.]))
+    >>> match((one, one), (one, one), (two, two * two), eps=0.0)
+    (tensor([2.]), tensor([4.]))
+    """
+    (mean, variance), (wanted_mean, wanted_variance), (found_mean, found_variance) = original, wanted, found
+    scale = variance + eps
+    usable = (wanted_variance > 1e-6 * scale) & (found_variance > 1e-6 * scale)
+    ratio = torch.where(usable, found_variance / torch.where(usable, wanted_variance, 1.0), 1.0)
+    new = (scale * ratio - eps).clamp(min=0.0)
+    return found_mean + (mean - wanted_mean) * ((new + eps) / scale).sqrt(), new

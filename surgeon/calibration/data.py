@@ -1,0 +1,263 @@
+"""Calibration data: a bounded number of inputs from whatever yields batches, checked, in one pass."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from surgeon.calibration.labels import joined, per_sample
+from surgeon.calibration.network import bytes_per_sample
+from surgeon.calibration.synthesis import synthesise
+from surgeon.errors import InvalidArgument, InvalidInputs
+from surgeon.frontend.trace import Graph, Inputs
+from surgeon.support.progress import counter
+
+#: Samples that are run at once.
+CHUNK = 32
+#: Bytes that the values which are held at one time may take; fewer samples are used where they would take more.
+MEMORY = 3 << 30
+#: Samples that are used whatever they take.
+FEWEST = 16
+#: One sample, or one fixed batch, in so many is held back.
+HELD_BACK = 8
+#: Samples that are run at once where there are labels: gradients are observed batch by batch.
+LABELLED_CHUNK = 8
+#: What `data` is called instead of data, for inputs that are synthesised.
+SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Inputs `(args, kwargs)` for a traced graph: what is fitted on, and what is held back to judge the fit by.
+
+    `rest` is what each of `batches` holds beside the inputs, such as labels, where that was asked for; `noise` says
+    that the inputs are drawn at random, and tell nothing of what the model was trained on.
+    """
+
+    fit: tuple[Inputs, ...] = field(repr=False)
+    held_back: tuple[Inputs, ...] = field(repr=False)
+    samples: int
+    notes: tuple[str, ...] = ()
+    rest: tuple[tuple[Any, ...], ...] = field(default=(), repr=False)
+    noise: bool = False
+
+    @property
+    def batches(self) -> tuple[Inputs, ...]:
+        """All of them, those to fit on first."""
+        return (*self.fit, *self.held_back)
+
+    @property
+    def judge(self) -> Calibration:
+        """The part held back alone."""
+        return Calibration((), self.held_back, self.samples)
+
+
+def calibrate(
+    data: Any, graph: Graph, model: nn.Module, samples: int = 256, *, labelled: bool = False, seed: int = 0
+) -> Calibration:
+    """At most `samples` samples of `data`, no more than fit into `MEMORY`, as inputs of `graph`, which is `model`'s.
+
+    `data` is a tensor or array of samples, a dict of them by keyword, or any iterable of batches, such as a DataLoader:
+    each a tensor, an array, a dict by the names of the model's inputs, or a tuple or list that starts with the model's
+    inputs. What the model does not take, such as labels, is left out unless `labelled`. Nothing is read beyond what is
+    needed. "synthetic" stands for inputs that are synthesised from the model, by `seed`. A Calibration comes back as it
+    is.
+
+    Raises:
+        InvalidArgument: `samples` is no positive integer, or `data` is nothing that yields batches.
+        InvalidModel: no inputs can be synthesised from the model.
+        InvalidInputs: there is no batch, an iterator is used up, or a batch has another shape or type than the model's
+            inputs, or holds NaN or infinity; the message names the batch.
+
+    >>> from surgeon.frontend.trace import trace
+    >>> net = nn.Linear(3, 2)
+    >>> found = calibrate([(torch.ones(4, 3), torch.zeros(4))] * 5, trace(net, torch.zeros(2, 3)), net, samples=16)
+    >>> found.samples, [tuple(args[0].shape) for args, _ in found.batches]
+    (16, [(14, 3), (2, 3)])
+    """
+    if isinstance(data, Calibration):
+        return data
+    _check_samples(samples)
+    notes = []
+    affordable = max(MEMORY // max(bytes_per_sample(graph), 1), FEWEST)
+    if affordable < samples:
+        notes.append(f"{affordable} samples instead of {samples}: more would take over {MEMORY >> 30} GiB")
+        samples = affordable
+    reader = _Reader(graph, model)
+    if isinstance(data, str) and data == SYNTHETIC:
+        made = synthesise(graph, samples, seed)
+        whole = reader.batched(made.leaves)
+        return replace(_split(whole, reader, len(whole[0]), [*notes, made.note]), noise=made.noise)
+    batches: list[list[Tensor]] = []
+    rest: list[tuple[Any, ...]] = []
+    count = 0
+    with counter("calibration data") as progress:
+        for index, batch in enumerate(_iterate(data)):
+            leaves = reader.leaves(batch, f"batch {index} of data")
+            if labelled:
+                rest += per_sample(reader.rest(batch), len(leaves[0]), f"batch {index} of data")
+            leaves = [leaf[: samples - count] for leaf in leaves]
+            batches.append(leaves)
+            count += len(leaves[0])
+            progress(count, samples)
+            if count >= samples:
+                break
+    if not count:
+        used = iter(data) is data
+        raise InvalidInputs(
+            "data is an iterator that has nothing left: it was read before; give the DataLoader or list itself"
+            if used else "data is empty: give at least one batch of inputs"
+        )
+    whole = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+    return _split(whole, reader, count, notes, rest)
+
+
+def _check_samples(samples: Any) -> None:
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise InvalidArgument(f"samples={samples!r}: give a positive integer")
+
+
+def _iterate(data: Any) -> Iterator[Any]:
+    match data:
+        case Tensor() | np.ndarray() | Mapping():
+            return iter([data])
+        case str() | bytes() | None:
+            pass
+        case Iterable():
+            return iter(data)
+        case _ if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+            return (data[index] for index in range(len(data)))
+    raise InvalidArgument(
+        f"data is a {type(data).__name__}; give a tensor of samples, an iterable of batches such as a DataLoader, or "
+        f'"{SYNTHETIC}"'
+    )
+
+
+def _split(
+    whole: list[Tensor], reader: _Reader, count: int, notes: list[str], rest: list[tuple[Any, ...]] | None = None
+) -> Calibration:
+    """Samples spread over all of the data are held back, since data are often sorted."""
+    every = torch.arange(count)
+    if reader.fixed:
+        if count < reader.fixed:
+            every = every.repeat(-(-reader.fixed // count))[: reader.fixed]
+        chunks = list(every[: len(every) // reader.fixed * reader.fixed].split(reader.fixed))
+        away = min(HELD_BACK, len(chunks)) - 1
+        held = chunks[away::HELD_BACK]
+        fit = [chunk for i, chunk in enumerate(chunks) if i % HELD_BACK != away]
+    else:
+        size = LABELLED_CHUNK if rest else CHUNK
+        away_ = every % HELD_BACK == min(HELD_BACK, count) - 1
+        held, fit = ([part for part in chosen.split(size) if len(part)] for chosen in (every[away_], every[~away_]))
+    if not fit:
+        fit = held
+        notes = [*notes, "there is one batch or sample only, so the fit is judged on what it was made from"]
+
+    def inputs(chunks: list[Tensor]) -> tuple[Inputs, ...]:
+        return tuple(reader.inputs([leaf[chunk] for leaf in whole]) for chunk in chunks)
+
+    return Calibration(
+        inputs(fit), inputs(held), sum(len(chunk) for chunk in (fit if fit is held else [*fit, *held])), tuple(notes),
+        tuple(joined([rest[i] for i in chunk]) for chunk in [*fit, *held]) if rest else (),
+    )
+
+
+class _Reader:
+    """Brings batches into the form of a graph's inputs."""
+
+    def __init__(self, graph: Graph, model: nn.Module) -> None:
+        self._leaves, self._spec = pytree.tree_flatten(graph.inputs)
+        self._batched = [
+            i for i, leaf in enumerate(self._leaves)
+            if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == graph.batch
+        ]
+        self.fixed = 0 if graph.dynamic else graph.batch
+        self._names = _names(graph.inputs, model)
+        tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
+        self._device = tensor.device if tensor is not None else torch.device("cpu")
+
+    def inputs(self, leaves: list[Tensor]) -> Inputs:
+        """The graph's inputs, those that have no batch axis as it was traced with."""
+        found = list(self._leaves)
+        for place, leaf in zip(self._batched, leaves, strict=True):
+            found[place] = leaf.to(self._device)
+        return pytree.tree_unflatten(found, self._spec)
+
+    def batched(self, leaves: list[Any]) -> list[Tensor]:
+        """Of all leaves of inputs, those that have a batch axis."""
+        return [leaves[at].detach().cpu() for at in self._batched]
+
+    def rest(self, batch: Any) -> tuple[Any, ...]:
+        """What a batch holds beside the inputs; of a dict, one dict of the entries that the model does not take."""
+        if isinstance(batch, Mapping):
+            taken = {self._names[at] for at in self._batched}
+            return ({name: value for name, value in batch.items() if name not in taken},)
+        return tuple(batch[len(self._batched) :]) if isinstance(batch, tuple | list) else ()
+
+    def leaves(self, batch: Any, place: str) -> list[Tensor]:
+        """The batch's tensors, one for each input of the model that has a batch axis."""
+        given = self._chosen(batch, place)
+        found = [
+            self._checked(value, self._leaves[at], f"{place}, input {self._names[at]}")
+            for value, at in zip(given, self._batched, strict=True)
+        ]
+        sizes = {len(leaf) for leaf in found}
+        if len(sizes) > 1:
+            raise InvalidInputs(f"{place}: its inputs have different numbers of samples: {sorted(sizes)}")
+        return found
+
+    def _chosen(self, batch: Any, place: str) -> list[Any]:
+        wanted = len(self._batched)
+        if isinstance(batch, Mapping):
+            missing = [self._names[at] for at in self._batched if self._names[at] not in batch]
+            if missing:
+                raise InvalidInputs(
+                    f"{place} is a dict of {', '.join(map(repr, batch))} without {', '.join(map(repr, missing))}; "
+                    "name every input that the example inputs had"
+                )
+            return [batch[self._names[at]] for at in self._batched]
+        values = list(batch) if isinstance(batch, tuple | list) else [batch]
+        if len(values) < wanted:
+            names = ", ".join(self._names[at] for at in self._batched)
+            raise InvalidInputs(f"{place} holds {len(values)} tensors, the model takes {wanted}: {names}")
+        return values[:wanted]
+
+    def _checked(self, value: Any, example: Tensor, place: str) -> Tensor:
+        if isinstance(value, np.ndarray | np.generic):
+            value = torch.from_numpy(np.ascontiguousarray(value))
+        if not isinstance(value, Tensor):
+            raise InvalidInputs(f"{place} is a {type(value).__name__}; give a tensor or a numpy array")
+        shape, wanted = tuple(value.shape), tuple(example.shape[1:])
+        if shape[1:] != wanted or value.dim() != example.dim():
+            sizes = ", ".join(str(size) for size in wanted)
+            single = " (a single sample? batch it, as with DataLoader(data, batch_size=32))" if shape == wanted else ""
+            raise InvalidInputs(f"{place} has shape {shape}; expected (batch{', ' if wanted else ''}{sizes}){single}")
+        if value.is_floating_point() != example.is_floating_point() or value.is_complex() != example.is_complex():
+            raise InvalidInputs(
+                f"{place} is of {value.dtype}, where the model was traced with {example.dtype}; "
+                "convert and normalise it as for inference"
+            )
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            count = int((~torch.isfinite(value)).sum())
+            raise InvalidInputs(
+                f"{place} holds NaN or infinity in {count} of {value.numel()} places; remove those samples"
+            )
+        return value.detach().to("cpu", example.dtype)
+
+
+def _names(inputs: Inputs, model: nn.Module) -> list[str]:
+    """The name of each leaf of the inputs: the argument of `forward` that it is, or is in."""
+    args, kwargs = inputs
+    known = iter(inspect.signature(model.forward).parameters)
+    names: list[str] = []
+    for name, value in itertools.chain(((next(known, f"#{i}"), v) for i, v in enumerate(args)), kwargs.items()):
+        names += [name] * len(pytree.tree_leaves(value))
+    return names

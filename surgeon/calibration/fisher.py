@@ -1,0 +1,268 @@
+"""What the output depends on: input moments and gradient moments of every operator that reads prunable units.
+
+Gradients are those of the log-likelihood of labels that are drawn from the model's own softmax, so that their second
+moments are the Fisher information and no labels are needed (Martens and Grosse, "Optimizing Neural Networks with
+Kronecker-factored Approximate Curvature", ICML 2015); or those of a given loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from surgeon.calibration import layers as contraction
+from surgeon.calibration.layers import Contraction
+from surgeon.calibration.moments import Moments
+from surgeon.calibration.network import Network
+from surgeon.calibration.parameter_slots import Slots
+from surgeon.frontend.trace import Inputs
+from surgeon.groups.coupling import Group, Groups
+from surgeon.support.progress import counter
+
+#: How often labels are drawn for each batch.
+DRAWS = 2
+#: Rows that moments are taken of, for each input of an operator.
+ROWS_PER_INPUT = 40
+FEWEST_ROWS = 4096
+
+
+# From the outputs of the graph and the number of the batch to log-likelihoods that are summed over its samples.
+Likelihoods = Callable[[list[Tensor], int, torch.Generator], Iterable[Tensor]]
+
+
+@dataclass
+class Reader:
+    """An operator that multiplies prunable units by a parameter.
+
+    `moments` are those of its inputs, `gradients` (G, o, o) the mean of g gᵀ over the positions of its output, of which
+    there are `positions` a sample. `units` gives, by leaf, the unit that each input belongs to, or -1: (G, f).
+    """
+
+    layer: Contraction
+    units: dict[int, Tensor]
+    moments: Moments = field(default_factory=Moments)
+    gradients: Tensor = field(default_factory=lambda: torch.zeros(()))
+    count: int = 0
+    positions: float = 0.0
+
+
+@dataclass
+class Loose:
+    """A value that prunable units are part of, and which is no input of a reader.
+
+    `energy`, by leaf, is the sum over samples of the squared effect, to first order, that the loss of each unit has on
+    the log-likelihood: `(units,)`.
+    """
+
+    node: fx.Node
+    energy: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Readers and loose values of a model, and how many samples, times draws, they were measured on, by what."""
+
+    readers: tuple[Reader, ...]
+    loose: tuple[Loose, ...]
+    samples: int
+    likelihoods: Likelihoods = field(repr=False)
+
+
+def measure(
+    groups: Groups, batches: Sequence[Inputs], seed: int = 0, likelihoods: Likelihoods | None = None
+) -> Sensitivity:
+    """Run the model forwards and backwards on `batches`; without `likelihoods`, those of labels that are drawn."""
+    readers, loose = _find(groups)
+    found = Sensitivity(tuple(readers), tuple(loose), 0, likelihoods or _drawn)
+    samples = 0
+    for run in backwards(groups, found, batches, seed):
+        for reader in readers:
+            x, gradient = run.inputs[reader.layer.node], run.gradients[reader.layer.node]
+            _add(reader, x, gradient, run, len(batches))
+        for one in loose:
+            for leaf, effects in loose_effects(groups, one, run).items():
+                one.energy[leaf] += effects.square().sum(0).numpy()
+        samples += run.size
+    return replace(found, samples=samples)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One batch of `size` samples, run forwards, and backwards for one draw of labels.
+
+    `inputs` are those of readers, `values` the outputs of readers and loose values, `gradients` with regard to these.
+    """
+
+    size: int
+    inputs: dict[fx.Node, Tensor]
+    values: dict[fx.Node, Tensor]
+    gradients: dict[fx.Node, Tensor]
+    generator: torch.Generator
+    network: Network
+
+    def respond(self, layer: Contraction, matrix: Tensor) -> Tensor:
+        """What a layer computes of its input with another matrix, and without a bias."""
+        weight = layer.unmatrix(matrix)
+        with torch.no_grad():
+            value: Tensor = self.network.compute(layer.node, 0, {layer.weight.node: weight})
+            if layer.biased:
+                value = value - self.network.compute(layer.node, 0, {layer.weight.node: torch.zeros_like(weight)})
+        return value
+
+
+def backwards(groups: Groups, sensitivity: Sensitivity, batches: Sequence[Inputs], seed: int) -> Iterator[Run]:
+    """Run the model on every batch, forwards once and backwards for every draw of labels."""
+    generator = torch.Generator().manual_seed(seed)
+    with counter("sensitivity") as progress:
+        for done, batch in enumerate(batches):
+            progress(done, len(batches))
+            yield from _batch(groups, sensitivity, batch, done, generator)
+
+
+def _find(groups: Groups) -> tuple[list[Reader], list[Loose]]:
+    slots = Slots(groups, {node: node for node in groups.graph.nodes}, dict(groups.graph.values))
+    readers, loose = [], []
+    for node, typed in groups.typed.items():
+        if node.op != "call_function":
+            continue
+        wanted = [group for group in groups if _holds(groups, typed.contracted, group)]
+        if not wanted:
+            continue
+        layer = contraction.find(node, node, slots.find)
+        units = {group.leaf.id: _units(groups, layer, group) for group in wanted} if layer is not None else {}
+        if layer is not None:
+            readers.append(Reader(layer, {leaf: found for leaf, found in units.items() if found is not None}))
+        if missing := [group for group in wanted if units.get(group.leaf.id) is None]:
+            operand = next((n for n in node.all_input_nodes if n.op != "get_attr" and _in(groups, n, missing)), None)
+            if operand is not None:
+                loose.append(Loose(operand, {group.leaf.id: np.zeros(group.size) for group in missing}))
+    return readers, loose
+
+
+def _holds(groups: Groups, axes: Iterable[object], group: Group) -> bool:
+    return any(leaf.id == group.leaf.id for axis in axes for leaf in groups.space.leaves(axis))  # type: ignore[arg-type]
+
+
+def _in(groups: Groups, node: fx.Node, wanted: Iterable[Group]) -> bool:
+    axes = groups.axes[node]
+    return isinstance(axes, tuple) and all(_holds(groups, axes, group) for group in wanted)
+
+
+def _units(groups: Groups, layer: Contraction, group: Group) -> Tensor | None:
+    """The unit of a group that each input of a layer belongs to, or -1: (G, f). None where it is read in no way known.
+
+    Found from where the positions of the weight's axes end up when it is brought into the form of a matrix.
+    """
+    axes, shape = groups.axes[layer.weight.node], layer.weight.places.shape
+    assert isinstance(axes, tuple)
+    found: Tensor | None = None
+    for dim, axis in enumerate(axes):
+        wide = [1] * len(shape)
+        wide[dim] = shape[dim]
+        places = layer.matrix(torch.arange(shape[dim]).reshape(wide).expand(shape).contiguous())
+        if bool((places != places[:, :, :1]).any()) or bool((places == places[:, :1]).all()):
+            continue  # it tells outputs apart, or groups
+        for units in groups.space.units(axis, group.leaf):
+            here = torch.as_tensor(units)[places[:, :, 0]]
+            found = here if found is None else torch.where(here >= 0, here, found)
+    return found
+
+
+def _batch(
+    groups: Groups, sensitivity: Sensitivity, batch: Inputs, number: int, generator: torch.Generator
+) -> Iterator[Run]:
+    graph = groups.graph
+
+    def tensor(node: fx.Node) -> Tensor | None:
+        name = graph.tensors.get(node.name)
+        return graph.tensor(name) if name is not None else None
+
+    network = Network({node: node for node in graph.nodes}, tensor, [batch])
+    sources = {reader.layer.node: reader.layer.source for reader in sensitivity.readers}
+    watched = {*sources, *(one.node for one in sensitivity.loose)}
+    values: dict[fx.Node, Tensor] = {}
+    inputs: dict[fx.Node, Tensor] = {}
+    outputs: list[Tensor] = []
+    with torch.enable_grad():
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                continue
+            if node.op == "output":
+                outputs = network.outputs(node, 0)
+                continue
+            value = network.compute(node, 0)
+            if node in sources:
+                inputs[node] = network.value(sources[node], 0).detach()
+            if node in watched:
+                values[node] = value = value if value.requires_grad else value.detach().requires_grad_()
+            network.keep(node, 0, value)
+        losses = list(sensitivity.likelihoods(outputs, number, generator))
+    size = len(outputs[0]) if outputs and outputs[0].dim() else 1
+    detached = {node: value.detach() for node, value in values.items()}
+    for draw, loss in enumerate(losses):
+        gradients = torch.autograd.grad(
+            loss, list(values.values()), retain_graph=draw + 1 < len(losses), allow_unused=True, materialize_grads=True
+        )
+        by_node = dict(zip(values, gradients, strict=True))
+        yield Run(size, inputs, detached, by_node, generator, network)
+
+
+def _drawn(outputs: list[Tensor], number: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Log-likelihoods to be differentiated, each with labels of its own draw.
+
+    One output of a row a sample is taken for logits; anything else has noise of its own spread.
+    """
+    wanted = [output for output in outputs if output.requires_grad]
+    for _ in range(DRAWS if wanted else 0):
+        if len(wanted) == 1 and wanted[0].dim() == 2 and wanted[0].shape[1] > 1:
+            likely = F.log_softmax(wanted[0].float(), 1)
+            drawn = torch.multinomial(likely.detach().exp().cpu(), 1, generator=generator).to(likely.device)
+            yield likely.gather(1, drawn).sum()
+            continue
+        total = torch.zeros(())
+        for output in wanted:
+            noise = torch.randn(output.shape, generator=generator).to(output)
+            spread = output.detach().std().clamp(min=1e-12) * output[0].numel() ** 0.5
+            total = total + (output * noise / spread).sum().cpu()
+        yield total
+
+
+def _add(reader: Reader, x: Tensor, gradient: Tensor, run: Run, batches: int) -> None:
+    groups, inputs, outputs = reader.layer.matrix(reader.layer.weight.places).shape
+    total = gradient.numel() // (groups * outputs)
+    share = (ROWS_PER_INPUT * inputs + FEWEST_ROWS) / (total * batches * DRAWS)
+    rows, slopes = reader.layer.rows(x, gradient, share, run.generator)
+    reader.moments.add(rows, slopes[:, :, :0])
+    second = (slopes.transpose(1, 2) @ slopes).double()
+    reader.gradients = second if reader.count == 0 else reader.gradients + second
+    reader.count += slopes.shape[1]
+    reader.positions = total / run.size
+
+
+def loose_effects(groups: Groups, loose: Loose, run: Run) -> dict[int, Tensor]:
+    """What the loss of each unit of a loose value does to the log-likelihood, to first order: (samples, units)."""
+    axes = groups.axes[loose.node]
+    assert isinstance(axes, tuple)
+    effect = -(run.values[loose.node] * run.gradients[loose.node]).double()
+    found = {}
+    for group in groups:
+        if group.leaf.id not in loose.energy:
+            continue
+        dim = next(d for d, axis in enumerate(axes) if _holds(groups, (axis,), group))
+        flat = per_sample(effect.movedim(dim, -1), run.size if dim else 1)
+        sums = torch.zeros(len(flat), group.size + 1, dtype=torch.float64)
+        for units in groups.space.units(axes[dim], group.leaf):
+            sums.index_add_(1, torch.as_tensor(np.where(units < 0, group.size, units)), flat)
+        found[group.leaf.id] = sums[:, :-1]
+    return found
+
+
+def per_sample(effect: Tensor, size: int) -> Tensor:
+    """(samples …, …, n) summed to (samples, n); where the first axis is no multiple of the samples, to (1, n)."""
+    whole = size if len(effect) % size == 0 else 1
+    return effect.reshape(whole, -1, effect.shape[-1]).sum(1).cpu()

@@ -1,0 +1,203 @@
+"""Operators that multiply their input by a parameter, in one form: rows (G, n, f) times a matrix (G, f, o).
+
+G is the number of groups that are independent of one another: of a convolution, or the batch of a matrix product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from surgeon.calibration.im2col import at_positions, windows
+from surgeon.calibration.parameter_slots import Finder, Slot
+from surgeon.rules import arguments
+from surgeon.rules.base import size_of
+
+# From an input and an output to rows of both, given the share of the rows that is wanted.
+Rows = Callable[[Tensor, Tensor, float, torch.Generator], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """An operator `node` that reads `source` and multiplies it by what stands in `weight`.
+
+    `rows` takes an input and an output apart; `matrix` and `unmatrix` go between the weight's own shape and (G, f, o);
+    `along` brings a number an output unit, (G, o), into a shape that can be added to the output, and is None where the
+    output has no axis of its own for units. `bias` is the operator's own.
+    """
+
+    node: fx.Node
+    source: fx.Node
+    weight: Slot
+    rows: Rows = field(repr=False)
+    matrix: Callable[[Tensor], Tensor] = field(repr=False)
+    unmatrix: Callable[[Tensor], Tensor] = field(repr=False)
+    along: Callable[[Tensor], Tensor] | None = field(repr=False)
+    bias: Slot | None = None
+    unknown_bias: bool = False
+
+    @property
+    def biased(self) -> bool:
+        """Whether the operator adds a bias."""
+        return self.bias is not None or self.unknown_bias
+
+
+def find(node: fx.Node, copy: fx.Node, find_slot: Finder) -> Contraction | None:
+    """The contraction that a node of the original graph is; None for anything else, or where the weight is computed.
+
+    `copy` is the same operator in the smaller graph, which has its own numbers.
+    """
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    reader = _READERS.get(node.target._schema.name.removeprefix("aten::"))
+    if reader is None:
+        return None
+    given, printed = arguments(node), arguments(copy)
+    if "groups" in given:
+        given["groups"] = printed["groups"]
+    return reader(node, given, find_slot)
+
+
+def _linear(node: fx.Node, a: dict[str, Any], find_slot: Finder) -> Contraction | None:
+    weight = find_slot(a["weight"], node)
+    if weight is None or weight.places.dim() != 2:
+        return None
+    return _plain(node, a["input"], weight, a["bias"], find_slot, transposed=True)
+
+
+def _addmm(node: fx.Node, a: dict[str, Any], find_slot: Finder) -> Contraction | None:
+    weight = find_slot(a["mat2"], node)
+    if weight is None or a["alpha"] != 1 or a["beta"] != 1:
+        return None
+    return _plain(node, a["mat1"], weight, a["self"], find_slot, transposed=False)
+
+
+def _matmul(node: fx.Node, a: dict[str, Any], find_slot: Finder) -> Contraction | None:
+    weight = find_slot(a.get("mat2", a.get("other")), node)
+    if weight is None or not isinstance(a["self"], fx.Node):
+        return None
+    if weight.places.dim() == 2:
+        return _plain(node, a["self"], weight, None, find_slot, transposed=False)
+    if weight.places.dim() == 3 and size_of(a["self"])[:-2] == size_of(weight.node)[:-2]:
+        return Contraction(node, a["self"], weight, _batched_rows, _same, _same, along=None)
+    return None
+
+
+def _plain(
+    node: fx.Node, source: fx.Node, weight: Slot, bias: Any, find_slot: Finder, *, transposed: bool
+) -> Contraction:
+    """(…, f) times a matrix of two axes, plus a bias of one."""
+    slot = find_slot(bias, node)
+    if slot is not None and slot.places.squeeze().dim() > 1:
+        slot = None
+    turn: Callable[[Tensor], Tensor] = (lambda w: w.t()) if transposed else _same
+    return Contraction(
+        node, source, weight, _token_rows, lambda w: turn(w)[None], lambda m: turn(m[0]), along=lambda v: v[0],
+        bias=slot, unknown_bias=bias is not None and slot is None,
+    )
+
+
+def _convolution(node: fx.Node, a: dict[str, Any], find_slot: Finder) -> Contraction | None:
+    weight = find_slot(a["weight"], node)
+    value = a["input"].meta.get("val")
+    if weight is None or a.get("transposed") or not isinstance(value, Tensor) or value.dim() != weight.places.dim():
+        return None
+    shape, groups, bias = weight.places.shape, int(a["groups"]), find_slot(a["bias"], node)
+    spatial = len(shape) - 2
+
+    def rows(x: Tensor, y: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = _some(math.prod(y.shape[2:]), share, generator, x.device)
+        inputs = at_positions(windows(x, a, shape[2:]), spatial, chosen)
+        batch, channels, count = inputs.shape[:3]
+        # (B, C, m, *kernel) -> (G, B m, C/G kernel)
+        inputs = inputs.reshape(batch, groups, channels // groups, count, -1).permute(1, 0, 3, 2, 4)
+        targets = at_positions(y, spatial, chosen).reshape(batch, groups, shape[0] // groups, count)
+        return (
+            inputs.reshape(groups, batch * count, -1),
+            targets.permute(1, 0, 3, 2).reshape(groups, batch * count, -1),
+        )
+
+    return Contraction(
+        node, a["input"], weight, rows,
+        matrix=lambda w: w.reshape(groups, shape[0] // groups, -1).transpose(1, 2),
+        unmatrix=lambda m: m.transpose(1, 2).reshape(shape),
+        along=lambda v: v.reshape(-1, *[1] * spatial),
+        bias=bias, unknown_bias=a["bias"] is not None and bias is None,
+    )
+
+
+def _einsum(node: fx.Node, a: dict[str, Any], find_slot: Finder) -> Contraction | None:
+    """Two operands, of which one is a parameter; the letters of both that stay are the groups."""
+    left, _, right = a["equation"].replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(terms) != 2 or "." in left or not right:
+        return None
+    slots = [find_slot(operand, node) for operand in a["tensors"]]
+    place = next((i for i, slot in enumerate(slots) if slot is not None), None)
+    if place is None or slots[1 - place] is not None:
+        return None
+    weight, w, x = slots[place], terms[place], terms[1 - place]
+    assert weight is not None
+    both, summed = [c for c in right if c in w and c in x], [c for c in w if c in x and c not in right]
+    units, rest = [c for c in w if c not in x], [c for c in x if c not in w]
+    if any(c not in right for c in (*units, *rest)) or len(set(w)) < len(w) or len(set(x)) < len(x):
+        return None
+    sizes = dict(zip(w, weight.places.shape, strict=True))
+    shape = [math.prod(sizes[c] for c in part) for part in (both, summed, units)]
+    order = [w.index(c) for c in (*both, *summed, *units)]
+
+    def rows(value: Tensor, out: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        inputs = value.permute([x.index(c) for c in (*both, *rest, *summed)]).reshape(shape[0], -1, shape[1])
+        targets = out.permute([right.index(c) for c in (*both, *rest, *units)]).reshape(shape[0], -1, shape[2])
+        chosen = _some(inputs.shape[1], share, generator, value.device)
+        return inputs[:, chosen], targets[:, chosen]
+
+    def unmatrix(m: Tensor) -> Tensor:
+        whole = m.reshape([sizes[w[i]] for i in order])
+        return whole.permute([order.index(i) for i in range(len(order))])
+
+    return Contraction(
+        node, a["tensors"][1 - place], weight, rows, lambda v: v.permute(order).reshape(shape), unmatrix, along=None
+    )
+
+
+def _token_rows(x: Tensor, y: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    chosen = _some(len(x), share, generator, x.device)
+    return x[chosen][None], y[chosen][None]
+
+
+def _batched_rows(x: Tensor, y: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    chosen = _some(x.shape[1], share, generator, x.device)
+    return x[:, chosen], y[:, chosen]
+
+
+def _some(count: int, share: float, generator: torch.Generator, device: torch.device) -> Tensor:
+    """At least one of `count` places, ascending, drawn at random unless all are wanted."""
+    wanted = math.ceil(count * min(share, 1.0))
+    if wanted >= count:
+        return torch.arange(count, device=device)
+    return torch.randperm(count, generator=generator)[:wanted].sort().values.to(device)
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
+_READERS: dict[str, Callable[[fx.Node, dict[str, Any], Finder], Contraction | None]] = {
+    "linear": _linear,
+    "addmm": _addmm,
+    "mm": _matmul,
+    "bmm": _matmul,
+    "matmul": _matmul,
+    "einsum": _einsum,
+    "conv1d": _convolution,
+    "conv2d": _convolution,
+    "conv3d": _convolution,
+    "convolution": _convolution,
+}

@@ -1,0 +1,64 @@
+"""The command that runs a study."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from surgeon.cli.options import reported
+from surgeon.study import Study, figures, grid
+
+Names = list[str]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the command of this file to the command line."""
+    app.command()(reported()(study))
+
+
+def study(
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="package.module:NAME or folder/file.py:NAME; see surgeon.study.Task.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where rows go; a study there goes on.")],
+    ratio: Annotated[list[float], typer.Option(help="Share of the MACs to remove; may be given several times.")],
+    criterion: Annotated[Names, typer.Option(help="Ranks units: magnitude, l1, l2, taylor, …")] = ["magnitude"],
+    scope: Annotated[Names, typer.Option(help="global, or local for the same share of each layer.")] = ["global"],
+    schedule: Annotated[Names, typer.Option(help="one-shot, steps:N, cubic:N or exponential:N.")] = ["one-shot"],
+    survivors: Annotated[Names, typer.Option(help="kept, rewound or reinitialized.")] = ["kept"],
+    penalty: Annotated[Names, typer.Option(help="While training: none, l1:1e-5, l2:1e-4, …")] = ["none"],
+    removed: Annotated[Names, typer.Option(help="units or connections.")] = ["units"],
+    baseline: Annotated[Names, typer.Option(help="random, scratch, small or dense; none for none.")] = [
+        "random", "scratch", "small",
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="How many, from 0 on.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes of this machine.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: its address, auto, or local.")
+    ] = None,
+    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Measure latency too.")] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="Print the runs, and run nothing.")] = False,
+) -> None:
+    """Prune and retrain in every combination asked for, beside baselines; write rows, a table and plots.
+
+    Options may be given several times. The same command again goes on where it was stopped.
+    """
+    runs = grid(
+        criteria=criterion, ratios=ratio, scopes=scope, schedules=schedule, survivors=survivors, penalties=penalty,
+        removed=removed, seeds=seeds, baselines=[name for name in baseline if name != "none"],
+    )
+    if list_only:
+        print("\n".join(run.key for run in runs))
+        return
+    made = Study(task, out, runs, measure=latency)
+    rows = made.run(jobs, ray)
+    print(made.table(), end="")
+    for path in made.write():
+        print(path)
+    if not figures.available():
+        sys.stderr.write('surgeon: no plots were drawn; they need matplotlib: pip install "surgeon[plot]"\n')
+    if any("error" in row for row in rows):
+        raise typer.Exit(1)

@@ -1,0 +1,51 @@
+"""The command that takes dead units away."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import surgeon
+from surgeon.cli.options import Ignore, Out, Pretrained, Seed, Shape, Spec, load, published, reported, show
+from surgeon.support.files import write_text
+
+
+class Rank(StrEnum):
+    """Among which connections the least are looked for."""
+
+    GLOBAL = "global"
+    LOCAL = "local"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the command of this file to the command line."""
+    app.command()(reported()(sweep))
+
+
+def sweep(
+    spec: Spec,
+    out: Out,
+    amount: Annotated[
+        float | None, typer.Option(help="Share of the connections to set to zero before, the least ones.")
+    ] = None,
+    scope: Annotated[Rank, typer.Option(help="Rank all connections together, or those of each weight.")] = Rank.GLOBAL,
+    ignore: Ignore = None,
+    threshold: Annotated[float, typer.Option(help="Entries of parameters below it count as zero.")] = 0.0,
+    seed: Seed = 0,
+    pretrained: Pretrained = False,
+    shape: Shape = None,
+) -> None:
+    """Take away dead neurons and channels; write base.onnx, slim.onnx, plan.json, weights.safetensors, report.json."""
+    with published(out) as scratch:
+        model, inputs = load(spec, shape or [], pretrained, seed)
+        if amount is not None:
+            model = surgeon.prune_connections(model, amount, scope.value, None, ignore or (), example_inputs=inputs)
+        slim, report = surgeon.sweep(model, inputs, threshold=threshold, return_report=True)
+        surgeon.save(slim, scratch)
+        for name, each in (("base", model), ("slim", slim)):
+            surgeon.export(each, scratch / f"{name}.onnx", example_inputs=inputs)
+        write_text(Path(scratch) / "report.json", report.to_json() + "\n")
+    show(str(report))

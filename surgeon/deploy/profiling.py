@@ -1,0 +1,139 @@
+"""Takes the profile of a device for a model, here, or makes the kit that takes it elsewhere."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from surgeon.cost.cost import Cost
+from surgeon.deploy.export import export
+from surgeon.deploy.kit import write_kit
+from surgeon.device.layout_probes import Probe
+from surgeon.device.microbenchmark import Point
+from surgeon.device.profile import Profile
+from surgeon.device.take_profile import take
+from surgeon.errors import InvalidArgument
+from surgeon.groups.analyze import analyse
+from surgeon.groups.coupling import Groups
+from surgeon.ir.fingerprint import fingerprint
+from surgeon.latency.operators import operators
+from surgeon.latency.sample_points import points, questions
+from surgeon.support.progress import counter, stage
+
+#: A larger model is not put into a profile as a whole: its file would not fit into memory twice on a small device.
+MOST_BYTES = 1 << 30
+
+
+def profile(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    threads: int = 1,
+    path: str | os.PathLike[str] | None = None,
+) -> Profile:
+    """What this CPU takes for the operators of `model` at different widths, and for the model as a whole.
+
+    Args:
+        model: any module that `torch.export` can trace; it is left as it is.
+        example_inputs: as for `shrink`; a latency is that of one sample where the batch is free.
+        threads: onnxruntime's threads.
+        path: where the profile is written while it is taken. What is there already is not measured again: an
+            interrupted profile is resumed, and a second model's joins the first's.
+
+    Raises:
+        InvalidArgument, InvalidInputs, TraceError, ExportError: the model can't be traced or exported.
+        ProfileError: what is at `path` is no profile, or of another CPU, thread count or version of onnxruntime.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 16, 3))
+    >>> taken = profile(net, torch.randn(1, 16, 8, 8))
+    >>> taken.threads, len(taken.samples) > 0
+    (1, True)
+    """
+    return profile_groups(model, analyse(model, example_inputs), threads=threads, path=path)
+
+
+def profile_groups(
+    model: nn.Module,
+    groups: Groups,
+    *,
+    threads: int = 1,
+    path: str | os.PathLike[str] | None = None,
+    known: Profile | None = None,
+    base: Path | None = None,
+) -> Profile:
+    """The same for a model that is traced already, and exported to `base`; what `known` holds is not measured again."""
+    if type(threads) is not int or threads < 1:
+        raise InvalidArgument(f"threads={threads!r}: give an integer of at least 1")
+    asked, probes = _asked(groups)
+    mark = fingerprint(model)
+    missing = known is None or "ms" not in known.models.get(mark, {})
+    models = _whole(model, groups, base) if missing else {}
+    with counter("profile") as progress:
+        return take(asked, probes, models=models, threads=threads, path=path, known=known, progress=progress)
+
+
+def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = None) -> Path:
+    """Write one file that takes this model's profile where there is neither torch nor surgeon.
+
+    `python kit.pyz -o device.json` runs it there, with Python, numpy and onnxruntime; `python kit.pyz bench base.onnx
+    slim.onnx` compares two models there. The profile that it writes is what `shrink(…, device="device.json")` takes.
+
+    Raises:
+        InvalidArgument: `path` does not end in .pyz.
+        OutputError: it can't be written.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 16, 3))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     kit(net, f"{folder}/kit.pyz", torch.randn(1, 16, 8, 8)).name
+    'kit.pyz'
+    """
+    if Path(path).suffix != ".pyz":
+        raise InvalidArgument(f"path={str(path)!r}: a kit is a Python archive; let its name end in .pyz")
+    groups = analyse(model, example_inputs)
+    asked, probes = _asked(groups)
+    return write_kit(path, asked, probes, models=_whole(model, groups), name=type(model).__name__)
+
+
+def load_device(device: Profile | str | os.PathLike[str], threads: int | None = None) -> Profile:
+    """A profile, or the one in a file; with a warning where it may be wrong about this CPU.
+
+    Raises:
+        InvalidArgument: it is neither.
+        ProfileError: the file holds no profile.
+    """
+    if not isinstance(device, Profile | str | os.PathLike):
+        raise InvalidArgument(f"device is a {type(device).__name__}, neither a surgeon.Profile nor the file of one")
+    found = device if isinstance(device, Profile) else Profile.load(device)
+    for text in found.warnings_here(threads):
+        warnings.warn(text, stacklevel=2)
+    return found
+
+
+def _asked(groups: Groups) -> tuple[list[Point], list[Probe]]:
+    cost = Cost(groups)
+    found = operators(groups, cost)
+    return points(found, cost.sizes), questions(found, cost.sizes)
+
+
+def _whole(model: nn.Module, groups: Groups, base: Path | None = None) -> dict[str, bytes]:
+    """The model as ONNX, by its fingerprint; nothing where it is too large."""
+    if sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) > MOST_BYTES:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        if base is None:
+            base = export_groups(model, groups, Path(folder) / "base.onnx")
+        return {fingerprint(model): base.read_bytes()}
+
+
+def export_groups(model: nn.Module, groups: Groups, path: Path) -> Path:
+    """Export a model on the inputs that `groups` were traced with."""
+    args, kwargs = groups.graph.inputs
+    with stage(f"export {path.stem}"):
+        return export(model, path, example_inputs=args or kwargs).path

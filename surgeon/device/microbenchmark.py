@@ -1,0 +1,321 @@
+"""What one operator costs at given widths: tiny graphs on the clock, many of them in turn."""
+
+import dataclasses
+import gc
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from surgeon.device.onnx_protobuf import elementwise, entry, parse, strip
+from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
+from surgeon.device.statistics import LOW
+from surgeon.errors import BenchmarkError, InvalidArgument, SurgeonError
+
+ROUNDS = 12
+"""Timings of a point, at the least; one that scatters gets up to twice as many."""
+
+MIN_SECONDS = 5e-4
+"""A timing shorter than this repeats the graph."""
+
+COLD_FLUSH = 16 << 20
+"""Bytes read before a run that should find nothing of its own in the caches: a model is not run without pause, and
+where two are compared by turns, each finds what the other left there."""
+
+_ROUNDS_A_PASS = 3
+_SCATTER = 0.1  # from this spread on, a point gets further passes
+_WARM_UP = 2
+_KEPT_BYTES = 256 << 20  # graphs up to this size in all stay open from pass to pass
+_COARSE = 1e-4  # a clock that ticks more rarely than this can't time a point
+
+Key = tuple[str, tuple[int, ...]]
+Layout = tuple[bool, bool]  # runs on blocks, ends in blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """An operator at given widths, as a tiny ONNX graph.
+
+    `inputs` gives the shapes of the graph's inputs where it leaves them open. `copies` is how many independent
+    copies of the operator the graph holds: one alone may be too short for the clock. Before each timed run,
+    `flush` bytes of other memory are read, so that the operator finds nothing in the caches. What leads to a
+    value that is named `feed_…` isn't timed; see `surgeon.device.wire.strip`. A `whole` model's time includes
+    what any run costs.
+    """
+
+    operator: str
+    widths: tuple[int, ...]
+    model: bytes
+    inputs: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    copies: int = 1
+    flush: int = 0
+    whole: bool = False
+
+    @property
+    def key(self) -> Key:
+        """What a point's sample is found by."""
+        return self.operator, self.widths
+
+    def __str__(self) -> str:
+        return f"{self.operator} at {', '.join(map(str, self.widths))}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Microseconds of CPU time a copy, the 10th percentile of `rounds` timings, less what any run of operators costs.
+
+    `spread` is the median's relative distance from it. `blocked` says that onnxruntime runs the graph on
+    channels in blocks, `ends_blocked` that it hands its result on in blocks too.
+    """
+
+    us: float
+    spread: float
+    blocked: bool
+    rounds: int
+    ends_blocked: bool = False
+
+
+Progress = Callable[[Key, Sample, int, int], None]
+
+
+def measure_all(
+    points: Sequence[Point],
+    threads: int = 1,
+    *,
+    known: Mapping[Key, Sample] | None = None,
+    on_sample: Progress | None = None,
+    seed: int = 0,
+) -> dict[Key, Sample]:
+    """The samples of the points, by their keys.
+
+    Every pass times all points a few times, in an order drawn anew, so that a drift of the machine spreads
+    over all of them. After each point `on_sample` is called with its key, its sample so far, how many of all
+    timings' turns are done and how many there are: what it keeps is what an interrupted measurement is
+    resumed from, as `known`. Points of which `known` holds enough rounds aren't measured again.
+
+    Raises `InvalidArgument` for points that share a key or hold no ONNX model, and `BenchmarkError` if
+    onnxruntime can't run one.
+    """
+    if len({point.key for point in points}) < len(points):
+        twice = [str(point) for point in points if sum(point.key == other.key for other in points) > 1]
+        raise InvalidArgument(f"points must differ in operator or widths; given twice: {sorted(set(twice))}")
+    prior = dict(known or {})
+    samples = {point.key: prior[point.key] for point in points if point.key in prior}
+    todo = [point for point in points if _turns(samples.get(point.key))]
+    if not todo:
+        return samples
+    rng = np.random.default_rng(seed)
+    bench = _Bench(threads)
+    timings: dict[Key, list[float]] = {point.key: [] for point in todo}
+    done = 0
+    flushes = sorted({point.flush for point in todo})
+    with _no_collection():
+        bench.time_nothing(flushes)
+        while todo:
+            total = done + count_turns(todo, samples)
+            for index in rng.permutation(len(todo)):
+                point = todo[index]
+                seconds, layout = bench.time(point)
+                timings[point.key] += seconds
+                sample = bench.sample(timings[point.key], point, layout)
+                samples[point.key] = _join(prior.get(point.key), sample)
+                done += 1
+                if on_sample is not None:
+                    on_sample(point.key, samples[point.key], done, total)
+            bench.time_nothing(flushes)
+            todo = [point for point in todo if _turns(samples[point.key])]
+    # what a run costs is known best at the end
+    for point in points:
+        if timings.get(point.key):
+            known_layout = samples[point.key].blocked, samples[point.key].ends_blocked
+            sample = bench.sample(timings[point.key], point, known_layout)
+            samples[point.key] = _join(prior.get(point.key), sample)
+    return {point.key: samples[point.key] for point in points}
+
+
+def count_turns(points: Sequence[Point], known: Mapping[Key, Sample]) -> int:
+    """How many turns `measure_all` will take, if no point scatters."""
+    return sum(_turns(known.get(point.key)) for point in points)
+
+
+def _turns(sample: Sample | None) -> int:
+    """How many passes a point still needs."""
+    if sample is None:
+        return ROUNDS // _ROUNDS_A_PASS
+    scatters = sample.spread > _SCATTER and sample.rounds >= ROUNDS
+    missing = (2 * ROUNDS if scatters else ROUNDS) - sample.rounds
+    return max(0, -(-missing // _ROUNDS_A_PASS))
+
+
+def _join(before: Sample | None, now: Sample) -> Sample:
+    """One sample of two measurements of a point, each counted by its rounds."""
+    if before is None:
+        return now
+    rounds = before.rounds + now.rounds
+    us, spread = (
+        (a * before.rounds + b * now.rounds) / rounds
+        for a, b in ((before.us, now.us), (before.spread, now.spread))
+    )
+    return Sample(us, spread, now.blocked, rounds, now.ends_blocked)
+
+
+@dataclasses.dataclass
+class _Loaded:
+    """A graph ready to be timed: bound to its inputs and outputs, with the number of runs in a timing."""
+
+    session: ort.InferenceSession
+    binding: ort.IOBinding
+    layout: Layout
+    flush: np.ndarray | None = None
+    repeats: int = 1
+
+    def chill(self) -> None:
+        """Push what the graph reads out of the caches."""
+        if self.flush is not None:
+            self.flush.sum()
+
+    def run(self) -> None:
+        for _ in range(self.repeats):
+            self.session.run_with_iobinding(self.binding)
+
+
+class _Bench:
+    """Times points; remembers their sessions as far as memory allows, and what a run of nothing takes."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        name = "thread_time" if threads == 1 else "process_time"
+        coarse = time.get_clock_info(name).resolution > _COARSE  # type: ignore[arg-type]
+        self._clock: Callable[[], float] = time.perf_counter if coarse else getattr(time, name)
+        self._open: dict[Key, _Loaded] = {}
+        self._bytes = 0
+        self._nothing: dict[tuple[int, int], list[float]] = {}  # by operators and flush
+        self._flush: dict[int, np.ndarray] = {}
+
+    def time(self, point: Point) -> tuple[list[float], Layout]:
+        """Seconds a run, of a few timings; and whether the graph runs in blocks, and ends in them."""
+        loaded = self._open.get(point.key)
+        try:
+            if loaded is None:
+                loaded = self._load(point)
+            return self._timings(loaded), loaded.layout
+        except ORT_ERRORS as error:
+            raise BenchmarkError(f"{point}: onnxruntime can't run it: {error}") from error
+
+    def time_nothing(self, flushes: Sequence[int]) -> None:
+        """Time runs of one and of nine operators on almost no data: what a run costs, without its operators.
+
+        That is once for each size of memory that is read before a run, which makes onnxruntime's code cold too.
+        """
+        for length, flush in itertools.product((1, 9), flushes):
+            key = ("", (length, flush))
+            if key not in self._open:
+                session = open_session(elementwise(["Neg"] * length, (1, 16)), threads=self._threads, optimise=False)
+                self._open[key] = self._ready(session, make_feeds(session), (False, False), flush)
+            self._nothing.setdefault((length, flush), []).extend(self._timings(self._open[key]))
+
+    def sample(self, seconds: Sequence[float], point: Point, layout: Layout) -> Sample:
+        """The sample that a point's timings make."""
+        one, nine = (float(np.percentile(self._nothing[length, point.flush], LOW)) for length in (1, 9))
+        a_run = 0.0 if point.whole else max(0.0, one - max(0.0, nine - one) / 8)
+        low, median = np.percentile(seconds, (LOW, 50))
+        us = max(0.0, float(low) - a_run) / point.copies * 1e6
+        return Sample(us, float(median / low) - 1, layout[0], len(seconds), layout[1])
+
+    def _timings(self, loaded: _Loaded) -> list[float]:
+        loaded.session.run_with_iobinding(loaded.binding)  # brings its code and data back
+        seconds = []
+        for _ in range(_ROUNDS_A_PASS):
+            loaded.chill()
+            start = self._clock()
+            loaded.run()
+            seconds.append((self._clock() - start) / loaded.repeats)
+        if not all(seconds):
+            raise BenchmarkError("this system's CPU clock is too coarse: a run took no time by it")
+        return seconds
+
+    def _load(self, point: Point) -> _Loaded:
+        """The point's optimised graph without what isn't timed, opened; kept open if there is room."""
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                dump = Path(folder) / "optimised.onnx"
+                session = open_session(point.model, threads=self._threads, dump_to=dump)
+                model = dump.read_bytes()
+            feeds = _feeds(session, point.inputs)
+            if (before := entry(model)) is not None:
+                prepare = open_session(before, threads=self._threads, optimise=False)
+                names = [output.name for output in prepare.get_outputs()]
+                needed = {item.name: feeds[item.name] for item in prepare.get_inputs()}
+                feeds |= dict(zip(names, prepare.run(None, needed), strict=True))
+            stripped = strip(model)
+            if stripped != model:
+                session = open_session(stripped, threads=self._threads, optimise=False)
+            loaded = self._ready(session, feeds, _layout(model, stripped), point.flush)
+        except SurgeonError as error:
+            raise type(error)(f"{point}: {error}") from error
+        if self._bytes + len(model) <= _KEPT_BYTES:
+            self._bytes += len(model)
+            self._open[point.key] = loaded
+        return loaded
+
+    def _ready(
+        self, session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], layout: Layout, flush: int = 0
+    ) -> _Loaded:
+        """Bound to memory of onnxruntime's own, which is aligned as inside a model."""
+        binding = session.io_binding()
+        feeds = {item.name: feeds[item.name] for item in session.get_inputs()}
+        outputs = session.run(None, feeds)
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, _aligned(value))
+        for item, value in zip(session.get_outputs(), outputs, strict=True):
+            binding.bind_ortvalue_output(item.name, _aligned(value))
+        loaded = _Loaded(session, binding, layout, self._flusher(flush))
+        quickest = float("inf")
+        for _ in range(_WARM_UP):
+            start = time.perf_counter()
+            loaded.run()
+            quickest = min(quickest, time.perf_counter() - start)
+        if not flush:
+            loaded.repeats = max(1, int(np.ceil(MIN_SECONDS / max(quickest, 1e-9))))
+        return loaded
+
+    def _flusher(self, size: int) -> np.ndarray | None:
+        if size and size not in self._flush:
+            self._flush[size] = np.ones(size // 8, dtype=np.int64)
+        return self._flush.get(size)
+
+
+def _layout(optimised: bytes, stripped: bytes) -> Layout:
+    """Whether a graph runs on blocks, and whether its first output is in blocks once it is stripped."""
+    before, after = parse(optimised), parse(stripped)
+    return after.blocked, after.blocked and list(before.outputs)[:1] != list(after.outputs)[:1]
+
+
+def _aligned(value: np.ndarray) -> ort.OrtValue:
+    result = ort.OrtValue.ortvalue_from_shape_and_type(value.shape, value.dtype.type, "cpu", 0)
+    result.update_inplace(np.ascontiguousarray(value))
+    return result
+
+
+def _feeds(session: ort.InferenceSession, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Standard normal inputs of the shapes given, the others of the model's own."""
+    rng = np.random.default_rng(0)
+    floats = {item.name for item in session.get_inputs() if item.type == "tensor(float)"}
+    given = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items() if name in floats}
+    return make_feeds(session, feeds=given)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

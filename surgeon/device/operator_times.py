@@ -1,0 +1,108 @@
+"""Where a model's time goes: the operators that onnxruntime runs, timed by its own profiler."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from surgeon.device.onnx_protobuf import Graph, Node, read
+from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
+from surgeon.errors import BenchmarkError
+
+LOW = 20
+"""The percentile that stands for an operator: the profiler counts interruptions in."""
+
+_BLOCKED = "_nchwc"
+_EVENT = "_kernel_time"
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """An operator that was run: the name of its weight, else its own, its kind, and microseconds a run.
+
+    The kind is onnxruntime's name of the operator, with a convolution's kernel, and whether it is grouped.
+    """
+
+    name: str
+    kind: str
+    us: float
+
+
+def shares(path: str | os.PathLike[str], *, threads: int = 1, runs: int = 30) -> tuple[Share, ...]:
+    """The operators of a file and what each takes, in the order in which they run.
+
+    The profiler itself takes time, so that the sum is more than a run takes without it: read them as shares.
+    Operators of the same name are told apart by the weights that they had in the file.
+
+    Raises what `open_session` raises, and `BenchmarkError` if the file can't be run.
+    """
+    graph = read(path)
+    session = open_session(path, threads=threads)  # an error of the file's comes from here
+    feeds = make_feeds(session)
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        try:
+            session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+            for _ in range(runs):
+                session.run(None, feeds)
+        except ORT_ERRORS as error:
+            raise BenchmarkError(f"{path}: onnxruntime can't run it: {error}") from error
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    taken: dict[tuple[str, str], list[float]] = {}
+    for name, kind, us in _operators(events):
+        taken.setdefault((name, kind), []).append(us)
+    weights = dict(_weights(graph))
+    found: list[Share] = []
+    for (name, kind), each in taken.items():
+        weight, shape = weights.get(name.removesuffix(_BLOCKED), (name, ""))
+        us = float(np.percentile(each, LOW)) * len(each) / runs
+        found.append(Share(weight, f"{kind} {shape}".rstrip() if "Conv" in kind else kind, us))
+    return tuple(found)
+
+
+def _operators(events: list[dict[str, Any]]) -> Iterator[tuple[str, str, float]]:
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_EVENT):
+            yield event["name"].removesuffix(_EVENT), event["args"]["op_name"], float(event["dur"])
+
+
+def _weights(graph: Graph) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Names that onnxruntime may give an operator with a weight; the weight's, and the kernel of a convolution.
+
+    They are its own, or, once it is blocked, that of its output or of the output of what was fused with it.
+    """
+    readers: dict[str, list[int]] = {}
+    for index, node in enumerate(graph.nodes):
+        for value in node.inputs:
+            readers.setdefault(value, []).append(index)
+    for node in graph.nodes:
+        weight = _weight(node, graph)
+        if weight is None or not node.outputs:
+            continue
+        group, dims = node.integer("group", 1), graph.initializers[weight]
+        grouping = "" if group == 1 else " depthwise" if dims[1] == 1 else " grouped"
+        known = weight.removesuffix(".weight"), "×".join(map(str, dims[2:])) + grouping
+        yield node.name, known
+        value = node.outputs[0]
+        for _ in range(4):
+            yield value, known
+            following = [graph.nodes[index] for index in readers.get(value, [])]
+            if len(following) != 1 or _weight(following[0], graph) is not None:
+                break
+            value = following[0].outputs[0]
+
+
+def _weight(node: Node, graph: Graph) -> str | None:
+    """The second input, if it is constant and has two axes at least: the bounds of a Clip have none."""
+    return next((value for value in node.inputs[1:2] if len(graph.initializers.get(value, ())) > 1), None)

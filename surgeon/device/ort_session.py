@@ -1,0 +1,170 @@
+"""onnxruntime sessions with everything fixed that would make two runs differ."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from surgeon.device.claims import check_claims
+from surgeon.device.external import check_external
+from surgeon.device.onnx_protobuf import mapped
+from surgeon.errors import BenchmarkError, InvalidArgument
+from surgeon.support.opening import Unfit, require_file
+
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    ort_errors.EPFail,
+    RuntimeError,  # what it raises in C++, such as that memory is short
+    MemoryError,
+    UnicodeDecodeError,
+)
+"""What onnxruntime raises for a file it can read but can't run."""
+
+_UNREADABLE = (ort_errors.InvalidProtobuf, ort_errors.NoSuchFile, ort_errors.NoModel)
+
+_MADE_UP = 1 << 26
+"""The most values of an input that is made up."""
+
+_NUMPY_TYPES = {
+    "float": np.float32,
+    "float16": np.float16,
+    "double": np.float64,
+    "bool": np.bool_,
+    "int8": np.int8,
+    "int16": np.int16,
+    "int32": np.int32,
+    "int64": np.int64,
+    "uint8": np.uint8,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+}
+
+
+def open_session(
+    model: str | os.PathLike[str] | bytes,
+    *,
+    threads: int = 1,
+    dump_to: str | os.PathLike[str] | None = None,
+    optimise: bool = True,
+) -> ort.InferenceSession:
+    """A CPU session of the file, or of its bytes: `threads` threads inside an operator, operators one by one.
+
+    All graph optimisations are on, because below ORT_ENABLE_ALL there is no blocked layout; with `optimise`
+    off there are none, for a graph that is optimised already. Threads do not spin, because a spinning thread
+    takes CPU time from what is measured beside it. With `dump_to`, the optimised graph is written there; a
+    file's large weights are put in a file beside it, those of bytes stay inside.
+
+    Raises `InvalidArgument` if `threads` is below 1, or the file is missing or not ONNX, and
+    `BenchmarkError` if onnxruntime can't run it.
+    """
+    if threads < 1:
+        raise InvalidArgument(f"threads is {threads}; at least 1 is needed")
+    place = "the model" if isinstance(model, bytes) else os.fspath(model)
+    if not isinstance(model, bytes):
+        _check_file(model)
+    elif not model:
+        raise InvalidArgument(f"{place}: the file is empty, not an ONNX model")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # an error is raised; it need not be printed as well
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if dump_to is not None:
+        options.optimized_model_filepath = os.fspath(dump_to)
+        if not isinstance(model, bytes):
+            options.add_session_config_entry(
+                "session.optimized_model_external_initializers_file_name", f"{Path(dump_to).name}.data"
+            )
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except _UNREADABLE as error:
+        raise InvalidArgument(f"{place}: not an ONNX model ({_reason(error)})") from error
+    except ORT_ERRORS as error:
+        raise BenchmarkError(f"{place}: onnxruntime can't run this model ({_reason(error)})") from error
+
+
+def _check_file(path: str | os.PathLike[str]) -> None:
+    """Look through a file before onnxruntime does, which opens whatever it names."""
+    if not os.path.lexists(path):
+        raise InvalidArgument(f"{os.fspath(path)}: there is no such file; export the model first")
+    try:
+        if not require_file(path):
+            raise InvalidArgument(f"{os.fspath(path)}: the file is empty, not an ONNX model")
+        with mapped(path) as content:
+            check_external(content, Path(path).parent)
+            check_claims(content)
+    except Unfit as error:
+        raise InvalidArgument(f"{os.fspath(path)} can't be read: {error}") from error
+    except (IndexError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{os.fspath(path)}: not an ONNX model ({error})") from error
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{os.fspath(path)}: {error}") from error
+
+
+def make_feeds(
+    session: ort.InferenceSession,
+    *,
+    seed: int = 0,
+    feeds: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Inputs for a session: those given in `feeds`, the others made from the model's signature.
+
+    Dynamic dimensions get size 1, floats are standard normal, integers and booleans zero (a valid index
+    into any table). Raises `InvalidArgument` for a name the model does not have, a shape or type that does
+    not fit, and for an input whose type can't be made up.
+    """
+    given = dict(feeds or {})
+    inputs = session.get_inputs()
+    unknown = given.keys() - {item.name for item in inputs}
+    if unknown:
+        raise InvalidArgument(
+            f"feeds holds {sorted(unknown)}, but the model's inputs are {[item.name for item in inputs]}"
+        )
+    rng = np.random.default_rng(seed)
+    result: dict[str, np.ndarray] = {}
+    for item in inputs:
+        kind = item.type.removeprefix("tensor(").removesuffix(")")
+        if item.name in given:
+            result[item.name] = np.asarray(given[item.name])
+            _check_feed(item.name, result[item.name], item.shape, kind)
+            continue
+        if kind not in _NUMPY_TYPES:
+            raise InvalidArgument(f"input {item.name!r} is a {item.type}; pass it in feeds")
+        shape = [size if isinstance(size, int) else 1 for size in item.shape]
+        if math.prod(shape) > _MADE_UP or min((*shape, 0)) < 0:
+            raise InvalidArgument(f"input {item.name!r} is said to be of shape {shape}; pass it in feeds")
+        dtype = _NUMPY_TYPES[kind]
+        if np.issubdtype(dtype, np.floating):
+            result[item.name] = rng.standard_normal(shape).astype(dtype)
+        else:
+            result[item.name] = np.zeros(shape, dtype)
+    return result
+
+
+def _check_feed(name: str, value: np.ndarray, declared: list[int | str | None], kind: str) -> None:
+    fits = value.ndim == len(declared) and all(
+        size == want for size, want in zip(value.shape, declared, strict=True) if isinstance(want, int)
+    )
+    if not fits:
+        raise InvalidArgument(f"feeds[{name!r}] has shape {value.shape}, the model wants {tuple(declared)}")
+    if kind in _NUMPY_TYPES and value.dtype != _NUMPY_TYPES[kind]:
+        wanted = np.dtype(_NUMPY_TYPES[kind])
+        raise InvalidArgument(f"feeds[{name!r}] is {value.dtype}, the model wants {wanted}")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition(" : ")[2].strip() or str(error)

@@ -1,0 +1,97 @@
+"""Taking a device profile: probes and points on this CPU, resumed where it was interrupted."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from surgeon.device.layout_probes import Probe, answer
+from surgeon.device.microbenchmark import COLD_FLUSH, Key, Point, Sample, count_turns, measure_all
+from surgeon.device.profile import Profile
+from surgeon.errors import ProfileError
+
+SAVE_SECONDS = 2.0
+"""How much of a measurement an interruption may cost, where no file can be written any more."""
+
+_MODEL = "model "  # what the operator of a whole model's sample begins with while the profile is taken
+
+Progress = Callable[[int, int], None]
+
+
+def take(
+    points: Sequence[Point],
+    probes: Sequence[Probe] = (),
+    *,
+    models: Mapping[str, bytes] | None = None,
+    threads: int = 1,
+    path: str | os.PathLike[str] | None = None,
+    known: Profile | None = None,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> Profile:
+    """The profile of this CPU that the probes answer and the points measure.
+
+    `models` are whole models as ONNX, by their fingerprints; they are timed between the points, and their
+    milliseconds are `Profile.models[fingerprint]["ms"]`. With `path` the profile is written there, also while
+    it is taken; if one stands there already, or is given as `known`, what it holds isn't measured again: an
+    interrupted profile is resumed, and the profile of a second model joins the first's. `progress` is called
+    with what is done and what there is to do.
+
+    Raises `ProfileError` if the profile at `path` is malformed or of another CPU, thread count or version of
+    onnxruntime, `OutputError` if `path` can't be written, and what `measure_all` and `answer` raise.
+    """
+    profile = _before(Profile.here(threads), path, known)
+    if path is not None:
+        profile.save(path)  # a path that can't be written is said before minutes are spent
+    whole = {
+        (_MODEL + fingerprint, ()): Point(_MODEL + fingerprint, (), model, flush=COLD_FLUSH, whole=True)
+        for fingerprint, model in (models or {}).items()
+        if "ms" not in profile.models.get(fingerprint, {})
+    }
+    points = [*points, *whole.values()]
+    rules, block, saved = dict(profile.rules), profile.block, time.monotonic()
+    samples: dict[Key, Sample] = dict(profile.samples)
+    turns = count_turns(points, samples)
+
+    def current() -> Profile:
+        return dataclasses.replace(profile, rules=dict(rules), block=block, samples=dict(samples))
+
+    def on_sample(key: Key, sample: Sample, done: int, total: int) -> None:
+        nonlocal saved
+        samples[key] = sample
+        if progress is not None:
+            progress(len(probes) + done, len(probes) + total)
+        if path is not None and time.monotonic() - saved > SAVE_SECONDS:
+            current().save(path)
+            saved = time.monotonic()
+
+    try:
+        for index, probe in enumerate(probes):
+            if probe.name not in rules:
+                rules[probe.name] = answer(probe, threads)
+            if probe.question == "block":
+                block = rules[probe.name]
+            if progress is not None:
+                progress(index + 1, len(probes) + turns)
+        samples |= measure_all(points, threads, known=profile.samples, on_sample=on_sample, seed=seed)
+        rows = {name: dict(row) for name, row in profile.models.items()}
+        for key in whole:
+            fingerprint = key[0].removeprefix(_MODEL)
+            rows[fingerprint] = {**rows.get(fingerprint, {}), "ms": samples.pop(key).us / 1e3}
+        profile = dataclasses.replace(profile, models=rows)
+    finally:
+        if path is not None:
+            current().save(path)
+    return current()
+
+
+def _before(here: Profile, path: str | os.PathLike[str] | None, known: Profile | None) -> Profile:
+    """What is known before anything is measured."""
+    profile = here if known is None else here.merge(known)
+    if path is None or not Path(path).exists():
+        return profile
+    try:
+        return profile.merge(Profile.load(path))
+    except ProfileError as error:
+        raise ProfileError(f"{path} stands in the way: {error}; remove it or name another file") from error

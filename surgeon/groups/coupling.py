@@ -1,0 +1,247 @@
+"""Which units of which tensors live or die together, and why the others can't be removed."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from surgeon.frontend.trace import Graph
+from surgeon.ir.axes import Axis, Leaf
+from surgeon.ir.space import Space
+from surgeon.rules import Axes, Context, Kept, Typed, arguments, find, where
+from surgeon.rules.base import size_of, sizes_of
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one tensor in which the units of a group stand."""
+
+    tensor: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that are removed one by one, each with all that belongs to it in every member."""
+
+    name: str
+    leaf: Leaf
+    members: tuple[Member, ...]
+
+    @property
+    def size(self) -> int:
+        return self.leaf.size
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """An axis of a tensor that keeps all of its positions, and why."""
+
+    tensor: str
+    axis: int
+    size: int
+    reason: str
+
+
+def without_place(reason: str) -> str:
+    """A pin's reason less the operators that it names, so that equal ones can be counted.
+
+    >>> without_place("conv2d in conv1: kernel axis; conv2d in conv2: kernel axis")
+    'kernel axis'
+    """
+    return "; ".join(dict.fromkeys(part.rpartition(": ")[2] for part in reason.split("; ")))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The coupled units of a graph: the value that couple hands on."""
+
+    graph: Graph
+    space: Space = field(repr=False)
+    typed: Mapping[fx.Node, Typed] = field(repr=False)
+    axes: Mapping[fx.Node, Axes | list[Axes]] = field(repr=False)
+    tensors: Mapping[str, Axes] = field(repr=False)
+    groups: tuple[Group, ...]
+    pinned: tuple[Pinned, ...]
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """Group names by leaf."""
+        return {group.leaf.id: group.name for group in self.groups}
+
+    def kept(self, keep: Mapping[int, Iterable[int]]) -> Kept:
+        """The answer to what is left, given the kept units of some leaves."""
+        units = {leaf: sorted(kept) for leaf, kept in keep.items()}
+        return Kept(self.space, units, {leaf: len(kept) for leaf, kept in units.items()})
+
+    def reductions(self, kept: Kept) -> list[tuple[fx.Node, Axis]]:
+        """Operators that take a statistic over an axis that loses positions."""
+        return [
+            (node, axis)
+            for node, typed in self.typed.items()
+            for axis in typed.reduced
+            if kept.changed(axis)
+        ]
+
+    def __str__(self) -> str:
+        lines = []
+        for group in self.groups:
+            lines.append(f"group {group.name}: {group.size} units")
+            for member in group.members:
+                axes = ", ".join(self.space.text(axis, self.names) for axis in self.tensors[member.tensor])
+                lines.append(f"  {member.tensor} axis {member.axis}  [{axes}]")
+        lines += [f"pinned {pin.tensor} axis {pin.axis} ({pin.size}): {pin.reason}" for pin in self.pinned]
+        return "\n".join(lines)
+
+
+def couple(graph: Graph, ignore: Callable[[str], bool] | None = None) -> Groups:
+    """Run the axis rules over `graph`.
+
+    `ignore` says of a tensor's name whether all of its axes are to be left alone.
+    """
+    context = Context(Space())
+    tensors: dict[str, Axes] = {}
+    typed: dict[fx.Node, Typed] = {}
+    beside: dict[fx.Node, Typed] = {}
+    for each, into in ((graph, typed), (graph.train_only, beside)):
+        for node in each.nodes if each is not None else ():
+            into[node] = _type(node, each or graph, context, tensors, graph.canonical)
+            context.axes[node] = into[node].out
+    axes_by_name = {name: tensors[graph.canonical[name]] for name in graph.values}
+    for name, axes in axes_by_name.items():
+        if ignore is not None and ignore(name):
+            context.pin(axes, "left alone, as asked by ignore")
+    space = context.space
+    _pin_unread(space, (*typed.values(), *beside.values()), axes_by_name)
+    groups = _groups(graph, space, axes_by_name)
+    return Groups(graph, space, typed, context.axes, axes_by_name, groups, _pinned(graph, space, axes_by_name))
+
+
+def _type(
+    node: fx.Node, graph: Graph, c: Context, tensors: dict[str, Axes], canonical: Mapping[str, str]
+) -> Typed:
+    match node.op:
+        case "placeholder":
+            return Typed(c.pinned(size_of(node), "an input of the model"))
+        case "get_attr":
+            return Typed(_tensor(node, graph, c, tensors, canonical))
+        case "output":
+            for leaf in pytree.tree_leaves(node.args):
+                c.pin(c.of(leaf), "an output of the model")
+            return Typed(())
+    if node.target is operator.getitem:
+        source, index = node.args
+        axes = c.axes[source]  # type: ignore[index]
+        return Typed(axes[index] if isinstance(axes, list) else ())  # type: ignore[index]
+    return _operator(node, c)
+
+
+def _tensor(
+    node: fx.Node, graph: Graph, c: Context, tensors: dict[str, Axes], canonical: Mapping[str, str]
+) -> Axes:
+    name = graph.tensors.get(node.name)
+    if name is None:
+        return ()
+    name = canonical.get(name, graph.canonical[name])
+    if name not in tensors:
+        tensors[name] = tuple(c.fresh(size) for size in graph.tensor(graph.tensors[node.name]).shape)
+    return tensors[name]
+
+
+def _operator(node: fx.Node, c: Context) -> Typed:
+    rule = find(node.target)
+    reason = f"{where(node)}: surgeon has no rule for this operator"
+    if rule is not None:
+        try:
+            typed = rule(node, arguments(node), c)
+        except (ValueError, IndexError, KeyError, TypeError, StopIteration, AttributeError) as error:
+            # What the rule unified before it gave up couples more than it must, which is safe; the rest is pinned.
+            reason = f"{where(node)}: the rule does not cover these arguments ({error})"
+        else:
+            if _fits(node, typed):
+                return typed
+            reason = f"{where(node)}: the rule's shapes are not the operator's"
+    for operand in node.all_input_nodes:
+        axes = c.axes.get(operand, ())
+        for each in axes if isinstance(axes, list) else [axes]:
+            c.pin(each, reason)
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return Typed(c.pinned(size_of(node), reason))
+    if isinstance(value, tuple | list):
+        return Typed([c.pinned(size, reason) for size in sizes_of(node)])
+    return Typed(())
+
+
+def _fits(node: fx.Node, typed: Typed) -> bool:
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return isinstance(typed.out, tuple) and tuple(axis.size for axis in typed.out) == size_of(node)
+    if isinstance(value, tuple | list):
+        if not isinstance(typed.out, list):
+            return False
+        found = [tuple(axis.size for axis in axes) for axes in typed.out]
+        return len(found) == len(value) and all(
+            a == b for a, b, v in zip(found, sizes_of(node), value, strict=True) if isinstance(v, Tensor) and v.numel()
+        )
+    return True
+
+
+def _pin_unread(space: Space, typed: Iterable[Typed], tensors: Mapping[str, Axes]) -> None:
+    """Units that nothing sums over, such as the unused rows of a position table, have no consumer to lose them to."""
+    read = {
+        leaf.id
+        for result in typed
+        for axis in (*result.contracted, *result.reduced)
+        for leaf in space.leaves(axis)
+    }
+    for axes in tensors.values():
+        for axis in axes:
+            for leaf in space.leaves(axis):
+                if leaf.id not in read:
+                    space.pin(leaf, "no operator sums over these units, so nothing would get cheaper")
+
+
+def _groups(graph: Graph, space: Space, tensors: Mapping[str, Axes]) -> tuple[Group, ...]:
+    members: dict[Leaf, list[Member]] = {}
+    for name, axes in tensors.items():
+        for index, axis in enumerate(axes):
+            for leaf in dict.fromkeys(space.leaves(axis)):
+                if leaf.id not in space.pins:
+                    members.setdefault(leaf, []).append(Member(name, index))
+    learnt = {name for name, value in graph.values.items() if isinstance(value, nn.Parameter)}
+    named: dict[str, int] = {}
+    groups = []
+    for leaf, found in members.items():
+        own = [member for member in found if member.tensor in learnt]
+        if not own:
+            continue
+        producer = next((member for member in own if member.axis == 0), own[0])
+        base = producer.tensor.rpartition(".")[0] or producer.tensor
+        named[base] = named.get(base, 0) + 1
+        name = base if named[base] == 1 else f"{base}#{named[base]}"
+        groups.append(Group(name, leaf, tuple(found)))
+    return tuple(groups)
+
+
+def _pinned(graph: Graph, space: Space, tensors: Mapping[str, Axes]) -> tuple[Pinned, ...]:
+    found = []
+    for name, axes in tensors.items():
+        if not isinstance(graph.values[name], nn.Parameter):
+            continue
+        for index, axis in enumerate(axes):
+            reasons = dict.fromkeys(space.pins[leaf.id] for leaf in space.leaves(axis) if leaf.id in space.pins)
+            if axis.size > 1 and reasons:
+                found.append(Pinned(name, index, axis.size, "; ".join(reasons)))
+    return tuple(found)

@@ -1,0 +1,92 @@
+"""Pointwise ATen operators as ONNX operators, the way torch.onnx writes them; for measuring only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from surgeon.latency.onnx_builder import Builder
+
+#: Writes one operator: the builder, the value it is applied to, its other operands, its settings; gives the result.
+Writer = Callable[[Builder, str, list[str], Mapping[str, Any]], str]
+
+
+def _plain(operator: str, **attributes: Any) -> Writer:
+    return lambda b, x, others, settings: b.node(operator, [x, *others], **attributes)
+
+
+def _silu(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
+    return b.node("Mul", [x, b.node("Sigmoid", [x])])
+
+
+def _clip(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
+    low, high = settings.get("min", settings.get("min_val")), settings.get("max", settings.get("max_val"))
+    bounds = ["" if bound is None else b.constant(float(bound)) for bound in (low, high)]
+    return b.node("Clip", [x, *bounds])
+
+
+def _relu6(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
+    return b.node("Clip", [x, b.constant(0.0), b.constant(6.0)])
+
+
+def _gelu(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
+    return b.node("Gelu", [x], approximate=str(settings.get("approximate", "none")))
+
+
+def _leaky(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
+    return b.node("LeakyRelu", [x], alpha=float(settings.get("negative_slope", 0.01)))
+
+
+def _power(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
+    return b.node("Pow", [x, *(others or [b.constant(2.0)])])
+
+
+def _square(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
+    return b.node("Mul", [x, x])
+
+
+def _rsqrt(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
+    return b.node("Reciprocal", [b.node("Sqrt", [x])])
+
+
+#: By the names of the ATen operators.
+POINTWISE: dict[str, Writer] = {
+    "relu": _plain("Relu"),
+    "relu6": _relu6,
+    "hardtanh": _clip,
+    "clamp": _clip,
+    "clamp_min": _clip,
+    "clamp_max": _clip,
+    "sigmoid": _plain("Sigmoid"),
+    "hardsigmoid": _plain("HardSigmoid", alpha=1 / 6, beta=0.5),
+    "hardswish": _plain("HardSwish"),
+    "silu": _silu,
+    "gelu": _gelu,
+    "tanh": _plain("Tanh"),
+    "leaky_relu": _leaky,
+    "elu": _plain("Elu"),
+    "celu": _plain("Celu"),
+    "selu": _plain("Selu"),
+    "mish": _plain("Mish"),
+    "softplus": _plain("Softplus"),
+    "prelu": _plain("PRelu"),
+    "exp": _plain("Exp"),
+    "log": _plain("Log"),
+    "erf": _plain("Erf"),
+    "sqrt": _plain("Sqrt"),
+    "rsqrt": _rsqrt,
+    "square": _square,
+    "neg": _plain("Neg"),
+    "abs": _plain("Abs"),
+    "reciprocal": _plain("Reciprocal"),
+    "pow": _power,
+    "add": _plain("Add"),
+    "sub": _plain("Sub"),
+    "rsub": _plain("Sub"),
+    "mul": _plain("Mul"),
+    "div": _plain("Div"),
+    "maximum": _plain("Max"),
+    "minimum": _plain("Min"),
+}
+#: Those whose result does not depend on the order of their operands.
+COMMUTATIVE = {"add", "mul", "maximum", "minimum"}

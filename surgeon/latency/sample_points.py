@@ -1,0 +1,252 @@
+"""Which tiny graphs are put on the clock for a model: each of its operators at a few corners of its sizes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from surgeon.cost.cost import Terms
+from surgeon.device.layout_probes import Probe
+from surgeon.device.microbenchmark import COLD_FLUSH, Point
+from surgeon.latency.onnx_builder import Builder
+from surgeon.latency.onnx_micrographs import BLOCKS, FED, apply, masked, operand_shapes, positions, tiny, weight_bytes
+from surgeon.latency.operator_kinds import IMAGE
+from surgeon.latency.operators import Operator
+from surgeon.latency.ort_layout import DECIDED, STANDING, passes
+
+Dims = tuple[int, ...]
+
+#: What a model's inputs are read after: they were written elsewhere.
+INPUT_FLUSH = 8 << 20
+#: Channels in of a convolution that reads the plain layout and writes blocks, where a device has that path.
+FEW_CHANNELS = (3, 7, 13)
+_MAY_GET_FEW = 128
+# More channels than any such path takes, and odd.
+_NOT_FEW = 17
+# As many channels as the widest blocks hold, and what channels should be a multiple of to be stored in any.
+_BLOCK, _ROUND = 16, 8
+# An operator of fewer multiply-accumulate operations is too short for the clock, alone.
+_SHORT = 400_000
+_MOST_COPIES = 16
+#: How many convolutions, each with weights of its own, stand one after the other to find out what cold weights cost;
+#: and their channels and spatial size.
+COLD = ((1, 8, 32, 128, 384), 256, 7)
+COLD_WEIGHT = 4 * COLD[1] ** 2
+# What is a curve over the number of elements, or of operations, the same for all models; and the kinds on each.
+CURVES = {"copy": (4_000, 40_000, 400_000), "work": (1_000, 100_000)}
+CURVE_OF = {"copy": "copy", "concat": "copy", "work": "work"}
+# Tensors that are brought out of blocks and into them again: their elements, by their spatial sizes.
+REORDERS = tuple((size, FED * size * size) for size in (4, 14, 28, 56, 112))
+
+
+def evaluate(terms: Terms, widths: Mapping[int, Any]) -> Any:
+    """A polynomial at widths that may be arrays."""
+    total: Any = 0.0
+    for leaves, factor in terms.items():
+        part: Any = factor
+        for leaf in leaves:
+            part = part * widths[leaf]
+        total = total + part
+    return total
+
+
+def sizes_at(operator: Operator, widths: Mapping[int, int]) -> Dims:
+    """The operator's sizes as integers."""
+    return tuple(max(1, round(float(evaluate(terms, widths)))) for terms in operator.dims)
+
+
+def variable(operator: Operator) -> tuple[int, ...]:
+    """The places of the sizes that depend on widths."""
+    return tuple(place for place, terms in enumerate(operator.dims) if any(terms_leaves for terms_leaves in terms))
+
+
+def corners(operator: Operator, full: Dims, odd: bool) -> Iterator[Dims]:
+    """The sizes at which the operator is measured: each variable size low and high, all of them high the last.
+
+    With `odd` they are multiples of nothing that a fast layout could ask for; without it, what could be in blocks is.
+    """
+    places = variable(operator)
+    choices = []
+    for place in places:
+        a, b = low(full[place]), full[place]
+        if odd:
+            a = max(a + 1, _NOT_FEW) if operator.kind == "conv" and place == 0 else a + 1
+            b = max(b - 1 + b % 2, a + 2)
+        elif operator.kind in DECIDED and b > _ROUND:
+            b -= b % _ROUND
+        choices.append((a, b))
+    for chosen in itertools.product(*map(dict.fromkeys, choices)):
+        dims = list(full)
+        for place, size in zip(places, chosen, strict=True):
+            dims[place] = size
+        yield tuple(dims)
+
+
+def direct(operator: Operator, full: Dims) -> Iterator[Dims]:
+    """The sizes at which a convolution is measured on few channels, where it may get that narrow."""
+    if operator.kind == "conv" and 0 in variable(operator) and full[0] <= _MAY_GET_FEW:
+        for few in FEW_CHANNELS:
+            for out in dict.fromkeys((low(full[1]), full[1]) if 1 in variable(operator) else (full[1],)):
+                if few < full[0]:
+                    yield few, out
+
+
+def low(size: int) -> int:
+    """The low corner of a size: about a third of it, and as round as that allows; if need be more, to fill a block.
+
+    >>> [low(size) for size in (512, 96, 32, 18, 6, 1)]
+    [160, 32, 16, 4, 2, 1]
+    """
+    third = max(1, size // 3, _BLOCK if size >= 3 * _BLOCK // 2 else 1)
+    grain = max((grain for grain in (32, 16, 8, 4, 2, 1) if grain <= third), default=1)
+    return third // grain * grain
+
+
+def points(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Point]:
+    """Every graph to be measured for these operators, once."""
+    operators = list(operators)
+    total = sum(weight_bytes(o.kind, sizes_at(o, full), o.static) for o in operators)
+    found: dict[tuple[str, Dims], Point] = {}
+    kinds = {operator.kind for operator in operators}
+    for operator in operators:
+        if operator.kind in CURVE_OF or operator.kind == "view":
+            continue
+        sizes = sizes_at(operator, full)
+        variants = [*corners(operator, sizes, odd=False)]
+        if operator.kind in DECIDED and variable(operator):
+            variants += [*corners(operator, sizes, odd=True), *direct(operator, sizes)]
+        for dims in variants:
+            if (operator.key, dims) not in found:
+                found[operator.key, dims] = point(operator.kind, operator.key, operator.static, dims)
+    for curve in sorted({CURVE_OF[kind] for kind in kinds & CURVE_OF.keys()}):
+        for size in CURVES[curve]:
+            found[curve, (size,)] = point(curve, curve, {}, (size,))
+    if kinds & BLOCKS:
+        for size, elements in REORDERS:
+            found["plain", (elements,)] = Point("plain", (elements,), _neg(size, between=False))
+            found["reordered", (elements,)] = Point("reordered", (elements,), _neg(size, between=True))
+    for count in COLD[0]:
+        # One alone finds its weights in the caches; several find nothing there, as a model that is run now and then.
+        flush = COLD_FLUSH if count > 1 else 0
+        found["cold", (count,)] = Point("cold", (count,), _after_another(count), copies=count, flush=flush)
+        if count * COLD_WEIGHT > total:
+            break
+    return list(found.values())
+
+
+def point(kind: str, key: str, static: Mapping[str, Any], dims: Dims) -> Point:
+    """The graph of an operator, in as many copies as the clock needs."""
+    work = weight_bytes(kind, dims, static) // 4 * positions(kind, dims, static)
+    copies = min(_MOST_COPIES, math.ceil(_SHORT / work)) if work else 1
+    made = tiny(kind, static, dims, copies)
+    if static.get("input"):
+        return Point(key, dims, made.model, made.inputs, copies, INPUT_FLUSH)
+    return Point(key, dims, made.model, made.inputs, copies)
+
+
+def _after_another(count: int) -> bytes:
+    """Convolutions that push one another's weights out of the caches."""
+    _, channels, size = COLD
+    b = Builder()
+    value = b.input((1, channels, size, size))
+    for _ in range(count):
+        value = b.node("Conv", [value, b.weight([channels, channels, 1, 1])])
+    b.output(value)
+    return b.bytes()
+
+
+def _neg(size: int, between: bool) -> bytes:
+    """An operator that knows no blocks; `between` two that work on them, or beside them.
+
+    The difference is what it takes to bring a tensor out of blocks and into them again.
+    """
+    b = Builder()
+    shape = (1, FED, size, size)
+
+    def convolved(value: str) -> str:
+        return b.node("Conv", [value, b.weight([FED, 1, 1, 1])], group=FED)
+
+    if between:
+        b.output(convolved(b.node("Neg", [convolved(b.input(shape))])))
+    else:
+        x = b.input(shape)
+        b.output(convolved(convolved(x)))
+        b.output(b.node("Neg", [b.input(shape)]))
+    return b.bytes()
+
+
+def probes() -> list[Probe]:
+    """What is asked about the widths that keep the fast layout, whatever the model."""
+    odd = {width: _convolution(FED, width, 1) for width in (17, 33, 49)}
+    every = range(FED, 2 * FED + 1)
+    return [
+        Probe("block", odd, "block"),
+        Probe("direct", {width: _convolution(width, FED, 1) for width in range(1, FED + 1)}, "direct"),
+        Probe("conv_in", {width: _convolution(width, FED, 1) for width in every}),
+        Probe("conv_out", {width: _convolution(FED, width, 1) for width in every}),
+        Probe("depthwise", {width: _convolution(width, width, width) for width in every}),
+        Probe("grouped", {width: _convolution(2 * width, 2 * width, 2) for width in range(1, FED + 1)}),
+        Probe("pool", {width: _pool(width) for width in every}),
+        Probe("concat", {width: _concat(width) for width in every}),
+    ]
+
+
+def _convolution(channels: int, out: int, groups: int) -> bytes:
+    b = Builder()
+    x = b.input((1, channels, 4, 4))
+    weight = b.weight([out, channels // groups, 3, 3])
+    b.output(b.node("Conv", [x, weight], group=groups, kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
+    return b.bytes()
+
+
+def _pool(channels: int) -> bytes:
+    b = Builder()
+    b.output(b.node("MaxPool", [b.input((1, channels, 4, 4))], kernel_shape=[2, 2], strides=[2, 2]))
+    return b.bytes()
+
+
+def _concat(channels: int) -> bytes:
+    """Two results of convolutions, one after the other, read by a convolution."""
+    b = Builder()
+    x = b.input((1, FED, 4, 4))
+    parts = [b.node("Conv", [x, b.weight([channels, FED, 1, 1])]) for _ in range(2)]
+    b.output(b.node("Conv", [b.node("Concat", parts, axis=1), b.weight([FED, 2 * channels, 1, 1])]))
+    return b.bytes()
+
+
+def passing(operator: Operator, full: Dims) -> Probe:
+    """Whether an elementwise operator that stands alone works on blocks between two convolutions.
+
+    `full` are its sizes at full width, (batch, channels, height, width).
+    """
+    b = Builder()
+    shape = (full[0], FED, *(min(4, size) for size in full[2:]))
+
+    def convolved(sizes: Dims) -> str:
+        """What a convolution hands on; a tensor of fewer axes or channels comes as it is."""
+        value = b.input(sizes)
+        if len(sizes) < len(shape) or sizes[1] != FED:
+            return value
+        return b.node("Conv", [value, b.weight([FED, FED, *(1 for _ in sizes[2:])])])
+
+    if operator.kind == "batch_norm":
+        value = b.node("BatchNormalization", [convolved(shape), *(b.weight([FED]) for _ in range(4))])
+    else:
+        value = convolved(masked(operator.static["first"], shape))
+    chain = operator.static["chain"]
+    extra = [convolved(sizes) for sizes in operand_shapes(chain, shape)]
+    value = apply(b, chain, value, shape, extra)
+    b.output(b.node("Conv", [value, b.weight([FED, FED, *(1 for _ in shape[2:])])]))
+    return Probe(passes(operator), {FED: b.bytes()})
+
+
+def questions(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Probe]:
+    """Every probe that these operators need: those for all models, and one a distinct elementwise operator that stands
+    alone on images. `full` holds the leaves' full widths."""
+    found = {probe.name: probe for probe in probes()}
+    for operator in operators:
+        if operator.kind in STANDING and len(operator.dims) == IMAGE and passes(operator) not in found:
+            found[passes(operator)] = passing(operator, sizes_at(operator, full))
+    return list(found.values())

@@ -1,0 +1,279 @@
+"""A smaller model on disk: its plan, its weights and what ties them together, in a folder of three files.
+
+`plan.json` is the plan. `weights.safetensors` holds the tensors of `state_dict`, each once; its metadata has
+the SHA-256 of `plan.json`. `model.json` is
+
+    {"format": "surgeon-model", "version": 1, "form": "module", "tied": {"head.weight": "embed.weight"}}
+
+where `form` is "module" or "graph", and `tied` maps each further name of a tensor to the one that it is
+stored under. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, fx, nn
+
+from surgeon.errors import InvalidArgument, InvalidModel, WeightsError
+from surgeon.plans.plan import Plan, plan_of
+from surgeon.support.files import StrPath, replace_many
+from surgeon.support.opening import Unfit, read_bytes, require_file
+from surgeon.support.safetensors_io import write_tensors
+from surgeon.support.strict_json import loads
+
+PLAN = "plan.json"
+WEIGHTS = "weights.safetensors"
+MODEL = "model.json"
+FORMAT = "surgeon-model"
+VERSION = 1
+LISTED = 8
+"""Tensors that an error names, before it counts the rest."""
+
+
+def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
+    """Write a smaller model to `folder`, which is created where it is missing.
+
+    `plan` is by default the one that the model carries since `shrink` or `Plan.apply` made it. Each file is
+    replaced as a whole, after all three have been written.
+
+    Raises:
+        InvalidArgument: `model` is no module, or carries no plan.
+        InvalidModel: its `state_dict` holds what is not a dense tensor.
+        OutputError: `folder` can't be written; what was there is intact.
+
+    >>> import os, tempfile
+    >>> from surgeon.pipeline.shrink import shrink
+    >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(shrink(net, 0.5, example_inputs=torch.zeros(1, 8)), folder)
+    ...     print(sorted(os.listdir(folder)))
+    ['model.json', 'plan.json', 'weights.safetensors']
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    plan = plan_of(model, plan)
+    if plan is None:
+        raise InvalidArgument(
+            f"{type(model).__name__} carries no plan, so it could not be rebuilt from the folder; "
+            "save what surgeon.shrink or Plan.apply returned, or pass plan="
+        )
+    tensors, tied = _state(model)
+    form = "graph" if isinstance(model, fx.GraphModule) else "module"
+    with replace_many(folder) as scratch:
+        plan.save(scratch / PLAN)
+        metadata = {"plan": _digest(scratch / PLAN)}  # one entry: safetensors writes several in any order
+        write_tensors(scratch / WEIGHTS, tensors, metadata)
+        meta = {"format": FORMAT, "version": VERSION, "form": form, "tied": tied}
+        (scratch / MODEL).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+
+
+def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
+    """The smaller model that was saved in `folder`, rebuilt from a model of the original architecture.
+
+    `fresh_model` may have any weights, and is left as it is; the result has its device and its types.
+
+    Raises:
+        InvalidArgument: `folder` is not a folder that `save` wrote, or `fresh_model` is no module.
+        PlanError: the plan is malformed, or of another architecture than `fresh_model`.
+        WeightsError: a tensor is missing, extra, or of another shape or type than the plan leaves; or the
+            file is cut short, no safetensors file, or belongs to another plan.
+
+    >>> import tempfile
+    >>> from surgeon.pipeline.shrink import shrink
+    >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> fresh = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(shrink(net, 0.5, example_inputs=torch.zeros(1, 8)), folder)
+    ...     print(load(folder, fresh)[2])
+    Linear(in_features=16, out_features=4, bias=True)
+    """
+    path = Path(folder)
+    if not isinstance(fresh_model, nn.Module):
+        raise InvalidArgument(f"fresh_model is a {type(fresh_model).__name__}, not a torch.nn.Module")
+    if missing := [name for name in (MODEL, PLAN, WEIGHTS) if not (path / name).is_file()]:
+        lacking = ", no ".join(missing)
+        raise InvalidArgument(f"{path} is not a folder that surgeon.save wrote: it has no {lacking}")
+    form, tied = _read_meta(path / MODEL)
+    plan = Plan.load(path / PLAN)
+    stored = _read_header(path)
+    slim = plan.build(fresh_model, form=form)
+    _retie(slim, tied)
+    _check(stored, tied, slim)
+    _copy(stored, tied, slim)
+    return slim
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The names, shapes and types of a weights file."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
+
+
+def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors to store by name, and the further names of those that have several."""
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    storages: set[int] = set()
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_meta:
+            kind = value.layout if isinstance(value, Tensor) else type(value).__name__
+            where = " on the meta device" if isinstance(value, Tensor) and value.is_meta else ""
+            raise InvalidModel(f"{name} is a {kind}{where}; only dense tensors with values can be stored")
+        identity = _identity(value)
+        if identity in first and value.numel():
+            tied[name] = first[identity]
+            continue
+        first[identity] = name
+        dense = value.detach().cpu().contiguous()
+        # safetensors refuses tensors that overlap, and would store all of the memory that a view looks into.
+        storage = dense.untyped_storage()
+        if storage.data_ptr() in storages or storage.nbytes() != dense.numel() * dense.element_size():
+            dense = dense.clone()
+        storages.add(dense.untyped_storage().data_ptr())
+        tensors[name] = dense
+    return tensors, tied
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    """The same for two tensors only if they are the same memory, read the same way."""
+    storage = tensor.untyped_storage().data_ptr()
+    return storage, tensor.device, tensor.storage_offset(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read_meta(path: Path) -> tuple[str, dict[str, str]]:
+    """The form, and what is tied."""
+    try:
+        meta = loads(read_bytes(path))
+    except Unfit as error:
+        raise WeightsError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise WeightsError(f"{path} is not of the format {FORMAT}; save the model again")
+    if meta.get("version") != VERSION:
+        raise WeightsError(
+            f"{path} is of version {meta.get('version')!r}, this surgeon reads {VERSION}; update surgeon"
+        )
+    tied = meta.get("tied")
+    if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
+        raise WeightsError(f"{path}: tied is {tied!r}, not an object of tensor names")
+    if meta.get("form") not in ("module", "graph"):
+        raise WeightsError(f"{path}: form is {meta.get('form')!r}, neither module nor graph")
+    return meta["form"], tied
+
+
+def _read_header(folder: Path) -> _Header:
+    path = folder / WEIGHTS
+    try:
+        require_file(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            kinds = {name: str(part.get_dtype()) for name, part in slices.items()}
+    except (SafetensorError, OSError, Unfit) as error:
+        raise WeightsError(f"{path} is no whole safetensors file: {error}; save the model again") from error
+    digest = _digest(folder / PLAN)
+    if metadata.get("plan", digest) != digest:
+        raise WeightsError(
+            f"{path} was not saved with the plan beside it: its cuts may be others; save the model again"
+        )
+    return _Header(path, shapes, kinds)
+
+
+def _retie(slim: nn.Module, tied: Mapping[str, str]) -> None:
+    """Make each further name stand for the tensor of the first again, where `slim` has two."""
+    state = slim.state_dict(keep_vars=True)
+    for name, first in tied.items():
+        a, b = state.get(name), state.get(first)
+        if a is None or b is None or a is b:
+            continue
+        if a.shape != b.shape or a.dtype != b.dtype:
+            raise WeightsError(
+                f"{name} was saved as one tensor with {first}, but here they are {_text(a)} and {_text(b)}; "
+                "build fresh_model as the saved one was built"
+            )
+        path, _, leaf = name.rpartition(".")
+        owner = slim.get_submodule(path)
+        table: dict[str, Any] = owner._parameters if leaf in owner._parameters else owner._buffers
+        table[leaf] = b
+
+
+def _check(stored: _Header, tied: Mapping[str, str], slim: nn.Module) -> None:
+    """Compare names, shapes and types before any value is read."""
+    state = {k: v for k, v in slim.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    if meta := [name for name, value in state.items() if value.is_meta]:
+        raise InvalidArgument(
+            f"fresh_model has tensors on the meta device ({_names(meta)}), which hold no values; "
+            "call fresh_model.to_empty(device='cpu') first"
+        )
+    named = {name: stored.shapes.get(tied.get(name, name)) for name in state}
+    faults = []
+    if missing := [name for name, found in named.items() if found is None]:
+        faults.append(f"missing: {_names(missing)}")
+    if extra := [name for name in (*stored.shapes, *tied) if name not in state]:
+        faults.append(f"extra: {_names(extra)}")
+    faults += [
+        f"misshapen: {name} is {list(found)} in the file, and {list(state[name].shape)} after the plan's cuts"
+        for name, found in named.items()
+        if found is not None and found != tuple(state[name].shape)
+    ][:LISTED]
+    kinds = {name: _KINDS.get(stored.kinds.get(tied.get(name, name), "")) for name in state}
+    faults += [
+        f"of another type: {name} is {kinds[name]} in the file, and {value.dtype} in the model; "
+        f"call fresh_model.to({kinds[name]}) first"
+        for name, value in state.items()
+        if named[name] is not None and kinds[name] is not None and kinds[name] != value.dtype
+    ][:1]
+    if faults:
+        kind = type(slim).__name__
+        listed = "\n  ".join(faults)
+        raise WeightsError(f"{stored.path} does not hold the weights of this {kind}:\n  {listed}")
+
+
+_KINDS = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool, "C64": torch.complex64,
+}  # fmt: skip
+
+
+def _copy(stored: _Header, tied: Mapping[str, str], slim: nn.Module) -> None:
+    copied: dict[int, str] = {}
+    try:
+        with safe_open(stored.path, framework="pt") as file, torch.no_grad():
+            for name, target in slim.state_dict(keep_vars=True).items():
+                source = tied.get(name, name)
+                earlier = copied.setdefault(id(target), source)
+                if earlier == source:
+                    target.copy_(file.get_tensor(source))
+                elif not torch.equal(file.get_tensor(source), file.get_tensor(earlier)):
+                    raise WeightsError(
+                        f"{stored.path}: {source} and {earlier} have different values, "
+                        "but fresh_model ties them; build it as the saved one was built"
+                    )
+    except SafetensorError as error:
+        raise WeightsError(f"{stored.path} can't be read: {error}") from error
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def _text(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"

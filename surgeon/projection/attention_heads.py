@@ -1,0 +1,251 @@
+"""Attention's linear pairs: what a head does with its values is linear up to the layer that reads it, and queries meet
+keys in an inner product alone. In each head any invertible matrix may stand between the two of a pair.
+
+Found from the graph: positions of a writer's output are followed through movement, factors and attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from surgeon.calibration import layers as contraction
+from surgeon.calibration.fisher import Reader
+from surgeon.calibration.layers import Contraction
+from surgeon.calibration.moments import Moments
+from surgeon.calibration.parameter_slots import Slots
+from surgeon.groups.coupling import Groups
+from surgeon.projection.bases import balanced, weighted
+from surgeon.projection.dataflow import Use, follow
+from surgeon.rules import arguments
+from surgeon.rules.base import size_of
+
+Rows = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Values:
+    """The outputs `rows` of a writer, a head's values, and the inputs (copies, units) of all layers that they reach."""
+
+    leaf: int
+    writer: Contraction
+    rows: Rows
+    readers: tuple[tuple[Contraction, Tensor], ...]
+
+    def rotate(self, readers: dict[fx.Node, Reader]) -> None:
+        """Put the directions that matter most first."""
+        covariances, metrics = [], []
+        for layer, copies in self.readers:
+            reader = readers[layer.node]
+            weight = layer.matrix(layer.weight.read())[0].double()
+            gradients = reader.gradients[0] * (reader.positions / max(reader.count, 1))
+            found = reader.moments.covariances()[0][0]
+            for columns in copies:
+                covariances.append(found[columns][:, columns])
+                metrics.append(weight[columns] @ gradients @ weight[columns].t())
+        forth, back = weighted(torch.stack(covariances).sum(0), torch.stack(metrics).sum(0))
+        multiply_outputs(self.writer, self.rows, forth)
+        for layer, copies in self.readers:
+            matrix = layer.matrix(layer.weight.read()).double()
+            for columns in copies:
+                matrix[0, columns] = back.t() @ matrix[0, columns]
+            layer.weight.write(layer.unmatrix(matrix))
+
+
+@dataclass(frozen=True)
+class Match:
+    """Blocks of a writer's outputs, the heads' queries, that meet a block of keys in an inner product."""
+
+    leaf: int
+    writer: Contraction
+    queries: tuple[Rows, ...]
+    reader: Contraction
+    keys: Rows
+
+    def rotate(self, queries_of: dict[fx.Node, Moments], keys_of: dict[fx.Node, Moments]) -> None:
+        """Put the directions that matter most for the product first."""
+        found = queries_of[self.writer.node].covariances(centred=False)[0][0]
+        queries = torch.stack([found[list(rows)][:, list(rows)] for rows in self.queries]).sum(0)
+        keys = keys_of[self.reader.node].covariances(centred=False)[0][0][list(self.keys)][:, list(self.keys)]
+        forth, back = balanced(queries, keys)
+        for rows in self.queries:
+            multiply_outputs(self.writer, rows, forth)
+        multiply_outputs(self.reader, self.keys, back.t())
+
+
+def multiply_outputs(writer: Contraction, rows: Rows, matrix: Tensor) -> None:
+    """Multiply some outputs of a writer by a matrix (rows, rows)."""
+    chosen = list(rows)
+    weight = writer.matrix(writer.weight.read()).double()
+    weight[:, :, chosen] = weight[:, :, chosen] @ matrix.t()
+    writer.weight.write(writer.unmatrix(weight))
+    if writer.bias is not None:
+        bias = writer.bias.read().double()
+        flat = bias.flatten()
+        flat[chosen] = matrix @ flat[chosen]
+        writer.bias.write(flat.reshape(bias.shape))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A writer, and all uses of what it puts out."""
+
+    writer: Contraction
+    uses: tuple[Use, ...]
+
+    def users(self, rows: Rows) -> list[Use]:
+        """The uses of some of its outputs."""
+        wanted = torch.tensor(rows)
+        return [use for use in self.uses if bool(torch.isin(use.places, wanted).any())]
+
+
+def find(groups: Groups, slots: Slots) -> tuple[list[Values], list[Match]]:
+    """Values and matches of all attention in the graph."""
+    values: list[Values] = []
+    met: dict[fx.Node, dict[str, tuple[_Source, Use]]] = {}
+    for node in groups.graph.nodes:
+        layer = contraction.find(node, node, slots.find) if node.op == "call_function" else None
+        if layer is None or layer.along is None or layer.unknown_bias:
+            continue
+        count = layer.matrix(layer.weight.places).shape
+        if count[0] != 1:
+            continue
+        attended: list[Use] = []
+
+        def passes(user: fx.Node, operand: fx.Node, places: Tensor, found: list[Use] = attended) -> Tensor | None:
+            through = _through(user, operand, places)
+            if through is not None:
+                found.append(Use(user, operand, places))
+            return through
+
+        start = layer.along(torch.arange(count[2])[None]).expand(size_of(node))
+        source = _Source(layer, tuple(follow(node, start, passes)))
+        values += _values(groups, source, attended, slots)
+        for use in source.uses:
+            if (role := _role(use)) is not None:
+                met.setdefault(use.user, {})[role] = (source, use)
+    return values, [match for roles in met.values() if len(roles) == 2 for match in _matches(groups, **roles)]
+
+
+def _values(groups: Groups, source: _Source, attended: list[Use], slots: Slots) -> list[Values]:
+    found = []
+    for use in attended:
+        leaf = _leaf(groups, use.operand, -1)
+        if leaf is None:
+            continue
+        for rows in _blocks(use.places):
+            readers = [_columns(each, rows, slots) for each in source.users(rows)]
+            if readers and all(reader is not None for reader in readers):
+                found.append(Values(leaf, source.writer, rows, tuple(r for r in readers if r is not None)))
+    return list({each.rows: each for each in found}.values())
+
+
+def _matches(
+    groups: Groups, query: tuple[_Source, Use], key: tuple[_Source, Use]
+) -> list[Match]:
+    (left, asked), (right, kept) = query, key
+    leaf = _leaf(groups, asked.operand, -1)
+    ours, theirs = asked.places, kept.places
+    if _name(kept.user) in _PRODUCTS:
+        theirs = theirs.transpose(-1, -2)
+    elif theirs.shape[-3] != ours.shape[-3]:
+        theirs = theirs.repeat_interleave(ours.shape[-3] // theirs.shape[-3], -3)
+    if leaf is None or not _even(ours) or not _even(theirs):
+        return []
+    a, b = (each[..., 0, :] for each in (ours, theirs))
+    a, b = torch.broadcast_tensors(a, b)
+    met: dict[Rows, set[Rows]] = {}
+    for rows, keys in zip(a.reshape(-1, a.shape[-1]).tolist(), b.reshape(-1, b.shape[-1]).tolist(), strict=True):
+        met.setdefault(tuple(keys), set()).add(tuple(rows))
+    if not _apart([*met]) or not _apart([rows for each in met.values() for rows in each]):
+        return []
+    return [
+        Match(leaf, left.writer, tuple(sorted(queries)), right.writer, keys)
+        for keys, queries in met.items()
+        if len(right.users(keys)) == 1 and all(len(left.users(rows)) == 1 for rows in queries)
+    ]
+
+
+_PRODUCTS = {"matmul", "bmm"}
+
+
+def _name(node: fx.Node) -> str:
+    target = node.target
+    return target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else ""
+
+
+def _operands(user: fx.Node) -> tuple[Any, Any, Any]:
+    """What an operator takes for queries, keys and values; None for what it does not have."""
+    name = _name(user)
+    if name == "scaled_dot_product_attention":
+        given = arguments(user)
+        return given["query"], given["key"], given["value"]
+    if name in _PRODUCTS:
+        given = arguments(user)
+        other = given.get("other", given.get("mat2"))
+        return given["self"], other, other
+    return None, None, None
+
+
+def _role(use: Use) -> str | None:
+    """Whether a use is as queries or keys of an inner product, and as nothing else."""
+    query, key, value = _operands(use.user)
+    if _name(use.user) in _PRODUCTS:
+        value = None
+    roles = [role for role, operand in (("query", query), ("key", key)) if operand is use.operand]
+    return roles[0] if len(roles) == 1 and value is not use.operand else None
+
+
+def _through(user: fx.Node, operand: fx.Node, places: Tensor) -> Tensor | None:
+    """The places of what attention makes of values; None where the operand is not that, or not that alone."""
+    query, key, value = _operands(user)
+    product = _name(user) in _PRODUCTS
+    if value is not operand or query is operand or (not product and key is operand) or places.dim() < 3:
+        return None
+    if not isinstance(query, fx.Node) or query.op == "get_attr" or not _even(places):
+        return None
+    shape = size_of(user)
+    if not product and places.shape[-3] != shape[-3]:
+        places = places.repeat_interleave(shape[-3] // places.shape[-3], -3)
+    return places[..., :1, :].expand(shape)
+
+
+def _even(places: Tensor) -> bool:
+    """Whether all tokens have the same units, each once."""
+    first = places[..., :1, :]
+    return places.dim() >= 3 and bool((places == first).all()) and places.shape[-1] > 1
+
+
+def _blocks(places: Tensor) -> list[Rows]:
+    """The units of each head; none if heads share some but not all."""
+    blocks = {tuple(rows) for rows in places[..., 0, :].reshape(-1, places.shape[-1]).tolist()}
+    return sorted(blocks) if _apart([*blocks]) else []
+
+
+def _apart(blocks: list[Rows]) -> bool:
+    every = [row for rows in blocks for row in rows]
+    return len(set(every)) == len(every)
+
+
+def _leaf(groups: Groups, node: fx.Node, dim: int) -> int | None:
+    """The group that an axis is, whole."""
+    axes = groups.axes[node]
+    axis = groups.space.resolve(axes[dim]) if isinstance(axes, tuple) else None
+    return next((group.leaf.id for group in groups if group.leaf == axis), None)
+
+
+def _columns(use: Use, rows: Rows, slots: Slots) -> tuple[Contraction, Tensor] | None:
+    """The layer that a use is, and the inputs (copies, units) that some units are to it."""
+    layer = contraction.find(use.user, use.user, slots.find)
+    if layer is None or layer.source is not use.operand or layer.matrix(layer.weight.places).shape[0] != 1:
+        return None
+    inputs, _ = layer.rows(use.places, torch.zeros(size_of(use.user)), 1.0, torch.Generator())
+    if bool((inputs != inputs[:, :1]).any()):
+        return None
+    hits = [(inputs[0, 0] == row).nonzero().flatten() for row in rows]
+    if len({len(hit) for hit in hits}) != 1:
+        return None
+    return layer, torch.stack(hits, 1)

@@ -1,0 +1,213 @@
+"""Projection: a model is brought into the basis in which a cut loses least, and computes the same.
+
+Then directions go that matter least, not whole channels. As in Ashkboos et al., "SliceGPT", ICLR 2024, with directions
+weighted by what the output makes of them. Found from the graph alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from surgeon.calibration.data import Calibration, calibrate
+from surgeon.calibration.fisher import measure
+from surgeon.calibration.layers import Contraction
+from surgeon.calibration.moments import Moments
+from surgeon.calibration.network import Network
+from surgeon.calibration.parameter_slots import Slots
+from surgeon.errors import InvalidArgument
+from surgeon.frontend.infer_inputs import infer
+from surgeon.frontend.trace import normalise_inputs, trace_inputs
+from surgeon.groups.coupling import Groups, couple
+from surgeon.groups.interpreter import last_uses
+from surgeon.plans.basis import Basis, mark
+from surgeon.projection import attention_heads as heads
+from surgeon.projection import channel_order as order
+from surgeon.projection import linear_streams as streams
+from surgeon.projection.attention_heads import Match
+from surgeon.projection.linear_streams import Stream
+from surgeon.support.progress import stage
+
+#: How far the rotated model's outputs may be from the original's, relative to their size.
+TOLERANCE = 1e-3
+
+
+def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: Any = None) -> nn.Module:
+    """A copy of the model that computes the same, in the basis in which least is lost by a cut.
+
+    Linear streams are rotated from their writers to their readers, values and keys inside of each attention head;
+    inside of each group of a grouped convolution, channels are put in the order of their worth.
+    `shrink` does this on its own where it has data. A plan that is made for the copy is one of the copy's units, and
+    `Plan.apply` and `verify` take it to the copy alone.
+
+    Args:
+        model: any module that `torch.export` can trace; it is left as it is.
+        data: unlabeled inputs, as for `shrink`.
+        samples: how many of them to use at most.
+        example_inputs: as for `shrink`.
+
+    Returns:
+        The copy, with its `Basis`; the model itself if there is nothing to rotate, or if the copy would not compute
+        the same.
+
+    Raises:
+        InvalidArgument, InvalidInputs: bad input.
+        TraceError: `torch.export` can't trace the model.
+
+    >>> from surgeon.plans.basis import basis_of
+    >>> net = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    >>> x = torch.randn(64, 8)
+    >>> rotated = project(net, x)
+    >>> basis_of(rotated).groups, torch.allclose(rotated(x), net(x), atol=1e-4)
+    (('0',), True)
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    with stage("trace"):
+        inputs = infer(model) if example_inputs is None else normalise_inputs(example_inputs)
+        graph = trace_inputs(model, inputs)
+    return project_groups(model, couple(graph), data, samples=samples)
+
+
+def project_groups(model: nn.Module, groups: Groups, data: Any, *, samples: int = 256) -> nn.Module:
+    """As `project`, for a model that was traced and coupled already. `data` may be a Calibration."""
+    calibration = calibrate(data, groups.graph, model, samples)
+    rotated = copy.deepcopy(model)
+    tensors = {**dict(rotated.named_parameters(remove_duplicate=False)),
+               **dict(rotated.named_buffers(remove_duplicate=False))}
+    slots = Slots(groups, {node: node for node in groups.graph.nodes}, tensors)
+    linear = [stream for group in groups if (stream := streams.find(groups, group, slots)) is not None]
+    values, matches = heads.find(groups, slots)
+    turned = {value.leaf for value in values} | {match.leaf for match in matches}
+    turned |= {stream.group.leaf.id for stream in linear}
+    inner = [found for group in groups if group.leaf.id not in turned and (found := order.find(groups, group))]
+    if not (turned or inner):
+        return model
+    readers = {reader.layer.node: reader for reader in measure(groups, calibration.batches).readers}
+    turned |= {each.group.leaf.id for each in inner if each.sort(groups, readers.values(), tensors)}
+    if not turned:
+        return model
+    seen = _Seen(groups, linear, matches, calibration)
+    for value in values:
+        value.rotate(readers)
+    for match in matches:
+        match.rotate(seen.queries, seen.keys)
+    for stream in linear:
+        stream.rotate(readers, seen.norms)
+    deviation = _deviation(groups, tensors, calibration)
+    if not deviation <= TOLERANCE:
+        return model
+    mark(rotated, Basis(
+        _digest(rotated), tuple(group.name for group in groups if group.leaf.id in turned),
+        tuple(stream.group.name for stream in linear if stream.ranked), deviation,
+    ))
+    return rotated
+
+
+def _digest(model: nn.Module) -> str:
+    found = hashlib.sha256()
+    for parameter in model.parameters():
+        found.update(parameter.detach().double().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+class _Seen:
+    """Moments of what norms put out, before their factors, and of the outputs of queries' and keys' writers."""
+
+    def __init__(self, groups: Groups, linear: Iterable[Stream], matches: Iterable[Match], data: Calibration) -> None:
+        self.norms: dict[fx.Node, Moments] = {}
+        self.queries = {match.writer.node: Moments() for match in matches}
+        self.keys = {match.reader.node: Moments() for match in matches}
+        layers = {layer.node: layer for match in matches for layer in (match.writer, match.reader)}
+        own = {node: norm for stream in linear for node, norm in stream.norms.items()}
+        for stream in linear:
+            self.norms |= {norm.node: Moments() for _, norm in stream.writers if norm is not None}
+        self.norms |= {node: Moments() for node in own}
+
+        def look(node: fx.Node, network: Network, batch: int) -> None:
+            value = network.value(node, batch)
+            if node in own:
+                source = network.value(node.all_input_nodes[0], batch)
+                _add(self.norms[node], own[node].bare(source), -1)
+            elif node in self.norms:
+                _add(self.norms[node], value, 1)
+            if node in layers:
+                axis = _unit_axis(layers[node], value)
+                if node in self.queries:
+                    _add(self.queries[node], value, axis)
+                if node in self.keys:
+                    # What all keys of a sample have in common adds the same to all scores: softmax doesn't see it.
+                    others = [dim for dim in range(1, value.dim()) if dim != axis]
+                    _add(self.keys[node], value - value.mean(others, keepdim=True) if others else value, axis)
+
+        _watch(groups, data, {*self.norms, *layers}, look)
+
+
+def _add(moments: Moments, value: Tensor, axis: int) -> None:
+    rows = value.movedim(axis, -1).reshape(1, -1, value.shape[axis]).double()
+    moments.add(rows, rows[:, :, :0])
+
+
+def _unit_axis(layer: Contraction, value: Tensor) -> int:
+    """The axis of a layer's output that its units are."""
+    assert layer.along is not None
+    _, _, count = layer.matrix(layer.weight.places).shape
+    shape = layer.along(torch.zeros(1, count)).shape
+    return value.dim() - len(shape) + max(range(len(shape)), key=lambda dim: shape[dim])
+
+
+def _watch(
+    groups: Groups, data: Calibration, wanted: set[fx.Node], look: Callable[[fx.Node, Network, int], None]
+) -> None:
+    """Run the model on all data and look at the values of some nodes."""
+    if not wanted:
+        return
+    network = _network(groups, {}, data)
+    drop = last_uses(groups.graph)
+    with torch.no_grad():
+        for node in groups.graph.nodes:
+            if node.op in ("get_attr", "output"):
+                continue
+            for batch in range(len(data.batches)):
+                network.keep(node, batch, network.compute(node, batch))
+                if node in wanted:
+                    look(node, network, batch)
+            network.drop(drop.get(node, ()))
+
+
+def _network(groups: Groups, tensors: Mapping[str, Tensor], data: Calibration) -> Network:
+    graph = groups.graph
+
+    def tensor(node: fx.Node) -> Tensor | None:
+        name = graph.tensors.get(node.name)
+        if name is None:
+            return None
+        return tensors.get(name, tensors.get(graph.canonical[name], graph.tensor(name)))
+
+    return Network({node: node for node in graph.nodes}, tensor, data.batches)
+
+
+def _deviation(groups: Groups, tensors: Mapping[str, Tensor], data: Calibration) -> float:
+    """How far the outputs with these tensors are from the model's own, relative to their size."""
+    pair = [_network(groups, own, data.judge) for own in ({}, tensors)]
+    drop = last_uses(groups.graph)
+    apart = size = 0.0
+    with torch.no_grad():
+        for node in groups.graph.nodes:
+            if node.op == "get_attr":
+                continue
+            for batch in range(len(data.held_back)):
+                if node.op == "output":
+                    for a, b in zip(*(network.outputs(node, batch) for network in pair), strict=True):
+                        apart, size = apart + float((a - b).square().sum()), size + float(a.square().sum())
+                    continue
+                for network in pair:
+                    network.keep(node, batch, network.compute(node, batch))
+            for network in pair:
+                network.drop(drop.get(node, ()))
+    return (apart / size) ** 0.5 if size else apart

@@ -1,0 +1,265 @@
+"""From a float ONNX file to an int8 one, kept only where it is measured faster and accurate enough."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from surgeon.deploy.export import SINGLE_FILE_BYTES, export
+from surgeon.deploy.inputs import read_call
+from surgeon.device.benchmark import Verdict, benchmark
+from surgeon.device.ort_session import make_feeds, open_session
+from surgeon.errors import InvalidArgument, InvalidInputs
+from surgeon.frontend.infer_inputs import infer
+from surgeon.quantization.accuracy import Accuracy, Judge, judge_by
+from surgeon.quantization.calibration import LABELS, Feeds, Input, batches, check_finite, collect, divide
+from surgeon.quantization.quantizer import Method, Source
+from surgeon.quantization.recipes import Trial, search
+from surgeon.support.files import replace_beside
+from surgeon.support.progress import stage
+
+Kind = Literal["auto", "static", "dynamic"]
+
+_RANDOM = 8
+"""Random batches to judge by where no calibration is given."""
+_EXPORTED = 2
+"""Rows of the first batch of calibration that a module is exported with."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `quantize` wrote to `path`, and the numbers that decided it.
+
+    `accepted` says whether the file is int8; otherwise it is the float32 one, and `reason` says why. `recipe`
+    describes the best int8 file found, `accuracy` holds it against float32, and `verdict` measures it against
+    float32. `overall` measures what stands at `path` against `base`, where that was given. `bytes` is the size
+    of the file at `path`, `float_bytes` that of the float32 file. `tried` are all that were timed.
+    """
+
+    path: Path
+    accepted: bool
+    reason: str
+    recipe: str
+    accuracy: Accuracy | None
+    verdict: Verdict | None
+    overall: Verdict | None
+    bytes: int
+    float_bytes: int
+    tried: tuple[Trial, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        kept = "int8" if self.accepted else "float32 is kept"
+        lines = [f"{self.path}: {kept}, {self.bytes / 1e6:.2f} MB (float32 {self.float_bytes / 1e6:.2f} MB)"]
+        lines.append(f"  {self.reason}")
+        if self.recipe:
+            lines.append(f"  int8 at its best: {self.recipe}")
+        if self.accuracy is not None:
+            lines.append(f"  {self.accuracy}")
+        if self.verdict is not None:
+            ratio, low = self.verdict.ratio, (self.verdict.base.low, self.verdict.slim.low)
+            lines.append(f"  float32 {low[0]:.3f} ms, int8 {low[1]:.3f} ms: {ratio} ({self.verdict.decision})")
+        if self.overall is not None:
+            lines.append(f"  against the base: {self.overall.ratio} ({self.overall.decision})")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+    def to_json(self) -> str:
+        """All fields by their names, as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2, default=str)
+
+
+def quantize(
+    model: nn.Module | str | os.PathLike[str],
+    calibration: Iterable[object] | None = None,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    example_inputs: Any = None,
+    base: str | os.PathLike[str] | None = None,
+    kind: Kind = "auto",
+    judge: Judge = "auto",
+    agreement: float = 0.98,
+    deviation: float = 0.1,
+    samples: int = 256,
+    threads: int = 1,
+    seconds: float = 5.0,
+    seed: int = 0,
+) -> Quantized:
+    """Write `model` to `path` in int8 if that is faster on this CPU and accurate enough, else in float32.
+
+    The quantiser is onnxruntime's own: weights of 8 bits, a scale each output channel; activations with ranges from
+    calibration ("static") or from each run ("dynamic": matrix products). Which operators stay float is found by
+    measuring: how many at the start of the network, where few channels make int8 slow, and which kinds. Where int8
+    is not accurate enough, other ways to take the ranges and weights of 7 bits are tried.
+
+    Args:
+        model: a module, which is exported first, or an ONNX file.
+        calibration: unlabeled batches, read once, of which every other one is held back to judge accuracy by.
+            Without it only "dynamic" is possible, judged on random inputs.
+        path: where to write, the whole or nothing; by default NAME.int8.onnx beside a file NAME.onnx, and for a module
+            int8.onnx in the current folder.
+        example_inputs: of a module, by default two rows of the first batch of calibration.
+        base: an ONNX file, of the unpruned model say, that the result is measured against too.
+        kind: "static", "dynamic", or "auto", which tries what applies and keeps the best.
+        judge: "top-1" accepts if the share of rows whose largest output is float32's is at least `agreement`,
+            "deviation" if |int8 - float32| / |float32| (Euclidean norms) is at most `deviation`. "auto" is "top-1" for
+            a model with one output of shape (N, K), K > 1, else "deviation".
+        agreement: the least share, 0 to 1.
+        deviation: the largest relative deviation.
+        samples: rows of calibration that are read.
+        threads: of onnxruntime while measuring.
+        seconds: what each of the final measurements takes.
+        seed: draws random inputs and the order of measurements.
+
+    Raises:
+        InvalidArgument: an argument is out of range.
+        InvalidInputs: calibration is empty, or a batch holds NaN or does not fit.
+        OutputError: `path` can't be written (before any work).
+        ExportError: a module can't be exported, or a file can't be read.
+
+    >>> quantize("slim.onnx", images.split(32), path="int8.onnx").accepted  # doctest: +SKIP
+    True
+    """
+    _check(kind, judge, agreement, deviation, samples, calibration)
+    target = Path(path) if path is not None else _beside(model)
+    with replace_beside(target) as scratch, tempfile.TemporaryDirectory(prefix="surgeon-int8-") as made:
+        folder = Path(made)
+        given = None if calibration is None else batches(calibration)
+        source, given = _float_file(model, example_inputs, given, folder)
+        inputs = _inputs(source)
+        notes: list[str] = []
+        with stage("read calibration"):
+            use: list[Feeds] = []
+            if given is None:
+                held = _random(source, seed)
+                notes.append("no calibration: dynamic int8 alone, judged on random inputs")
+            else:
+                owner = model if isinstance(model, nn.Module) else None
+                use, held, note = divide(collect(given, inputs, owner, samples), inputs)
+                notes += [note] if note else []
+        prepared = Source(source, folder, use)
+        methods: tuple[Method, ...] = ("static", "dynamic") if kind == "auto" else (kind,)
+        if not use:
+            methods = ("dynamic",)
+        feeds = held[0] if all(each.shape for each in inputs) else {}
+        feeds = {name: value[:1] if _free(inputs, name) else value for name, value in feeds.items()}
+        measure = judge_by(source, held, judge, agreement, deviation, threads)
+        best, accuracy, tried = search(prepared, methods, feeds, measure, threads=threads, seconds=seconds, seed=seed)
+        verdict = overall = None
+        accepted = False
+        if best is None:
+            reason = (
+                "the model has no operator with weights that can be quantised"
+                if not tried
+                else "no int8 file could be run"
+            )
+        else:
+            with stage("measure int8"):
+                verdict = benchmark(
+                    source, prepared.write(best), threads=threads, seconds=seconds, feeds=feeds, seed=seed
+                )
+            accepted, reason = _decide(verdict, accuracy)
+        chosen = prepared.write(best) if accepted and best is not None else source
+        if base is not None:
+            with stage("measure against the base"):
+                overall = benchmark(base, chosen, threads=threads, seconds=seconds, feeds=feeds, seed=seed)
+        _copy(chosen, scratch / target.name)
+        sizes = [sum(file.stat().st_size for file in scratch.iterdir()), _bytes(source)]
+    return Quantized(
+        target, accepted, reason, str(best or ""), accuracy, verdict, overall, sizes[0], sizes[1], tried, tuple(notes)
+    )
+
+
+def _beside(model: nn.Module | str | os.PathLike[str]) -> Path:
+    return Path("int8.onnx") if isinstance(model, nn.Module) else Path(model).with_suffix(".int8.onnx")
+
+
+def _check(
+    kind: str, judge: str, agreement: float, deviation: float, samples: int, calibration: Iterable[object] | None
+) -> None:
+    for name, value, choices in (("kind", kind, get_args(Kind)), ("judge", judge, get_args(Judge))):
+        if value not in choices:
+            raise InvalidArgument(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+    if not 0 <= agreement <= 1:
+        raise InvalidArgument(f"agreement is {agreement}; it is a share from 0 to 1")
+    if not deviation > 0:
+        raise InvalidArgument(f"deviation is {deviation}; it must be positive")
+    if samples < 1:
+        raise InvalidArgument(f"samples is {samples}; at least 1 is needed")
+    if kind == "static" and calibration is None:
+        raise InvalidArgument("static int8 takes the ranges of activations from data: pass calibration")
+
+
+def _decide(verdict: Verdict, accuracy: Accuracy | None) -> tuple[bool, str]:
+    if accuracy is None or not accuracy.enough:
+        return False, f"int8 is not accurate enough: {accuracy}"
+    if verdict.decision != "faster":
+        return False, f"int8 is not faster: {verdict.ratio}, {verdict.decision}"
+    return True, f"int8 is {verdict.ratio.value:.2f} times as fast as float32, and accurate enough"
+
+
+def _float_file(
+    model: nn.Module | str | os.PathLike[str], example: Any, given: Iterator[object] | None, folder: Path
+) -> tuple[Path, Iterator[object] | None]:
+    """The float file, and the batches again where the first was looked at."""
+    if not isinstance(model, nn.Module):
+        return Path(model), given
+    first: object = None
+    if example is None and given is not None:
+        first = next(given)
+        check_finite(first, 0)
+        given = itertools.chain([first], given)
+        call = read_call(model, torch.utils._pytree.tree_map_only(np.ndarray, torch.as_tensor, first))
+        small = call.with_batch(min(call.batch or 1, _EXPORTED))
+        args, kwargs = small.bind(small.tensors)
+        example = kwargs or args
+    elif example is None:
+        args, kwargs = infer(model)
+        example = args or kwargs
+    with stage("export"):
+        try:
+            return export(model, folder / "float.onnx", example_inputs=example).path, given
+        except InvalidInputs as error:
+            if not isinstance(first, tuple | list) or len(first) < 2:
+                raise
+            raise InvalidInputs(f"{error}; if batches hold labels beside the inputs, {LABELS}") from error
+
+
+def _inputs(path: Path) -> tuple[Input, ...]:
+    found = open_session(path).get_inputs()
+    return tuple(
+        Input(each.name, each.type, tuple(d if isinstance(d, int) else None for d in each.shape)) for each in found
+    )
+
+
+def _free(inputs: tuple[Input, ...], name: str) -> bool:
+    return any(each.name == name and each.shape and each.shape[0] is None for each in inputs)
+
+
+def _random(path: Path, seed: int) -> list[Feeds]:
+    session = open_session(path)
+    return [make_feeds(session, seed=seed + index) for index in range(_RANDOM)]
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}.data")) if file.is_file())
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The file and its weights, in one file where they fit."""
+    model = onnx.load(source)
+    if model.ByteSize() < SINGLE_FILE_BYTES:
+        onnx.save(model, target)
+    else:
+        onnx.save(model, target, save_as_external_data=True, location=f"{target.name}.data")

@@ -1,0 +1,221 @@
+"""onnxruntime's quantiser, told exactly which operators to leave in float, and kept quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+
+from surgeon.errors import ExportError
+from surgeon.quantization.calibration import Feeds
+from surgeon.quantization.space_to_depth import fold_stride
+
+Method = Literal["static", "dynamic"]
+Ranges = Literal["MinMax", "Percentile", "Entropy"]
+
+HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "Attention")
+"""The operators with weights, between which a file is cut into a float and an int8 part."""
+
+HISTOGRAM_ROWS = 16
+"""Rows of calibration that histograms are taken from: the quantiser holds every activation of theirs in memory."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a file is quantised.
+
+    `static` takes the ranges of activations from calibration, `dynamic` from each run. The first `float_until` heavy
+    operators and what stands before the next one stay float, and so do all operators of the kinds `float_kinds` (see
+    `kind_of`). `ranges` is how a range is taken from calibration; `seven_bits` leaves a bit of the weights
+    unused, so that sums can't saturate in CPUs that add pairs of products in 16 bits. `folded` rewrites the first
+    convolution, see `fold_stride`.
+    """
+
+    method: Method
+    float_until: int = 0
+    float_kinds: tuple[str, ...] = ()
+    ranges: Ranges = "MinMax"
+    seven_bits: bool = False
+    folded: bool = False
+
+    def __str__(self) -> str:
+        parts = [f"{self.method} int8"]
+        if self.float_until:
+            parts.append(f"the first {self.float_until} of the heavy operators float")
+        if self.float_kinds:
+            parts.append(f"{', '.join(self.float_kinds)} float")
+        if self.folded:
+            parts.append("the first convolution's stride folded into channels")
+        if self.ranges != "MinMax":
+            parts.append(f"{self.ranges} ranges")
+        if self.seven_bits:
+            parts.append("weights of 7 bits")
+        return ", ".join(parts)
+
+
+class Source:
+    """A float file prepared for the quantiser: in one folder with all that the quantiser writes beside it."""
+
+    def __init__(self, path: Path, folder: Path, calibration: Sequence[Feeds]) -> None:
+        """Raises ExportError if the file can't be read or does not fit into one."""
+        self.folder = folder
+        self.calibration = calibration
+        self.path = folder / "prepared.onnx"
+        self.folded = folder / "folded.onnx"
+        try:
+            model = onnx.load(path)
+            taken: set[str] = set()
+            for index, node in enumerate(model.graph.node):
+                if not node.name or node.name in taken:
+                    node.name = f"{node.name or node.op_type}_at_{index}"
+                taken.add(node.name)
+            # What the quantiser's own preparation leaves as its mark: the file comes optimised from export.
+            del model.metadata_props[:]
+            model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+            onnx.save(model, self.path)
+            nodes = list(model.graph.node)
+            self.folds = fold_stride(model)
+            if self.folds:
+                onnx.save(model, self.folded)
+        # onnx and protobuf raise ValueError, DecodeError and more for a file that is broken or too large.
+        except Exception as error:
+            raise ExportError(f"{path} can't be prepared for quantisation: {error}") from error
+        self.nodes = [(node.name, kind_of(node), node.op_type in HEAVY) for node in nodes]
+        self.free = all(
+            dims and not dims[0].HasField("dim_value")
+            for dims in (each.type.tensor_type.shape.dim for each in model.graph.input)
+        )
+        self.types = {node.op_type for node in model.graph.node}
+        self._made: dict[Recipe, Path] = {}
+
+    @property
+    def heavy(self) -> int:
+        """The number of heavy operators."""
+        return sum(heavy for _, _, heavy in self.nodes)
+
+    def kinds(self, recipe: Recipe) -> tuple[str, ...]:
+        """The kinds of operators that the quantiser would quantise by `recipe`."""
+        known = _known(recipe.method)
+        left = set(self.left_float(recipe))
+        found = [kind for name, kind, _ in self.nodes if name not in left and kind.split()[-1] in known]
+        return tuple(dict.fromkeys(found))
+
+    def write(self, recipe: Recipe) -> Path:
+        """The file quantised by `recipe`; written once. Raises ExportError where the quantiser fails."""
+        if recipe in self._made:
+            return self._made[recipe]
+        target = self.folder / f"int8-{len(self._made)}.onnx"
+        try:
+            with _quiet():
+                _quantise(self, recipe, target)
+        # The quantiser raises whatever its parts do, ValueError, KeyError and RuntimeError among them.
+        except Exception as error:
+            raise ExportError(f"onnxruntime's quantiser fails ({recipe}): {error}") from error
+        self._made[recipe] = target
+        return target
+
+    def left_float(self, recipe: Recipe) -> list[str]:
+        left: list[str] = []
+        heavies = 0
+        for name, kind, heavy in self.nodes:
+            heavies += heavy
+            if kind in recipe.float_kinds or (recipe.float_until and heavies <= recipe.float_until):
+                left.append(name)
+        return left
+
+
+def kind_of(node: Any) -> str:
+    """The kind of an ONNX node: its operator, and for a convolution whether it is grouped.
+
+    >>> kind_of(onnx.helper.make_node("Conv", ["x", "w"], ["y"], group=4))
+    'grouped Conv'
+    """
+    grouped = any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
+    return f"{'grouped ' if grouped else ''}{node.op_type}"
+
+
+def _known(method: Method) -> set[str]:
+    from onnxruntime.quantization.registry import IntegerOpsRegistry, QDQRegistry, QLinearOpsRegistry
+
+    return {*IntegerOpsRegistry, "Gemm"} if method == "dynamic" else {*QLinearOpsRegistry, *QDQRegistry}
+
+
+def _quantise(source: Source, recipe: Recipe, target: Path) -> None:
+    from onnxruntime import quantization
+
+    left = source.left_float(recipe)
+    path = source.folded if recipe.folded else source.path
+    types = sorted(_known(recipe.method) & source.types)
+    if recipe.method == "dynamic":
+        # The quantiser takes every Gemm apart into a MatMul and an Add first.
+        quantization.quantize_dynamic(
+            path,
+            target,
+            op_types_to_quantize=[*types, "MatMul"],
+            nodes_to_exclude=[*left, *(f"{name}_MatMul" for name in left)],
+            weight_type=quantization.QuantType.QInt8,
+            reduce_range=recipe.seven_bits,
+        )
+        return
+    # Unsigned activations and signed weights: ReLU then costs nothing, as its zero is the type's.
+    quantization.quantize_static(
+        path,
+        target,
+        _reader(source.calibration if recipe.ranges == "MinMax" else _few(source)),
+        quant_format=quantization.QuantFormat.QDQ,
+        op_types_to_quantize=types,
+        nodes_to_exclude=left,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        per_channel=True,
+        reduce_range=recipe.seven_bits,
+        calibrate_method=quantization.CalibrationMethod[recipe.ranges],
+        calibration_cache_path=source.folder / f"{path.stem}-{recipe.ranges}.json",
+    )
+
+
+def _few(source: Source) -> list[Feeds]:
+    """The first rows of calibration."""
+    few: list[Feeds] = []
+    for feeds in source.calibration:
+        few.append({name: value[:HISTOGRAM_ROWS] for name, value in feeds.items()} if source.free else feeds)
+        if sum(len(next(iter(each.values()))) for each in few) >= HISTOGRAM_ROWS:
+            break
+    return few
+
+
+def _reader(calibration: Sequence[Feeds]) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rest = iter(calibration)
+
+        def get_next(self) -> Feeds | None:
+            return next(self.rest, None)
+
+    return Reader()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser prints, and logs to the root logger, which gets a handler by that if it has none."""
+
+    def silent(record: logging.LogRecord) -> bool:
+        return "quantization" not in record.pathname
+
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    root.addFilter(silent)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        root.removeFilter(silent)
+        root.removeHandler(handler)

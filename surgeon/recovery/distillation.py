@@ -1,0 +1,206 @@
+"""Distillation: all that is left of a model is moved, together, toward what the original makes of unlabeled inputs.
+
+Layers that were fitted one after the other cannot agree on which of their errors matter. Here gradients of the outputs'
+deviation tell, and those of the deviations on the way there, which say more than a few outputs do: Hinton et al.,
+"Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531; Romero et al., "FitNets", ICLR 2015. Few inputs
+are drawn out by mixing two at a time, since the original answers for any input: Zhang et al., "mixup", ICLR 2018, and
+Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from surgeon.calibration import layers as contraction
+from surgeon.calibration.data import Calibration
+from surgeon.calibration.network import Network, bytes_backwards, changed, gathered, working
+from surgeon.calibration.parameter_slots import Slots
+from surgeon.cost.cost import Cost
+from surgeon.frontend.trace import Inputs
+from surgeon.groups.coupling import Groups
+from surgeon.groups.interpreter import last_uses
+from surgeon.rules import Kept
+from surgeon.support.progress import counter
+from surgeon.surgery.rewrite import slim_graph
+from surgeon.surgery.tensors import slim_tensors
+
+#: Samples of one step; fewer where the values that its gradients need would take more bytes than `MEMORY`.
+TOGETHER = 64
+MEMORY = 2 << 30
+#: Samples below which what is learnt would be of them alone.
+FEWEST = 64
+#: Passes over the samples, at most, and multiply-accumulate operations of all steps: about a minute of one core.
+PASSES = 20
+OPERATIONS = 5e11
+#: Adam's highest rate, also as a share of the size that the numbers of a tensor have.
+RATE = 3e-3
+RELATIVE_RATE = 3e-2
+#: The share of the steps in which the rate rises.
+RISE = 0.1
+#: Layers whose outputs are compared, spread over the model, and what they count for beside the model's outputs.
+COMPARED = 8
+INSIDE = 3.0
+
+
+def distil(
+    groups: Groups, kept: Kept, model: nn.Module, tensors: Mapping[str, Tensor], data: Calibration, seed: int = 0
+) -> int:
+    """Move the parameters that the cut touches; how many steps that took, 0 if there was nothing to learn from.
+
+    Args:
+        groups: of the original.
+        kept: what is left of it.
+        model: the smaller model, for its parameters; those that change are written to.
+        tensors: all of its tensors by name.
+        data: unlabeled inputs; those held back are not looked at. Noise teaches nothing, and few hardly more.
+        seed: of the order of the samples, and of what is mixed with what.
+    """
+    if data.noise:
+        return 0
+    run = _Pair(groups, kept, model, tensors)
+    samples = _Samples(groups, data.fit, seed)
+    steps = _steps(groups, kept, samples)
+    if not steps or not run.learnt:
+        return 0
+    learnt = list(run.learnt.values())
+    rates = [min(RATE, RELATIVE_RATE * float(each.detach().square().mean().sqrt())) for each in learnt]
+    optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(learnt, rates, strict=True)])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [max(rate, 1e-12) for rate in rates], total_steps=steps + 1, pct_start=RISE, cycle_momentum=False
+    )
+    with torch.enable_grad(), counter("distil") as progress:
+        for step in range(steps):
+            progress(step, steps)
+            loss = run.deviation(samples.draw())
+            if not loss.requires_grad or not bool(torch.isfinite(loss)):
+                return 0
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    run.write()
+    return steps
+
+
+class _Pair:
+    """The original and the smaller model, side by side, the latter with copies of its parameters that can be moved."""
+
+    def __init__(self, groups: Groups, kept: Kept, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        self.groups, self.kept, self.graph = groups, kept, groups.graph
+        graph = groups.graph
+        _, self.copies = slim_graph(groups, kept)
+        rest = slim_tensors(groups, kept)
+        own: dict[fx.Node, Tensor] = {}
+        for node in graph.nodes:
+            name = graph.tensors.get(node.name)
+            if node.op == "get_attr" and name is not None:
+                own[node] = tensors.get(name, tensors.get(graph.canonical[name], rest[name]))
+        touched = changed(groups, kept, own.get)
+        parameters = {id(each): each for each in model.parameters() if each.is_floating_point()}
+        self.learnt: dict[int, Tensor] = {}
+        self.constants: dict[fx.Node, Tensor] = {}
+        self.full = {node: working(graph.tensor(graph.tensors[node.name])) for node in own}
+        for node, value in own.items():
+            here = working(value)
+            if id(value) in parameters and any(user in touched for user in node.users):
+                here = self.learnt.setdefault(id(value), here.clone().requires_grad_())
+            self.constants[self.copies[node]] = here
+        self._parameters = parameters
+        slots = Slots(groups, self.copies, tensors)
+        layers = [
+            node for node in graph.nodes
+            if node.op == "call_function" and node in touched
+            and contraction.find(node, self.copies[node], slots.find) is not None
+        ]
+        self.compared = set(layers[:: max(1, -(-len(layers) // COMPARED))])
+        self.drop = last_uses(graph)
+
+    def deviation(self, batch: Inputs) -> Tensor:
+        """Of the outputs and of what lies before them, relative to the original's spread, squared."""
+        with torch.no_grad():
+            inside, wanted = self._run(batch, {node: node for node in self.graph.nodes}, self.full)
+            left = [gathered(value, self.groups.axes[node], self.kept) for node, value in inside.items()]
+        mine, outputs = self._run(batch, {**self.copies, self.graph.output: self.graph.output}, self.constants)
+        total = torch.zeros(())
+        for weight, own, given in ((1.0, outputs, wanted), (INSIDE, list(mine.values()), left)):
+            for a, b in zip(own, given, strict=True):
+                total = total + (weight / len(own) * (a - b).square().mean() / (b.var() + 1e-12)).cpu()
+        return total
+
+    def _run(
+        self, batch: Inputs, nodes: Mapping[fx.Node, fx.Node], constants: Mapping[fx.Node, Tensor]
+    ) -> tuple[dict[fx.Node, Tensor], list[Tensor]]:
+        """What the compared layers give, and the outputs."""
+        network = Network(nodes, lambda node: None, [batch], constants)
+        inside: dict[fx.Node, Tensor] = {}
+        for node in self.graph.nodes:
+            if node.op == "output":
+                return inside, network.outputs(node, 0)
+            if node.op != "get_attr":
+                value = network.compute(node, 0)
+                network.keep(node, 0, value)
+                if node in self.compared:
+                    inside[node] = value
+            network.drop(self.drop.get(node, ()))
+        raise AssertionError("a graph ends with its output")
+
+    def write(self) -> None:
+        """Bring what was learnt into the smaller model."""
+        with torch.no_grad():
+            for key, value in self.learnt.items():
+                self._parameters[key].copy_(value)
+
+
+class _Samples:
+    """Draws batches without an end: the samples in random order, each mixed with another one half of the time.
+
+    Numbers can be mixed; tokens and masks cannot, and where there are any nothing is.
+    """
+
+    def __init__(self, groups: Groups, batches: Sequence[Inputs], seed: int) -> None:
+        graph = groups.graph
+        examples = pytree.tree_leaves(graph.inputs)
+        leaves = [pytree.tree_leaves(batch) for batch in batches]
+        self.spec = pytree.tree_structure(graph.inputs)
+        self.leaves = list(leaves[0])
+        self.batched = [
+            place for place, example in enumerate(examples)
+            if isinstance(example, Tensor) and example.dim() and example.shape[0] == graph.batch
+        ]
+        self.pools = [torch.cat([each[place] for each in leaves]) for place in self.batched]
+        self.count = len(self.pools[0]) if self.pools else 0
+        self.mixes = all(pool.is_floating_point() for pool in self.pools)
+        affordable = MEMORY // bytes_backwards(graph)
+        self.together = min(self.count, max(1, min(TOGETHER, affordable))) if graph.dynamic else graph.batch
+        self.generator = torch.Generator().manual_seed(seed)
+        self.order = torch.zeros(0, dtype=torch.long)
+
+    def draw(self) -> Inputs:
+        """One batch."""
+        if len(self.order) < self.together:
+            self.order = torch.cat([self.order, torch.randperm(self.count, generator=self.generator)])
+        chosen, self.order = self.order[: self.together], self.order[self.together :]
+        other = torch.randint(self.count, (len(chosen),), generator=self.generator)
+        share = 1 - torch.rand(len(chosen), generator=self.generator)
+        share[torch.rand(len(chosen), generator=self.generator) < 0.5] = 1.0
+        leaves = list(self.leaves)
+        for place, pool in zip(self.batched, self.pools, strict=True):
+            leaves[place] = pool[chosen]
+            if self.mixes:
+                part = share.to(pool).reshape([-1] + [1] * (pool.dim() - 1))
+                leaves[place] = part * pool[chosen] + (1 - part) * pool[other]
+        made: Inputs = pytree.tree_unflatten(leaves, self.spec)
+        return made
+
+
+def _steps(groups: Groups, kept: Kept, samples: _Samples) -> int:
+    """As many as `PASSES` and `OPERATIONS` allow: a step runs the original once, and the rest there and back."""
+    if samples.count < FEWEST:
+        return 0
+    cost = Cost(groups)
+    operations = max(cost.macs({}) + 3 * cost.macs(kept.widths), 1.0)
+    return int(min(PASSES * samples.count, OPERATIONS / operations)) // samples.together

@@ -1,0 +1,262 @@
+"""Closed-form compensation: what is left of each layer's inputs takes over the part of what was removed.
+
+The idea, least squares of a layer's output on the inputs that are left, is that of He et al., "Channel Pruning for
+Accelerating Very Deep Neural Networks", ICCV 2017, for any coupled groups, and with a ridge toward the sliced weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from surgeon.calibration import batch_norm as norms
+from surgeon.calibration import layers as contraction
+from surgeon.calibration.batch_norm import BatchNorm
+from surgeon.calibration.data import Calibration
+from surgeon.calibration.layers import Contraction
+from surgeon.calibration.moments import Moments
+from surgeon.calibration.network import Network, changed, gathered
+from surgeon.calibration.parameter_slots import Slot, Slots
+from surgeon.groups.coupling import Groups
+from surgeon.groups.interpreter import last_uses
+from surgeon.recovery.report import Layer
+from surgeon.rules import Kept, arguments, where
+from surgeon.support.progress import counter
+from surgeon.surgery.rewrite import slim_graph
+from surgeon.surgery.tensors import slim_tensors
+
+#: Rows that moments are taken of: so many for each input of a layer, within so many operations.
+ROWS_PER_INPUT = 40
+FEWEST_ROWS = 4096
+MOST_OPERATIONS = 2e11
+#: A layer whose output deviates by less is right as it is.
+EXACT = 1e-6
+
+
+@dataclass
+class Outcome:
+    """What was done, and the outputs' deviation."""
+
+    layers: list[Layer] = field(default_factory=list)
+    batch_norms: int = 0
+    deviation: float = 0.0
+
+
+class Compensation:
+    """Runs original and smaller model side by side and corrects the smaller one on the way, in a single pass.
+
+    `tensors` are the smaller model's, by name; they are written to. Every operator is run on all batches before the
+    next one, and corrected before it is run, so that each layer is fitted to inputs that are final.
+
+    Noise says nothing of how far layers drift when it is run through them. On noise, each layer is fitted by itself
+    instead, to the original's inputs and without a bias: what it reads of removed units is merged into what it reads of
+    those that stay, which is Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015, for
+    units that resemble several others.
+    """
+
+    def __init__(
+        self, groups: Groups, kept: Kept, tensors: Mapping[str, Tensor], data: Calibration, *, ridge: float,
+        batch_norm: bool, compensate: bool,
+    ) -> None:
+        self.groups, self.kept, self.data = groups, kept, data
+        self.ridge, self.batch_norm, self.compensate = ridge, batch_norm, compensate
+        graph = groups.graph
+        _, copies = slim_graph(groups, kept)
+        self.copies = copies
+        rest = slim_tensors(groups, kept)
+
+        def full(node: fx.Node) -> Tensor | None:
+            name = graph.tensors.get(node.name)
+            return graph.tensor(name) if name is not None else None
+
+        def small(node: fx.Node) -> Tensor | None:
+            name = graph.tensors.get(node.name)
+            if name is None:
+                return None
+            return tensors.get(name, tensors.get(graph.canonical[name], rest[name]))
+
+        self.changed = changed(groups, kept, small)
+        self.full = Network({node: node for node in graph.nodes}, full, data.batches)
+        self.small = Network({**copies, graph.output: graph.output}, small, data.batches)
+        self.slots = Slots(groups, copies, tensors)
+        self.generator = torch.Generator().manual_seed(0)
+        self.outcome = Outcome()
+
+    def run(self) -> Outcome:
+        """Correct the smaller model."""
+        nodes = list(self.groups.graph.nodes)
+        drop = last_uses(self.groups.graph)
+        with torch.no_grad(), counter("recover") as progress:
+            for done, node in enumerate(nodes):
+                progress(done, len(nodes))
+                if node.op == "output":
+                    self.outcome.deviation = self._deviation(node)
+                elif node.op != "get_attr":
+                    self._step(node)
+                dead = drop.get(node, ())
+                self.full.drop(dead)
+                self.small.drop(dead)
+        return self.outcome
+
+    def _step(self, node: fx.Node) -> None:
+        every = range(len(self.data.batches))
+        same = node not in self.changed
+        for batch in every:
+            value = self.full.compute(node, batch)
+            self.full.keep(node, batch, value)
+            if same:
+                self.small.keep(node, batch, gathered(value, self.groups.axes[node], self.kept))
+        if same:
+            return
+        found = contraction.find(node, self.copies[node], self.slots.find) if self.compensate else None
+        if found is not None and found.source in self.changed:
+            self._fit(found)
+        norm = norms.find(node, self.slots.find) if self.batch_norm else None
+        if norm is not None and norm.source in self.changed:
+            self._estimate(norm)
+        for batch in every:
+            self.small.keep(node, batch, self.small.compute(node, batch))
+
+    def _wanted(self, node: fx.Node, batch: int) -> Tensor:
+        """What the original computes, at the positions that the smaller model has."""
+        value: Tensor = gathered(self.full.value(node, batch), self.groups.axes[node], self.kept)
+        return value
+
+    def _fit(self, layer: Contraction) -> None:
+        moments = self._moments(layer)
+        absorber = _absorber(layer, self.slots) if not self.data.noise else None
+        start = layer.matrix(layer.weight.read()).to(moments.means[0].dtype)
+        bias = torch.zeros_like(moments.means[1])
+        if layer.bias is not None:
+            bias = layer.bias.read().double().reshape(bias.shape)
+        shifted = absorber is not None
+        matrix, shift = moments.solve(start, self.ridge, shifted)
+        if layer.unknown_bias and not shifted:
+            return
+        candidates: dict[str, tuple[Tensor, Tensor]] = {
+            "nothing": (start, torch.zeros_like(bias)),
+            "bias": (start, moments.shift(start) - bias),
+            "weights": (matrix, shift - bias if shifted else torch.zeros_like(bias)),
+        }
+        if not shifted:
+            del candidates["bias"]
+        errors = self._judge(layer, candidates)
+        if errors["nothing"] < EXACT:
+            return
+        best = min(errors, key=lambda name: errors[name])
+        self.outcome.layers.append(
+            Layer(where(layer.node), start.shape[1], errors["nothing"], errors[best], best)
+        )
+        if best == "nothing":
+            return
+        matrix, shift = candidates[best]
+        if best == "weights":
+            layer.weight.write(layer.unmatrix(matrix))
+        if absorber is not None:
+            slot, sign = absorber
+            slot.write(slot.read().double() + sign * shift.reshape(slot.places.shape))
+        self.small.refresh()
+
+    def _moments(self, layer: Contraction) -> Moments:
+        moments = Moments()
+        inputs = layer.matrix(layer.weight.places).shape[1]
+        share = self._share(layer, inputs)
+        for batch in range(len(self.data.fit)):
+            x = self._input(layer, batch)
+            wanted = self._wanted(layer.node, batch)
+            if self.data.noise and layer.bias is not None and layer.along is not None:
+                outputs = layer.matrix(layer.weight.places).shape
+                wanted = wanted - layer.along(layer.bias.read().reshape(outputs[0], outputs[2])).to(wanted)
+            moments.add(*layer.rows(x, wanted, share, self.generator))
+        return moments
+
+    def _input(self, layer: Contraction, batch: int) -> Tensor:
+        """What a layer is fitted on."""
+        if self.data.noise:
+            return self._wanted(layer.source, batch)
+        value: Tensor = self.small.value(layer.source, batch)
+        return value
+
+    def _share(self, layer: Contraction, inputs: int) -> float:
+        """The share of the rows that is enough: rows of one sample are much alike."""
+        value = self.full.value(layer.node, 0)
+        groups, _, outputs = layer.matrix(layer.weight.places).shape
+        total = len(self.data.fit) * value.numel() // max(groups * outputs, 1)
+        wanted = max(2 * inputs, min(ROWS_PER_INPUT * inputs + FEWEST_ROWS, MOST_OPERATIONS / inputs**2))
+        return float(wanted) / max(total, 1)
+
+    def _judge(self, layer: Contraction, candidates: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """Each candidate's deviation on the data held back, relative to the spread of what is wanted."""
+        held = range(len(self.data.batches) - len(self.data.held_back), len(self.data.batches))
+        errors = dict.fromkeys(candidates, 0.0)
+        wanted = [self._wanted(layer.node, batch) for batch in held]
+        spread = float(sum((w - w.mean()).double().square().sum() for w in wanted))
+        for name, (matrix, shift) in candidates.items():
+            weight = layer.unmatrix(matrix).to(wanted[0].dtype)
+            for batch, want in zip(held, wanted, strict=True):
+                instead = {layer.weight.node: weight, layer.source: self._input(layer, batch)}
+                have = self.small.compute(layer.node, batch, instead)
+                if layer.along is not None:
+                    have = have + layer.along(shift).to(have)
+                errors[name] += float((have - want).double().square().sum())
+        return {name: (error / spread) ** 0.5 if spread else error for name, error in errors.items()}
+
+    def _estimate(self, norm: BatchNorm) -> None:
+        every = range(len(self.data.batches))
+        given = arguments(norm.node)
+        original = []
+        for operand in ("running_mean", "running_var"):
+            value = self.full.value(given[operand], 0)
+            original.append(gathered(value, self.groups.axes[given[operand]], self.kept).double())
+        wanted = norms.statistics(self._wanted(norm.source, batch) for batch in every)
+        found = norms.statistics(self.small.value(norm.source, batch) for batch in every)
+        mean, variance = norms.match((original[0], original[1]), wanted, found, norm.eps)
+        norm.mean.write(mean)
+        norm.variance.write(variance)
+        self.small.refresh()
+        self.outcome.batch_norms += 1
+
+    def _deviation(self, node: fx.Node) -> float:
+        held = range(len(self.data.batches) - len(self.data.held_back), len(self.data.batches))
+        apart = size = 0.0
+        for batch in held:
+            for a, b in zip(self.small.outputs(node, batch), self.full.outputs(node, batch), strict=True):
+                apart += float((a - b).double().square().sum())
+                size += float(b.double().square().sum())
+        return (apart / size) ** 0.5 if size else apart
+
+
+def _absorber(layer: Contraction, slots: Slots) -> tuple[Slot, float] | None:
+    """Where a shift of the layer's output can go, and with which sign.
+
+    Its own bias, or, where that is all that reads the output, a batch norm's running mean or a bias that is added.
+    """
+    if layer.along is None:
+        return None
+    if layer.bias is not None:
+        return layer.bias, 1.0
+    if layer.unknown_bias or len(layer.node.users) != 1:
+        return None
+    user = next(iter(layer.node.users))
+    norm = norms.find(user, slots.find)
+    if norm is not None:
+        return norm.mean, -1.0
+    if isinstance(user.target, torch._ops.OpOverload) and user.target._schema.name == "aten::add":
+        given = arguments(user)
+        other = given["other"] if given["self"] is layer.node else given["self"]
+        slot = slots.find(other, user)
+        if slot is not None and given["alpha"] == 1 and _is_row(slot, layer):
+            return slot, 1.0
+    return None
+
+
+def _is_row(slot: Slot, layer: Contraction) -> bool:
+    """Whether a parameter that is added has one number for each of the layer's output units."""
+    outputs = layer.matrix(layer.weight.places).shape
+    shape = torch.zeros(outputs[0], outputs[2])
+    assert layer.along is not None
+    along = tuple(layer.along(shape).shape)
+    return tuple(slot.places.shape)[-len(along):] == along and slot.places.numel() == shape.numel()

@@ -1,0 +1,285 @@
+"""One self-contained page, and pictures, of what a run of `surgeon shrink` left in a folder."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgeon.device.explain import Culprit, Explanation, Fallen
+from surgeon.device.layout import Convolution
+from surgeon.device.operator_times import shares
+from surgeon.errors import InvalidArgument, SurgeonError
+from surgeon.groups.coupling import without_place
+from surgeon.reporting import figures
+from surgeon.support.documents import Document
+from surgeon.support.files import StrPath, replace_many
+from surgeon.support.progress import stage
+
+FORMAT = "surgeon-report"
+VERSION = 1
+PAGE = "report.html"
+_GROUPS = 10_000
+
+_DOCUMENT = Document("report", FORMAT, VERSION, InvalidArgument, "write it again with surgeon shrink -o")
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;color:#24292f;margin:0;background:#fff}
+main{max-width:900px;margin:0 auto;padding:28px 20px 60px}
+h1{font-size:26px;margin:0}h2{font-size:17px;margin:38px 0 8px}
+p.lead{color:#57606a;margin:4px 0 22px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px}
+.tile{border:1px solid #d8dee4;border-radius:8px;padding:12px 14px}
+.tile b{display:block;font-size:23px;line-height:1.25}.tile span{color:#57606a;font-size:13px}
+table{border-collapse:collapse;font-size:14px}
+td,th{padding:3px 18px 3px 0;text-align:left;font-weight:400;vertical-align:top}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}th{color:#57606a}
+pre{background:#f6f8fa;border-radius:6px;padding:12px 14px;font-size:13px;overflow-x:auto;white-space:pre-wrap}
+svg{max-width:100%;height:auto}
+"""
+
+
+@dataclass(frozen=True)
+class _Section:
+    title: str
+    body: str
+
+
+def write_page(
+    folder: StrPath,
+    *,
+    others: Sequence[StrPath] = (),
+    accuracy: Mapping[str, float] | None = None,
+    threads: int = 1,
+    runs: int = 30,
+) -> tuple[Path, ...]:
+    """Write report.html, latency.png, widths.png and, where there are several latencies, budget.png to `folder`.
+
+    `folder` is what `surgeon shrink -o` wrote: report.json, and base.onnx and slim.onnx, whose operators are timed by
+    onnxruntime's profiler (`runs` runs with `threads` threads) and scaled to the latency that the report measured.
+    `others` are further folders of the same model, cut to other latencies: what was measured is drawn over what was
+    asked for. `accuracy` is shown by its names, shares from 0 to 1; by default the report's own, if it has any. The
+    page holds its pictures and refers to nothing outside.
+
+    Returns the paths of the files.
+
+    Raises:
+        InvalidArgument: the folder holds no report, or matplotlib is missing (the extra "plot").
+        BenchmarkError: an ONNX file can't be run.
+        OutputError: the files can't be written; what was there is intact.
+    """
+    place = Path(folder)
+    report = _read(place / "report.json")
+    figures.need_matplotlib()
+    reports = [report, *(_read(Path(other) / "report.json") for other in others)]
+    with _understood(place):
+        pictures = _pictures(place, report, _points(reports), threads, runs)
+        page = _page(report, pictures, accuracy if accuracy is not None else report.get("accuracy") or {})
+    with replace_many(place) as scratch:
+        (scratch / PAGE).write_text(page, encoding="utf-8")
+        for name, figure in pictures.items():
+            (scratch / f"{name}.png").write_bytes(figures.png(figure))
+    return (place / PAGE, *(place / f"{name}.png" for name in pictures))
+
+
+@contextmanager
+def _understood(folder: Path) -> Iterator[None]:
+    """Tell of an entry that is not what surgeon writes there, wherever it is read."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
+        if isinstance(error, SurgeonError):
+            raise
+        told = f"{type(error).__name__}: {error}"
+        raise InvalidArgument(
+            f"{folder / 'report.json'} holds an entry of another kind than surgeon shrink writes ({told}); "
+            "write it again with surgeon shrink"
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise InvalidArgument(f"{path} is missing; name a folder of surgeon shrink -o")
+    report: dict[str, Any] = _DOCUMENT.read(path)
+    missing = {"model", "macs", "params", "groups", "budget", "requested", "reached"} - report.keys()
+    if missing:
+        raise InvalidArgument(f"{path} lacks {', '.join(sorted(missing))}; write it again with surgeon shrink")
+    return report
+
+
+def _points(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """What each report asked of the clock and what was measured, where something was."""
+    found = [report.get("latency") or {} for report in reports]
+    names = ("requested", "measured", "predicted")
+    points = [{name: float(each[name]) for name in names} for each in found if each.get("measured")]
+    return sorted(points, key=lambda point: point["requested"])
+
+
+def _pictures(
+    folder: Path, report: Mapping[str, Any], points: Sequence[Mapping[str, float]], threads: int, runs: int
+) -> dict[str, Any]:
+    pictures: dict[str, Any] = {}
+    files = folder / "base.onnx", folder / "slim.onnx"
+    if all(file.is_file() for file in files):
+        with stage("profile operators"):
+            base, slim = (shares(file, threads=threads, runs=runs) for file in files)
+        measured = report.get("benchmark")
+        if measured:
+            latencies = measured["base"]["low"], measured["slim"]["low"]
+        else:
+            latencies = sum(each.us for each in base) / 1e3, sum(each.us for each in slim) / 1e3
+        pictures["latency"] = figures.operators(base, slim, latencies)
+    groups = {name: (pair["before"], pair["after"]) for name, pair in report["groups"].items()}
+    if len(groups) > _GROUPS or not all(type(n) is int and 0 <= n < 1 << 48 for pair in groups.values() for n in pair):
+        raise ValueError("groups")
+    if any(before != after for before, after in groups.values()):
+        pictures["widths"] = figures.widths(groups)
+    if len(points) > 1:
+        pictures["budget"] = figures.budgets(points)
+    return pictures
+
+
+def _page(report: Mapping[str, Any], pictures: Mapping[str, Any], accuracy: Mapping[str, float]) -> str:
+    title = html.escape(str(report["model"]))
+    lead = (
+        f"{_percent(report['reached'])} of the {report['budget']} removed ({_percent(report['requested'])} asked); "
+        f"{'the same class' if report.get('form') == 'module' else 'a GraphModule'}"
+    )
+    sections = [*_sections(report, pictures, accuracy)]
+    body = "\n".join(f"<section><h2>{html.escape(each.title)}</h2>\n{each.body}</section>" for each in sections)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head>\n'
+        f'<body><main><h1>{title}</h1><p class="lead">{html.escape(lead)}</p>\n'
+        f"{_tiles(report, accuracy)}\n{body}\n</main></body></html>\n"
+    )
+
+
+def _tiles(report: Mapping[str, Any], accuracy: Mapping[str, float]) -> str:
+    tiles: list[tuple[str, str]] = []
+    measured = report.get("benchmark")
+    if measured:
+        ratio = measured["ratio"]
+        tiles.append((f"{ratio['value']:.2f}×", f"speed-up, 95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}"))
+        tiles.append((f"{measured['slim']['low']:.3g} ms", f"CPU time, from {measured['base']['low']:.3g} ms"))
+    for name, key in (("MACs", "macs"), ("parameters", "params")):
+        before, after = report[key]["before"], report[key]["after"]
+        tiles.append((_short(after), f"{name}, from {_short(before)}"))
+    exports = report.get("exports") or {}
+    if {"base", "slim"} <= exports.keys():
+        before, after = (exports[side]["bytes"] / 1e6 for side in ("base", "slim"))
+        tiles.append((f"{after:.2f} MB", f"ONNX file, from {before:.2f} MB"))
+    tiles += [(_percent(value), f"accuracy, {name}") for name, value in accuracy.items()]
+    cells = "".join(f'<div class="tile"><b>{html.escape(b)}</b><span>{html.escape(s)}</span></div>' for b, s in tiles)
+    return f'<div class="tiles">{cells}</div>'
+
+
+def _sections(
+    report: Mapping[str, Any], pictures: Mapping[str, Any], accuracy: Mapping[str, float]
+) -> Sequence[_Section]:
+    titles = {"latency": "Where the time goes", "widths": "Widths", "budget": "Latency against the budget"}
+    sections = [_Section(titles[name], figures.svg(figure)) for name, figure in pictures.items()]
+    if measured := report.get("benchmark"):
+        sections.insert(0, _Section("Verdict", _verdict(measured)))
+    if certificate := report.get("certificate"):
+        sections.append(_Section("Certificate", _certificate(certificate)))
+    if pinned := report.get("pinned"):
+        sections.append(_Section(f"Pinned: {len(pinned)} axes keep their size", _reasons(pinned)))
+    if seconds := report.get("seconds"):
+        rows = [(name, f"{taken:.1f}") for name, taken in seconds.items()]
+        sections.append(_Section("Seconds of each stage", _table(("", "s"), rows)))
+    return sections
+
+
+def _verdict(measured: Mapping[str, Any]) -> str:
+    decision = measured["decision"]
+    said = f"The slim model is {decision}." if decision in ("faster", "slower") else f"There is {decision}."
+    rows: list[tuple[str, ...]] = [
+        (name, f"{measured['base'][key]:.3f}", f"{measured['slim'][key]:.3f}")
+        for name, key in (
+            ("CPU time, 10th percentile, ms", "low"),
+            ("CPU time, median, ms", "median"),
+            ("wall time, median, ms", "wall"),
+        )
+    ]
+    layouts = measured.get("layout") or {}
+    if {"base", "slim"} <= layouts.keys():
+        for name, keys in (
+            ("blocked convolutions", ("blocked",)),
+            ("plain convolutions", ("plain", "fused")),
+            ("changes of layout", ("reorders_in", "reorders_out")),
+        ):
+            rows.append((name, *(str(sum(layouts[side][key] for key in keys)) for side in ("base", "slim"))))
+    plural = "s" if measured["threads"] > 1 else ""
+    note = (
+        f"{measured['runs']} timings of each, interleaved, {measured['threads']} thread{plural}. The base against "
+        f"itself comes out different by up to {_percent(measured['noise'])}: that is this machine's noise."
+    )
+    text = f"<p><b>{html.escape(said)}</b> {html.escape(note)}</p>{_table(('', 'base', 'slim'), rows)}"
+    explanation = _explanation(measured.get("explanation") or {})
+    return text + (f"<pre>{html.escape(str(explanation))}</pre>" if explanation else "")
+
+
+def _explanation(found: Mapping[str, Any]) -> Explanation:
+    fallen = tuple(
+        Fallen(
+            tuple(each["names"]),
+            Convolution(**each["convolution"]),
+            tuple(Culprit(**culprit) for culprit in each["culprits"]),
+        )
+        for each in found.get("fallen", ())
+    )
+    before = tuple((str(name), int(count)) for name, count in found.get("before", ()))
+    return Explanation(fallen, int(found.get("added", 0)), before)
+
+
+def _certificate(found: Mapping[str, Any]) -> str:
+    whole = found.get("end_to_end")
+    lines = [
+        ("operators compared, in float64", f"{found['operators']}"),
+        ("largest relative deviation of any", f"{found['deviation']:.1e}"),
+        ("found in", str(found.get("worst") or "–")),
+        ("end to end, with zeroed parameters", f"{whole:.1e}" if whole is not None else found["end_to_end_reason"]),
+    ]
+    statistics = found.get("statistics") or ()
+    if statistics:
+        lines.append(("statistics over kept units only", "; ".join(statistics)))
+    return _table(("", ""), lines)
+
+
+def _reasons(pinned: Sequence[Mapping[str, Any]]) -> str:
+    """How many axes each reason pins, without the operators' names, the most frequent first."""
+    reasons = Counter(without_place(axis["reason"]) for axis in pinned)
+    return _table(("reason", "axes"), [(reason, str(count)) for reason, count in reasons.most_common()])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text; columns after the first are numbers."""
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        kinds = ["", *[' class="n"'] * (len(cells) - 1)]
+        return "".join(f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+
+    top = f"<tr>{row(head, 'th')}</tr>" if any(head) else ""
+    rest = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
+    return f"<table>{top}{rest}</table>"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _short(count: float) -> str:
+    """A number with three digits: 1.46 M.
+
+    >>> _short(1459800), _short(950)
+    ('1.46 M', '950')
+    """
+    for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return f"{count:.0f}"

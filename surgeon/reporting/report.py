@@ -1,0 +1,171 @@
+"""What a run did, as a table to read and as JSON to keep."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from surgeon.groups.coupling import Pinned, without_place
+from surgeon.support.files import StrPath, write_text
+
+FORMAT = "surgeon-report"
+VERSION = 1
+ROWS = 16
+"""Groups that the table shows; the JSON has them all."""
+REASONS = 5
+"""Reasons for pinning that the table shows, the most frequent first."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A quantity before and after."""
+
+    before: int
+    after: int
+
+    @property
+    def removed(self) -> float:
+        """The share that is gone, 0 to 1.
+
+        >>> Change(8, 6).removed
+        0.25
+        """
+        return 1 - self.after / self.before if self.before else 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `shrink` did to a model.
+
+    `form` says whether the result is the user's own class ("module") or a GraphModule ("graph"),
+    `form_reason` why. `requested` and `reached` are the shares of `budget` to remove and removed. `groups`
+    maps the name of each group of coupled units to its width before and after. `certificate` is what
+    verification found, `latency` what was asked of the clock and what it told, `recovery` which layers made
+    up for the cut, `basis` which groups were rotated before it, `exports` and `benchmark` what export and
+    measuring found, where they ran. `seconds` are those of each stage.
+
+    >>> report = Report("Net", "module", "", "macs", requested=0.5, reached=0.49, macs=Change(100, 51),
+    ...                 params=Change(10, 6), groups={"conv1": Change(8, 5)})
+    >>> print(report)
+    Net: 49.0 % of macs removed (50.0 % requested), module
+             before  after  removed
+    MACs        100     51   49.0 %
+    params       10      6   40.0 %
+    conv1         8      5   37.5 %
+    """
+
+    model: str
+    form: Literal["module", "graph"]
+    form_reason: str
+    budget: str
+    requested: float
+    reached: float
+    macs: Change
+    params: Change
+    groups: Mapping[str, Change]
+    pinned: tuple[Pinned, ...] = ()
+    certificate: object = None
+    latency: object = None
+    recovery: object = None
+    basis: object = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    exports: Mapping[str, object] = field(default_factory=dict)
+    benchmark: object = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self._headline())
+        table = Table(box=None, pad_edge=False)
+        table.add_column("")
+        for name in ("before", "after", "removed"):
+            table.add_column(name, justify="right")
+        for name, change in (("MACs", self.macs), ("params", self.params)):
+            table.add_row(name, *_cells(change))
+        changed = {name: change for name, change in self.groups.items() if change.after != change.before}
+        for name, change in [*changed.items()][:ROWS]:
+            table.add_row(Text(name), *_cells(change))
+        yield table
+        for line in self._notes(len(changed)):
+            yield Text(line)
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=110, color_system=None, force_terminal=False)
+        with console.capture() as capture:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+    def to_json(self) -> str:
+        """The report as JSON text: an object with `format`, `version` and this class's fields."""
+        fields = {each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
+        return json.dumps({"format": FORMAT, "version": VERSION, **fields}, indent=1, allow_nan=False)
+
+    def save(self, path: StrPath) -> None:
+        """Write `to_json` to `path`, the whole or nothing.
+
+        Raises:
+            OutputError: `path` can't be written.
+        """
+        write_text(path, self.to_json() + "\n")
+
+    def _headline(self) -> str:
+        why = f" ({self.form_reason})" if self.form_reason else ""
+        share = f"{_percent(self.reached)} of {self.budget} removed ({_percent(self.requested)} requested)"
+        return f"{self.model}: {share}, {self.form}{why}"
+
+    def _notes(self, changed: int) -> list[str]:
+        lines = []
+        if changed > ROWS:
+            lines.append(f"and {changed - ROWS} more groups")
+        if changed < len(self.groups):
+            lines.append(f"not cut: {len(self.groups) - changed} of {len(self.groups)} groups")
+        if self.pinned:
+            reasons = Counter(without_place(pin.reason) for pin in self.pinned)
+            lines.append(f"pinned: {len(self.pinned)} axes")
+            ranked = reasons.most_common()
+            lines += [f"  {count:4} {reason}" for reason, count in ranked[:REASONS]]
+            if rest := ranked[REASONS:]:
+                lines.append(f"  {sum(count for _, count in rest):4} for {len(rest)} other reasons")
+        parts = (self.latency, self.recovery, self.basis, self.certificate, *self.exports.values(), self.benchmark)
+        for found in parts:
+            if found is not None:
+                lines.append(str(found))
+        if self.seconds:
+            taken = (f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
+            lines.append("seconds: " + ", ".join(taken))
+        return lines
+
+
+def _cells(change: Change) -> tuple[str, str, str]:
+    return f"{change.before:,}", f"{change.after:,}", _percent(change.removed)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _plain(value: object) -> Any:
+    """`value` in the types that JSON has; what has none of its own is written as its text."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case tuple() | list() | set() | frozenset():
+            return [_plain(item) for item in value]
+        case Path():
+            return str(value)
+    if dataclasses.is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    return str(value)

@@ -1,0 +1,70 @@
+"""Every criterion by its name, with what it is told by: the weights alone, inputs, or a loss too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from surgeon.calibration.data import SYNTHETIC, Calibration
+from surgeon.calibration.labels import Loss, check_loss
+from surgeon.errors import InvalidArgument
+from surgeon.groups.coupling import Groups
+from surgeon.pipeline.guided import RECONSTRUCTION
+from surgeon.scoring import CRITERIA, GRADIENT_CRITERIA, Criterion, score
+from surgeon.scoring.activation_criteria import ACTIVATION_CRITERIA
+from surgeon.scoring.activation_criteria import scores as activation_scores
+from surgeon.scoring.labeled_gradients import observe
+
+
+def settle(importance: str | Criterion | None, data: Any, loss: Any) -> str | Criterion:
+    """The criterion that is meant, or the default for what there is.
+
+    >>> settle(None, None, None), settle(None, [], None), settle("l1", None, None)
+    ('magnitude', 'reconstruction', 'l1')
+
+    Raises:
+        InvalidArgument: there is no such criterion, or it is told by what is not given, or not by a loss that is.
+    """
+    if loss is not None:
+        check_loss(loss)
+        if data is None or (isinstance(data, str) and data == SYNTHETIC):
+            raise InvalidArgument("loss= is taken of labelled data: pass batches such as (inputs, labels) as data=")
+    if importance is None:
+        return "magnitude" if data is None else RECONSTRUCTION
+    if not isinstance(importance, str):
+        return importance
+    known = (*CRITERIA, RECONSTRUCTION, *ACTIVATION_CRITERIA, *GRADIENT_CRITERIA)
+    if importance not in known:
+        raise InvalidArgument(
+            f"importance={importance!r} is no criterion; choose one of {', '.join(known)}, or pass a function"
+        )
+    if importance in GRADIENT_CRITERIA and loss is None:
+        raise InvalidArgument(
+            f"importance={importance!r} is made of gradients: pass batches such as (inputs, labels) as data=, and a "
+            "function of the model's output and the labels as loss="
+        )
+    if importance in (RECONSTRUCTION, *ACTIVATION_CRITERIA) and data is None:
+        raise InvalidArgument(
+            f'importance={importance!r} is told by data: pass unlabeled inputs as data=, or data="{SYNTHETIC}"'
+        )
+    if loss is not None and importance not in (RECONSTRUCTION, *GRADIENT_CRITERIA):
+        raise InvalidArgument(f"importance={importance!r} takes no loss; leave loss= out, or choose 'taylor'")
+    return importance
+
+
+def score_groups(
+    model: nn.Module, groups: Groups, importance: str | Criterion, data: Calibration | None, loss: Loss | None,
+    seed: int,
+) -> dict[int, np.ndarray]:
+    """The worth of every unit, by the id of the group's leaf, by a criterion that `settle` gave.
+
+    Raises:
+        InvalidArgument, InvalidInputs: the loss does not fit the data, or a function gives no number a unit.
+    """
+    if importance in GRADIENT_CRITERIA and data is not None and loss is not None:
+        return observe(model, groups, data, loss).scores(str(importance))
+    if importance in ACTIVATION_CRITERIA and data is not None:
+        return activation_scores(groups, data.batches, str(importance))
+    return score(groups, importance, seed)

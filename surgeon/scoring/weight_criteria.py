@@ -1,0 +1,220 @@
+"""The criteria that need no data, in a table by name.
+
+>>> import numpy as np
+>>> import torch
+>>> from torch import nn
+>>> from surgeon.groups.coupling import couple
+>>> from surgeon.frontend.trace import trace
+>>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+>>> with torch.no_grad():
+...     _ = net[0].weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 5.0]]))
+...     _ = net[0].bias.zero_()
+...     _ = net[2].weight.copy_(torch.tensor([[1.0, 0.0, 1.0]]))
+>>> groups = couple(trace(net, torch.zeros(2, 2)))
+>>> rng = np.random.default_rng(0)
+>>> {name: CRITERIA[name](groups, groups.groups[0], rng).round(2).tolist() for name in ("magnitude", "l1", "lamp")}
+{'magnitude': [1.5, 0.0, 1.5], 'l1': [8.0, 0.0, 6.0], 'lamp': [0.5, 0.0, 1.0]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from surgeon.errors import InvalidArgument
+from surgeon.groups.coupling import Group, Groups
+from surgeon.scoring.norms import reductions, relative
+
+Criterion = Callable[[Groups, Group, np.random.Generator], np.ndarray]
+
+#: The criteria by name.
+CRITERIA: dict[str, Criterion] = {}
+
+
+def register(name: str) -> Callable[[Criterion], Criterion]:
+    """Add a criterion to the table under `name`.
+
+    >>> @register("first come")
+    ... def first_come(groups, group, rng):
+    ...     return np.arange(group.size, 0, -1)
+    >>> CRITERIA.pop("first come") is first_come
+    True
+
+    Raises:
+        InvalidArgument: the name is taken.
+    """
+
+    def add(criterion: Criterion) -> Criterion:
+        if name in CRITERIA:
+            raise InvalidArgument(f"there is a criterion {name!r} already; register yours under another name")
+        CRITERIA[name] = criterion
+        return criterion
+
+    return add
+
+
+@register("magnitude")
+def magnitude(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
+    """The squared L2 norm of each unit's slice, in each member relative to the member's mean, averaged over members.
+
+    A layer's scale, which the next norm or layer may undo, and the number of its weights thus count for nothing.
+    Members that are zero throughout say nothing and are left out. `(units,)`.
+
+    Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023 (group importance); the norm as in Li et al.,
+    "Pruning Filters for Efficient ConvNets", ICLR 2017.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from surgeon.groups.coupling import couple
+    >>> from surgeon.frontend.trace import trace
+    >>> groups = couple(trace(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), torch.zeros(2, 2)))
+    >>> float(magnitude(groups, groups.groups[0], np.random.default_rng(0)).mean().round(6))
+    1.0
+    """
+    shared = reductions(groups)
+    sums = [shared.sums(group, member) for member in shared.members(group)]
+    found = [values for values in map(relative, sums) if values is not None]
+    return np.mean(found, axis=0) if found else np.zeros(group.size)
+
+
+@register("l1")
+def l1(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
+    """The L1 norm of all that belongs to each unit, over all members together. `(units,)`.
+
+    Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017.
+
+    >>> groups, group = _example()
+    >>> l1(groups, group, np.random.default_rng(0)).tolist()
+    [8.0, 2.0]
+    """
+    shared = reductions(groups)
+    return sum((shared.sums(group, member, 1) for member in shared.members(group)), np.zeros(group.size))
+
+
+@register("l2")
+def l2(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
+    """The L2 norm of all that belongs to each unit, over all members together. `(units,)`.
+
+    Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; He et al., "Soft Filter Pruning", IJCAI 2018.
+
+    >>> groups, group = _example()
+    >>> l2(groups, group, np.random.default_rng(0)).round(3).tolist()
+    [5.099, 2.0]
+    """
+    return np.sqrt(_squares(groups, group))
+
+
+@register("bn_scale")
+def bn_scale(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
+    """The size of the scale that batch norm gives each unit, averaged over the group's batch norms. `(units,)`.
+
+    A group without batch norm is judged by `magnitude`.
+
+    Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from surgeon.groups.coupling import couple
+    >>> from surgeon.frontend.trace import trace
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
+    >>> with torch.no_grad():
+    ...     _ = net[1].weight.copy_(torch.tensor([-3.0, 0.5]))
+    >>> groups = couple(trace(net, torch.zeros(2, 1, 4, 4)))
+    >>> bn_scale(groups, groups.groups[0], np.random.default_rng(0)).tolist()
+    [3.0, 0.5]
+    """
+    shared = reductions(groups)
+    names = shared.batch_norm_scales()
+    scales = []
+    for member in shared.members(group):
+        if groups.graph.canonical[member.tensor] in names:
+            positions = sum(int((units >= 0).sum()) for units in shared.positions(group, member))
+            scales.append(shared.sums(group, member, 1) / (positions / group.size))
+    return np.mean(scales, axis=0) if scales else magnitude(groups, group, rng)
+
+
+@register("fpgm")
+def fpgm(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
+    """How far each unit's filter is from the others: the sum of distances, in each member relative to its mean.
+
+    A filter near the geometric median can be stood in for by the others. The filters are the members in which the
+    units are rows (axis 0 of a weight); where there are none, all weights, and last all parameters. `(units,)`.
+
+    He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration", CVPR 2019.
+
+    >>> groups, group = _example()
+    >>> fpgm(groups, group, np.random.default_rng(0)).tolist()
+    [1.0, 1.0]
+    """
+    shared = reductions(groups)
+    members = shared.members(group)
+    weights = [member for member in members if groups.graph.tensor(member.tensor).dim() > 1]
+    filters = [member for member in weights if member.axis == 0] or weights or members
+    found = []
+    for member in filters:
+        rows = shared.features(group, member)
+        # Distances of differences, not of squares: filters that are the same are at 0, whatever their norm.
+        distances = torch.cdist(rows, rows, compute_mode=_mode(rows)).sum(dim=1).double().numpy()
+        values = relative(distances)
+        if values is not None:
+            found.append(values)
+    return np.mean(found, axis=0) if found else np.zeros(group.size)
+
+
+def _mode(rows: torch.Tensor) -> str:
+    """Beyond a few million differences a matrix product is worth its rounding."""
+    few = rows.shape[0] ** 2 * rows.shape[1] < 1 << 24
+    return "donot_use_mm_for_euclid_dist" if few else "use_mm_for_euclid_dist"
+
+
+@register("lamp")
+def lamp(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
+    """Each unit's squared norm, relative to the sum of those of the units that are no smaller. `(units,)`.
+
+    Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, applied to units.
+
+    >>> groups, group = _example()
+    >>> lamp(groups, group, np.random.default_rng(0)).round(3).tolist()
+    [1.0, 0.133]
+    """
+    squares = _squares(groups, group)
+    order = np.argsort(squares, kind="stable")
+    rest = np.cumsum(squares[order][::-1])[::-1]
+    scores = np.zeros(group.size)
+    scores[order] = np.divide(squares[order], rest, out=np.zeros(group.size), where=rest > 0)
+    return scores
+
+
+@register("random")
+def random(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
+    """A number drawn for each unit: what any other criterion must beat. `(units,)`.
+
+    Mittal et al., "Recovering from Random Pruning", WACV 2018.
+
+    >>> groups, group = _example()
+    >>> random(groups, group, np.random.default_rng(0)).shape
+    (2,)
+    """
+    return rng.random(group.size)
+
+
+def _squares(groups: Groups, group: Group) -> np.ndarray:
+    shared = reductions(groups)
+    return sum((shared.sums(group, member) for member in shared.members(group)), np.zeros(group.size))
+
+
+def _example() -> tuple[Groups, Group]:
+    """Two units, of weights (3, 4) and 1, and (0, 2) and 0."""
+    from torch import nn
+
+    from surgeon.frontend.trace import trace
+    from surgeon.groups.coupling import couple
+
+    first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
+        second.weight.copy_(torch.tensor([[1.0, 0.0]]))
+    groups = couple(trace(nn.Sequential(first, second), torch.zeros(2, 2)))
+    return groups, groups.groups[0]

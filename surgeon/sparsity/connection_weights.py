@@ -1,0 +1,59 @@
+"""Which parameters hold connections: weights that inputs are multiplied with before they are summed."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Tensor, fx, nn
+
+from surgeon.groups.coupling import Groups
+from surgeon.rules import arguments
+
+#: The arguments by which operators that multiply and accumulate take a weight; `self` is an addend of the last two.
+_FACTORS = {"weight", "params", "self", "other", "mat1", "mat2", "batch1", "batch2", "vec", "tensor", "tensors"}
+_ADDING = {"addmm", "baddbmm"}
+
+#: Operators that give the elements of a tensor on in another order, or some of them.
+_MOVES = set(
+    "t transpose permute numpy_T mT view reshape _unsafe_view flatten unflatten unsqueeze squeeze select slice narrow "
+    "split split_with_sizes unsafe_split chunk unbind contiguous clone alias detach to expand".split()
+)
+
+
+def connection_weights(groups: Groups) -> dict[str, nn.Parameter]:
+    """The parameters that are factors of a product which is summed up, by their first names.
+
+    That is what linear layers, convolutions, recurrent layers and products of matrices have as weights. Biases, norms,
+    scales, and tables that are only looked up in, such as position embeddings, are none.
+
+    >>> import surgeon
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    >>> list(connection_weights(surgeon.inspect(net, torch.randn(2, 3, 4, 4))))
+    ['0.weight', '3.weight']
+    """
+    graph = groups.graph
+    found: dict[str, nn.Parameter] = {}
+    for node, typed in groups.typed.items():
+        if not typed.macs:
+            continue
+        for name, operands in arguments(node).items():
+            if name not in _FACTORS or (name == "self" and node.target._opname in _ADDING):  # type: ignore[union-attr]
+                continue
+            for operand in operands if isinstance(operands, list | tuple) else [operands]:
+                tensor = graph.tensors.get(_source(operand).name) if isinstance(operand, fx.Node) else None
+                value: Tensor | None = graph.values.get(tensor or "")
+                if isinstance(value, nn.Parameter) and value.dim() > 1 and tensor is not None:
+                    found[graph.canonical[tensor]] = value
+    return found
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """The node whose elements `node` has."""
+    while node.op == "call_function" and len(node.all_input_nodes) == 1:
+        target = node.target
+        moves = isinstance(target, torch._ops.OpOverload) and target._opname in _MOVES
+        if not moves and target is not operator.getitem:
+            break
+        node = node.all_input_nodes[0]
+    return node

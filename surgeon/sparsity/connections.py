@@ -1,0 +1,103 @@
+"""Unstructured pruning: single connections are set to zero; `surgeon.sweep` takes what dies with them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import InvalidArgument, NothingToPrune
+from surgeon.frontend.ignore import Ignored, ignoring
+from surgeon.groups.analyze import analyse
+from surgeon.scoring import check_finite
+from surgeon.sparsity.connection_weights import connection_weights
+
+
+def prune_connections(
+    model: nn.Module,
+    amount: float | None = None,
+    scope: str = "global",
+    threshold: float | None = None,
+    ignore: Ignored | Iterable[Ignored] = (),
+    *,
+    example_inputs: Any = None,
+) -> nn.Module:
+    """A copy of `model` whose connections of least magnitude are zero.
+
+    Connections are the entries of weights that inputs are multiplied with before they are summed: those of linear
+    layers, convolutions, recurrent layers and matrix products; biases, norms and looked-up tables have none. They stay
+    zero in training with `surgeon.Masks.of_zeros`.
+
+    Args:
+        model: any module that `torch.export` can trace; it is left as it is.
+        amount: the share of the connections to set to zero, at least 0 and less than 1; those that are zero already
+            count.
+        scope: "global" ranks all connections of the model together, "local" those of each weight.
+        threshold: instead of an amount, the magnitude below which connections go.
+        ignore: module names, globs, modules or parameters to leave alone.
+        example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
+            safe.
+
+    Raises:
+        InvalidArgument, InvalidInputs, InvalidModel: bad input, such as a weight that holds NaN.
+        TraceError: `torch.export` can't trace the model.
+        NothingToPrune: no weight is left to prune.
+
+    Han, Pool, Tran, Dally: Learning both weights and connections for efficient neural networks (2015).
+
+    >>> net = nn.Linear(4, 1, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[0.1, -3.0, 0.2, 1.0]]))
+    >>> prune_connections(net, 0.5).weight.tolist()
+    [[0.0, -3.0, 0.0, 1.0]]
+    """
+    _check(amount, scope, threshold)
+    groups = analyse(model, example_inputs)
+    check_finite(groups.graph)
+    left_alone = ignoring(model, ignore)
+    chosen = [name for name in connection_weights(groups) if not left_alone(name)]
+    if not chosen:
+        raise NothingToPrune(f"{type(model).__name__} has no weight to prune that inputs are multiplied with")
+    sparse = copy.deepcopy(model)
+    weights = [sparse.get_parameter(name).detach() for name in chosen]
+    if threshold is not None:
+        gone = [weight.abs() < threshold for weight in weights]
+    elif scope == "local":
+        gone = [least([weight], float(amount or 0))[0] for weight in weights]
+    else:
+        gone = least(weights, float(amount or 0))
+    for weight, mask in zip(weights, gone, strict=True):
+        weight.masked_fill_(mask, 0)
+    return sparse
+
+
+def least(weights: list[Tensor], share: float) -> list[Tensor]:
+    """Masks of the entries of least magnitude, that share of all of them; of equals the first.
+
+    >>> least([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 0.5])], 0.75)
+    [tensor([True, True]), tensor([False, True])]
+    """
+    magnitudes = torch.cat([weight.abs().flatten().double().cpu() for weight in weights])
+    count = round(share * len(magnitudes))
+    gone = torch.zeros(len(magnitudes), dtype=torch.bool)
+    if count:
+        last = magnitudes.kthvalue(count).values
+        gone = magnitudes < last
+        equals = (magnitudes == last).nonzero().flatten()
+        gone[equals[: count - int(gone.sum())]] = True
+    parts = gone.split([weight.numel() for weight in weights])
+    return [part.reshape(weight.shape).to(weight.device) for part, weight in zip(parts, weights, strict=True)]
+
+
+def _check(amount: float | None, scope: str, threshold: float | None) -> None:
+    if (amount is None) == (threshold is None):
+        raise InvalidArgument("give either amount=, the share of the connections to cut, or threshold=, a magnitude")
+    for name, value in (("amount", amount), ("threshold", threshold)):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and value >= 0 and value < (1 if name == "amount" else float("inf"))):
+            limit = " and less than 1" if name == "amount" else " and finite"
+            raise InvalidArgument(f"{name}={value!r}: give a number of at least 0{limit}")
+    if scope not in ("global", "local"):
+        raise InvalidArgument(f"scope={scope!r}: choose 'global' or 'local'")

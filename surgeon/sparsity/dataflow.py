@@ -1,0 +1,98 @@
+"""What is constant in a network, and what is read, element by element."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from surgeon.groups.coupling import Groups
+from surgeon.groups.interpreter import Runner, last_uses, precisely
+from surgeon.rules.base import size_of
+from surgeon.sparsity.influence import Influence, Operands, influence
+from surgeon.verification.check import checked_inputs
+
+#: Called with each operator as soon as its operands and its result are known.
+Look = Callable[[Operands], None]
+
+
+def gather(groups: Groups, look: Look) -> dict[fx.Node, Any]:
+    """Go through the graph forward for what is constant, and backward for what is read; gives the latter.
+
+    `look` is called with each operator on the way forward, while the values of its operands are there. Of nodes without
+    a mask nothing is read; of those with several results it is a dict of masks by index.
+    """
+    traced: dict[fx.Node, tuple[Operands, Influence]] = {}
+    _forward(groups, look, traced)
+    return _backward(groups, traced)
+
+
+def _forward(groups: Groups, look: Look, traced: dict[fx.Node, tuple[Operands, Influence]]) -> None:
+    graph = groups.graph
+    runner = Runner(graph, checked_inputs(graph))
+    values: dict[fx.Node, Any] = {}
+    unknown: dict[fx.Node, Any] = {}
+    drop = last_uses(graph)
+    with precisely():
+        for node in graph.nodes:
+            if node.op == "output":
+                break
+            value = runner.value(node) if node.op == "get_attr" else runner.compute(node)
+            values[node] = value
+            runner.values[node] = value
+            if node.op == "placeholder":
+                unknown[node] = torch.ones(value.shape, dtype=torch.bool) if isinstance(value, Tensor) else None
+            elif node.target is operator.getitem:
+                unknown[node] = _item(unknown.get(node.all_input_nodes[0]), node.args[1])
+            elif node.op == "call_function":
+                inputs = node.all_input_nodes
+                own = {n: unknown[n] for n in inputs if n in unknown}
+                operands = Operands(node, {n: values[n] for n in inputs}, own, value)
+                found, unknown[node] = influence(operands)
+                traced[node] = operands, found
+                look(operands)
+                operands.forget()
+            for dead in drop.get(node, ()):
+                for table in (values, unknown, runner.values):
+                    table.pop(dead, None)
+
+
+def _item(masks: Any, index: Any) -> Any:
+    return masks[index] if isinstance(masks, list) and isinstance(index, int) else masks
+
+
+def _backward(groups: Groups, traced: dict[fx.Node, tuple[Operands, Influence]]) -> dict[fx.Node, Any]:
+    graph = groups.graph
+    read: dict[fx.Node, Any] = {}
+    for leaf in pytree.tree_leaves(graph.output.args):
+        if isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), Tensor):
+            read[leaf] = torch.ones(size_of(leaf), dtype=torch.bool)
+    for node in reversed(list(graph.nodes)):
+        if node.op != "call_function" or node not in read:
+            continue
+        if node.target is operator.getitem:
+            source, index = node.args
+            known = read.setdefault(source, {})  # type: ignore[arg-type]
+            known[index] = known[index] | read[node] if index in known else read[node]
+            continue
+        for operand, mask in _transposed(*traced[node], read[node]).items():
+            read[operand] = read[operand] | mask if operand in read else mask
+    return read
+
+
+def _transposed(operands: Operands, found: Influence, read: Any) -> dict[fx.Node, Tensor]:
+    """The elements of a node's operands that what is read of its result depends on."""
+    masks = {n: torch.zeros(shape, dtype=torch.float32, requires_grad=True) for n, shape in operands.live.items()}
+    with torch.enable_grad():
+        result = found.apply(masks)
+    pairs = [(result[i], mask) for i, mask in read.items()] if isinstance(read, dict) else [(result, read)]
+    pairs = [(each, mask.float()) for each, mask in pairs if each.requires_grad]
+    if not pairs:
+        return {}
+    results, wanted = zip(*pairs, strict=True)
+    gradients: Any = torch.autograd.grad(results, list(masks.values()), wanted, allow_unused=True)
+    return {n: gradient > 0 for n, gradient in zip(masks, gradients, strict=True) if gradient is not None}

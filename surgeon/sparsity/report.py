@@ -1,0 +1,70 @@
+"""What a sweep took away, as a value and as a table."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from surgeon.sparsity.removable import Found
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What `surgeon.sweep` did.
+
+    `groups` has a line for each group of coupled units; `params` are the parameters before and after, `deviation` is
+    the largest of the outputs, relative, in float64, and `form` is "module" (the user's own class) or "graph".
+    """
+
+    model: str
+    form: Literal["module", "graph"]
+    groups: tuple[Found, ...]
+    params_before: int
+    params_after: int
+    deviation: float
+
+    @property
+    def removed(self) -> int:
+        """How many units went."""
+        return sum(group.size - group.kept for group in self.groups)
+
+    @property
+    def constant(self) -> int:
+        """How many of them had no input."""
+        return sum(group.constant for group in self.groups)
+
+    @property
+    def unread(self) -> int:
+        """How many of them had inputs, but nobody who reads them."""
+        return sum(group.unread for group in self.groups)
+
+    @property
+    def left(self) -> dict[str, int]:
+        """Why dead units were left, and how many."""
+        total: Counter[str] = Counter()
+        for group in self.groups:
+            total.update(group.left)
+        return dict(total)
+
+    def to_json(self) -> str:
+        """All of it as JSON."""
+        groups = [{**vars(group), "left": dict(group.left)} for group in self.groups]
+        totals = {"removed": self.removed, "constant": self.constant, "unread": self.unread, "left": self.left}
+        return json.dumps({**vars(self), **totals, "groups": groups}, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.model}: {self.removed} dead units removed ({self.constant} without input, {self.unread} without "
+            f"output), parameters {self.params_before:,} → {self.params_after:,}, outputs equal to {self.deviation:.0e}"
+        )
+        if not self.removed:
+            head = f"{self.model}: no unit is dead; this is a copy"
+        rows = [g for g in self.groups if g.kept < g.size]
+        wide = max((len(g.name) for g in rows), default=0)
+        lines = [
+            f"{g.name:<{wide}}  {g.size:>5} → {g.kept:<5}  without input {g.constant}, without output {g.unread}"
+            for g in rows
+        ]
+        return "\n".join([head, *lines, *(f"left: {count} ({reason})" for reason, count in self.left.items())])

@@ -1,0 +1,126 @@
+"""Removes the units that died when connections were pruned: those without input, and those without output."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from surgeon.errors import InvalidArgument, NotEquivalent
+from surgeon.frontend.trace import Graph
+from surgeon.groups.analyze import analyse
+from surgeon.groups.coupling import Groups
+from surgeon.groups.interpreter import Runner, precisely
+from surgeon.plans.plan import Plan, attach
+from surgeon.scoring import check_finite
+from surgeon.sparsity.removable import Sweep, find
+from surgeon.sparsity.report import SweepReport
+from surgeon.surgery.build import carry_out
+from surgeon.verification.check import TOLERANCE, checked_inputs, gathered, relative
+
+Form = Literal["module", "graph"]
+
+
+def sweep(
+    model: nn.Module, example_inputs: Any = None, *, threshold: float = 0.0, return_report: bool = False
+) -> Any:
+    """A smaller copy of `model` without the neurons and channels that are dead, and with the same outputs.
+
+    A unit is dead when none of its inputs is connected, or when nobody reads it; each that goes may leave others dead,
+    and these go too. A unit without inputs is constant: what it adds to the layers that read it goes into their
+    biases, or into the running mean of the BatchNorm behind them. Where that can't be, the unit is left, and the
+    report says so; of constants that are not zero under a convolution with padding one is left, which takes over what
+    the others add. Outputs are compared in float64.
+
+    Args:
+        model: any module that `torch.export` can trace; it is left as it is. What it computes in eval mode counts.
+        example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
+            safe.
+        threshold: parameters' entries below it in magnitude are set to zero before, as after training with an L1
+            penalty. Outputs are then those of the model with these zeros.
+        return_report: return `(slim, SweepReport)`.
+
+    Returns:
+        The smaller module, in the user's own class where that is possible, or `(module, SweepReport)`. A copy of the
+        model where no unit is dead.
+
+    Raises:
+        InvalidArgument, InvalidInputs, InvalidModel: bad input.
+        TraceError: `torch.export` can't trace the model.
+        NotEquivalent: the outputs are not the same; please report the network.
+
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> _ = net[0].weight.data[:3].zero_(), net[2].weight.data[:, 5].zero_()
+    >>> slim, report = sweep(net, return_report=True)
+    >>> slim[0].out_features, report.constant, report.unread
+    (4, 3, 1)
+    """
+    _check(model, threshold)
+    work = copy.deepcopy(model).cpu()
+    if threshold:
+        with torch.no_grad():
+            for parameter in work.parameters():
+                parameter.masked_fill_(parameter.abs() < threshold, 0)
+    inputs = pytree.tree_map(lambda value: value.cpu() if isinstance(value, Tensor) else value, example_inputs)
+    groups = analyse(work, inputs)
+    check_finite(groups.graph)
+    swept = find(groups)
+    slim, form, deviation = (_cut(work, groups, swept) if swept.keep else (work, "module", 0.0))
+    slim.to(next((parameter.device for parameter in model.parameters()), torch.device("cpu")))
+    attach(slim, Plan.of(groups, swept.keep, {"sweep": True, "threshold": threshold}, model=model))
+    if not return_report:
+        return slim
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, slim))
+    return slim, SweepReport(type(model).__name__, form, swept.found, before, after, deviation)
+
+
+def _cut(work: nn.Module, groups: Groups, swept: Sweep) -> tuple[nn.Module, Form, float]:
+    """The smaller module, its form, and its deviation from `work`, whose tensors take over the constants."""
+    expected = _outputs(groups.graph, groups, {})
+    exact = _shifted(groups, swept)
+    operation, _ = carry_out(work, groups, swept.keep)
+    kept = groups.kept(swept.keep)
+    small = {name: gathered(value, groups.tensors[name], kept) for name, value in exact.items()}
+    found = _outputs(operation.traced, groups, small)
+    deviation = max((relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+    if deviation > TOLERANCE:
+        raise NotEquivalent(
+            f"{type(work).__name__} without its dead units deviates by {deviation:.1e} (relative), more than "
+            f"{TOLERANCE:.0e}; please report this network"
+        )
+    return operation.module, "module" if operation.form == "module" else "graph", deviation
+
+
+def _check(model: nn.Module, threshold: float) -> None:
+    if not isinstance(model, nn.Module):
+        raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    number: object = threshold
+    if not isinstance(number, int | float) or isinstance(number, bool) or not 0 <= threshold < float("inf"):
+        raise InvalidArgument(f"threshold={threshold!r}: give a magnitude, a number of at least 0")
+
+
+def _shifted(groups: Groups, swept: Sweep) -> dict[str, Tensor]:
+    """Let tensors of the traced model take over the constants that go; and what they would be in float64."""
+    exact = {}
+    for name, shift in swept.shifts.items():
+        tensor = groups.graph.tensor(next(n for n, c in groups.graph.canonical.items() if c == name))
+        exact[name] = tensor.detach().double() + torch.from_numpy(np.asarray(shift))
+        with torch.no_grad():
+            tensor.copy_(exact[name])
+    return exact
+
+
+def _outputs(graph: Graph, groups: Groups, instead: dict[str, Tensor]) -> list[Tensor]:
+    """The outputs in float64, on the inputs that the groups were traced with."""
+    runner = Runner(graph, checked_inputs(groups.graph), lambda name, value: instead.get(name, value))
+    result: Any = []
+    with precisely():
+        for node in graph.nodes:
+            if node.op != "get_attr":
+                result = runner.compute(node)
+                runner.keep(node, result)
+    return list(result)

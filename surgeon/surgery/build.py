@@ -1,0 +1,83 @@
+"""Carries out a choice of units on a model, and proves the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from torch import fx, nn
+
+from surgeon.errors import NotEquivalent, SurgeryError
+from surgeon.frontend.isolation import untouched
+from surgeon.frontend.trace import refuse_unfit, skeleton, trace_inputs
+from surgeon.groups.coupling import Groups
+from surgeon.support.progress import stage
+from surgeon.surgery import Operation, operate
+from surgeon.surgery.rewrite import slim_graph
+from surgeon.surgery.same import pair
+from surgeon.verification import Certificate, certify
+
+Keep = Mapping[int, Iterable[int]]
+
+
+def carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str = "auto") -> tuple[Operation, Certificate]:
+    """The model with only the kept units, and the proof; a graph where the user's own class can't be proved.
+
+    Raises:
+        InvalidArgument: there is no such form.
+        InvalidInputs: the model does not run on the inputs that it was traced with.
+        SurgeryError: it can't be built.
+        NotEquivalent: it is not the original less the removed units.
+    """
+    with untouched(model):
+        return _carry_out(model, groups, keep, form)
+
+
+def _carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str) -> tuple[Operation, Certificate]:
+    operation = _operation(model, groups, keep, form)
+    with stage("verify"):
+        try:
+            return operation, certify(groups, groups.kept(keep), operation.traced, operation.pairs)
+        except RuntimeError as error:
+            # Tracing knows shapes alone: only now that the operators run does an input of a wrong type show.
+            refuse_unfit(skeleton(model).eval(), groups.graph.inputs, error)
+            raise
+        except NotEquivalent as error:
+            if form != "auto" or operation.form != "module":
+                raise
+            # The user's code computes a number from sizes, as in x / x.numel(): a graph keeps the original's.
+            reason = f"in its own class, {error}".partition(":")[0]
+    with stage("operate"):
+        operation = replace(_operation(model, groups, keep, "graph"), reason=reason)
+    with stage("verify"):
+        return operation, certify(groups, groups.kept(keep), operation.traced, operation.pairs)
+
+
+def _operation(model: nn.Module, groups: Groups, keep: Keep, form: str) -> Operation:
+    """The operation, whose module's own graph is the predicted one."""
+    with stage("operate"):
+        operation = operate(model, groups, keep, form)
+    try:
+        with stage("verify"):
+            _ = operation.traced
+    except SurgeryError:
+        # It calls the same operators, but reads otherwise in a graph: its graph alone decides then.
+        with stage("operate"):
+            return operate(model, groups, keep, form, retrace=True)
+    return operation
+
+
+def hold_against(groups: Groups, keep: Keep, slim: nn.Module) -> Certificate:
+    """Prove that `slim`, wherever it is from, is the traced model less the units that are not kept.
+
+    Raises:
+        NotEquivalent: it is not; the message names the first operator that differs.
+    """
+    kept = groups.kept(keep)
+    with stage("verify"):
+        traced = trace_inputs(slim, groups.graph.inputs)
+        _, copies = slim_graph(groups, kept)
+        pairs: str | dict[fx.Node, fx.Node] = pair(groups, traced, copies)
+        if isinstance(pairs, str):
+            raise NotEquivalent(f"{type(slim).__name__} is not the model less the removed units: {pairs}")
+        return certify(groups, kept, traced, pairs)

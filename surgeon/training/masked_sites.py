@@ -1,0 +1,137 @@
+"""Where masked parameters alone do not do: operators that must be told which positions stay.
+
+Those are statistics over masked units, and sums over masked units that are not zero, as an operator such as the sigmoid
+made constants of their zeros.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from surgeon.groups.coupling import Groups
+from surgeon.groups.interpreter import Runner, precisely
+from surgeon.ir.axes import Axis
+from surgeon.rules import Axes, Kept, arguments, where
+from surgeon.surgery.attributes import module_call, module_path
+from surgeon.training.masked_statistics import Interceptor, Site, operator_name
+from surgeon.verification.check import checked_inputs, is_zero, with_zeros
+from surgeon.verification.reference import STATISTICS
+
+
+def kept_mask(axes: Axes, kept: Kept) -> Tensor:
+    """True at the positions of a tensor whose units are all kept."""
+    mask = torch.ones([axis.size for axis in axes], dtype=torch.bool)
+    for dim, axis in enumerate(axes):
+        if kept.changed(axis):
+            mask &= _along(axis, kept).reshape([-1 if d == dim else 1 for d in range(len(axes))])
+    return mask
+
+
+def _along(axis: Axis, kept: Kept) -> Tensor:
+    stays = np.zeros(axis.size, dtype=bool)
+    stays[kept.positions(axis)] = True
+    return torch.from_numpy(stays)
+
+
+def interceptors(groups: Groups, kept: Kept, model: nn.Module) -> tuple[list[Interceptor], list[str]]:
+    """The sites by the modules in whose code they are, and notes about those that are in none."""
+    sites, notes = _sites(groups, kept)
+    calls: dict[str, dict[str, list[fx.Node]]] = {}
+    for node in groups.graph.nodes:
+        if node.op == "call_function" and (call := module_call(node)) is not None:
+            calls.setdefault(call[0], {}).setdefault(call[1], []).append(node)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = []
+    for path in dict.fromkeys(module_path(node) for node in sites):
+        here = [site for node, site in sites.items() if module_path(node) == path]
+        if path is None or path not in modules:
+            notes += [f"{site.place}: it is in the code of no module" for site in here]
+            continue
+        names = {operator_name(node.target) for node in sites if module_path(node) == path}
+        each = [_of_call(nodes, names, sites) for nodes in calls[path].values()]
+        first, counted = each[0]
+        alike = all(
+            number == counted and own.keys() == first.keys() and all(own[key].same(first[key]) for key in own)
+            for own, number in each[1:]
+        )
+        if not alike:
+            notes.append(f"{here[0].place}: the module is called several times, on different units")
+            continue
+        found.append(Interceptor(path, first, counted))
+    return found, notes
+
+
+def _of_call(
+    nodes: Iterable[fx.Node], names: set[str], sites: Mapping[fx.Node, Site]
+) -> tuple[dict[tuple[str, int], Site], dict[str, int]]:
+    """The sites of one call by name and number, and how many operators of each name there are."""
+    own: dict[tuple[str, int], Site] = {}
+    seen: Counter[str] = Counter()
+    for node in nodes:
+        name = operator_name(node.target)
+        if name in names:
+            if node in sites:
+                own[name, seen[name]] = sites[node]
+            seen[name] += 1
+    return own, dict(seen)
+
+
+def _sites(groups: Groups, kept: Kept) -> tuple[dict[fx.Node, Site], list[str]]:
+    """The operators that masked parameters alone do not take care of, and notes about those that nothing does."""
+    found: dict[fx.Node, Site] = {}
+    notes: list[str] = []
+
+    def zeroing(name: str, value: Tensor) -> Tensor:
+        parameter = isinstance(groups.graph.tensor(name), nn.Parameter)
+        return with_zeros(value, groups.tensors[name], kept) if parameter else value
+
+    runner = Runner(groups.graph, checked_inputs(groups.graph), zeroing)
+    with precisely():
+        for node in groups.graph.nodes:
+            if node.op == "get_attr":
+                continue
+            typed = groups.typed[node]
+            lost = [axis for axis in typed.contracted if kept.changed(axis)]
+            if any(kept.changed(axis) for axis in typed.reduced):
+                name = node.target._opname  # type: ignore[union-attr]
+                if name in STATISTICS:
+                    found[node] = _site(groups, kept, node, STATISTICS[name][0], typed.reduced, statistic=True)
+                else:
+                    notes.append(f"{where(node)}: there is no formula for {name} over kept units")
+            elif lost and not any(is_zero(groups, kept, operand, lost, runner) for operand in node.all_input_nodes):
+                operand = _operand(groups, node, lost)
+                if operand is None:
+                    notes.append(f"{where(node)}: it sums over masked units that are not zero")
+                else:
+                    found[node] = _site(groups, kept, node, operand, lost, statistic=False)
+            value = runner.compute(node)
+            runner.keep(node, value)
+    return found, notes
+
+
+def _site(groups: Groups, kept: Kept, node: fx.Node, operand: str, over: Iterable[Axis], statistic: bool) -> Site:
+    """The node as a site; of its operand, those axes count that have units of the axes that are summed `over`."""
+    axes = groups.axes[arguments(node)[operand]]
+    assert isinstance(axes, tuple)
+    summed = {leaf.id for axis in over for leaf in groups.space.leaves(axis)}
+    keep = {
+        dim: _along(axis, kept)
+        for dim, axis in enumerate(axes)
+        if kept.changed(axis) and any(leaf.id in summed for leaf in groups.space.leaves(axis))
+    }
+    return Site.of(node, where(node), operand, keep, statistic)
+
+
+def _operand(groups: Groups, node: fx.Node, lost: list[Axis]) -> str | None:
+    """An operand, by its argument's name, that has one of the axes."""
+    wanted = [groups.space.resolve(axis) for axis in lost]
+    for name, value in arguments(node).items():
+        axes = groups.axes.get(value, ()) if isinstance(value, fx.Node) else ()
+        if isinstance(axes, tuple) and any(groups.space.resolve(axis) in wanted for axis in axes):
+            return name
+    return None

@@ -1,0 +1,232 @@
+"""Whole units that are switched off while a model trains: what it computes is what surgery will make of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
+
+from surgeon.errors import InvalidArgument, NotEquivalent, SurgeonError, SurgeryError, WeightsError
+from surgeon.frontend.trace import skeleton, trace_inputs
+from surgeon.groups.coupling import Groups
+from surgeon.groups.interpreter import Runner, double, precisely
+from surgeon.ir.fingerprint import named_tensors
+from surgeon.rules import Axes, Kept
+from surgeon.training.masked_sites import interceptors, kept_mask
+from surgeon.training.masked_statistics import Interceptor
+from surgeon.training.weight_masks import Masks
+from surgeon.verification.check import checked_inputs, relative
+
+_UNITS, _BUFFERS = "units.", "buffers."
+
+
+class UnitMasks:
+    """Units of a model that are switched off, with all that belongs to them in every coupled tensor.
+
+    The model is changed in place, see `Masks`; call `enforce` after each `optimizer.step()`. Then it computes what
+    remains of it when the units are cut off: parameters of masked units are zero, both those that compute them and
+    those that read them; operators that take a statistic over masked units (LayerNorm, RMSNorm, GroupNorm, softmax, …)
+    take it over the others, through hooks on the innermost module whose code calls them; a buffer, such as a running
+    variance, keeps its entries for masked units.
+
+    `notes` says of each operator that could not be taken care of; without notes, the masked model computes what surgery
+    makes of it.
+
+    >>> import surgeon
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    >>> groups = surgeon.inspect(model, torch.randn(1, 4))
+    >>> masks = UnitMasks(model, groups)
+    >>> masks.set({groups.groups[0].leaf.id: range(3)})
+    >>> model[2].weight[:, 3:].any().item(), masks.notes
+    (False, ())
+    >>> masks.release()
+    """
+
+    def __init__(self, model: nn.Module, groups: Groups) -> None:
+        self._model = model
+        self._groups = groups
+        self._masks = Masks(model)
+        self._buffers: dict[str, _Held] = {}
+        self._hooks: list[RemovableHandle] = []
+        self.keep: dict[int, tuple[int, ...]] = {}
+        self.notes: tuple[str, ...] = ()
+
+    def set(self, keep: Mapping[int, Iterable[int]]) -> None:
+        """Mask all units but those that are kept, by leaf; leaves that are not named stay whole.
+
+        This replaces what was masked before: units that come back have their values from when they were masked.
+
+        Raises:
+            InvalidArgument: a leaf is no group's, or its units are none, repeated or out of range. Nothing was changed.
+        """
+        units = self._checked(keep)
+        kept = self._groups.kept(units)
+        tensors = {name: kept_mask(axes, kept) for name, axes in self._tensors().items()}
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        self._masks.set({name: mask for name, mask in tensors.items() if name in parameters})
+        self._hold_buffers({name: mask for name, mask in tensors.items() if name not in parameters})
+        self.keep = units
+        self._intercept(kept)
+
+    def enforce(self) -> None:
+        """Set masked entries to zero again, and buffers of masked units to what they were."""
+        self._masks.enforce()
+        buffers = dict(self._model.named_buffers())
+        for name, held in self._buffers.items():
+            if name in buffers:
+                held.restore(buffers[name])
+
+    def release(self) -> None:
+        """Give every unit back what it had when it was masked, and hold nothing any more."""
+        self.enforce()  # buffers keep what they were
+        self._masks.release()
+        self._unhook()
+        self._buffers.clear()
+        self.keep, self.notes = {}, ()
+
+    def bare(self) -> nn.Module:
+        """The masked model without hooks of these masks, for surgery: a copy of its modules that shares its tensors."""
+        bare = skeleton(self._model)
+        for module in bare.modules():
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for number, hook in list(hooks.items()):
+                    if isinstance(getattr(hook, "__self__", None), Interceptor):
+                        del hooks[number]
+                        module._forward_hooks_always_called.pop(number, None)
+        return bare
+
+    def deviation(self, slim: nn.Module) -> float:
+        """How far, at most, the outputs of `slim` are from those of the masked model, relative to the largest.
+
+        Both are traced as they are and run in float64, in eval mode, on the inputs that the groups were traced with.
+
+        Raises:
+            NotEquivalent: `slim` has other outputs.
+        """
+        runs = [_outputs(model, self._groups) for model in (self._model, slim)]
+        if len(runs[0]) != len(runs[1]):
+            raise NotEquivalent(f"the masked model has {len(runs[0])} outputs, {type(slim).__name__} {len(runs[1])}")
+        return max((relative(a, b) for a, b in zip(*runs, strict=True)), default=0.0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The units that are kept, and all that masked ones had, as tensors by name."""
+        names = self._groups.names
+        return {
+            **self._masks.state_dict(),
+            **{f"{_UNITS}{names[leaf]}": torch.tensor(kept) for leaf, kept in self.keep.items()},
+            **{f"{_BUFFERS}{name}": held.value for name, held in self._buffers.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave; the model's own `load_state_dict` may be called before or after.
+
+        Raises:
+            WeightsError: the state is not of such a model.
+        """
+        leaves = {name: leaf for leaf, name in self._groups.names.items()}
+        named = {name.removeprefix(_UNITS): value for name, value in state.items() if name.startswith(_UNITS)}
+        if not named.keys() <= leaves.keys():
+            raise WeightsError(f"the model has no group {sorted(named.keys() - leaves.keys())[0]}")
+        try:
+            units = self._checked({leaves[name]: value.tolist() for name, value in named.items()})
+        except InvalidArgument as error:
+            raise WeightsError(f"the state is of another model: {error}") from error
+        rest = {name: value for name, value in state.items() if not name.startswith((_UNITS, _BUFFERS))}
+        self._masks.load_state_dict(rest)
+        kept = self._groups.kept(units)
+        self._buffers = {
+            name: _Held(kept_mask(axes, kept), state[f"{_BUFFERS}{name}"].clone())
+            for name, axes in self._tensors().items()
+            if f"{_BUFFERS}{name}" in state
+        }
+        self.keep = units
+        self.enforce()
+        self._intercept(kept)
+
+    def _checked(self, keep: Mapping[int, Iterable[int]]) -> dict[int, tuple[int, ...]]:
+        groups = {group.leaf.id: group for group in self._groups}
+        found: dict[int, tuple[int, ...]] = {}
+        for leaf, kept in keep.items():
+            if leaf not in groups:
+                raise InvalidArgument(f"keep: {leaf} is not the leaf of a group; see surgeon.inspect")
+            units, size = tuple(sorted(int(unit) for unit in kept)), groups[leaf].size
+            if not units or len(set(units)) != len(units) or units[0] < 0 or units[-1] >= size:
+                name = groups[leaf].name
+                raise InvalidArgument(f"keep: group {name} needs at least one of its {size} units, each once, from 0")
+            if len(units) < size:
+                found[leaf] = units
+        return found
+
+    def _tensors(self) -> dict[str, Axes]:
+        """The axes of the model's own tensors; constants of the graph are left out."""
+        own = {name for name, _ in named_tensors(self._model)}
+        return {name: axes for name, axes in self._groups.tensors.items() if name in own}
+
+    def _hold_buffers(self, keep: Mapping[str, Tensor]) -> None:
+        """Remember buffers' entries of units that are masked now; those of units that come back are as they were."""
+        buffers = dict(self._model.named_buffers(remove_duplicate=False))
+        held = {}
+        for name, mask in keep.items():
+            if name in self._buffers:
+                self._buffers[name].restore(buffers[name])
+            if not mask.all():
+                held[name] = _Held(mask, buffers[name].detach().clone())
+        self._buffers = held
+
+    def _unhook(self) -> None:
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks.clear()
+
+    def _intercept(self, kept: Kept) -> None:
+        """Hook the modules whose code takes statistics over masked units, and try them out."""
+        self._unhook()
+        found, notes = interceptors(self._groups, kept, self._model)
+        modules = dict(self._model.named_modules(remove_duplicate=False))
+        for each in found:
+            self._hooks += each.attach(modules[each.path])
+        if found:
+            args, kwargs = self._groups.graph.inputs
+            try:
+                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    skeleton(self._model).eval()(*args, **kwargs)
+            except SurgeryError as error:
+                notes.append(str(error))
+                self._unhook()
+        self.notes = tuple(dict.fromkeys(notes))
+
+
+@dataclass
+class _Held:
+    """A buffer's value, to which the entries that are not kept are set back."""
+
+    keep: Tensor
+    value: Tensor
+
+    def restore(self, buffer: Tensor) -> None:
+        if buffer.shape == self.value.shape:
+            keep = self.keep.to(buffer.device)
+            with torch.no_grad():
+                buffer.copy_(torch.where(keep, buffer, self.value.to(buffer)))
+
+
+def _outputs(model: nn.Module, groups: Groups) -> list[Tensor]:
+    inputs = pytree.tree_map(double, checked_inputs(groups.graph))
+    try:
+        graph = trace_inputs(copy.deepcopy(model).double(), inputs)  # what depends on the type, as an eps, is double's
+    except SurgeonError:  # its code names another type, which is computed in float64 all the same
+        graph = trace_inputs(model, groups.graph.inputs)
+    runner = Runner(graph, inputs)
+    value: Any = []
+    with precisely():
+        for node in graph.nodes:
+            if node.op != "get_attr":
+                value = runner.compute(node)
+                runner.keep(node, value)
+    return list(value)

@@ -1,0 +1,257 @@
+"""Two independent proofs in float64 that the smaller model is the original less the removed units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from surgeon.errors import InvalidModel, NotEquivalent
+from surgeon.frontend.trace import Graph
+from surgeon.groups.coupling import Groups
+from surgeon.groups.interpreter import Runner, double, precisely
+from surgeon.ir.axes import Axis
+from surgeon.rules import Axes, Kept, arguments, is_random, where
+from surgeon.verification.certificate import Certificate
+from surgeon.verification.reference import STATISTICS
+
+TOLERANCE = 1e-9
+
+
+def certify(
+    groups: Groups, kept: Kept, slim: Graph, pairs: Mapping[fx.Node, fx.Node], tolerance: float = TOLERANCE
+) -> Certificate:
+    """Hold the smaller graph against the original.
+
+    `pairs` maps each operator of the original graph to the one in `slim` that stands for it.
+
+    Raises:
+        NotEquivalent: an operator's result deviates by more than `tolerance`, relative to the largest magnitude in it;
+            the message names the first such operator.
+        InvalidModel: an output holds NaN, of which nothing can be proved.
+    """
+    inputs = checked_inputs(groups.graph)
+    deviation, worst, count, results = _node_by_node(groups, kept, slim, pairs, inputs, tolerance)
+    for position, (full, _) in enumerate(results):
+        if full.is_floating_point() and full.isnan().any():
+            raise InvalidModel(
+                f"output {position} of the model holds NaN on the example inputs, so nothing can be proved of it; "
+                "pass example_inputs= on which the model gives numbers"
+            )
+    statistics = groups.reductions(kept)
+    names = tuple(dict.fromkeys(f"{where(n)} over {axis.size} -> {kept.width(axis)}" for n, axis in statistics))
+    per_output = tuple(relative(a, b) for a, b in results)
+    reason = "statistics are taken over the kept units only" if statistics else ""
+    whole: float | None = None
+    if not reason:
+        zeroed = _with_zeroed_parameters(groups, kept, inputs)
+        if isinstance(zeroed, str):
+            reason = zeroed
+        else:
+            whole = max((relative(z, b) for z, (_, b) in zip(zeroed, results, strict=True)), default=0.0)
+    if whole is not None and whole > tolerance:
+        raise NotEquivalent(
+            f"the original with its removed units' parameters set to zero differs from the smaller model by "
+            f"{whole:.1e} (relative), though every operator agrees; please report this network"
+        )
+    return Certificate(deviation, worst, count, per_output, whole, reason, names, tolerance)
+
+
+def checked_inputs(graph: Graph) -> Any:
+    """The example inputs; floating inputs that are constant, and so would hide mistakes, are drawn at random."""
+    generator = torch.Generator().manual_seed(0)
+
+    def vary(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel() and value.min() == value.max():
+            return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device)
+        return value
+
+    return torch.utils._pytree.tree_map(vary, graph.inputs)
+
+
+def _node_by_node(
+    groups: Groups, kept: Kept, slim: Graph, pairs: Mapping[fx.Node, fx.Node], inputs: Any, tolerance: float
+) -> tuple[float, str, int, list[tuple[Tensor, Tensor]]]:
+    remaining = iter(slim.nodes)
+    full = Runner(groups.graph, inputs, lambda name, value: with_zeros(value, groups.tensors[name], kept))
+    small = Runner(slim, inputs)
+    worst, place, count = 0.0, "", 0
+    results: list[tuple[Tensor, Tensor]] = []
+    with precisely():
+        for node in groups.graph.nodes:
+            if node.op == "output":
+                results = list(zip(full.compute(node), _advance(small, remaining, slim.output), strict=True))
+                break
+            if node.op == "get_attr":
+                continue
+            value = masked(groups, kept, node, _reference(groups, kept, node, full))
+            full.keep(node, value)
+            if node not in pairs:
+                continue
+            other = _advance(small, remaining, pairs[node])
+            if is_random(node):  # other numbers are drawn for another shape: go on with the same ones
+                other = _same_draw(groups, kept, node, value, other)
+                small.keep(pairs[node], other)
+            found = _deviation(groups, kept, node, value, other)
+            count += node.op == "call_function"
+            if found > tolerance:
+                raise NotEquivalent(
+                    f"{where(node)} ({node.name}) deviates by {found:.1e} (relative), more than {tolerance:.0e}: "
+                    "it is the first operator of the smaller model that does not compute the original's result "
+                    "less the removed units"
+                )
+            if found > worst:
+                worst, place = found, where(node)
+    return worst, place, count, results
+
+
+def _advance(runner: Runner, remaining: Iterator[fx.Node], goal: fx.Node) -> Any:
+    """Compute the remaining nodes up to `goal`, and give its value."""
+    for node in remaining:
+        if node.op == "get_attr":
+            continue
+        value = runner.compute(node)
+        runner.keep(node, value)
+        if node is goal:
+            return value
+    raise NotEquivalent(f"{goal.name}: the smaller model computes its operators in another order")
+
+
+def _reference(groups: Groups, kept: Kept, node: fx.Node, runner: Runner) -> Any:
+    """The node's value at full size; a statistic over removed positions is taken over the kept ones."""
+    reduced = groups.typed[node].reduced
+    if not any(kept.changed(axis) for axis in reduced):
+        return runner.compute(node)
+    name = node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
+    if name not in STATISTICS:
+        raise NotEquivalent(f"{where(node)}: there is no reference for {name} over removed units")
+    operand, formula = STATISTICS[name]
+    given = arguments(node)
+    axes = groups.axes[given[operand]]
+    assert isinstance(axes, tuple)
+    values = {key: fx.node.map_arg(value, runner.value) for key, value in given.items()}
+    values = {key: double(value) for key, value in values.items()}
+    x = values[operand]
+    mask = torch.ones_like(x, dtype=torch.float64)
+    for dim, axis in enumerate(axes):
+        if kept.changed(axis):
+            mask.index_fill_(dim, removed(kept, axis, x.device), 0)
+    return formula(values, mask)
+
+
+def removed(kept: Kept, axis: Axis, device: torch.device) -> Tensor:
+    """The positions of `axis` that are gone."""
+    gone = torch.ones(axis.size, dtype=torch.bool)
+    gone[torch.as_tensor(kept.positions(axis))] = False
+    return gone.nonzero().flatten().to(device)
+
+
+def masked(groups: Groups, kept: Kept, node: fx.Node, value: Any) -> Any:
+    """`value` with zeros at the removed positions of each of its axes."""
+    axes = groups.axes[node]
+    if isinstance(value, Tensor):
+        return with_zeros(value, axes, kept) if isinstance(axes, tuple) else value
+    if isinstance(value, tuple | list) and isinstance(axes, list):
+        pairs = zip(value, axes, strict=False)
+        return [with_zeros(v, a, kept) if isinstance(v, Tensor) else v for v, a in pairs]
+    return value
+
+
+def with_zeros(value: Tensor, axes: Axes, kept: Kept) -> Tensor:
+    original = value
+    for dim, axis in enumerate(axes):
+        if kept.changed(axis):
+            gone = removed(kept, axis, value.device)
+            value = value.index_fill(dim, gone, 0) if value is original else value.index_fill_(dim, gone, 0)
+    return value
+
+
+def gathered(value: Tensor, axes: Axes, kept: Kept) -> Tensor:
+    """`value` at its kept positions."""
+    for dim, axis in enumerate(axes):
+        if kept.changed(axis):
+            value = value.index_select(dim, torch.as_tensor(kept.positions(axis), device=value.device))
+    return value
+
+
+def _same_draw(groups: Groups, kept: Kept, node: fx.Node, full: Any, small: Any) -> Any:
+    """What was drawn at full size, at its kept positions, in place of what was drawn at the smaller size."""
+    axes = groups.axes[node]
+    if isinstance(full, Tensor) and isinstance(small, Tensor) and isinstance(axes, tuple):
+        drawn = gathered(full, axes, kept)
+        return drawn if drawn.shape == small.shape else small
+    return small
+
+
+def _deviation(groups: Groups, kept: Kept, node: fx.Node, full: Any, small: Any) -> float:
+    axes = groups.axes[node]
+    if isinstance(full, Tensor) and isinstance(small, Tensor) and isinstance(axes, tuple):
+        return relative(gathered(full, axes, kept), small)
+    if isinstance(full, tuple | list) and isinstance(axes, list):
+        each = [
+            relative(gathered(f, a, kept), s)
+            for f, s, a in zip(full, small, axes, strict=False)
+            if isinstance(f, Tensor) and isinstance(s, Tensor) and len(a) == f.dim()
+        ]
+        return max(each, default=0.0)
+    return 0.0
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """max |a - b| / max |b|; equal infinities and NaN in the same places do not deviate."""
+    if a.shape != b.shape:
+        return float("inf")
+    if a.numel() == 0:
+        return 0.0
+    if not a.is_floating_point() and not a.is_complex():
+        return 0.0 if torch.equal(a, b) else float("inf")
+    same = (a == b) | (a.isnan() & b.isnan())
+    difference = torch.where(same, 0.0, (a - b).abs())
+    scale = torch.where(b.isfinite(), b.abs(), 0.0).max()
+    largest = float(difference.max())
+    if largest != largest:
+        return float("inf")
+    return largest / float(scale) if scale > 0 else (0.0 if largest == 0 else float("inf"))
+
+
+def _with_zeroed_parameters(groups: Groups, kept: Kept, inputs: Any) -> list[Tensor] | str:
+    """The outputs of the original whose removed units have parameters of zero; buffers are left alone.
+
+    That removes a unit where its consumers are parameters. Where something else sums over it, it must be zero there:
+    if it is not, because an operator made a constant of it, the reason why this check does not apply is returned.
+    """
+
+    def zeroing(name: str, value: Tensor) -> Tensor:
+        if isinstance(groups.graph.tensor(name), nn.Parameter):
+            return with_zeros(value, groups.tensors[name], kept)
+        return value
+
+    runner = Runner(groups.graph, inputs, zeroing)
+    value: Any = None
+    with precisely():
+        for node in groups.graph.nodes:
+            if node.op == "get_attr":
+                continue
+            lost = [axis for axis in groups.typed[node].contracted if kept.changed(axis)]
+            if lost and not any(is_zero(groups, kept, operand, lost, runner) for operand in node.all_input_nodes):
+                return f"{where(node)} sums over removed units that are constant but not zero"
+            value = runner.compute(node)
+            runner.keep(node, value)
+    if any(output.isnan().any() for output in value if output.is_floating_point()):
+        return "the zeros that stand for removed units become NaN, as 0 / 0 does"
+    return list(value)
+
+
+def is_zero(groups: Groups, kept: Kept, operand: fx.Node, lost: list[Axis], runner: Runner) -> bool:
+    """Whether an operand is zero at the removed positions of one of the axes."""
+    axes, value = groups.axes[operand], runner.value(operand)
+    if not isinstance(axes, tuple) or not isinstance(value, Tensor):
+        return False
+    wanted = [groups.space.resolve(axis) for axis in lost]
+    return any(
+        not value.index_select(dim, removed(kept, axis, value.device)).any()
+        for dim, axis in enumerate(axes)
+        if groups.space.resolve(axis) in wanted
+    )

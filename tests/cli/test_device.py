@@ -1,0 +1,111 @@
+"""The commands about the device, as a user types them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import surgeon
+from surgeon.cli.main import app
+from surgeon.pipeline import latency_target as clock
+
+NETS = '''
+import torch
+from torch import nn
+
+def small():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 48, 3), nn.ReLU(), nn.Conv2d(48, 48, 3), nn.ReLU(), nn.Flatten(), nn.Linear(768, 4)
+    )
+    return net, torch.randn(2, 3, 8, 8)
+'''
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a user's network, and its profile, once for all tests of this file."""
+    folder = tmp_path_factory.mktemp("device")
+    (folder / "nets_here.py").write_text(NETS)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    return place
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def good(*arguments: object) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_profile_is_taken_and_resumed_and_shrink_uses_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "_SECONDS", 0.2)
+    first = good("profile", "nets_here:small", "-o", "here.json")
+    assert re.search(r"points \d+, .* models 1$", first)
+    samples = json.loads((here / "here.json").read_text())["samples"]
+    good("profile", "nets_here:small", "-o", "here.json")
+    assert json.loads((here / "here.json").read_text())["samples"] == samples
+    text = good(
+        "shrink", "nets_here:small", "--budget", "latency", "--ratio", 0.3, "--device", "here.json", "--no-bench",
+        "-o", "out",
+    )
+    assert "latency removed" in text and "measured" in text
+    report = json.loads((here / "out" / "report.json").read_text())
+    assert report["latency"]["threads"] == 1
+    assert report["latency"]["measured"] > 0
+
+
+def test_a_kit_runs_without_torch(here: Path) -> None:
+    assert "kit.pyz" in good("kit", "nets_here:small", "-o", "kit.pyz")
+    block = "import sys; sys.modules.update(torch=None, onnx=None, rich=None, typer=None); "
+    run = "import runpy; sys.argv = ['kit.pyz', '-o', 'there.json']; runpy.run_path('kit.pyz', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", block + run], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    there = json.loads((here / "there.json").read_text())
+    assert there["format"] == "surgeon-profile"
+    assert len(there["models"]) == 1
+
+
+def test_int8_is_kept_or_not_but_said(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surgeon, "quantize", functools.partial(surgeon.quantize, seconds=0.3))
+    good("shrink", "nets_here:small", "--ratio", 0.2, "--no-bench", "-o", "cut")
+    np.save("rows.npy", np.random.default_rng(0).standard_normal((32, 3, 8, 8)).astype(np.float32))
+    text = good("quantize", "cut/slim.onnx", "--calibration", "rows.npy", "-o", "int8.onnx")
+    assert "int8.onnx" in text
+    assert (here / "int8.onnx").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("quantize", "no.onnx"), "no.onnx"),
+        (("quantize", "no.onnx", "--calibration", "nets_here.py"), "names no inputs"),
+        (("report", "."), "report.json"),
+        (("kit", "nets_here:small", "-o", "kit.zip"), ".pyz"),
+        (("profile", "nets_here:small", "-o", "nets_here.py"), "nets_here.py"),
+        (("shrink", "nets_here:small", "-o", "x"), "latency_ms"),
+        (("shrink", "nets_here:small", "--ratio", "0.5", "--device", "no.json", "-o", "x"), "for a latency"),
+        (("shrink", "nets_here:small", "--latency-ms", "1", "--device", "no.json", "-o", "x"), "no.json"),
+    ],
+)
+def test_a_mistake_ends_in_one_message(arguments: tuple[str, ...], message: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr

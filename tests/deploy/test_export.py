@@ -1,0 +1,384 @@
+"""The exported file computes what PyTorch computes, or there is no file."""
+
+import dataclasses
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnxscript import ir
+from torch import Tensor, nn
+
+from surgeon.deploy import export as export_module
+from surgeon.deploy.export import ExportReport, export
+from surgeon.deploy.lowering import write_out_attention
+from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, OutputError, TraceError
+from tests.deploy_nets import (
+    Attention,
+    Clamped,
+    FixedBatch,
+    Masked,
+    Opaque,
+    ReadTwice,
+    Record,
+    Returning,
+    SharedConv,
+    Sorting,
+    conv_net,
+    operators,
+    output_names,
+    randomize,
+    run,
+    tamper,
+)
+
+
+def test_report_and_file(tmp_path: Path) -> None:
+    net, x = conv_net(), torch.rand(1, 3, 8, 8)
+    report = export(net, tmp_path / "net.onnx", example_inputs=x)
+    assert report.path == tmp_path / "net.onnx"
+    assert report.bytes == report.path.stat().st_size
+    assert report.dynamic_batch and report.batches_checked == (1, 2, 3)
+    assert report.deviation < 1e-5 and report.notes == ()
+    assert "any batch size" in str(report)
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+    model = onnx.load(report.path)
+    assert report.opset == next(entry.version for entry in model.opset_import if entry.domain == "")
+    batch = torch.rand(5, 3, 8, 8)
+    np.testing.assert_allclose(run(report.path, batch)[0], net(batch).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_names_are_the_modules_and_no_paths_are_left(tmp_path: Path) -> None:
+    export(conv_net(), tmp_path / "net.onnx", example_inputs=torch.rand(1, 3, 8, 8))
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    names = {tensor.name for tensor in graph.initializer}
+    assert {"0.weight", "3.weight", "6.weight", "10.weight", "10.bias"} <= names
+    assert [item.name for item in graph.input] == ["input"]
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert str(Path(__file__).parent).encode() not in (tmp_path / "net.onnx").read_bytes()
+    assert b"stack_trace" not in (tmp_path / "net.onnx").read_bytes()
+
+
+FOLDED: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
+    "plain": (conv_net, {"Conv": 3}),
+    "shared weight": (lambda: randomize(SharedConv()), {"Conv": 2}),
+    "transposed": (
+        lambda: randomize(nn.Sequential(nn.ConvTranspose2d(3, 6, 3), nn.BatchNorm2d(6))),
+        {"ConvTranspose": 1},
+    ),
+    "conv read twice stays": (
+        lambda: randomize(ReadTwice()),
+        {"Conv": 1, "BatchNormalization": 1, "Add": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_batch_norm_is_folded(tmp_path: Path, name: str) -> None:
+    make, expected = FOLDED[name]
+    export(make(), tmp_path / "net.onnx", example_inputs=torch.rand(1, 3, 8, 8))
+    found = operators(tmp_path / "net.onnx")
+    wanted = ("Conv", "ConvTranspose", "BatchNormalization", "Add")
+    assert {kind: found[kind] for kind in wanted if found[kind]} == expected
+
+
+OUTPUTS = {
+    "tensor": (lambda x, y: y, ["output"]),
+    "tuple": (lambda x, y: (y, y + 1), ["output_0", "output_1"]),
+    "the same tensor twice": (lambda x, y: (y, y), ["output_0", "output_1"]),
+    "an input": (lambda x, y: (x, y), ["output_0", "output_1"]),
+    "dict": (lambda x, y: {"a": y, "b": y.relu()}, ["a", "b"]),
+    "named as an input": (lambda x, y: {"x": y, "linear": y + 2}, ["x_1", "linear"]),
+    "named as a value inside": (lambda x, y: {"linear": y.relu(), "relu": y + 2}, ["linear", "relu"]),
+    "nested with None": (
+        lambda x, y: OrderedDict(logits=y, loss=None, states=(x * 2, None, y * 3)),
+        ["logits", "states_0", "states_2"],
+    ),
+    "a constant": (lambda x, y: (y, torch.ones(3)), ["output_0", "output_1"]),
+    "dataclass": (lambda x, y: Record(y), ["logits"]),
+    "integers": (lambda x, y: (y.argmax(1), y > 0), ["output_0", "output_1"]),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs(tmp_path: Path, name: str) -> None:
+    make, names = OUTPUTS[name]
+    model = Returning(make).eval()
+    report = export(model, tmp_path / "m.onnx", example_inputs=torch.randn(2, 4))
+    assert output_names(tmp_path / "m.onnx") == names
+    assert report.dynamic_batch and not report.notes
+
+
+def test_hugging_face_model_output(tmp_path: Path) -> None:
+    outputs = pytest.importorskip("transformers.modeling_outputs")
+    model = Returning(lambda x, y: outputs.BaseModelOutput(last_hidden_state=y)).eval()
+    export(model, tmp_path / "m.onnx", example_inputs=torch.randn(2, 4))
+    assert output_names(tmp_path / "m.onnx") == ["last_hidden_state"]
+
+
+def test_an_output_that_is_no_tensor_is_named_in_the_report(tmp_path: Path) -> None:
+    model = Returning(lambda x, y: {"y": y, "cache": Opaque()}).eval()
+    report = export(model, tmp_path / "m.onnx", example_inputs=torch.randn(2, 4))
+    assert "cache is a Opaque" in str(report)
+
+
+def test_keyword_and_positional_inputs(tmp_path: Path) -> None:
+    ids, mask = torch.randint(0, 10, (1, 7)), torch.ones(1, 7, dtype=torch.int64)
+    keywords = {"attention_mask": mask, "input_ids": ids, "scale": 2.0}
+    report = export(Masked().eval(), tmp_path / "a.onnx", example_inputs=keywords)
+    assert report.dynamic_batch
+    assert [i.name for i in onnx.load(tmp_path / "a.onnx").graph.input] == ["attention_mask", "input_ids"]
+    report = export(Masked().eval(), tmp_path / "b.onnx", example_inputs=(ids, mask))
+    assert report.dynamic_batch
+    assert [i.name for i in onnx.load(tmp_path / "b.onnx").graph.input] == ["input_ids", "attention_mask"]
+
+
+attend = nn.functional.scaled_dot_product_attention
+
+
+class Attending(nn.Module):
+    """`function` of queries, keys, values `(batch, 4, 5 or 6, 8)` and scores `(batch, 1, 5, 6)`."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, scores: Tensor) -> Tensor:
+        return self.function(q, k, v, scores) + 0 * scores.sum()
+
+
+def split(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return q.unflatten(1, (2, 2)), k.unflatten(1, (2, 2)), v.unflatten(1, (2, 2))
+
+
+def in_another_mode(q: Tensor, k: Tensor, v: Tensor, scores: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return attend(*split(q, k, v))
+
+
+# What attends, and how many of these operators its file holds.
+PLAIN = {"MatMul": 2, "Softmax": 1}
+MASKED = PLAIN | {"ReduceMax": 1}
+ATTENTIONS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], dict[str, int]]] = {
+    "2 axes": (lambda q, k, v, s: attend(q[0, 0], k[0, 0], v[0, 0]).sum() + q, PLAIN),
+    "3 axes": (lambda q, k, v, s: attend(q[:, 0], k[:, 0], v[:, 0]), PLAIN),
+    "4 axes": (lambda q, k, v, s: attend(q, k, v), PLAIN),
+    "5 axes": (lambda q, k, v, s: attend(*split(q, k, v)), PLAIN),
+    "5 axes, a mask of 4": (lambda q, k, v, s: attend(*split(q, k, v), s[:1] > -9), MASKED),
+    "5 axes of grouped queries": (
+        lambda q, k, v, s: attend(q[None], k[None, :, :2], v[None, :, :2], enable_gqa=True)[0],
+        PLAIN | {"Expand": 2},
+    ),
+    "fewer axes of keys": (lambda q, k, v, s: attend(q, k[0], v[0]), PLAIN),
+    "one key for all heads": (lambda q, k, v, s: attend(q, k[:, :1], v[:, :1]), PLAIN),
+    "values of another width": (lambda q, k, v, s: attend(q, k, v[..., :3]), PLAIN),
+    "scale": (lambda q, k, v, s: attend(q, k, v, scale=0.7), PLAIN),
+    "negative scale": (lambda q, k, v, s: attend(q, k, v, scale=-0.7), PLAIN),
+    "a scale of the batch": (lambda q, k, v, s: attend(q.transpose(0, 3), k.transpose(0, 3), v.transpose(0, 3)), PLAIN),
+    "causal": (lambda q, k, v, s: attend(q, k, v, is_causal=True), PLAIN | {"Add": 2}),
+    "causal over the batch": (lambda q, k, v, s: attend(q[:, 0, 0], k[:, 0, 0], v[:, 0, 0], is_causal=True), PLAIN),
+    "boolean mask": (lambda q, k, v, s: attend(q, k, v, s > -9), MASKED),
+    "mask of keys": (lambda q, k, v, s: attend(q, k, v, s[..., :1, :] > 0), MASKED),
+    "additive mask": (lambda q, k, v, s: attend(q, k, v, s.masked_fill(s < -9, -torch.inf)), MASKED),
+    "grouped queries": (
+        lambda q, k, v, s: attend(q, k[:, :2], v[:, :2], s > -9, scale=0.3, enable_gqa=True),
+        MASKED | {"Expand": 2},
+    ),
+    "in another gradient mode": (in_another_mode, PLAIN),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attention(tmp_path: Path, name: str) -> None:
+    function, expected = ATTENTIONS[name]
+    torch.manual_seed(0)
+    inputs = tuple(torch.randn(2, *shape) for shape in ((4, 5, 8), (4, 6, 8), (4, 6, 8), (1, 5, 6)))
+    inputs[-1][0, 0, 0] = -10  # all keys of the first query
+    report = export(Attending(function), tmp_path / "m.onnx", example_inputs=inputs)
+    assert report.dynamic_batch and report.deviation < 1e-5
+    found = operators(tmp_path / "m.onnx")
+    assert {operator: found[operator] for operator in expected} == expected
+    batch = [torch.cat([tensor, tensor.flip(0)]) for tensor in inputs]
+    wanted = Attending(function)(*batch)
+    np.testing.assert_allclose(run(tmp_path / "m.onnx", *batch)[0], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_written_out_is_a_program_like_any_other() -> None:
+    net, inputs = Attention(), (torch.randn(3, 5, 32), torch.randn(1, 4, 5, 5))
+    shapes = ({0: torch.export.Dim.AUTO}, None)
+    program = torch.export.export(net, inputs, dynamic_shapes=shapes, strict=False)
+    attention = next(node for node in program.graph.nodes if "scaled_dot_product" in str(node.target))
+    (reader,), fake = attention.users, attention.meta["val"]
+    assert write_out_attention(program) == 1
+    assert write_out_attention(program) == 0
+    written = reader.all_input_nodes[0].meta["val"]
+    assert (written.shape, written.dtype) == (fake.shape, fake.dtype)
+    assert written.fake_mode is fake.fake_mode
+    torch.testing.assert_close(program.module()(*inputs), net(*inputs))
+
+
+def test_views_are_copied_where_their_strides_are_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert, clones = export_module._convert, []
+
+    def fail_at_first(program: torch.export.ExportedProgram) -> ir.Model:
+        clones.append(sum(node.target is torch.ops.aten.clone.default for node in program.graph.nodes))
+        if len(clones) % 2:
+            raise ValueError("Cannot view a tensor")
+        return convert(program)
+
+    inputs = (torch.randn(2, 5, 32), torch.randn(1, 4, 5, 5))
+    export(Attention(), tmp_path / "plain.onnx", example_inputs=inputs)
+    monkeypatch.setattr(export_module, "_convert", fail_at_first)
+    report = export(Attention(), tmp_path / "copied.onnx", example_inputs=inputs)
+    assert report.dynamic_batch and report.deviation < 1e-5 and clones[0] == 0 < clones[1]
+    assert operators(tmp_path / "copied.onnx") == operators(tmp_path / "plain.onnx")
+
+
+def test_graph_modules(tmp_path: Path) -> None:
+    net, x = conv_net(), torch.rand(2, 3, 8, 8)
+    for index, module in enumerate([torch.fx.symbolic_trace(net), torch.export.export(net, (x,)).module()]):
+        export(module, tmp_path / f"{index}.onnx", example_inputs=x, dynamic_batch=False)
+        assert operators(tmp_path / f"{index}.onnx")["Conv"] == 3
+
+
+def test_batch_modes(tmp_path: Path) -> None:
+    x = torch.randn(2, 6)
+    report = export(FixedBatch(), tmp_path / "m.onnx", example_inputs=x)
+    assert not report.dynamic_batch and report.batches_checked == (2,)
+    assert "fixed batch size" in str(report) and "because" in str(report)
+    with pytest.raises((TraceError, ExportError)):
+        export(FixedBatch(), tmp_path / "n.onnx", example_inputs=x, dynamic_batch=True)
+    assert not (tmp_path / "n.onnx").exists()
+    report = export(conv_net(), tmp_path / "s.onnx", example_inputs=torch.rand(1, 3, 8, 8), dynamic_batch=False)
+    assert not report.dynamic_batch and report.batches_checked == (1,) and not report.notes
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_become_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    net = conv_net().to(dtype)
+    report = export(net, tmp_path / "m.onnx", example_inputs=torch.rand(1, 3, 8, 8, dtype=dtype))
+    assert str(dtype).removeprefix("torch.") in str(report)
+    assert {parameter.dtype for parameter in net.parameters()} == {dtype}
+    elements = {t.data_type for t in onnx.load(tmp_path / "m.onnx").graph.initializer}
+    assert elements <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+
+
+def test_model_is_untouched(tmp_path: Path) -> None:
+    net = conv_net().train()
+    net[1].eval()
+    modes = [module.training for module in net.modules()]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    x = torch.rand(2, 3, 8, 8)
+    kept = x.clone()
+    export(net, tmp_path / "m.onnx", example_inputs=x)
+    assert [module.training for module in net.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(x, kept)
+    np.testing.assert_allclose(run(tmp_path / "m.onnx", x)[0], net.eval()(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export(conv_net(), tmp_path / "m.onnx", example_inputs=torch.rand(1, 3, 8, 8))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_too_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_module, "SINGLE_FILE_BYTES", 100)
+    net, x = conv_net(), torch.rand(1, 3, 8, 8)
+    report = export(net, tmp_path / "m.onnx", example_inputs=x)
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["m.onnx", "m.onnx.data"]
+    assert report.bytes == sum(file.stat().st_size for file in files)
+    np.testing.assert_allclose(run(report.path, x)[0], net(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_deviating_file_never_replaces_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "m.onnx"
+    target.write_bytes(b"the old file")
+    write = export_module._write
+
+    def tampering_write(model: ir.Model, path: Path) -> None:
+        write(model, path)
+        tamper(path, "10.weight")
+
+    monkeypatch.setattr(export_module, "_write", tampering_write)
+    with pytest.raises(ExportError, match=r"output 'output' deviates from PyTorch by .* tolerance 0.001"):
+        export(conv_net(), target, example_inputs=torch.rand(1, 3, 8, 8))
+    assert target.read_bytes() == b"the old file"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def nan_net() -> nn.Module:
+    net = conv_net()
+    with torch.no_grad():
+        net.get_parameter("10.weight").fill_(float("nan"))
+    return net
+
+
+X = torch.rand(1, 3, 8, 8)
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any], type[Exception], str]] = {
+    "missing folder": (conv_net, "no/such/m.onnx", {"example_inputs": X}, OutputError, "does not exist"),
+    "folder is a file": (conv_net, "file/m.onnx", {"example_inputs": X}, OutputError, "does not exist"),
+    "path is a folder": (conv_net, "folder", {"example_inputs": X}, OutputError, "is a folder"),
+    "no tensor": (conv_net, "m.onnx", {"example_inputs": ()}, InvalidInputs, "no tensor"),
+    "not inputs": (conv_net, "m.onnx", {"example_inputs": "x"}, InvalidInputs, "is a str"),
+    "empty": (conv_net, "m.onnx", {"example_inputs": X[:0]}, InvalidInputs, "is empty"),
+    "wrong shape": (conv_net, "m.onnx", {"example_inputs": X[:, :2]}, InvalidInputs, r"\(1, 2, 8, 8\)"),
+    "wrong keyword": (conv_net, "m.onnx", {"example_inputs": {"y": X}}, InvalidInputs, "'y'|y"),
+    "too many": (conv_net, "m.onnx", {"example_inputs": (X, X)}, InvalidInputs, "input_1"),
+    "tolerance": (conv_net, "m.onnx", {"example_inputs": X, "tolerance": 0.0}, InvalidArgument, "positive"),
+    "NaN tolerance": (
+        conv_net,
+        "m.onnx",
+        {"example_inputs": X, "tolerance": float("nan")},
+        InvalidArgument,
+        "positive",
+    ),
+    "untraceable": (Sorting, "m.onnx", {"example_inputs": X}, TraceError, "can't trace"),
+    "NaN in the weights": (nan_net, "m.onnx", {"example_inputs": X}, ExportError, "nowhere finite"),
+    "no output": (
+        lambda: Returning(lambda x, y: None),
+        "m.onnx",
+        {"example_inputs": torch.randn(2, 4)},
+        ExportError,
+        "no tensor",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(tmp_path: Path, name: str) -> None:
+    make, path, arguments, error, message = REFUSED[name]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(error, match=message):
+        export(make(), tmp_path / path, **arguments)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_unwritable_folder_is_noticed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("surgeon.support.files.tempfile.TemporaryDirectory", refuse)
+    net = conv_net()
+    net.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(OutputError, match="can't be written"):
+        export(net, tmp_path / "m.onnx", example_inputs=X)
+
+
+def test_report_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ExportReport(Path("a"), 1, 20, True, 0.0, (1,)).bytes = 2  # type: ignore[misc]
+
+
+def test_several_clamps_of_one_tensor(tmp_path: Path) -> None:
+    assert export(Clamped(), tmp_path / "m.onnx", example_inputs=torch.randn(2, 5)).deviation < 1e-6

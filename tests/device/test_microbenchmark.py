@@ -1,0 +1,149 @@
+"""Points are measured in turns, on a clock that the test moves: so much a run, so much an operator."""
+
+import os
+from typing import Any
+
+import pytest
+
+from surgeon.device import microbenchmark as points_module
+from surgeon.device.microbenchmark import ROUNDS, Key, Point, Sample, count_turns, measure_all
+from surgeon.device.onnx_protobuf import parse
+from surgeon.device.ort_session import open_session
+from surgeon.errors import BenchmarkError, InvalidArgument
+from tests.device.tiny import impossible, pointwise_conv
+
+A_RUN, AN_OPERATOR, A_COLD_RUN = 3e-6, 5e-6, 40e-6
+
+
+class Clock:
+    """Stands still but for the runs of sessions."""
+
+    def __init__(self) -> None:
+        self.seconds = 1.0
+        self.slower: dict[int, float] = {}  # operators in a graph, seconds that its runs take longer from now on
+        self.runs: list[int] = []
+        self.cold = False
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+
+    class Session:
+        def __init__(self, session: Any, operators: int) -> None:
+            self._session, self._operators = session, operators
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._session, name)
+
+        def run_with_iobinding(self, binding: Any) -> None:
+            clock.runs.append(self._operators)
+            clock.seconds += A_COLD_RUN if clock.cold else A_RUN
+            clock.seconds += AN_OPERATOR * self._operators + clock.slower.get(self._operators, 0.0)
+            clock.cold = False
+
+    def opened(model: bytes | os.PathLike[str], **settings: Any) -> Any:
+        assert isinstance(model, bytes)
+        return Session(open_session(model, **settings), len(parse(model).nodes))
+
+    def chill(loaded: Any) -> None:
+        clock.cold = loaded.flush is not None
+
+    monkeypatch.setattr("surgeon.device.microbenchmark._Loaded.chill", chill)
+    monkeypatch.setattr(points_module, "open_session", opened)
+    monkeypatch.setattr("surgeon.device.microbenchmark.time.thread_time", lambda: clock.seconds)
+    return clock
+
+
+def copies(number: int) -> Point:
+    return Point("conv", (number,), pointwise_conv(32, 32, copies=number), copies=number)
+
+
+def test_a_sample_is_the_time_of_a_copy_without_that_of_a_run(clock: Clock) -> None:
+    samples = measure_all([copies(2), copies(5)])
+    for sample in samples.values():
+        # where there is no blocked layout nothing is cut off, and the operators that make weights count too
+        if sample.blocked:
+            assert sample.us == pytest.approx(AN_OPERATOR * 1e6)
+        assert sample.spread == pytest.approx(0) and sample.rounds == ROUNDS
+    assert list(samples) == [("conv", (2,)), ("conv", (5,))]
+
+
+def test_a_cold_run_is_not_taken_for_the_operators(clock: Clock) -> None:
+    cold = Point("cold", (2,), pointwise_conv(32, 32, copies=2), copies=2, flush=1 << 20)
+    for sample in measure_all([copies(2), cold]).values():
+        if sample.blocked:
+            assert sample.us == pytest.approx(AN_OPERATOR * 1e6)
+
+
+def test_whether_the_result_is_in_blocks_is_seen() -> None:
+    sample = measure_all([Point("c", (32, 32), pointwise_conv(32, 32), flush=1 << 16)])["c", (32, 32)]
+    assert sample.ends_blocked is sample.blocked
+
+
+def test_passes_are_interleaved(clock: Clock) -> None:
+    turns: list[tuple[Key, int, int]] = []
+    points = [copies(2), copies(3), copies(4)]
+    measure_all(points, on_sample=lambda key, sample, done, total: turns.append((key, done, total)))
+    assert len(turns) == count_turns(points, {}) == turns[0][2]
+    assert [done for _, done, _ in turns] == list(range(1, len(turns) + 1))
+    passes = [turns[start : start + 3] for start in range(0, len(turns), 3)]
+    assert all({key for key, _, _ in one} == {point.key for point in points} for one in passes)
+
+
+def test_a_point_that_scatters_gets_more_rounds(clock: Clock) -> None:
+    points = [copies(2), copies(3)]
+    operators = {point.key: 0 for point in points}
+
+    def disturb(key: Key, sample: Sample, done: int, total: int) -> None:
+        operators[key] = clock.runs[-1]
+        clock.slower[operators["conv", (3,)]] = 1e-3 * done
+
+    samples = measure_all(points, on_sample=disturb)
+    assert samples["conv", (3,)].spread > 0.1 and samples["conv", (3,)].rounds == 2 * ROUNDS
+    assert samples["conv", (2,)].rounds == ROUNDS
+
+
+def test_an_interrupted_measurement_is_resumed() -> None:
+    points = [copies(1), copies(2)]
+    known: dict[Key, Sample] = {}
+
+    def interrupt(key: Key, sample: Sample, done: int, total: int) -> None:
+        known[key] = sample
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_all(points, on_sample=interrupt)
+    assert sorted(sample.rounds for sample in known.values()) == [3, 6]
+    turns: list[int] = []
+    samples = measure_all(points, known=known, on_sample=lambda key, sample, done, total: turns.append(done))
+    assert all(sample.rounds >= ROUNDS for sample in samples.values())
+    assert len(turns) >= count_turns(points, known) == 5
+
+
+def test_what_is_known_is_not_measured_again() -> None:
+    point = Point("conv", (1,), b"not even read")
+    known = {point.key: Sample(7.0, 0.0, True, ROUNDS), ("other", (1,)): Sample(1.0, 0.0, True, ROUNDS)}
+    assert measure_all([point], known=known) == {point.key: known[point.key]}
+    assert measure_all([]) == {}
+
+
+def test_open_sizes_are_given_with_the_point(clock: Clock) -> None:
+    point = Point("conv", (16, 16), pointwise_conv(16, 16, size="size"), {"x": (1, 16, 5, 5)})
+    assert measure_all([point])[point.key].rounds == ROUNDS
+
+
+@pytest.mark.parametrize(
+    "points, error, message",
+    [
+        ([copies(1), copies(1)], InvalidArgument, r"given twice: \['conv at 1'\]"),
+        ([Point("conv", (3, 4), impossible())], BenchmarkError, "^conv at 3, 4: "),
+        ([Point("conv", (3, 4), b"garbage")], InvalidArgument, "^conv at 3, 4: "),
+        ([Point("conv", (3, 4), b"")], InvalidArgument, "^conv at 3, 4: "),
+        ([Point("c", (1,), pointwise_conv(4, 4), {"x": (1, 5, 4, 4)})], InvalidArgument, "^c at 1: .*shape"),
+    ],
+)
+def test_errors_name_the_point(points: list[Point], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        measure_all(points)

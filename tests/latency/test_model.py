@@ -1,0 +1,194 @@
+"""The latency of a network at any widths, by profiles that a formula made: no clock is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from functools import cache
+
+import pytest
+from torch import Tensor, nn
+
+from surgeon.errors import ProfileError
+from surgeon.latency.model import Latency
+from surgeon.latency.sample_points import COLD, COLD_WEIGHT
+from surgeon.latency.width_grid import MOST_STEPS
+from surgeon.solver.factors import total
+from tests.latency.latency_tools import Dense, Excited, Residual, Transformer, coupled, latency_of, without
+
+NETS: dict[str, tuple[type[nn.Module], int]] = {
+    "residual": (Residual, 16), "excited": (Excited, 17), "dense": (Dense, 16), "transformer": (Transformer, 32),
+}
+
+
+@cache
+def latency(name: str) -> Latency:
+    build, size = NETS[name]
+    return latency_of(coupled(build(), 3, size, size))
+
+
+def leaf(found: Latency, size: int) -> int:
+    (only,) = [leaf for leaf, full in found.sizes.items() if full == size]
+    return only
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_factors_add_up_to_the_latency_at_full_width(name: str) -> None:
+    found = latency(name)
+    assert found.ms({}) > 0
+    assert total(found.factors, found.sizes) == pytest.approx(found.ms({}), rel=1e-9)
+    assert sum(ms for _, ms in found.shares({})) == found.ms({})
+
+
+@pytest.mark.parametrize("name", ["residual", "dense", "transformer"])
+@pytest.mark.parametrize("seed", range(8))
+def test_factors_add_up_at_fast_widths(name: str, seed: int) -> None:
+    found, draw = latency(name), random.Random(seed)
+    widths = {leaf: draw.choice(found.steps(leaf)) for leaf in found.sizes}
+    assert total(found.factors, widths) == pytest.approx(found.ms(widths), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_factors_know_all_combinations_of_their_leaves(name: str) -> None:
+    found = latency(name)
+    for factor in found.factors:
+        table = factor.table([found.steps(leaf) for leaf in factor.leaves])
+        assert table.shape == tuple(len(found.steps(leaf)) for leaf in factor.leaves)
+        assert table.min() > 0
+        lowest = {leaf: found.steps(leaf)[0] for leaf in factor.leaves}
+        assert factor.at(lowest) == pytest.approx(table[(0,) * len(factor.leaves)])
+
+
+@pytest.mark.parametrize("name", ["residual", "dense", "transformer"])
+def test_narrower_is_faster_among_fast_widths(name: str) -> None:
+    found = latency(name)
+    for leaf in found.sizes:
+        times = [found.ms({leaf: width}) for width in found.steps(leaf)]
+        assert times == sorted(times)
+
+
+@pytest.mark.parametrize("width", [17, 18, 19, 21, 25, 29, 31])
+def test_a_misaligned_width_takes_longer_than_the_next_aligned(width: int) -> None:
+    found = latency("residual")
+    (stream,) = [o.leaves[0] for o in found.operators if o.label == "conv2d in stem"]
+    assert found.ms({stream: width}) > found.ms({stream: 32})
+
+
+def test_a_cut_inside_a_block_gains_nothing() -> None:
+    found = latency("residual")
+    inner = leaf(found, 64)
+    before, inside = dict(found.shares({})), dict(found.shares({inner: 52}))
+    assert inside["conv2d in down"] == before["conv2d in down"]
+    assert dict(found.shares({inner: 48}))["conv2d in down"] < before["conv2d in down"]
+
+
+def test_changes_of_layout_come_with_a_width_that_leaves_the_blocks() -> None:
+    found = latency("residual")
+    (inner,) = {*found.operators[2].leaves} - {*found.operators[0].leaves}
+
+    def changes(widths: dict[int, int]) -> list[str]:
+        return [label for label, _ in found.shares(widths) if label.startswith("layout of")]
+
+    assert changes({}) == changes({inner: 16}) == ["layout of mean"]
+    # it reads two tensors in the plain layout, and hands on what the next one wants in blocks
+    assert changes({inner: 17}) == ["layout of conv2d in second"] * 2 + ["layout of conv2d in down", "layout of mean"]
+    # where few channels are read in the plain layout, what came in blocks is brought out of them
+    assert changes({inner: 13}) == ["layout of conv2d in second", "layout of mean"]
+
+
+def test_few_channels_have_a_path_of_their_own() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).relu())
+
+    groups = coupled(Two(), 3, 16, 16)
+    has, lacks = latency_of(groups), latency_of(groups, direct=3)
+    (inner,) = has.sizes
+    assert has.ms({}) == lacks.ms({})
+    assert dict(has.shares({inner: 13}))["conv2d in b"] < dict(lacks.shares({inner: 13}))["conv2d in b"] / 2
+    assert dict(has.shares({inner: 17}))["conv2d in b"] == dict(lacks.shares({inner: 17}))["conv2d in b"]
+
+
+def test_what_the_model_hands_out_is_brought_out_of_blocks() -> None:
+    groups = coupled(nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 1)), 3, 8, 8)
+    assert [label for label, _ in latency_of(groups).shares({})][-1] == "layout of the result"
+
+
+class Added(nn.Module):
+    """A convolution's result is added to what is in blocks, or to what is not."""
+
+    def __init__(self, plain: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 32, 1)
+        self.plain = plain
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = x.flip(3) if self.plain else x
+        return self.c(y + self.b(x)).mean((2, 3))
+
+
+def test_a_sum_with_what_is_not_in_blocks_leaves_them() -> None:
+    changes = {
+        plain: [label for label, _ in latency_of(coupled(Added(plain), 3, 8, 8)).shares({}) if "layout" in label]
+        for plain in (False, True)
+    }
+    assert changes[False] == ["layout of mean"]
+    assert changes[True] == [f"layout of {label}" for label in ("flip", "conv2d in b", "conv2d in c", "mean")]
+
+
+def test_without_blocks_nothing_is_brought_into_them() -> None:
+    groups = coupled(Residual(), 3, 16, 16)
+    found = latency_of(groups, block=0)
+    assert not any(label.startswith("layout") for label, _ in found.shares({}))
+    for each, size in found.sizes.items():
+        assert found.steps(each)[0] == (1 if size <= MOST_STEPS else 2)
+
+
+def test_the_measured_latency_of_the_whole_is_met() -> None:
+    groups = coupled(Residual(), 3, 16, 16)
+    alone = latency_of(groups)
+    for measured in (alone.ms({}) * 1.5, alone.ms({}) * 0.8):
+        profile = dataclasses.replace(alone.profile, models={"mark": {"ms": measured}})
+        found = Latency(groups, profile, model="mark")
+        assert found.ms({}) == pytest.approx(measured)
+        assert total(found.factors, found.sizes) == pytest.approx(measured)
+        assert Latency(groups, profile, model="another").ms({}) == alone.ms({})
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_profile_that_lacks_something_is_refused_with_a_remedy(name: str) -> None:
+    found = latency(name)
+    operator = next(o for o in found.operators if o.kind in ("conv", "linear"))
+    key = next(key for key in found.profile.samples if key[0] == operator.key)
+    build, size = NETS[name]
+    groups = coupled(build(), 3, size, size)
+    with pytest.raises(ProfileError, match=r"surgeon\.profile") as caught:
+        Latency(groups, without(found.profile, key))
+    assert operator.kind in str(caught.value)
+    assert operator.label in str(caught.value)
+
+
+def test_a_profile_without_a_curve_is_refused_with_a_remedy() -> None:
+    found = latency("dense")
+    key = next(key for key in found.profile.samples if key[0] == "copy")
+    with pytest.raises(ProfileError, match=r"copy.*surgeon\.profile"):
+        Latency(coupled(Dense(), 3, 16, 16), without(found.profile, key))
+
+
+def test_weights_from_memory_take_longer_the_more_there_are() -> None:
+    """A model with so many weights that they push one another out pays for them; a part of it alone does not."""
+    groups = coupled(nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512)), 512)
+    found = latency_of(groups)
+    rates = [float(found._cold(count * COLD_WEIGHT)) for count in COLD[0]]
+    assert rates == sorted(rates)
+    assert rates[-1] > rates[0] == 0
+    samples = {key: sample for key, sample in found.profile.samples.items() if key[0] != "cold"}
+    warm = Latency(groups, dataclasses.replace(found.profile, samples=samples))
+    assert found.ms({}) > warm.ms({})
+    (hidden,) = found.sizes
+    assert found.ms({hidden: 16}) == pytest.approx(warm.ms({hidden: 16}))

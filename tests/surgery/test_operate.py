@@ -1,0 +1,191 @@
+"""Recorded calls: what they accept is the predicted model, and what they can't tell is left to its own graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from surgeon.frontend.trace import trace
+from surgeon.groups.coupling import Groups, couple
+from surgeon.surgery import Operation, operate
+from surgeon.surgery.build import carry_out
+from surgeon.surgery.record import Stand, Stream, record
+from testbed.networks import random_network
+
+X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Two(nn.Module):
+    """Two layers with something of the user's own after the first."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.between(self.first(x)))
+
+
+class OtherInExport(nn.Module):
+    """A smaller one calls another operator, but only when it is exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        other = torch.compiler.is_compiling() and self.first.out_features != 8
+        return self.second(x * 1.0 if other else x)
+
+
+def halved(model: nn.Module, *inputs: Tensor) -> tuple[Groups, dict[int, list[int]]]:
+    groups = couple(trace(model, inputs))
+    return groups, {group.leaf.id: list(range(0, group.size, 2)) for group in groups}
+
+
+def is_traced(operation: Operation) -> bool:
+    """Whether the graph of the smaller model was needed to accept it, or was asked for since."""
+    return "_retraced" in vars(operation) or operation.retrace.__class__.__name__ != "partial"
+
+
+def calls(between: Callable[[Tensor], Tensor], stand: Stand, model: Two) -> Stream | None:
+    model.between = between
+    return record(model, ((X,), {}), stand)
+
+
+def in_both_ways(model: nn.Module, *inputs: Tensor) -> tuple[Operation, Operation]:
+    groups, keep = halved(model, *inputs)
+    return operate(model, groups, keep), operate(model, groups, keep, retrace=True)
+
+
+def assert_same(a: Operation, b: Operation) -> None:
+    assert (a.form, a.reason, a.renumbered) == (b.form, b.reason, b.renumbered)
+    assert a.traced.module.code == b.traced.module.code
+    assert {old.name: new.name for old, new in a.pairs.items()} == {o.name: n.name for o, n in b.pairs.items()}
+    ours, theirs = a.module.state_dict(), b.module.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_recording_decides_as_tracing_does(seed: int) -> None:
+    model, inputs = random_network(seed)
+    assert_same(*in_both_ways(model.eval(), *inputs))
+
+
+def test_a_model_that_makes_the_predicted_calls_is_not_traced_until_its_graph_is_asked_for() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 4, 3)).eval()
+    groups, keep = halved(model, torch.randn(2, 3, 8, 8))
+    operation = operate(model, groups, keep)
+    assert operation.form == "module"
+    assert not is_traced(operation)
+    assert operation.traced is operation.traced
+    assert is_traced(operation)
+
+
+def test_tied_weights_are_told_to_be_one() -> None:
+    tied, apart = Two(torch.relu), Two(torch.relu)
+    tied.second.weight = tied.first.weight
+    apart.second.weight = nn.Parameter(apart.first.weight.detach().clone())
+    stand = Stand()
+    apart.first.weight, apart.first.bias, apart.second.bias = tied.first.weight, tied.first.bias, tied.second.bias
+    assert calls(torch.relu, stand, tied) != calls(torch.relu, stand, apart)
+    model = nn.Sequential(nn.Embedding(12, 8), nn.Linear(8, 8), nn.Linear(8, 12, bias=False)).eval()
+    model[2].weight = model[0].weight
+    quick, slow = in_both_ways(model, torch.tensor([[1, 2, 3]]))
+    assert not is_traced(quick)
+    assert quick.module[2].weight is quick.module[0].weight  # type: ignore[index]
+    assert_same(quick, slow)
+
+
+@pytest.mark.parametrize("same", [
+    (F.relu, lambda x: F.relu(x, inplace=True)),
+    (lambda x: x * 2 + 1, lambda x: x.mul(2).add_(1)),
+    (lambda x: x.reshape(2, 2, 4).flatten(1), lambda x: x.view(2, -1, 4).view(2, 8)),
+    (lambda x: torch.cat(x.split([4, 4], 1)[::-1], 1), lambda x: torch.cat(x.chunk(2, -1)[::-1], 1)),
+    (lambda x: x[:, 2:] @ x[:, 2:].t() @ x[:], lambda x: x[:, -6:8] @ x[:, 2:100].t() @ x),
+    (lambda x: x + 1, lambda x: F.dropout(x.clone(), training=False) + 1),
+    (lambda x: x + 1, lambda x: (x.sum(), x.exp().cos_(), x + 1)[2]),
+])
+def test_two_ways_of_writing_are_recorded_as_one(same: tuple[Callable[[Tensor], Tensor], ...]) -> None:
+    stand, model = Stand(), Two(torch.relu)
+    first, second = (calls(between, stand, model) for between in same)
+    assert first is not None
+    assert first == second
+
+
+@pytest.mark.parametrize("other", [
+    lambda x: x.add(2),
+    lambda x: x.add(1.0),
+    lambda x: x.add(x),
+    lambda x: x.add(1).double().float(),
+    lambda x: x.flip(1).add(1),
+    lambda x: x.add(1)[:, :8:1] * (x.shape[1] / 8 + 1e-12),
+])
+def test_other_numbers_operands_and_operators_are_told_apart(other: Callable[[Tensor], Tensor]) -> None:
+    stand, model = Stand(), Two(torch.relu)
+    assert calls(lambda x: x.add(1), stand, model) != calls(other, stand, model)
+
+
+def write_into_a_view(x: Tensor) -> Tensor:
+    x[:, :2].mul_(2)
+    return x
+
+
+def write_next_to_a_view(x: Tensor) -> Tensor:
+    return x.t().matmul(x.mul_(2)).relu()
+
+
+@pytest.mark.parametrize("between", [write_into_a_view, write_next_to_a_view, lambda x: torch.exp(x, out=x)])
+def test_a_write_that_others_may_see_is_in_doubt(between: Callable[[Tensor], Tensor]) -> None:
+    assert calls(between, Stand(), Two(torch.relu)) is None
+
+
+def test_a_write_into_an_input_or_a_parameter_is_in_doubt() -> None:
+    net = Two(torch.relu)
+    assert calls(lambda x: x + net.first.bias.mul_(1), Stand(), net) is None
+    assert record(nn.ReLU(inplace=True), ((X,), {}), Stand()) is None
+    assert X.min() < 0
+
+
+def test_where_calls_do_not_tell_the_graph_decides() -> None:
+    quick, slow = in_both_ways(Two(lambda x: x.view(2, -1).relu_()).eval(), X)
+    assert quick.form == "module"
+    assert is_traced(quick)
+    assert_same(quick, slow)
+
+
+def test_a_number_from_a_size_that_changed_is_noticed() -> None:
+    quick, slow = in_both_ways(Two(lambda x: x * (3 / x.shape[1])).eval(), X)
+    assert quick.form == "graph"
+    assert_same(quick, slow)
+
+
+def test_the_reason_of_code_that_does_not_run_is_that_of_tracing() -> None:
+    quick, slow = in_both_ways(Two(lambda x: x + torch.ones(8)).eval(), X)
+    assert quick.form == "graph"
+    assert "does not run at the new sizes" in quick.reason
+    assert_same(quick, slow)
+
+
+def test_a_model_whose_graph_is_not_what_it_calls_is_handed_out_as_a_graph() -> None:
+    model = OtherInExport().eval()
+    groups, keep = halved(model, X)
+    assert operate(model, groups, keep).form == "module"
+    operation, certificate = carry_out(model, groups, keep)
+    assert operation.form == "graph"
+    assert operation.reason == operate(model, groups, keep, retrace=True).reason
+    assert certificate.deviation < 1e-9
+
+
+def test_the_fast_path_of_attention_is_left_as_it_was() -> None:
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    quick, slow = in_both_ways(model, torch.randn(2, 5, 16))
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert_same(quick, slow)
