@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from surgeon.errors import InvalidArgument
 from surgeon.frontend.model_loading import current_folder_importable
 from surgeon.frontend.parameters import SYNTHETIC
+from surgeon.support.arrays import read_arrays
+from surgeon.support.opening import Unfit
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 FORMS = f"FILE.npy, FILE.npz, FILE.safetensors, a folder of such files, package.module:NAME, or {SYNTHETIC}"
@@ -79,18 +79,11 @@ class _Files:
                 yield batch if len(batch) > 1 else next(iter(batch.values()))
 
 
-def _arrays(path: Path) -> dict[str, Any]:
+def _arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file by name, equally long; an array in a .npy file is mapped, not read."""
     try:
-        match path.suffix:
-            case ".npy":
-                found: Mapping[str, Any] = {"array": np.load(path, mmap_mode="r", allow_pickle=False)}
-            case ".npz":
-                with np.load(path, allow_pickle=False) as archive:
-                    found = dict(archive)
-            case _:
-                found = {name: tensor.numpy() for name, tensor in load_file(path).items()}
-    except (OSError, ValueError, EOFError, TypeError, SafetensorError) as error:
+        found = read_arrays(path)
+    except Unfit as error:
         raise InvalidArgument(f"{path} can't be read: {error}") from error
     lengths = {len(array) if array.ndim else 0 for array in found.values()}
     if not any(lengths):
@@ -98,7 +91,7 @@ def _arrays(path: Path) -> dict[str, Any]:
     if len(lengths) > 1:
         told = ", ".join(f"{name} {array.shape}" for name, array in found.items())
         raise InvalidArgument(f"{path} holds arrays of different lengths: {told}; give one for each of the inputs")
-    return dict(found)
+    return found
 
 
 def _imported(package: str, name: str) -> Iterable[Any]:

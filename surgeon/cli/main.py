@@ -47,7 +47,11 @@ class _App(typer.Typer):
 
 app = _App(
     help="Make a PyTorch model smaller, prove that it is the same function less the removed units, "
-    "export it, and measure the speed-up.",
+    "export it, and measure the speed-up.\n\n"
+    "Files from somebody else (.pt2, ONNX, arrays, plans, profiles, weights) are checked before they are acted on: "
+    "nothing in them is unpickled, evaluated or imported. What is not checked: what a model computes, and what "
+    "onnxruntime does with a valid file. What is trusted: package.module:NAME, which is run, and kit.pyz. "
+    "See docs/security.md.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -25,7 +25,7 @@ Spec = Annotated[
     typer.Argument(
         metavar="SPEC",
         help="timm:NAME, torchvision:NAME, package.module:FACTORY, or the file of a torch.export program, "
-        "NAME.pt2. A .pt2 file is read without unpickling anything but tensors.",
+        "NAME.pt2. A .pt2 file is checked, and nothing in it is unpickled, evaluated or imported; a FACTORY is run.",
     ),
 ]
 Shape = Annotated[

@@ -9,9 +9,11 @@ import mmap
 import os
 import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from surgeon.errors import InvalidArgument
+from surgeon.support.opening import Unfit, open_file
 
 Buffer = bytes | mmap.mmap
 Attribute = int | float | bytes | tuple[int, ...] | tuple[float, ...]
@@ -21,6 +23,10 @@ BLOCKED_DOMAIN: Final = "com.microsoft.nchwc"
 
 FEEDER: Final = "feed_"
 """What the name of an operator, or of a value that it makes, begins with if it only prepares inputs."""
+
+_FIELDS: Final = 2_000_000
+_LARGEST: Final = (2 << 30) - 1
+"""Bytes that a protobuf message can have."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FLOAT = 1
@@ -79,13 +85,27 @@ def read(path: str | os.PathLike[str]) -> Graph:
 
     Raises `InvalidArgument` if the file is missing, empty or not ONNX.
     """
-    try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with mapped(path) as content:
+        try:
             return parse(content)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InvalidArgument):
+        except InvalidArgument as error:
             raise InvalidArgument(f"{path}: {error}") from error
+
+
+@contextmanager
+def mapped(path: str | os.PathLike[str]) -> Iterator[mmap.mmap]:
+    """The bytes of a file. Raises `InvalidArgument` if it is missing, empty or no file."""
+    try:
+        file = open_file(path, _LARGEST)
+    except Unfit as error:
         raise InvalidArgument(f"{path} can't be read as an ONNX model: {error}") from error
+    with file:
+        try:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise InvalidArgument(f"{path} can't be read as an ONNX model: {error}") from error
+        with content:
+            yield content
 
 
 def parse(model: Buffer) -> Graph:
@@ -97,12 +117,12 @@ def parse(model: Buffer) -> Graph:
     ['Neg', 'Abs']
     """
     try:
-        start, end = _graph_span(model)
+        start, end = graph_span(model)
         nodes: list[Node] = []
         initializers: dict[str, tuple[int, ...]] = {}
         inputs: dict[str, tuple[int | None, ...]] = {}
         outputs: dict[str, tuple[int | None, ...]] = {}
-        for number, _, low, high in _fields(model, start, end):
+        for number, _, low, high in fields(model, start, end):
             if number == _GRAPH_NODE:
                 nodes.append(_node(model, low, high))
             elif number == _GRAPH_INITIALIZER:
@@ -190,11 +210,11 @@ def _rebuild(model: bytes, nodes: Collection[Node], inputs: Sequence[str], outpu
 
     A value that the model doesn't declare is a float of any shape.
     """
-    start, end = _graph_span(model)
+    start, end = graph_span(model)
     needed = {name for node in nodes for name in node.inputs} | set(outputs)
     graph = bytearray()
     declared: dict[str, bytes] = {}
-    for number, _, low, high in _fields(model, start, end):
+    for number, _, low, high in fields(model, start, end):
         if number in (_GRAPH_INPUT, _GRAPH_OUTPUT):
             declared[_value(model, low, high)[0]] = model[low:high]
             continue
@@ -207,18 +227,19 @@ def _rebuild(model: bytes, nodes: Collection[Node], inputs: Sequence[str], outpu
         for name in names:
             graph += _message(number, declared.get(name) or _float_value(name))
     result = bytearray()
-    for number, kind, low, high in _fields(model, 0, len(model)):
+    for number, kind, low, high in fields(model, 0, len(model)):
         if number == _MODEL_GRAPH:
             result += _message(number, bytes(graph))
         elif kind == _VARINT:
-            result += _integer(number, _varint(model, low)[0])
+            result += _integer(number, varint(model, low)[0])
         else:
             result += _message(number, model[low:high])
     return bytes(result)
 
 
-def _graph_span(model: Buffer) -> tuple[int, int]:
-    for number, kind, low, high in _fields(model, 0, len(model)):
+def graph_span(model: Buffer) -> tuple[int, int]:
+    """Where the graph begins and ends."""
+    for number, kind, low, high in fields(model, 0, len(model)):
         if (number, kind) == (_MODEL_GRAPH, _BYTES):
             return low, high
     raise InvalidArgument("not an ONNX model (it holds no graph)")
@@ -227,9 +248,9 @@ def _graph_span(model: Buffer) -> tuple[int, int]:
 def _node(buffer: Buffer, start: int, end: int) -> Node:
     names: dict[int, list[str]] = {number: [] for number in _NODE_TEXTS}
     attributes: dict[str, Attribute] = {}
-    for number, _, low, high in _fields(buffer, start, end):
+    for number, _, low, high in fields(buffer, start, end):
         if number in names:
-            names[number].append(_text(buffer, low, high))
+            names[number].append(text(buffer, low, high))
         elif number == _NODE_ATTRIBUTE:
             attributes.update(_attribute(buffer, low, high))
     name, operator, domain = ("".join(names[number]) for number in (_NODE_NAME, _NODE_OP, _NODE_DOMAIN))
@@ -242,11 +263,11 @@ def _attribute(buffer: Buffer, start: int, end: int) -> dict[str, Attribute]:
     integers: list[int] = []
     floats: list[float] = []
     single: Attribute | None = None
-    for number, kind, low, high in _fields(buffer, start, end):
+    for number, kind, low, high in fields(buffer, start, end):
         if number == _ATTRIBUTE_NAME:
-            name = _text(buffer, low, high)
+            name = text(buffer, low, high)
         elif number == _ATTRIBUTE_INT:
-            single = _signed(_varint(buffer, low)[0])
+            single = _signed(varint(buffer, low)[0])
         elif number == _ATTRIBUTE_FLOAT:
             single = struct.unpack("<f", buffer[low:high])[0]
         elif number == _ATTRIBUTE_BYTES:
@@ -262,9 +283,9 @@ def _attribute(buffer: Buffer, start: int, end: int) -> dict[str, Attribute]:
 
 def _tensor(buffer: Buffer, start: int, end: int) -> tuple[str, tuple[int, ...]]:
     name, dims = "", []
-    for number, kind, low, high in _fields(buffer, start, end):
+    for number, kind, low, high in fields(buffer, start, end):
         if number == _TENSOR_NAME:
-            name = _text(buffer, low, high)
+            name = text(buffer, low, high)
         elif number == _TENSOR_DIMS:
             dims += _integers(buffer, kind, low, high)
     return name, tuple(dims)
@@ -273,19 +294,19 @@ def _tensor(buffer: Buffer, start: int, end: int) -> tuple[str, tuple[int, ...]]
 def _value(buffer: Buffer, start: int, end: int) -> tuple[str, tuple[int | None, ...]]:
     name = ""
     shape: list[int | None] = []
-    for number, _, low, high in _fields(buffer, start, end):
+    for number, _, low, high in fields(buffer, start, end):
         if number == _VALUE_NAME:
-            name = _text(buffer, low, high)
+            name = text(buffer, low, high)
         elif number == _VALUE_TYPE:
             for dim in _nested(buffer, low, high, _TYPE_TENSOR, _TENSOR_TYPE_SHAPE, _SHAPE_DIM):
-                sizes = [_varint(buffer, at)[0] for number, _, at, _ in _fields(buffer, *dim) if number == _DIM_SIZE]
+                sizes = [varint(buffer, at)[0] for number, _, at, _ in fields(buffer, *dim) if number == _DIM_SIZE]
                 shape.append(sizes[0] if sizes else None)
     return name, tuple(shape)
 
 
 def _nested(buffer: Buffer, start: int, end: int, *path: int) -> Iterator[tuple[int, int]]:
     """The spans of the messages that a path of field numbers leads to."""
-    for number, _, low, high in _fields(buffer, start, end):
+    for number, _, low, high in fields(buffer, start, end):
         if number == path[0]:
             if len(path) == 1:
                 yield low, high
@@ -293,16 +314,19 @@ def _nested(buffer: Buffer, start: int, end: int, *path: int) -> Iterator[tuple[
                 yield from _nested(buffer, low, high, *path[1:])
 
 
-def _fields(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def fields(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """(field number, wire type, start and end of the value) of the fields of a message."""
-    position = start
+    position, count = start, 0
     while position < end:
-        key, position = _varint(buffer, position)
+        key, position = varint(buffer, position)
         number, kind = key >> 3, key & 7
+        count += 1
+        if not number or count > _FIELDS:
+            raise InvalidArgument(f"not an ONNX model (no field, or too many, at byte {position})")
         if kind == _VARINT:
-            low, high = position, _varint(buffer, position)[1]
+            low, high = position, varint(buffer, position)[1]
         elif kind == _BYTES:
-            length, low = _varint(buffer, position)
+            length, low = varint(buffer, position)
             high = low + length
         elif kind in (_FIXED64, _FIXED32):
             low, high = position, position + (8 if kind == _FIXED64 else 4)
@@ -314,7 +338,8 @@ def _fields(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, int, in
         position = high
 
 
-def _varint(buffer: Buffer, position: int) -> tuple[int, int]:
+def varint(buffer: Buffer, position: int) -> tuple[int, int]:
+    """The number at a position, and the position behind it."""
     value = shift = 0
     while shift < 70:
         byte = buffer[position]
@@ -333,15 +358,16 @@ def _signed(value: int) -> int:
 def _integers(buffer: Buffer, kind: int, low: int, high: int) -> list[int]:
     """A repeated integer's values in one field: one of them, or all of them packed."""
     if kind == _VARINT:
-        return [_signed(_varint(buffer, low)[0])]
+        return [_signed(varint(buffer, low)[0])]
     values = []
     while low < high:
-        value, low = _varint(buffer, low)
+        value, low = varint(buffer, low)
         values.append(_signed(value))
     return values
 
 
-def _text(buffer: Buffer, low: int, high: int) -> str:
+def text(buffer: Buffer, low: int, high: int) -> str:
+    """The text of a field."""
     return bytes(buffer[low:high]).decode("utf-8")
 
 

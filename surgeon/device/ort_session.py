@@ -1,5 +1,6 @@
 """onnxruntime sessions with everything fixed that would make two runs differ."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,11 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from surgeon.device.claims import check_claims
+from surgeon.device.external import check_external
+from surgeon.device.onnx_protobuf import mapped
 from surgeon.errors import BenchmarkError, InvalidArgument
+from surgeon.support.opening import Unfit, require_file
 
 ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.Fail,
@@ -17,10 +22,16 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
     ort_errors.EPFail,
+    RuntimeError,  # what it raises in C++, such as that memory is short
+    MemoryError,
+    UnicodeDecodeError,
 )
 """What onnxruntime raises for a file it can read but can't run."""
 
 _UNREADABLE = (ort_errors.InvalidProtobuf, ort_errors.NoSuchFile, ort_errors.NoModel)
+
+_MADE_UP = 1 << 26
+"""The most values of an input that is made up."""
 
 _NUMPY_TYPES = {
     "float": np.float32,
@@ -58,9 +69,9 @@ def open_session(
     if threads < 1:
         raise InvalidArgument(f"threads is {threads}; at least 1 is needed")
     place = "the model" if isinstance(model, bytes) else os.fspath(model)
-    if not isinstance(model, bytes) and not Path(model).is_file():
-        raise InvalidArgument(f"{place}: there is no such file; export the model first")
-    if not (len(model) if isinstance(model, bytes) else Path(model).stat().st_size):
+    if not isinstance(model, bytes):
+        _check_file(model)
+    elif not model:
         raise InvalidArgument(f"{place}: the file is empty, not an ONNX model")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -84,6 +95,24 @@ def open_session(
         raise InvalidArgument(f"{place}: not an ONNX model ({_reason(error)})") from error
     except ORT_ERRORS as error:
         raise BenchmarkError(f"{place}: onnxruntime can't run this model ({_reason(error)})") from error
+
+
+def _check_file(path: str | os.PathLike[str]) -> None:
+    """Look through a file before onnxruntime does, which opens whatever it names."""
+    if not os.path.lexists(path):
+        raise InvalidArgument(f"{os.fspath(path)}: there is no such file; export the model first")
+    try:
+        if not require_file(path):
+            raise InvalidArgument(f"{os.fspath(path)}: the file is empty, not an ONNX model")
+        with mapped(path) as content:
+            check_external(content, Path(path).parent)
+            check_claims(content)
+    except Unfit as error:
+        raise InvalidArgument(f"{os.fspath(path)} can't be read: {error}") from error
+    except (IndexError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{os.fspath(path)}: not an ONNX model ({error})") from error
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{os.fspath(path)}: {error}") from error
 
 
 def make_feeds(
@@ -116,6 +145,8 @@ def make_feeds(
         if kind not in _NUMPY_TYPES:
             raise InvalidArgument(f"input {item.name!r} is a {item.type}; pass it in feeds")
         shape = [size if isinstance(size, int) else 1 for size in item.shape]
+        if math.prod(shape) > _MADE_UP or min((*shape, 0)) < 0:
+            raise InvalidArgument(f"input {item.name!r} is said to be of shape {shape}; pass it in feeds")
         dtype = _NUMPY_TYPES[kind]
         if np.issubdtype(dtype, np.floating):
             result[item.name] = rng.standard_normal(shape).astype(dtype)

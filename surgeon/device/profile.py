@@ -21,6 +21,7 @@ from surgeon.support.files import write_text
 FORMAT: Final = "surgeon-profile"
 VERSION: Final = 1
 
+_LARGEST: Final = 1 << 48
 _DOCUMENT = Document("profile", FORMAT, VERSION, ProfileError, "take the profile again")
 _TAKEN = {
     **COMMON, **dict.fromkeys(("cpu", "arch", "runtime"), text), "block": NATURAL, "cpus": NATURAL,
@@ -177,8 +178,8 @@ def _parse(data: dict[str, Any]) -> Profile:
         if not isinstance(entry, dict):
             raise ProfileError(f"{place}an object is expected, not {type(entry).__name__}")
         widths = _DOCUMENT.entry(entry, "widths", list, place)
-        if not all(type(width) is int for width in widths):
-            raise ProfileError(f'{place}"widths" must hold integers only')
+        if not all(type(width) is int and abs(width) < _LARGEST for width in widths):
+            raise ProfileError(f'{place}"widths" must hold integers only, of 48 bits at most')
         samples[_DOCUMENT.entry(entry, "operator", str, place), tuple(widths)] = Sample(
             us=_number(entry, "us", place),
             spread=_number(entry, "spread", place),
@@ -188,7 +189,7 @@ def _parse(data: dict[str, Any]) -> Profile:
         )
     threads, block = _DOCUMENT.entry(data, "threads", int), _DOCUMENT.entry(data, "block", int)
     cpus = _DOCUMENT.entry(data, "cpus", int) if "cpus" in data else 0
-    if threads < 1 or block < 0 or cpus < 0:
+    if threads < 1 or min(block, cpus) < 0 or max(threads, block, cpus) >= _LARGEST:
         raise ProfileError(f"{threads} threads, {cpus} CPUs and blocks of {block} channels can't be")
     texts = (_DOCUMENT.entry(data, name, str) for name in ("cpu", "arch", "runtime"))
     cpu, arch, runtime = texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import InvalidInputs
+
+_VALUES = 1 << 27
+"""The most values of an input that is rebuilt."""
 
 
 def describe(inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) -> dict[str, Any]:
@@ -49,6 +53,6 @@ def zeros(value: Any) -> Any:
         case {"dict": dict(items)}:
             return {key: zeros(item) for key, item in items.items()}
         case {"dtype": str(name), "shape": list(shape)} if isinstance(getattr(torch, name, None), torch.dtype):
-            if all(type(size) is int and size >= 0 for size in shape):
+            if all(type(size) is int and size >= 0 for size in shape) and math.prod(shape) <= _VALUES:
                 return torch.zeros(shape, dtype=getattr(torch, name))
-    raise InvalidInputs(f"the plan's inputs hold {value!r}, which can't be rebuilt; pass example_inputs=")
+    raise InvalidInputs(f"the plan's inputs hold {str(value)[:200]}, which can't be rebuilt; pass example_inputs=")

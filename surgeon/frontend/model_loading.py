@@ -8,7 +8,6 @@ import inspect
 import os
 import sys
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +16,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.export.pt2_archive.constants import CUSTOM_OBJ_FILENAME_PREFIX, OPAQUE_OBJ_FILENAME_PREFIX
 
 from surgeon.errors import InvalidArgument
-from surgeon.support.process_wide import process_wide
+from surgeon.frontend.exported import read_program
+from surgeon.support.opening import Unfit
 
 Loaded = tuple[nn.Module, Any]
-_OBJECTS = (CUSTOM_OBJ_FILENAME_PREFIX, OPAQUE_OBJ_FILENAME_PREFIX)
 FORMS = "timm:NAME, torchvision:NAME, package.module:factory, or a file NAME.pt2"
 
 
@@ -158,24 +156,17 @@ def _own(package: str, name: str, seed: int) -> Loaded:
 
 
 def _program(path: Path) -> Loaded:
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise InvalidArgument(f"{path}: there is no such file")
     try:
-        with zipfile.ZipFile(path) as archive:
-            objects = [name for name in archive.namelist() if Path(name).name.startswith(_OBJECTS)]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InvalidArgument(f"{path} is not a program that torch.export.save wrote: {error}") from error
-    if objects:
-        raise InvalidArgument(
-            f"{path} holds a pickled Python object ({objects[0]}), which would run code when it is read; "
-            "export the model without it"
-        )
-    try:
-        with _tensors_only():
-            program = torch.export.load(path)
+        program = read_program(path)
         module = program.module(check_guards=False)
-    except Exception as error:  # torch raises many unrelated kinds for a file that it can't read
-        raise InvalidArgument(f"{path} can't be read by torch {torch.__version__}: {_told(error)}") from error
+    except Unfit as error:
+        raise InvalidArgument(f"{path} is not a program that torch.export.save wrote of a model: {error}") from error
+    except Exception as error:  # torch raises many unrelated kinds for a program that it can't put together
+        # torch's own message holds its whole graph; what it came from says what is wrong
+        told = _told(error.__cause__ or error)[:200]
+        raise InvalidArgument(f"{path} can't be read by torch {torch.__version__}: {told}") from error
     for name in ("train", "eval"):
         vars(module).pop(name, None)  # torch's refuse; nn.Module's do no harm, as operators have no mode
     example = program.example_inputs
@@ -183,21 +174,6 @@ def _program(path: Path) -> Loaded:
         return module, None
     args, kwargs = example
     return module, kwargs if kwargs and not args else args
-
-
-@process_wide
-def _tensors_only() -> Iterator[None]:
-    """Forbid torch.load, through which a .pt2 file's tensors are read, to unpickle anything else."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 @contextmanager

@@ -29,7 +29,9 @@ from surgeon.pipeline.replay import build
 from surgeon.plans.plan import PLAN as IS_PLAN
 from surgeon.plans.plan import Plan, plan_of
 from surgeon.support.files import StrPath, find, marks, replace_many
+from surgeon.support.opening import Unfit, read_bytes, require_file
 from surgeon.support.safetensors_io import write_tensors
+from surgeon.support.strict_json import loads
 
 PLAN = "plan.json"
 WEIGHTS = "weights.safetensors"
@@ -179,8 +181,8 @@ def _digest(path: Path) -> str:
 def _read_meta(path: Path) -> tuple[str, dict[str, str]]:
     """The form, and what is tied."""
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        meta = loads(read_bytes(path))
+    except Unfit as error:
         raise WeightsError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise WeightsError(f"{path} is not of the format {FORMAT}; save the model again")
@@ -199,12 +201,13 @@ def _read_meta(path: Path) -> tuple[str, dict[str, str]]:
 def _read_header(folder: Path) -> _Header:
     path = find(folder, WEIGHTS)
     try:
+        require_file(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
             kinds = {name: str(part.get_dtype()) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, Unfit) as error:
         raise WeightsError(f"{path} is no whole safetensors file: {error}; save the model again") from error
     digest = _digest(find(folder, PLAN))
     if metadata.get("plan", digest) != digest:

@@ -42,7 +42,7 @@ def check_cut(cut: Cut) -> None:
         PlanError: there is no such axis, or the indices are none, unsorted, repeated or out of range.
     """
     place, keep = f"cut of {cut.tensor} axis {cut.axis}", cut.keep
-    if cut.axis < 0 or cut.size < 1:
+    if cut.axis < 0 or cut.size < 1 or max(cut.axis, cut.size) >= 1 << 48:
         raise PlanError(f"{place} of {cut.size} positions: there is no such axis")
     if not keep:
         raise PlanError(f"{place}: no index is kept; at least one must be")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from surgeon.cost.target import percent
 from surgeon.device.explain import Culprit, Explanation, Fallen
 from surgeon.device.layout import Convolution
 from surgeon.device.operator_times import shares
-from surgeon.errors import InvalidArgument
+from surgeon.errors import InvalidArgument, SurgeonError
 from surgeon.groups.coupling import without_place
 from surgeon.reporting import figures
 from surgeon.support.documents import Document
@@ -23,6 +24,7 @@ from surgeon.support.progress import stage
 FORMAT = "surgeon-report"
 VERSION = 1
 PAGE = "report.html"
+_GROUPS = 10_000
 
 _DOCUMENT = Document("report", FORMAT, VERSION, InvalidArgument, "write it again with surgeon shrink -o")
 
@@ -75,13 +77,29 @@ def write_page(
     report = _read(find(place, "report.json"))
     figures.need_matplotlib()
     reports = [report, *(_read(find(other, "report.json")) for other in others)]
-    pictures = _pictures(place, report, _points(reports), threads, runs)
-    page = _page(report, pictures, accuracy if accuracy is not None else report.get("accuracy") or {})
+    with _understood(place):
+        pictures = _pictures(place, report, _points(reports), threads, runs)
+        page = _page(report, pictures, accuracy if accuracy is not None else report.get("accuracy") or {})
     with replace_many(place) as scratch:
         (scratch / PAGE).write_text(page, encoding="utf-8")
         for name, figure in pictures.items():
             (scratch / f"{name}.png").write_bytes(figures.png(figure))
     return (place / PAGE, *(place / f"{name}.png" for name in pictures))
+
+
+@contextmanager
+def _understood(folder: Path) -> Iterator[None]:
+    """Tell of an entry that is not what surgeon writes there, wherever it is read."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
+        if isinstance(error, SurgeonError):
+            raise
+        told = f"{type(error).__name__}: {error}"
+        raise InvalidArgument(
+            f"{folder / 'report.json'} holds an entry of another kind than surgeon shrink writes ({told}); "
+            "write it again with surgeon shrink"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -117,6 +135,8 @@ def _pictures(
             latencies = sum(each.us for each in base) / 1e3, sum(each.us for each in slim) / 1e3
         pictures["latency"] = figures.operators(base, slim, latencies)
     groups = {name: (pair["before"], pair["after"]) for name, pair in report["groups"].items()}
+    if len(groups) > _GROUPS or not all(type(n) is int and 0 <= n < 1 << 48 for pair in groups.values() for n in pair):
+        raise ValueError("groups")
     if any(before != after for before, after in groups.values()):
         pictures["widths"] = figures.widths(groups)
     if len(points) > 1:

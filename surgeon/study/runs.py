@@ -172,8 +172,14 @@ def parse(data: Any) -> Run:
 
     >>> parse(asdict(Run(ratio=0.25))) == Run(ratio=0.25)
     True
+
+    Raises:
+        InvalidArgument: it is none.
     """
-    return Run(**data)
+    try:
+        return Run(**data)
+    except TypeError as error:
+        raise InvalidArgument(f"{str(data)[:200]} is no run: {error}") from error
 
 
 def _is_number(text: str) -> bool:

@@ -8,6 +8,7 @@ written as a whole; `dense/` has the trained models that runs start from, `model
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 from surgeon.errors import InvalidArgument
 from surgeon.study.runs import Run, parse
 from surgeon.support.files import StrPath, ensure_folder, remove_folder, write_text
+from surgeon.support.opening import Unfit, read_bytes
 from surgeon.support.scratch import sweep_tree
+from surgeon.support.strict_json import loads
 
 FORMAT = "surgeon-study"
 VERSION = 1
@@ -64,12 +67,20 @@ class Store:
         head = _json(self.head)
         if head.get("format") != FORMAT or head.get("version") != VERSION:
             raise InvalidArgument(f"{self.head} is no study of version {VERSION}")
-        return head["settings"], [parse(entry) for entry in head["runs"]], head["root"]
+        settings, runs, root = (head.get(name) for name in ("settings", "runs", "root"))
+        if not isinstance(settings, dict) or not isinstance(runs, list) or not isinstance(root, str):
+            raise InvalidArgument(f"{self.head} is broken: it lacks its settings, runs or root; make the study again")
+        return settings, [parse(entry) for entry in runs], root
 
     def row(self, run: Run) -> Row | None:
         """The row of a run that is done, or that failed; None where it was not tried yet."""
         path = self._row(run)
-        return _json(path) if path.exists() else None
+        if not os.path.lexists(path):
+            return None
+        row = _json(path)
+        if fault := _fault(row, run):
+            raise InvalidArgument(f"{path} is broken: {fault}; delete it to have it made again")
+        return row
 
     def rows(self, runs: Iterable[Run]) -> list[Row]:
         """The rows that are there, in the order of the runs."""
@@ -117,12 +128,34 @@ def store(folder: StrPath) -> Store:
     return Store(Path(folder).absolute())
 
 
+def _fault(row: Mapping[str, Any], run: Run) -> str | None:
+    """What a row lacks, if anything."""
+    if row.get("run") != asdict(run) or row.get("key") != run.key:
+        return "it is of another run"
+    if "error" in row:
+        return None if isinstance(row["error"], str) and row["error"] else "its error is no text"
+    clock = row.get("latency", {"ms": 1, "speedup": 1})
+    if not isinstance(clock, dict):
+        return "latency is none"
+    numbers = {name: row.get(name) for name in ("dense", "after", "macs", "params", "dense_macs", "dense_params")}
+    numbers |= {name: clock.get(name) for name in ("ms", "speedup")}
+    if row.get("before", 0) is not None:
+        numbers["before"] = row.get("before")
+    if wrong := [name for name, value in numbers.items() if type(value) not in (int, float)]:
+        return f"{wrong[0]} is no number"
+    if not (row["dense_macs"] > 0 and row["dense_params"] > 0):
+        return "the dense model has no size"
+    return None
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise InvalidArgument(f"{path} can't be read: {error.strerror}; is this the folder of a study?") from error
-    except ValueError as error:
+        content = read_bytes(path)
+    except Unfit as error:
+        raise InvalidArgument(f"{path} can't be read: {error}; is this the folder of a study?") from error
+    try:
+        found = loads(content, finite=False)
+    except Unfit as error:
         raise InvalidArgument(f"{path} is broken: {error}; delete it to have it made again") from error
     if not isinstance(found, dict):
         raise InvalidArgument(f"{path} is broken: it holds a {type(found).__name__}; delete it")

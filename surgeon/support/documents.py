@@ -1,6 +1,7 @@
 """JSON files of surgeon's own: read, and held against what they must be.
 
 >>> import json, tempfile
+>>> from pathlib import Path
 >>> from surgeon.errors import PlanError
 >>> shopping = Document("list", "shopping-list", 1, PlanError, "write it again")
 >>> with tempfile.TemporaryDirectory() as folder:
@@ -11,13 +12,13 @@
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from surgeon.errors import SurgeonError
+from surgeon.support.opening import Unfit, read_bytes
+from surgeon.support.strict_json import loads
 
 _T = TypeVar("_T")
 
@@ -38,10 +39,12 @@ class Document:
         Raises the document's error if the file is missing, none of its kind, or of a newer version.
         """
         try:
-            data = json.loads(Path(path).read_bytes().decode())
-        except OSError as error:
-            raise self.error(f"{path} can't be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
+            content = read_bytes(path)
+        except Unfit as error:
+            raise self.error(f"{path} can't be read: {error}") from error
+        try:
+            data = loads(content)
+        except Unfit as error:
             raise self.error(f"{path} is no {self.name}, or was cut short: {error}; {self.remedy}") from error
         try:
             return parse(self._checked(data))

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from surgeon.errors import InvalidArgument, WeightsError
 from surgeon.support.files import StrPath, ensure_folder, replace, write_text
+from surgeon.support.opening import Unfit, read_bytes, require_file
 from surgeon.support.safetensors_io import write_tensors
+from surgeon.support.strict_json import loads
 
 FORMAT = "surgeon-checkpoint"
 VERSION = 1
@@ -72,25 +74,33 @@ def read(folder: StrPath) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        head = json.loads(path.read_bytes().decode())
-    except (OSError, ValueError, RecursionError) as error:
+        head = loads(read_bytes(path), finite=False)
+    except Unfit as error:
         raise WeightsError(f"{path} can't be read: {error}; delete the folder to start anew") from error
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise WeightsError(f'{path} is no checkpoint: the entry "format" must be "{FORMAT}"; choose another folder')
     if head.get("version") != VERSION:
         raise WeightsError(f"{path} is of version {head.get('version')}, this surgeon reads {VERSION}; update surgeon")
     try:
-        tensors = load_file(path.parent / head["tensors"])
+        name = head["tensors"]
+        if Path(name).name != name:  # the file lies beside it
+            raise WeightsError(f"the checkpoint {path} is broken: {name!r} is no name of a file beside it")
+        require_file(path.parent / name)
+        tensors = load_file(path.parent / name)
         state = _decode(head["state"], tensors)
+        if not isinstance(state, dict):
+            raise TypeError(f"its state is a {type(state).__name__}")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, WeightsError):
+            raise
         raise WeightsError(f"the checkpoint {path} is broken: {error}; delete the folder to start anew") from error
     return dict(state)
 
 
 def _old(path: Path) -> str | None:
     try:
-        return str(json.loads((path / HEAD).read_bytes().decode())["tensors"])
-    except (OSError, ValueError, KeyError, TypeError):  # none, or a broken one, which is replaced
+        return str(loads(read_bytes(path / HEAD), finite=False)["tensors"])
+    except (Unfit, KeyError, TypeError):  # none, or a broken one, which is replaced
         return None
 
 

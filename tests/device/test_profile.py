@@ -66,7 +66,7 @@ MALFORMED = [
     (sample(widths=[1.0]), r'samples\[0\]: "widths" must hold integers only'),
     (sample(us=None), r'samples\[0\]: the entry "us" is missing'),
     (sample(us=-1), r'samples\[0\]: "us" must be a number from 0, not -1'),
-    (sample(us=float("nan")), '"us" must be a number'),
+    (sample(us=[1]), '"us" must be a number'),
     (sample(blocked=1), '"blocked" must be bool'),
 ]
 

@@ -1,0 +1,198 @@
+"""Texts that try to do harm, by where an exported program has texts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+#: Leaves a file behind where it is run.
+CANARY = "open('canary', 'w').close()"
+EVIL = f"__import__('builtins').exec(\"{CANARY}\")"
+
+EXPRESSIONS = (
+    EVIL,
+    f"({EVIL}, s0)[1]",
+    f"s0 + {EVIL}",
+    f"Symbol('s0', positive={EVIL})",
+    f"Symbol({EVIL})",
+    f"FloorDiv(s0, {EVIL})",
+    f"[{EVIL}][0]",
+    f"(lambda: {EVIL})()",
+    f"{{{EVIL}: 1}}",
+    f"s0 if {EVIL} else 1",
+    f"[{EVIL} for _ in [1]][0]",
+    f"f'{{{EVIL}}}'",
+    f"Max(*[{EVIL}])",
+    f"Max(**{{'a': {EVIL}}})",
+    f"(x := {EVIL})",
+    "().__class__.__base__.__subclasses__()",
+    "s0.__class__",
+    "Symbol('s0').func",
+    "Integer.__init__",
+    "sympify('1')",
+    "S('1')",
+    "Lambda(s0, s0)",
+    "lambdify(s0, s0)",
+    "parse_expr('1')",
+    "preview(s0)",
+    "eval('1')",
+    "open('canary', 'w')",
+    "print(s0)",
+    "Symbol('__import__')",
+    "Symbol('s0);')",
+    "Function('f')(s0)",
+    "Integer('9')",
+    "10**10**10",
+    "Pow(Integer(10), Integer(1000000000))",
+    "Pow(Pow(Pow(Pow(s0, 8), 8), 8), 8)",
+    "2**s0**s0",
+    "PowByNatural(2, s0)",
+    "LShift(1, 10**9)",
+    "factorial(10**9)",
+    "9" * 5000,
+    "(" * 500 + "s0" + ")" * 500,
+    "s0+" * 15_000 + "1",
+    "-" * 5000 + "s0",
+    "Max(" + ",".join(f"s{n}" for n in range(200)) + ")",
+    "s0.real",
+    "s0[0]",
+    "s1000000000",
+    "u1000000000",
+    "prime(10**9)",
+    "Sum(s0, (s0, 1, 10**9))",
+    "s0!",
+    "s0\n+1",
+    "s0 #",
+    "'s0'",
+    "b'1'",
+    "",
+    "None",
+    "...",
+    "\u017f0",
+    "s0 and s1",
+    "await s0",
+    "1j",
+    "1e999",
+)
+NAMES = (
+    f"x): {CANARY}\n#",
+    f"x={EVIL}",
+    "x;y",
+    "x y",
+    "",
+    "1x",
+    "class",
+    "a" * 1000,
+    "x\n",
+    "x\x00",
+    "ｘ",
+    "x.__class__",
+    "x, *_",
+    "None",
+)
+PATHS = (
+    "__class__.forward",
+    "first.__class__.forward",
+    "a..b",
+    "",
+    "a.__dict__.b",
+    "x'); " + CANARY,
+    'x"]',
+    "a\nb",
+    ".a",
+    "a." * 600,
+    "\u202ea",
+)
+OPERATORS = (
+    "torch.hub.load",
+    "torch.load",
+    "torch.save",
+    "torch.ops.load_library",
+    "torch.compile",
+    "torch.os.system",
+    "torch.serialization.os.system",
+    "torch.utils.cpp_extension.load",
+    "torch._C._jit_set_profiling_mode",
+    "torch.nn.modules.module.warnings.sys.exit",
+    "torch.storage.pickle.loads",
+    "torch.package.PackageImporter",
+    "torch.ops.aten.from_file.default",
+    "torch.ops.aten.save.default",
+    "torch.ops.aten.warn.default",
+    "torch.ops.aten._print.default",
+    "torch.ops.aten.set_.source_Storage",
+    "torch.ops.aten.record_stream.default",
+    "torch.ops.aten.format.default",
+    "torch.ops.aten.relu",
+    "torch.ops.aten",
+    "torch.ops.aten.relu.default.__call__",
+    "torch.ops.aten.__class__.default",
+    "torch.ops.aten.relu.__init__",
+    "torch.ops.prim.Print.default",
+    "torch.ops.quantized.linear.default",
+    "torch.ops._c10d_functional.all_reduce.default",
+    "torch.ops.c10d.send.default",
+    "torch.ops.higher_order.call_torchbind",
+    "torch.ops.higher_order.triton_kernel_wrapper_mutation",
+    "torch.ops.higher_order.executorch_call_delegate",
+    "torch.ops.higher_order.print",
+    "torch.ops.mkl._mkl_linear.default",
+    "torch.ops.higher_order.__class__",
+    "torch.ops.inductor.resize_storage_bytes_.default",
+    "#triton:kernel",
+    "#:",
+    "",
+    "_operator.attrgetter",
+    "_operator.methodcaller",
+    "_operator.call",
+    "_operator.getitem",
+    "_operator.__class__",
+    "math.factorial",
+    "math.perm",
+    "math.__loader__",
+    "builtins.exec",
+    "os.system",
+    "torch.ops.aten.absent.default",
+    "torch",
+    "torch.",
+    "torch..ops",
+    "torch.sym_int.__globals__",
+    "torch\n.ops.aten.relu.default",
+)
+
+
+def _leaf(kind: str, context: Any, *children: Any) -> dict[str, Any]:
+    return {"type": kind, "context": context, "children_spec": list(children)}
+
+
+_END: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
+SPECS: tuple[Any, ...] = (
+    _leaf(
+        "collections.defaultdict",
+        {"default_factory_module": "canary_module", "default_factory_name": "x", "dict_context": []},
+    ),
+    _leaf("builtins.dict", json.dumps([{"__enum__": True, "fqn": "canary_module:X", "name": "x"}]), _END),
+    _leaf("builtins.list", json.dumps({"__enum__": True, "fqn": "canary_module:X", "name": "x"})),
+    _leaf("collections.namedtuple", "canary_module.X"),
+    _leaf("canary_module.X", "null"),
+    _leaf("builtins.tuple", [1]),
+    _leaf("builtins.dict", '["a", "b"]', _END),
+    _leaf("builtins.dict", None),
+    _leaf("collections.deque", "1"),
+    _leaf(
+        "builtins.tuple", "null", _leaf("builtins.tuple", "null"), _leaf("builtins.dict", json.dumps([NAMES[0]]), _END)
+    ),
+    _leaf("builtins.dict", json.dumps(["'); " + CANARY]), _END),
+    {"type": "builtins.tuple"},
+    [],
+    None,
+    3,
+    "x",
+)
+
+
+class Runs:
+    """An object whose pickle runs code when it is read."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, (CANARY,)

@@ -1,0 +1,82 @@
+"""Constants that an ONNX file makes large out of few bytes: onnxruntime computes them while it loads the file."""
+
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from surgeon.device.onnx_protobuf import Buffer, Node, fields, graph_span, parse, text, varint
+from surgeon.errors import InvalidArgument
+
+_VALUES: Final = 1 << 27
+"""The most values of a constant."""
+_NUMBERS: Final = 64
+"""The most numbers of a tensor that is taken for a shape."""
+
+# Which input of an operator is the shape of what it makes, or how often it repeats what it is given
+_SHAPES: Final[Mapping[str, int]] = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
+_RANDOM: Final = ("RandomNormal", "RandomUniform")
+
+_INT64, _VARINT, _BYTES = 7, 0, 2
+_GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
+_NODE_OUTPUT, _NODE_ATTRIBUTE, _ATTRIBUTE_TENSOR = 2, 5, 5
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_INT64, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 7, 8, 9
+
+
+def check_claims(model: Buffer) -> None:
+    """Make sure that no constant is of a shape, written in the file, of more values than memory should be taken for.
+
+    Raises `InvalidArgument` if one is, or the bytes aren't an ONNX model.
+    """
+    graph = parse(model)
+    shapes = dict(_shapes(model))
+    for node in graph.nodes:
+        shape = _shape(node, shapes)
+        if node.op_type == "Tile" and node.inputs:
+            shape = (*shape, *graph.initializers.get(node.inputs[0], ()))
+        if math.prod(shape) > _VALUES:
+            raise InvalidArgument(
+                f"the constant that {node.op_type} makes has the shape {shape}; at most {_VALUES:,} values are made"
+            )
+
+
+def _shape(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    if node.op_type in _RANDOM:
+        given = node.attributes.get("shape", ())
+        return tuple(size for size in given if isinstance(size, int)) if isinstance(given, tuple) else ()
+    place = _SHAPES.get(node.op_type)
+    return () if place is None or place >= len(node.inputs) else shapes.get(node.inputs[place], ())
+
+
+def _shapes(model: Buffer) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The short lists of integers among the graph's constants, by name."""
+    for number, kind, low, high in fields(model, *graph_span(model)):
+        if kind != _BYTES:
+            continue
+        if number == _GRAPH_INITIALIZER:
+            yield _integers(model, low, high)
+        elif number == _GRAPH_NODE:
+            parts = [part for part in fields(model, low, high) if part[1] == _BYTES]
+            names = [text(model, a, b) for part, _, a, b in parts if part == _NODE_OUTPUT]
+            for part, _, a, b in parts:
+                if part == _NODE_ATTRIBUTE and len(names) == 1:
+                    for inner, form, start, end in fields(model, a, b):
+                        if inner == _ATTRIBUTE_TENSOR and form == _BYTES:
+                            yield names[0], _integers(model, start, end)[1]
+
+
+def _integers(model: Buffer, start: int, end: int) -> tuple[str, tuple[int, ...]]:
+    name, kind = "", 0
+    found: list[int] = []
+    for number, form, low, high in fields(model, start, end):
+        if number == _TENSOR_NAME and form == _BYTES:
+            name = text(model, low, high)
+        elif number == _TENSOR_TYPE and form == _VARINT:
+            kind = varint(model, low)[0]
+        elif number == _TENSOR_RAW and form == _BYTES and high - low <= 8 * _NUMBERS:
+            found += struct.unpack(f"<{(high - low) // 8}q", model[low : low + (high - low) // 8 * 8])
+        elif number == _TENSOR_INT64 and high - low <= 10 * _NUMBERS:
+            while low < high:
+                value, low = varint(model, low)
+                found.append(value if value < 1 << 63 else value - (1 << 64))
+    return name, tuple(found) if kind == _INT64 and len(found) <= _NUMBERS else ()
