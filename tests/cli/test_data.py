@@ -131,7 +131,9 @@ def test_recover_fits_what_apply_wrote() -> None:
     assert float(match[1]) < float(match[2])
     assert Path("better/plan.json").read_bytes() == Path("out/plan.json").read_bytes()
     assert Path("better/weights.safetensors").read_bytes() != Path("out/weights.safetensors").read_bytes()
-    assert sorted(os.listdir("better")) == ["model.json", "plan.json", "slim.onnx", "weights.safetensors"]
+    assert sorted(os.listdir("better")) == [
+        "model.json", "plan.json", "report.json", "slim.onnx", "weights.safetensors",
+    ]  # fmt: skip
     assert call("recover", net, "out", "-o", "again").exit_code == 2  # data are needed
 
 

