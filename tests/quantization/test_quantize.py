@@ -232,8 +232,8 @@ def generator_used_up() -> Iterator[Tensor]:
 BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "empty": (lambda: [], InvalidInputs, "holds no batch$"),
     "used up": (generator_used_up, InvalidInputs, "this one is used up"),
-    "no iterable": (lambda: 3, InvalidArgument, "int; pass an iterable"),
-    "text": (lambda: "images", InvalidArgument, "str; pass an iterable"),
+    "no iterable": (lambda: 3, InvalidArgument, "int; give a tensor of samples, an iterable"),
+    "text": (lambda: "images", InvalidArgument, "calibration is 'images'; give a tensor"),
     "NaN": (lambda: [images()[0], images()[0] * float("nan")], InvalidInputs, "batch 1 of calibration: input .* NaN"),
     "shape": (lambda: [torch.randn(4, 1, 8, 8)], InvalidInputs, r"shape \(4, 1, 8, 8\), the model wants \(any, 3, 8"),
     "type": (lambda: [torch.ones(4, 3, 8, 8, dtype=torch.int64)], InvalidInputs, "is int64, the model wants float32"),
