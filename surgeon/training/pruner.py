@@ -91,7 +91,7 @@ class Pruner:
     ...     optimizer.step()
     ...     _ = pruner.step()
     >>> print(*pruner.history, sep="\\n")
-    step 1: 33.3% of the target, 15.6% of the budget gone, 27 units
+    step 1: 33.3% of the target, 18.8% of the budget gone, 26 units
     step 3: 66.7% of the target, 34.4% of the budget gone, 21 units
     step 5: 100.0% of the target, 50.0% of the budget gone, 16 units
     >>> pruner.commit()[0]

@@ -79,9 +79,10 @@ def test_met_or_refused_and_refused_only_where_no_widths_meet_it(
         with pytest.raises(Infeasible) as caught:
             allocate(groups, scores, cost, ratio=ratio, **options)
         refused += 1
-        assert caught.value.reachable == pytest.approx(1 - lowest / whole)
+        reachable = 1 - lowest / whole
+        assert caught.value.reachable == pytest.approx(reachable)
         nearest = float(str(caught.value).partition("nearest ratio that can be met is ")[2].partition(";")[0])
-        assert 0.99 * caught.value.reachable < nearest <= caught.value.reachable
+        assert 0.99 * reachable < nearest <= reachable
         assert_met(cost, budget, nearest, allocate(groups, scores, cost, ratio=nearest, **options), ones)
     assert 0 < refused < len(RATIOS) * len(SCOPES)
 

@@ -207,7 +207,8 @@ def test_budgets_are_met(budget: str, scope: str, align: int | None) -> None:
         macs = Cost(groups).macs({}) / Cost(couple(trace(model, image()))).macs({})
         assert {"params": count, "macs": macs}[budget] == pytest.approx(0.5, abs=0.02)
     if align is None:
-        assert all(change.after % 16 == 0 for change in report.groups.values())
+        assert all(change.after % 16 == 0 or name in report.unaligned for name, change in report.groups.items())
+        assert all(change.after % 4 == 0 for change in report.groups.values())
     if scope == "local":
         shares = [change.after / change.before for change in report.groups.values()]
         assert max(shares) - min(shares) < 0.3
