@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 import models
-from surgeon.allocation.allocate import SCOPES, allocate
-from surgeon.cost.cost import BUDGETS, Cost
+from surgeon.allocation.allocate import allocate
+from surgeon.cost.cost import Cost
 from surgeon.errors import Infeasible
+from surgeon.frontend.parameters import BUDGETS, SCOPES
 from surgeon.groups.analyze import analyse
 from surgeon.groups.coupling import Groups
 from surgeon.scoring.registry import score_groups

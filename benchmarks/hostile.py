@@ -26,11 +26,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks import hostile_arrays, hostile_files, hostile_programs
-from benchmarks.hostile_files import Case
-from benchmarks.hostile_mutations import mutate
-from benchmarks.hostile_targets import Target, targets
 from surgeon.errors import SurgeonError
+from testbed.hostile import arrays as hostile_arrays
+from testbed.hostile import files as hostile_files
+from testbed.hostile import programs as hostile_programs
+from testbed.hostile.files import Case
+from testbed.hostile.mutations import mutate
+from testbed.hostile.targets import Target, targets
 
 RESULTS = Path(__file__).parent / "results"
 FORMATS = ("pt2", "onnx", "npz", "json", "safetensors", "model")

@@ -34,5 +34,7 @@ from surgeon.training.pruner import Pruner as Pruner
 from surgeon.training.weight_masks import Masks as Masks
 from surgeon.verification.certificate import Certificate as Certificate
 
+_HOMES: dict[str, str]
+_MODULES: dict[str, str]
 __all__: list[str]
 __version__: str

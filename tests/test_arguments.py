@@ -23,6 +23,7 @@ from torch import nn
 import surgeon
 from surgeon import training
 from surgeon.errors import SurgeonError
+from surgeon.reporting.report import Change
 from surgeon.scoring import Gradients, register, score
 from surgeon.training import schedules
 from surgeon.training.unit_masks import UnitMasks
@@ -208,8 +209,8 @@ class Place:
         self.pruned = Net()
         self.pruner = surgeon.Pruner(self.pruned, 0.5, schedule=schedules.one_shot(5), example_inputs=X, align=1)
         self.profile = surgeon.Profile("a CPU", "x86_64", 1, "1.0")
-        self.report = surgeon.Report("Net", "module", "", "macs", 0.5, 0.5, surgeon.report.Change(2, 1),
-                                     surgeon.report.Change(2, 1), {})
+        self.report = surgeon.Report("Net", "module", "", "macs", 0.5, 0.5, Change(2, 1),
+                                     Change(2, 1), {})
         self.folder = folder
         self.valid: dict[str, Any] = {
             "model": self.net, "slim": self.slim, "fresh_model": self.net, "teacher": self.net, "plan": self.plan,

@@ -63,6 +63,8 @@ CARRIED = tuple(f"surgeon.{name}." for name in (
 ))
 
 # All of them are pickle, or write and read it.
+# Here pickles are made, to show that they are refused.
+ATTACKS = "testbed/hostile/"
 PICKLES = ("pickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "torch.save", "torch.load")
 
 
@@ -213,7 +215,7 @@ def test_the_device_needs_numpy_and_onnxruntime_alone(path: str) -> None:
     assert [
         name
         for _, name in imports(path, read(path))
-        if name.split(".")[0] not in allowed and not name.startswith(("surgeon.device.", *CARRIED))
+        if name.split(".")[0] not in allowed and not f"{name}.".startswith(("surgeon.device.", *CARRIED))
     ] == []
 
 
@@ -223,7 +225,7 @@ def test_file_is_short(path: str) -> None:
     assert lines < MAX_LINES, f"{path} has {lines} lines: one concept a file, below {MAX_LINES}"
 
 
-@pytest.mark.parametrize("path", ALL)
+@pytest.mark.parametrize("path", [path for path in ALL if not path.startswith(ATTACKS)])
 def test_file_holds_no_pickle(path: str) -> None:
     assert pickles(path, read(path)) == []
 

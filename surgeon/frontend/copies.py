@@ -35,7 +35,7 @@ def duplicate(module: _M, memo: Mapping[int, Any] | None = None) -> _M:
     >>> other.cache["lock"] is net.cache["lock"], other.cache["seen"] is net.cache["seen"]
     (True, False)
     """
-    known = {id(tensor.grad): None for tensor in module.parameters() if tensor.grad is not None}
+    known: dict[int, Any] = {id(tensor.grad): None for tensor in module.parameters() if tensor.grad is not None}
     known |= {**_tensors(module), **(memo or {})}
     try:
         return copy.deepcopy(module, dict(known))

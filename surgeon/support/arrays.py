@@ -132,8 +132,9 @@ def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     if dtype.kind not in _KINDS or dtype.hasobject or dtype.subdtype is not None:
         kind = "Python objects" if dtype.hasobject else str(dtype)[:80]
         raise Unfit(f"it holds {kind}, not numbers; save an array of numbers")
-    largest = math.prod(max(size, 1) for size in shape if isinstance(size, int)) * dtype.itemsize
-    if any(type(size) is not int or size < 0 for size in shape) or len(shape) > 32 or largest >= 1 << 62:
+    sizes: tuple[Any, ...] = shape
+    wrong = any(type(size) is not int or size < 0 for size in sizes) or len(sizes) > 32
+    if wrong or math.prod(max(size, 1) for size in sizes) * dtype.itemsize >= 1 << 62:
         raise Unfit(f"it has the shape {str(shape)[:80]}, which no array has")
     return shape, fortran, dtype
 

@@ -11,9 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import hostile_arrays, hostile_files, hostile_payloads, hostile_programs
-from benchmarks.hostile_mutations import mutate
-from benchmarks.hostile_targets import Target, targets
 from surgeon.errors import InvalidArgument, SurgeonError
 from surgeon.frontend import model_loading as sources
 from surgeon.frontend.exported.expressions import check_expression
@@ -22,6 +19,12 @@ from surgeon.frontend.exported.text import check_name, check_path
 from surgeon.support import strict_json
 from surgeon.support.arrays import read_arrays
 from surgeon.support.opening import Unfit, open_file, read_bytes, require_file
+from testbed.hostile import arrays as hostile_arrays
+from testbed.hostile import files as hostile_files
+from testbed.hostile import payloads as hostile_payloads
+from testbed.hostile import programs as hostile_programs
+from testbed.hostile.mutations import mutate
+from testbed.hostile.targets import Target, targets
 
 
 @pytest.mark.parametrize("text", hostile_payloads.EXPRESSIONS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from torch import fx
 from torch.nn.modules import transformer
 
 from surgeon.frontend import isolation as surroundings
-from surgeon.frontend import model_loading as sources
 from surgeon.groups import interpreter
 
 # Each change, and what it changes.
@@ -29,7 +27,6 @@ CHANGES: dict[str, tuple[Callable[[], AbstractContextManager[None]], Callable[[]
     "logs": (surroundings.quietly, lambda: logging.getLogger("torch.export").disabled),
     "garbage": (surroundings.uncollected, gc.isenabled),
     "stack traces": (surroundings.without_stack_traces, lambda: fx.config.do_not_emit_stack_traces),
-    "pickle": (sources._tensors_only, lambda: os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")),
 }
 
 

@@ -139,7 +139,7 @@ def _checked(kind: Any, data: Any, field: str) -> Any:
         return {key: _at(key, inner, each, field) for key, each in data.items()}
     if isinstance(kind, type) and issubclass(kind, _Union):
         return _union(kind, data)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _fields(kind, data)
     if isinstance(kind, type) and issubclass(kind, enum.IntEnum):
         _require(type(data) is int and data in tuple(kind), f"a {kind.__name__}", data)

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.hostile_files import Case, content_of
-from benchmarks.hostile_payloads import CANARY, Runs
-from benchmarks.hostile_targets import Target
+from testbed.hostile.files import Case, content_of
+from testbed.hostile.payloads import CANARY, Runs
+from testbed.hostile.targets import Target
 
 
 def _npy(head: str, data: bytes = b"", version: bytes = b"\x01\x00", size: int | None = None) -> bytes:

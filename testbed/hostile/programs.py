@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.hostile_payloads import EVIL, EXPRESSIONS, NAMES, OPERATORS, PATHS, SPECS, Runs
-from benchmarks.hostile_targets import program
+from testbed.hostile.payloads import EVIL, EXPRESSIONS, NAMES, OPERATORS, PATHS, SPECS, Runs
+from testbed.hostile.targets import program
 
 Case = tuple[str, bytes]
 Members = dict[str, bytes]

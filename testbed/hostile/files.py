@@ -15,8 +15,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from benchmarks.hostile_payloads import Runs
-from benchmarks.hostile_targets import Target, network
+from testbed.hostile.payloads import Runs
+from testbed.hostile.targets import Target, network
 
 HUGE = 10**9
 
