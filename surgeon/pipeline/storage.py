@@ -29,8 +29,8 @@ from surgeon.pipeline.replay import build
 from surgeon.plans.plan import PLAN as IS_PLAN
 from surgeon.plans.plan import Plan, plan_of
 from surgeon.support.files import StrPath, find, marks, replace_many
-from surgeon.support.opening import Unfit, read_bytes, require_file
-from surgeon.support.safetensors_io import write_tensors
+from surgeon.support.opening import Unfit, read_bytes
+from surgeon.support.safetensors_io import check_header, write_tensors
 from surgeon.support.strict_json import loads
 
 PLAN = "plan.json"
@@ -201,7 +201,7 @@ def _read_meta(path: Path) -> tuple[str, dict[str, str]]:
 def _read_header(folder: Path) -> _Header:
     path = find(folder, WEIGHTS)
     try:
-        require_file(path)
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping

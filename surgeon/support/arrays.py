@@ -15,7 +15,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from surgeon.support.opening import MIB, Unfit, open_file, require_file
+from surgeon.support.opening import MIB, Unfit, open_file
+from surgeon.support.safetensors_io import check_header
 
 _KINDS: Final = "biufc"
 _HEADER: Final = 1000
@@ -132,18 +133,20 @@ def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     if dtype.kind not in _KINDS or dtype.hasobject or dtype.subdtype is not None:
         kind = "Python objects" if dtype.hasobject else str(dtype)[:80]
         raise Unfit(f"it holds {kind}, not numbers; save an array of numbers")
-    sizes: tuple[Any, ...] = shape
-    wrong = any(type(size) is not int or size < 0 for size in sizes) or len(sizes) > 32
-    if wrong or math.prod(max(size, 1) for size in sizes) * dtype.itemsize >= 1 << 62:
+    sizes: list[Any] = list(shape)
+    fits = len(sizes) <= 32 and all(type(size) is int and size >= 0 for size in sizes)
+    if not fits or math.prod(size or 1 for size in sizes) * dtype.itemsize >= 1 << 62:
         raise Unfit(f"it has the shape {str(shape)[:80]}, which no array has")
     return shape, fortran, dtype
 
 
 def _safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    require_file(path)
     try:
+        check_header(Path(path))
         tensors: Mapping[str, Any] = load_file(path)
         return {name: tensor.numpy() for name, tensor in tensors.items()}
+    except Unfit:
+        raise
     except TypeError as error:
         raise Unfit("it holds numbers of a type that numpy has not, such as bfloat16; save float32") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -11,6 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from surgeon.errors import InvalidModel, OutputError
+from surgeon.support import strict_json
+from surgeon.support.opening import MIB, Unfit, open_file
+
+_HEADER = 32 * MIB
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -40,3 +44,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             reason = str(error).rpartition("I/O error: ")[2].partition(" (os error")[0]
             raise OutputError(f"{path} can't be written: {reason}") from error
         raise InvalidModel(f"the tensors can't be stored: {error}") from error
+
+
+def check_header(path: Path) -> None:
+    """Make sure that a safetensors file is a regular file whose header has each name once.
+
+    Raises:
+        Unfit: it is not; what else there is to check, the library checks.
+    """
+    with open_file(path) as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > _HEADER:
+            raise Unfit(f"its header claims {size:,} bytes; at most {_HEADER:,} are read")
+        strict_json.loads(file.read(size))

@@ -12,6 +12,7 @@ whole: a checkpoint that was cut off leaves the one before.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from torch import Tensor
 
 from surgeon.errors import InvalidArgument, WeightsError
 from surgeon.support.files import StrPath, ensure_folder, replace, write_text
-from surgeon.support.opening import Unfit, read_bytes, require_file
-from surgeon.support.safetensors_io import write_tensors
+from surgeon.support.opening import Unfit, read_bytes
+from surgeon.support.safetensors_io import check_header, write_tensors
 from surgeon.support.strict_json import loads
 
 FORMAT = "surgeon-checkpoint"
@@ -71,7 +72,7 @@ def read(folder: StrPath) -> dict[str, Any] | None:
         WeightsError: the checkpoint is broken, or of a newer version.
     """
     path = Path(folder) / HEAD
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
         head = loads(read_bytes(path), finite=False)
@@ -85,7 +86,7 @@ def read(folder: StrPath) -> dict[str, Any] | None:
         name = head["tensors"]
         if Path(name).name != name:  # the file lies beside it
             raise WeightsError(f"the checkpoint {path} is broken: {name!r} is no name of a file beside it")
-        require_file(path.parent / name)
+        check_header(path.parent / name)
         tensors = load_file(path.parent / name)
         state = _decode(head["state"], tensors)
         if not isinstance(state, dict):
