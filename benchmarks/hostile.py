@@ -53,7 +53,7 @@ def crafted(form: str) -> Iterator[Case]:
         match Path(target.name).suffix:
             case ".pt2":
                 for word, content in (*hostile_programs.hostile(), *hostile_programs.harmless()):
-                    yield Case(word, target, lambda path, content=content: path.write_bytes(content))
+                    yield Case(word, target, hostile_files.content_of(content))
             case ".onnx":
                 yield from hostile_files.networks(target)
             case ".json":
@@ -216,7 +216,7 @@ def main() -> None:
     tasks = [(form, "mutations") for form in options.formats if form in MUTATED and options.mutations]
     tasks += [(form, "crafted") for form in options.formats]
     with ThreadPoolExecutor(options.jobs) as pool:
-        for row in pool.map(lambda task: _reported(*task, options.mutations), tasks):
+        for row in pool.map(lambda task: _reported(task[0], task[1], options.mutations), tasks):
             _keep(row)
     print((RESULTS / "hostile.md").read_text())
 

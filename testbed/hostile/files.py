@@ -47,7 +47,7 @@ def paths(target: Target) -> Iterator[Case]:
         with path.open("r+b") as file:
             file.truncate(1 << 40)  # a terabyte of nothing, which takes no room
 
-    for word, make in {
+    makers: dict[str, Callable[[Path], Any]] = {
         "a named pipe": os.mkfifo,
         "a folder": Path.mkdir,
         "a broken link": lambda path: path.symlink_to("nowhere"),
@@ -58,7 +58,8 @@ def paths(target: Target) -> Iterator[Case]:
         "an empty file": lambda path: path.touch(),
         "a file of a terabyte": endless,
         "a socket": listening,
-    }.items():
+    }
+    for word, make in makers.items():
         yield Case(f"{target.name} is {word}", target, make)
 
 
@@ -89,8 +90,9 @@ def documents(target: Target) -> Iterator[Case]:
     for word, content in contents.items():
         if not (target.name in ("study.json", "checkpoint.json") or target.name.startswith("rows")) or word != "NaN":
             yield Case(f"{target.name}: {word}", target, content_of(content))
+    values: list[Any] = [None, [], {}, "x", -1, 1.5, True, 10**50, [[]] * 3, [HUGE], {"x": [1]}]
     for key in good:
-        for value in (None, [], {}, "x", -1, 1.5, True, 10**50, [[]] * 3, [HUGE], {"x": [1]}):
+        for value in values:
             if value != good[key]:
                 changed = json.dumps({**good, key: value}).encode()
                 yield Case(f"{target.name}: {key} is {str(value)[:30]}", target, content_of(changed))
@@ -101,13 +103,14 @@ def claims(target: Target) -> Iterator[Case]:
     good = json.loads(target.content)
     if target.name == "plan.json":
         cut = good["cuts"][0]
-        for word, change in {
+        changes: dict[str, dict[str, Any]] = {
             "10^9 channels": {"size": HUGE},
             "10^30 channels": {"size": 10**30},
             "an axis of 10^9": {"axis": HUGE},
             "a position of 10^9": {"keep": [HUGE]},
             "10^5 positions": {"keep": list(range(10**5)), "size": HUGE},
-        }.items():
+        }
+        for word, change in changes.items():
             yield Case(
                 f"a plan of {word}", target, content_of(json.dumps({**good, "cuts": [{**cut, **change}]}).encode())
             )

@@ -159,7 +159,7 @@ def _checkpoint() -> dict[str, bytes]:
 
 
 def _arrays(**arrays: np.ndarray) -> bytes:
-    return _written(lambda path: np.savez(path, **arrays), "a.npz")["a.npz"]
+    return _written(lambda path: np.savez(path, allow_pickle=False, **arrays), "a.npz")["a.npz"]
 
 
 def read_program(path: Path) -> None:

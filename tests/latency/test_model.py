@@ -206,6 +206,7 @@ def test_weights_from_memory_take_longer_the_more_there_are() -> None:
     """A model with so many weights that they push one another out pays for them; a part of it alone does not."""
     groups = coupled(nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512)), 512)
     found = latency_of(groups)
+    assert found._cold is not None
     rates = [float(found._cold(count * COLD_WEIGHT)) for count in COLD[0]]
     assert rates == sorted(rates)
     assert rates[-1] > rates[0] == 0

@@ -197,7 +197,7 @@ def test_a_program_is_read_as_torch_reads_it(tmp_path: Path) -> None:
     dynamic = torch.export.Dim.DYNAMIC
     net = Nested().eval()
     inputs = ([torch.randn(2, 3, 9, 11), torch.randn(2, 4)],)
-    shapes = {"xs": [{0: dynamic, 2: dynamic}, {0: dynamic}], "scale": {}, "flag": None}
+    shapes: dict[str, Any] = {"xs": [{0: dynamic, 2: dynamic}, {0: dynamic}], "scale": {}, "flag": None}
     kwargs = {"scale": torch.tensor(2.0), "flag": False}
     program = torch.export.export(net, inputs, kwargs, dynamic_shapes=shapes, strict=False)
     torch.export.save(program, tmp_path / "net.pt2")
