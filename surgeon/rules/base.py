@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from surgeon.errors import first_line
 from surgeon.frontend.trace import hint
 from surgeon.ir.axes import ONE, Axis
+from surgeon.ir.operators import by_name
 from surgeon.ir.space import Space
 
 Axes = tuple[Axis, ...]
@@ -194,16 +195,7 @@ def find(target: Any) -> Rule | None:
 
 def arguments(node: fx.Node) -> dict[str, Any]:
     """The node's arguments by their names in the operator's schema, defaults filled in."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    found: dict[str, Any] = {}
-    for index, argument in enumerate(schema.arguments):
-        if index < len(node.args) and not argument.kwarg_only:
-            found[argument.name] = node.args[index]
-        elif argument.name in node.kwargs:
-            found[argument.name] = node.kwargs[argument.name]
-        else:
-            found[argument.name] = argument.default_value if argument.has_default_value() else None
-    return found
+    return by_name(node.target, node.args, node.kwargs)
 
 
 # Arguments by which an operator that may draw random numbers draws none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ def slice_(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     if _are_computed(a):
         c.pin((axis,), f"{where(node)}: the bounds are computed")
         return Typed(rest(c.fresh(size_of(node)[dim], f"output of {where(node)}")))
-    start, end = _bounds(a, size)
+    start, end = bounds(a, size)
     if step != 1:
         return _strided(node, x, dim, start, end, step, c)
     before, part = _segment(node, axis, start, end, c)
@@ -117,7 +118,8 @@ def _are_computed(a: dict[str, Any]) -> bool:
     return not all(isinstance(a.get(n), int | None) for n in ("start", "end", "length", "step"))
 
 
-def _bounds(a: dict[str, Any], size: int) -> tuple[int, int]:
+def bounds(a: Mapping[str, Any], size: int) -> tuple[int, int]:
+    """From where to where a slice of an axis of `size` positions goes, counted from the front."""
     start = a.get("start") or 0
     start = min(max(start + size if start < 0 else start, 0), size)
     end = start + a["length"] if "length" in a else a.get("end")
@@ -154,7 +156,7 @@ def scatter(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     if (a.get("step") or 1) != 1:
         c.pin((x[dim], y[dim]), f"{where(node)}: strided positions are written")
         return Typed(x)
-    start, end = _bounds(a, x[dim].size)
+    start, end = bounds(a, x[dim].size)
     before, part = _segment(node, x[dim], start, end, c)
     if part.size == y[dim].size:
         c.unify(part, y[dim], why)

@@ -29,7 +29,7 @@ roll flip pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle r
 reflection_pad3d replication_pad1d replication_pad2d replication_pad3d unfold index_select index gather take_along_dim
 diagonal pad constant_pad_nd slice_copy
 """.split())
-_INDICES = {"index", "indices", "repeats"}
+_INDICES = {"index", "indices", "repeats", "tensor_indices_or_sections"}
 _FACTORS = {
     "linear": ("input", "weight"), "matmul": ("self", "other"), "mm": ("self", "mat2"), "bmm": ("self", "mat2"),
     "addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"),

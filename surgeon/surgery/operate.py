@@ -18,8 +18,9 @@ from surgeon.frontend.trace import Graph, refuse_unfit, skeleton, trace_inputs, 
 from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept
 from surgeon.surgery.attributes import NAMED_ALIKE, Attribute, Renumbered, module_path, renumber
+from surgeon.surgery.canonical import Stream, difference
 from surgeon.surgery.leaves import restore_leaves
-from surgeon.surgery.record import Stand, Stream, record
+from surgeon.surgery.record import Stand, record
 from surgeon.surgery.rewrite import assemble, check_shapes, printed, slim_graph
 from surgeon.surgery.same import pair
 from surgeon.surgery.tensors import like, slim_tensors, take
@@ -152,7 +153,8 @@ def _hold(candidate: nn.Module, predicted: _Prediction) -> str | Callable[[], Re
     groups, copies = predicted.groups, predicted.copies
     if predicted.calls is not None:
         try:
-            same = record(skeleton(candidate).eval(), groups.graph.inputs, predicted.stand) == predicted.calls
+            calls = record(skeleton(candidate).eval(), groups.graph.inputs, predicted.stand)
+            same = calls is not None and difference(predicted.calls, calls) is None
         except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
             try:
                 refuse_unfit(skeleton(candidate).eval(), groups.graph.inputs, error)

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from surgeon.errors import SurgeryError
 from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept, Typed, arguments, failed, where
-from surgeon.surgery.record import Recorder, Stand, Stream
+from surgeon.surgery.canonical import Stream
+from surgeon.surgery.record import Recorder, Stand
 from surgeon.surgery.tensors import place
 
 

@@ -82,7 +82,7 @@ def test_downstream_of_an_operator_without_a_rule_pruning_goes_on() -> None:
 @pytest.mark.parametrize(("error", "category", "reason"), [
     (RuleDoesNotApply("dim is computed"), None, "tanh in 1: the rule does not cover these arguments (dim is computed)"),
     (KeyError("slef"), RuleFailure, "tanh in 1: the rule failed with KeyError ('slef'), please report it"),
-    (AssertionError(), RuleFailure, "tanh in 1: the rule failed with AssertionError (AssertionError), please report it"),
+    (TypeError(), RuleFailure, "tanh in 1: the rule failed with TypeError (TypeError), please report it"),
 ])
 def test_an_error_of_a_rule_pins_its_operator_and_is_warned_of_where_it_was_not_raised_on_purpose(
     error: Exception, category: type[Warning] | None, reason: str, monkeypatch: pytest.MonkeyPatch
