@@ -5,6 +5,16 @@ class SurgeonError(Exception):
     """Base class of every error that surgeon raises on purpose."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, as one line: others quote it.
+
+    >>> first_line(ValueError("no such size\\nat …")), first_line(KeyError())
+    ('no such size', 'KeyError')
+    """
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 class InvalidArgument(SurgeonError, ValueError):
     """An argument is out of range, of the wrong type, or names nothing in the model."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 from surgeon.errors import SurgeonError
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import Groups, couple
+from surgeon.rules import RuleFailure
 from surgeon.surgery import operate
 from testbed import oracle
 from testbed.networks import random_network, tensors
@@ -72,8 +74,7 @@ def examine(seed: int, plans: int = 1) -> Iterator[Outcome]:
     name = type(network).__name__
     before = {key: value.clone() for key, value in network.state_dict().items()}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _only_failures_of_rules():
             groups = couple(trace(network, inputs))
     except Exception as error:  # noqa: BLE001  (whatever goes wrong is what the fuzz is after)
         yield Outcome(seed, 0, name, _kind(error), message=_message(error))
@@ -86,14 +87,22 @@ def examine(seed: int, plans: int = 1) -> Iterator[Outcome]:
         about = partial(Outcome, seed, plan, name, groups=len(groups),
                         removed=sum(group.size - len(keep[group.leaf.id]) for group in groups))
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _only_failures_of_rules():
                 yield _compare(network, groups, keep, inputs, about)
         except Exception as error:  # noqa: BLE001
             yield about(_kind(error), message=_message(error))
     after = network.state_dict()
     if not all(torch.equal(value, after[key]) for key, value in before.items()):
         yield Outcome(seed, 0, name, "wrong", message="the original network was changed")
+
+
+@contextmanager
+def _only_failures_of_rules() -> Iterator[None]:
+    """Of all warnings, the one that a rule failed is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", RuleFailure)
+        yield
 
 
 def _compare(

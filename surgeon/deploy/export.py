@@ -18,7 +18,7 @@ from surgeon.deploy.graph import has_fixed_batch, tidy, unfused_batch_norms
 from surgeon.deploy.inputs import Call, named_outputs, read_call, unique
 from surgeon.deploy.lowering import copy_before_views, write_out_attention
 from surgeon.deploy.parity import check_parity
-from surgeon.errors import ExportError, InvalidInputs, OutputError, TraceError
+from surgeon.errors import ExportError, InvalidInputs, OutputError, TraceError, first_line
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import undisturbed, untouched
 from surgeon.frontend.parameters import public
@@ -276,5 +276,4 @@ def _first_line(error: BaseException) -> str:
     """The first line of what went wrong at the bottom: torch.onnx wraps the reason in advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return first_line(error)

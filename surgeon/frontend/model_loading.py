@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from surgeon.errors import InvalidArgument
+from surgeon.errors import InvalidArgument, first_line
 from surgeon.frontend.exported import read_program
 from surgeon.support.opening import Unfit
 
@@ -67,7 +67,7 @@ def _timm(name: str, pretrained: bool, seed: int) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=pretrained)
     except (RuntimeError, ValueError, OSError) as error:
-        raise InvalidArgument(f"timm can't build {name!r}: {_first_line(error)}") from error
+        raise InvalidArgument(f"timm can't build {name!r}: {first_line(error)}") from error
 
 
 def _torchvision(name: str, pretrained: bool, seed: int) -> Loaded:
@@ -86,7 +86,7 @@ def _torchvision(name: str, pretrained: bool, seed: int) -> Loaded:
             warnings.simplefilter("ignore", FutureWarning)  # some announce another initialisation
             model = models.get_model(name, **options)
     except (RuntimeError, ValueError, OSError) as error:
-        raise InvalidArgument(f"torchvision can't build {name!r}: {_first_line(error)}") from error
+        raise InvalidArgument(f"torchvision can't build {name!r}: {first_line(error)}") from error
     return model, _evaluated_at(models, name)
 
 
@@ -111,7 +111,7 @@ def _library(name: str) -> ModuleType:
     except (ImportError, RuntimeError, OSError) as error:
         found = torch.__version__
         build = found.partition("+")[2] or "cpu"
-        reason = _first_line(error)
+        reason = first_line(error)
         remedy = "reinstall it: pip install --force-reinstall --no-deps " + name
         if "torchvision::" in reason:
             remedy = (
@@ -196,9 +196,4 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from surgeon.frontend.trace import Graph
 from surgeon.ir.axes import Axis, Leaf
 from surgeon.ir.space import Space
-from surgeon.rules import Axes, Context, Kept, Typed, arguments, find, where
+from surgeon.rules import Axes, Context, Kept, RuleDoesNotApply, Typed, arguments, failed, find, where
 from surgeon.rules.base import size_of, sizes_of
 from surgeon.support.arguments import instance
 
@@ -142,7 +142,7 @@ def _type(
             return Typed(_tensor(node, graph, c, tensors, canonical))
         case "output":
             for leaf in pytree.tree_leaves(node.args):
-                c.pin(c.of(leaf), "an output of the model")
+                c.pin_all(leaf, "an output of the model")
             return Typed(())
     if node.target is operator.getitem:
         source, index = node.args
@@ -169,17 +169,17 @@ def _operator(node: fx.Node, c: Context) -> Typed:
     if rule is not None:
         try:
             typed = rule(node, arguments(node), c)
-        except (ValueError, IndexError, KeyError, TypeError, StopIteration, AttributeError) as error:
-            # What the rule unified before it gave up couples more than it must, which is safe; the rest is pinned.
+        # What the rule unified before it gave up couples more than it must, which is safe; the rest is pinned.
+        except RuleDoesNotApply as error:
             reason = f"{where(node)}: the rule does not cover these arguments ({error})"
+        except Exception as error:  # noqa: BLE001  (a rule that is wrong about one operator must not stop the run)
+            reason = failed(node, error)
         else:
             if _fits(node, typed):
                 return typed
             reason = f"{where(node)}: the rule's shapes are not the operator's"
     for operand in node.all_input_nodes:
-        axes = c.axes.get(operand, ())
-        for each in axes if isinstance(axes, list) else [axes]:
-            c.pin(each, reason)
+        c.pin_all(operand, reason)
     value = node.meta.get("val")
     if isinstance(value, Tensor):
         return Typed(c.pinned(size_of(node), reason))

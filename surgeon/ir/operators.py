@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,7 @@ _FAMILIES: dict[Family, str] = {
     # the same elements in another order
     "reorder": "t transpose permute numpy_T mT movedim moveaxis swapaxes swapdims adjoint",
     # the elements in several tensors
-    "split": "split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unbind",
+    "split": "split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk tensor_split unbind",
     # some of the elements
     "part": "select slice narrow",
     # elements several times
@@ -58,3 +59,15 @@ def is_a(operator: Any, *families: Family) -> bool:
     """Whether an operator, a node that calls one, or an operator's name is in one of these families."""
     name = operator if isinstance(operator, str) else operator_name(operator)
     return _FAMILY.get(name) in families
+
+
+def by_name(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What an ATen operator is called with, by the names in its schema, defaults filled in.
+
+    >>> by_name(torch.ops.aten.softmax.int, (3,), {"dim": -1})
+    {'self': 3, 'dim': -1, 'dtype': None}
+    """
+    return {
+        argument.name: args[index] if index < len(args) else kwargs.get(argument.name, argument.default_value)
+        for index, argument in enumerate(operator._schema.arguments)
+    }

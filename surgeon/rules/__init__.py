@@ -11,6 +11,24 @@ from surgeon.rules import (  # noqa: F401  (importing a family registers its rul
     segments,
     spectral,
 )
-from surgeon.rules.base import RULES, Axes, Context, Kept, Typed, arguments, find, is_random, rule, size_of, where
+from surgeon.rules.base import (
+    RULES,
+    Axes,
+    Context,
+    Kept,
+    RuleDoesNotApply,
+    RuleFailure,
+    Typed,
+    arguments,
+    failed,
+    find,
+    is_random,
+    rule,
+    size_of,
+    where,
+)
 
-__all__ = ["RULES", "Axes", "Context", "Kept", "Typed", "arguments", "find", "is_random", "rule", "size_of", "where"]
+__all__ = [
+    "RULES", "Axes", "Context", "Kept", "RuleDoesNotApply", "RuleFailure", "Typed", "arguments", "failed", "find",
+    "is_random", "rule", "size_of", "where",
+]

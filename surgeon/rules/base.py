@@ -7,6 +7,8 @@ the arguments that depend on widths are printed for a smaller graph.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +17,28 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from surgeon.errors import first_line
 from surgeon.frontend.trace import hint
 from surgeon.ir.axes import ONE, Axis
+from surgeon.ir.operators import by_name
 from surgeon.ir.space import Space
 
 Axes = tuple[Axis, ...]
+
+
+class RuleDoesNotApply(Exception):
+    """What an operator is called with is not covered by its rule; the message says what."""
+
+
+class RuleFailure(UserWarning):
+    """A rule raised what it does not raise on purpose: its operator is left alone, and the rule is to be mended."""
+
+
+def failed(node: fx.Node, error: Exception) -> str:
+    """Warn of an error that a rule does not raise on purpose; gives the reason to leave its operator alone."""
+    reason = f"{where(node)}: the rule failed with {type(error).__name__} ({first_line(error)}), please report it"
+    warnings.warn(reason, RuleFailure, stacklevel=2)
+    return reason
 
 
 @dataclass(frozen=True)
@@ -85,12 +104,18 @@ class Context:
         self.axes: dict[fx.Node, Axes | list[Axes]] = {}
 
     def of(self, node: Any) -> Axes:
-        """The axes of the tensor that `node` computes; `()` for a number."""
+        """The axes of the tensor that `node` computes; `()` for a number.
+
+        Raises:
+            RuleDoesNotApply: it computes several tensors, or one whose axes are not known.
+        """
         if not isinstance(node, fx.Node):
             return ()
         axes = self.axes.get(node, ())
         if isinstance(axes, list):
-            raise TypeError(f"{node.name} computes several tensors")
+            raise RuleDoesNotApply(f"{node.name} computes several tensors")
+        if not axes and size_of(node):
+            raise RuleDoesNotApply(f"the axes of {node.name} are not known")
         return axes
 
     def fresh(self, size: int, pin: str | None = None) -> Axis:
@@ -108,8 +133,23 @@ class Context:
         for axis in axes:
             self.space.pin(axis, why)
 
+    def pin_all(self, node: Any, why: str) -> None:
+        """Pin the axes of each of the tensors that `node` computes."""
+        axes = self.axes.get(node, ())
+        for each in axes if isinstance(axes, list) else [axes]:
+            self.pin(each, why)
+
     def unify(self, a: Axis, b: Axis, why: str) -> None:
+        """As Space.unify. Raises RuleDoesNotApply where the sizes differ."""
+        if a.size != b.size:
+            raise RuleDoesNotApply(f"axes of {a.size} and {b.size} positions can't be the same axis")
         self.space.unify(a, b, why)
+
+    def divide(self, axis: Axis, sizes: Sequence[int], why: str) -> list[Axis]:
+        """As Space.divide. Raises RuleDoesNotApply where `sizes` do not multiply to the size of `axis`."""
+        if math.prod(sizes) != axis.size:
+            raise RuleDoesNotApply(f"an axis of {axis.size} positions can't be viewed as {tuple(sizes)}")
+        return self.space.divide(axis, sizes, why)
 
     def broadcast(self, operands: Sequence[Axes], why: str) -> Axes:
         """The axes of an elementwise result: operands align at their last axes, and axes of size 1 are stretched."""
@@ -155,16 +195,7 @@ def find(target: Any) -> Rule | None:
 
 def arguments(node: fx.Node) -> dict[str, Any]:
     """The node's arguments by their names in the operator's schema, defaults filled in."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    found: dict[str, Any] = {}
-    for index, argument in enumerate(schema.arguments):
-        if index < len(node.args) and not argument.kwarg_only:
-            found[argument.name] = node.args[index]
-        elif argument.name in node.kwargs:
-            found[argument.name] = node.kwargs[argument.name]
-        else:
-            found[argument.name] = argument.default_value if argument.has_default_value() else None
-    return found
+    return by_name(node.target, node.args, node.kwargs)
 
 
 # Arguments by which an operator that may draw random numbers draws none.
@@ -203,6 +234,34 @@ def dims(value: Any, rank: int) -> list[int]:
         return list(range(rank))
     values = [value] if isinstance(value, int) else list(value)
     return sorted(v % rank for v in values) if rank else []
+
+
+def number(a: Mapping[str, Any], name: str) -> int:
+    """An argument that is a whole number. Raises RuleDoesNotApply where it is computed.
+
+    >>> number({"groups": 4}, "groups")
+    4
+    """
+    return numbers(a, name, [a[name]])[0]
+
+
+def numbers(a: Mapping[str, Any], name: str, values: Sequence[Any] | None = None) -> list[int]:
+    """An argument that is a list of whole numbers. Raises RuleDoesNotApply where one of them is computed."""
+    found = list(a[name] if values is None else values)
+    if not all(isinstance(value, int) for value in found):
+        raise RuleDoesNotApply(f"{name} is computed")
+    return found
+
+
+def axis_at(a: Mapping[str, Any], axes: Sequence[Axis], name: str = "dim") -> int:
+    """Which of `axes` an argument names, counted from the front. Raises RuleDoesNotApply where there is none.
+
+    >>> axis_at({"dim": -1}, [ONE, ONE])
+    1
+    """
+    if not axes:
+        raise RuleDoesNotApply("a tensor without axes")
+    return number(a, name) % len(axes)
 
 
 def where(node: fx.Node) -> str:

@@ -9,7 +9,7 @@ from torch import fx
 
 from surgeon.ir.axes import ONE, Axis, prod
 from surgeon.ir.operators import operator_name
-from surgeon.rules.base import Axes, Context, Kept, Typed, rule, size_of, where
+from surgeon.rules.base import Axes, Context, Kept, Typed, number, rule, size_of, where
 
 
 @rule("linear")
@@ -119,7 +119,7 @@ def convolution(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     if a.get("transposed"):
         return _transposed(node, a, c)
     x, w = c.of(a["input"]), c.of(a["weight"])
-    groups = int(a["groups"])
+    groups = number(a, "groups")
     spatial = len(w) - 2
     channel = x[-spatial - 1]
     why = f"{where(node)}: the input's channels do not align with the weight's"
@@ -127,9 +127,9 @@ def convolution(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     if groups == 1:
         c.unify(channel, w[1], why)
     else:
-        group, inner = c.space.divide(channel, [groups, channel.size // groups], why)
+        group, inner = c.divide(channel, [groups, channel.size // groups], why)
         c.unify(inner, w[1], why)
-        group_out, _ = c.space.divide(w[0], [groups, w[0].size // groups], why)
+        group_out, _ = c.divide(w[0], [groups, w[0].size // groups], why)
         c.unify(group, group_out, why)
     return _convolved(node, a, c, x, w, out_channel=w[0], contracted=w[1], group=group)
 
@@ -142,13 +142,13 @@ def conv_transpose(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 def _transposed(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """The weight is (in, out / groups, *kernel)."""
     x, w = c.of(a["input"]), c.of(a["weight"])
-    groups = int(a["groups"])
+    groups = number(a, "groups")
     channel = x[-(len(w) - 2) - 1]
     why = f"{where(node)}: the input's channels do not align with the weight's"
     c.unify(channel, w[0], why)
     if groups == 1:
         return _convolved(node, a, c, x, w, out_channel=w[1], contracted=w[0], group=ONE)
-    group, inner = c.space.divide(w[0], [groups, w[0].size // groups], why)
+    group, inner = c.divide(w[0], [groups, w[0].size // groups], why)
     return _convolved(node, a, c, x, w, out_channel=prod([group, w[1]]), contracted=inner, group=group)
 
 
@@ -179,7 +179,7 @@ def attention(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     q, k, v = c.of(a["query"]), c.of(a["key"]), c.of(a["value"])
     why = f"{where(node)}: query, key and value do not align"
     if a.get("enable_gqa") and q[-3].size != k[-3].size:
-        kv_heads, _ = c.space.divide(q[-3], [k[-3].size, q[-3].size // k[-3].size], why)
+        kv_heads, _ = c.divide(q[-3], [k[-3].size, q[-3].size // k[-3].size], why)
         c.unify(kv_heads, k[-3], why)
         c.unify(k[-3], v[-3], why)
         batch = (*c.broadcast([q[:-3], k[:-3], v[:-3]], why), q[-3])

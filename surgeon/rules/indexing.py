@@ -8,7 +8,7 @@ from torch import fx
 
 from surgeon.ir.axes import ONE
 from surgeon.ir.operators import operator_name
-from surgeon.rules.base import Axes, Context, Typed, dims, rule, size_of, sizes_of, where
+from surgeon.rules.base import Axes, Context, RuleDoesNotApply, Typed, axis_at, dims, rule, size_of, sizes_of, where
 
 
 @rule("embedding")
@@ -64,12 +64,15 @@ def _is_mask(node: Any) -> bool:
 @rule("index_select", "index_add", "index_copy")
 def index_select(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = list(c.of(a["self"]))
-    dim = a["dim"] % len(x)
+    dim = axis_at(a, x)
     why = f"{where(node)}: positions are read by number"
     c.pin((x[dim], *c.of(a["index"])), why)
     if a.get("source") is not None:
-        c.broadcast([tuple(x[:dim] + x[dim + 1 :]), tuple(v for i, v in enumerate(c.of(a["source"])) if i != dim)], why)
-        c.pin((c.of(a["source"])[dim],), why)
+        source = c.of(a["source"])
+        if len(source) != len(x):
+            raise RuleDoesNotApply("a source of another rank")
+        c.broadcast([tuple(x[:dim] + x[dim + 1 :]), (*source[:dim], *source[dim + 1 :])], why)
+        c.pin((source[dim],), why)
         return Typed(tuple(x))
     x[dim] = c.of(a["index"])[0] if c.of(a["index"]) else x[dim]
     return Typed(tuple(x))
@@ -79,7 +82,7 @@ def index_select(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 def gather(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x, i = c.of(a["self"]), c.of(a.get("index", a.get("indices")))
     why = f"{where(node)}: positions are read or written by number"
-    dim = a["dim"] % len(x) if a["dim"] is not None else None
+    dim = axis_at(a, x) if a["dim"] is not None else None
     others = [c.of(a[name]) for name in ("src",) if isinstance(a.get(name), fx.Node)]
     for axes in (i, *others):
         for d, (axis, other) in enumerate(zip(x, axes, strict=False)):
@@ -115,7 +118,7 @@ def index_put(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 def ordered(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = list(c.of(a["self"]))
     why = f"{where(node)}: positions along the axis are ordered by value"
-    dim = a["dim"] % len(x)
+    dim = axis_at(a, x)
     c.pin((x[dim],), why)
     x[dim] = c.fresh(sizes_of(node)[0][dim], why)
     return Typed([tuple(x), tuple(x)])

@@ -10,7 +10,21 @@ from torch import fx
 
 from surgeon.ir.axes import ONE, Axis, prod
 from surgeon.ir.operators import operator_name
-from surgeon.rules.base import Axes, Context, Kept, Typed, rule, size_of, sizes_of, where
+from surgeon.rules.base import (
+    Axes,
+    Context,
+    Kept,
+    RuleDoesNotApply,
+    Typed,
+    axis_at,
+    dims,
+    number,
+    numbers,
+    rule,
+    size_of,
+    sizes_of,
+    where,
+)
 
 
 def regroup(node: fx.Node, axes: Axes, sizes: Sequence[int], c: Context) -> Axes:
@@ -22,6 +36,8 @@ def regroup(node: fx.Node, axes: Axes, sizes: Sequence[int], c: Context) -> Axes
         chunk, want = ([old.pop(0)] if old else []), ([new.pop(0)] if new else [])
         have_size, want_size = math.prod(a.size for a in chunk), math.prod(want)
         while have_size != want_size:
+            if not (old if have_size < want_size else new):
+                raise RuleDoesNotApply("a tensor without elements")
             if have_size < want_size:
                 chunk.append(old.pop(0))
                 have_size *= chunk[-1].size
@@ -31,7 +47,7 @@ def regroup(node: fx.Node, axes: Axes, sizes: Sequence[int], c: Context) -> Axes
         if len(chunk) == len(want) == 1:
             out += chunk
         else:
-            out += c.space.divide(prod(chunk), want, f"{where(node)}: a reshape that cuts across units")
+            out += c.divide(prod(chunk), want, f"{where(node)}: a reshape that cuts across units")
     return tuple(out)
 
 
@@ -61,7 +77,7 @@ def flatten(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 def unflatten(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
     out = regroup(node, x, size_of(node), c)
-    dim = a["dim"] % len(x)
+    dim = axis_at(a, x)
     new = out[dim : dim + len(a["sizes"])]
     return Typed(out, args={"sizes": lambda kept: kept.sizes(new, a["sizes"])})
 
@@ -101,7 +117,7 @@ def movedim(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 def squeeze(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
     dim = a.get("dim")
-    over = range(len(x)) if dim is None else [d % len(x) for d in ([dim] if isinstance(dim, int) else dim)]
+    over = range(len(x)) if dim is None else dims(dim, len(x))
     return Typed(tuple(axis for i, axis in enumerate(x) if i not in over or axis.size != 1))
 
 
@@ -115,7 +131,7 @@ def unsqueeze(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("unbind", "unbind_copy")
 def unbind(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
-    dim = a["dim"] % len(x)
+    dim = axis_at(a, x)
     c.pin((x[dim],), f"{where(node)}: every position is taken apart by its number")
     rest = (*x[:dim], *x[dim + 1 :])
     return Typed([rest] * x[dim].size)
@@ -124,7 +140,7 @@ def unbind(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("select", "select_copy")
 def select(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
-    dim = a["dim"] % len(x)
+    dim = axis_at(a, x)
     c.pin((x[dim],), f"{where(node)}: one position is taken by its number")
     return Typed((*x[:dim], *x[dim + 1 :]))
 
@@ -132,8 +148,8 @@ def select(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("pixel_shuffle")
 def pixel_shuffle(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """(…, C·r·r, H, W) -> (…, C, H·r, W·r)."""
-    x, r = c.of(a["self"]), a["upscale_factor"]
-    channel, block = c.space.divide(x[-3], [x[-3].size // (r * r), r * r], f"{where(node)}: blocks")
+    x, r = c.of(a["self"]), number(a, "upscale_factor")
+    channel, block = c.divide(x[-3], [x[-3].size // (r * r), r * r], f"{where(node)}: blocks")
     c.pin((block, *x[-2:]), f"{where(node)}: positions within a block")
     return Typed((*x[:-3], channel, *c.pinned(size_of(node)[-2:], f"{where(node)}: spatial axis")))
 
@@ -141,7 +157,7 @@ def pixel_shuffle(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("pixel_unshuffle")
 def pixel_unshuffle(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """(…, C, H·r, W·r) -> (…, C·r·r, H, W)."""
-    x, r = c.of(a["self"]), a["downscale_factor"]
+    x, r = c.of(a["self"]), number(a, "downscale_factor")
     c.pin(x[-2:], f"{where(node)}: spatial axis")
     block = c.fresh(r * r, f"{where(node)}: positions within a block")
     return Typed((*x[:-3], prod([x[-3], block]), *c.pinned(size_of(node)[-2:], f"{where(node)}: spatial axis")))
@@ -149,9 +165,9 @@ def pixel_unshuffle(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 
 @rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    x, groups = list(c.of(a["self"])), a["groups"]
+    x, groups = list(c.of(a["self"])), number(a, "groups")
     why = f"{where(node)}: shuffled groups"
-    group, inner = c.space.divide(x[1], [groups, x[1].size // groups], why)
+    group, inner = c.divide(x[1], [groups, x[1].size // groups], why)
     c.pin((group,), why)
     x[1] = prod([inner, group])
     return Typed(tuple(x))
@@ -161,7 +177,7 @@ def channel_shuffle(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 def unfold(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """Windows along one axis, which become a new last axis."""
     x = list(c.of(a["self"]))
-    dim = a["dimension"] % len(x)
+    dim = axis_at(a, x, "dimension")
     why = f"{where(node)}: sliding windows"
     c.pin((x[dim],), why)
     sizes = size_of(node)
@@ -175,11 +191,11 @@ def im2col(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
     why = f"{where(node)}: sliding windows"
     sizes = size_of(node)
-    window = math.prod(a["kernel_size"])
+    window = math.prod(numbers(a, "kernel_size"))
     if operator_name(node) == "im2col":
         c.pin(x[-2:], why)
         return Typed((*x[:-3], prod([x[-3], c.fresh(window, why)]), c.fresh(sizes[-1], why)))
-    channel, inner = c.space.divide(x[-2], [x[-2].size // window, window], why)
+    channel, inner = c.divide(x[-2], [x[-2].size // window, window], why)
     c.pin((inner, x[-1]), why)
     return Typed((*x[:-2], channel, *c.pinned(sizes[-2:], why)))
 

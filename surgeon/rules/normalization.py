@@ -8,7 +8,7 @@ from torch import fx
 
 from surgeon.ir.axes import ONE, Axis, prod
 from surgeon.ir.operators import operator_name
-from surgeon.rules.base import Axes, Context, Typed, dims, rule, size_of, where
+from surgeon.rules.base import Axes, Context, Typed, axis_at, dims, number, rule, size_of, where
 
 
 def _per_channel(node: fx.Node, a: dict[str, Any], c: Context, channel: Axis, names: tuple[str, ...]) -> None:
@@ -60,9 +60,9 @@ def layer_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("group_norm")
 def group_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["input"])
-    groups = int(a["num_groups"])
+    groups = number(a, "num_groups")
     why = f"{where(node)}: the channels do not align with the groups"
-    group, inner = c.space.divide(x[1], [groups, x[1].size // groups], why)
+    group, inner = c.divide(x[1], [groups, x[1].size // groups], why)
     _per_channel(node, a, c, prod([group, inner]), ("weight", "bias"))
     args = {"num_groups": lambda kept: kept.width(group) if kept.changed(group) else a["num_groups"]}
     return Typed(x, reduced=(inner, *x[2:]), args=args)
@@ -71,7 +71,7 @@ def group_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin")
 def softmax(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
-    return Typed(x, reduced=(x[a["dim"] % len(x)],) if x else ())
+    return Typed(x, reduced=(x[axis_at(a, x)],) if x else ())
 
 
 def _without(x: Axes, over: list[int], keepdim: bool) -> Axes:
@@ -109,7 +109,7 @@ def moments(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 def extreme(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """The second output is a position, so no position may disappear."""
     x = c.of(a["self"])
-    over = a["dim"] % len(x)
+    over = axis_at(a, x)
     c.pin((x[over],), f"{where(node)}: positions along the axis are returned")
     out = x if operator_name(node) in ("cummax", "cummin") else _without(x, [over], bool(a.get("keepdim")))
     return Typed([out, out])
@@ -118,14 +118,14 @@ def extreme(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("cumsum")
 def running_sum(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
-    return Typed(x, contracted=(x[a["dim"] % len(x)],) if x else ())
+    return Typed(x, contracted=(x[axis_at(a, x)],) if x else ())
 
 
 @rule("cumprod", "logcumsumexp")
 def running(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """A running product, or the like, in which every position has a part."""
     x = c.of(a["self"])
-    c.pin(x[a["dim"] % len(x) :][:1] if x else (), f"{where(node)}: every position has a part in those that follow")
+    c.pin(x[axis_at(a, x) :][:1] if x else (), f"{where(node)}: every position has a part in those that follow")
     return Typed(x)
 
 
@@ -133,7 +133,7 @@ def running(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 def weight_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """v / ||v|| · g, a norm over all axes but one: those are pinned, so that the weight stays what it is."""
     v, g = c.of(a["v"]), c.of(a["g"])
-    dim = a["dim"] % len(v)
+    dim = axis_at(a, v)
     c.pin([axis for i, axis in enumerate(v) if i != dim], f"{where(node)}: weight norm is taken over this axis")
     c.broadcast([v, g] if len(g) == len(v) else [(v[dim],), g], f"{where(node)}: the scale does not align")
     if operator_name(node) == "_weight_norm_interface":
@@ -145,7 +145,7 @@ def weight_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 def gated(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """The first half of the axis times the sigmoid of the second: the halves are coupled."""
     x = c.of(a["self"])
-    dim = a["dim"] % len(x)
+    dim = axis_at(a, x)
     first, second = c.space.cut(x[dim], [x[dim].size // 2], f"{where(node)}: the halves do not align")
     c.unify(first, second, f"{where(node)}: the halves do not align")
     return Typed((*x[:dim], first, *x[dim + 1 :]))
@@ -154,7 +154,7 @@ def gated(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("cosine_similarity")
 def cosine(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.broadcast([c.of(a["x1"]), c.of(a["x2"])], f"{where(node)}: the operands do not align")
-    dim = a["dim"] % len(x)
+    dim = axis_at(a, x)
     return Typed(_without(x, [dim], False), contracted=(x[dim],))
 
 

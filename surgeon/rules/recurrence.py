@@ -38,7 +38,7 @@ def recurrent(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
             c.unify(feature, own[0][1], why)
             c.unify(hidden, own[1][1], why)
             for axes in own:
-                gate, units = c.space.divide(axes[0], [_GATES[kind], hidden.size], why)
+                gate, units = c.divide(axes[0], [_GATES[kind], hidden.size], why)
                 c.pin((gate,), f"{where(node)}: gates")
                 c.unify(units, hidden, why)
         feature = concat([hidden] * directions)
@@ -72,7 +72,7 @@ def cell(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
         c.broadcast([x[:-1], state[:-1]], why)
         c.unify(hidden, state[-1], why)
     for axes in (ins, own, *(c.of(a[name]) for name in ("b_ih", "b_hh") if a[name] is not None)):
-        gate, units = c.space.divide(axes[0], [_GATES[kind], hidden.size], why)
+        gate, units = c.divide(axes[0], [_GATES[kind], hidden.size], why)
         c.pin((gate,), f"{where(node)}: gates")
         c.unify(units, hidden, why)
     out = (*x[:-1], hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,20 @@ from torch import fx
 
 from surgeon.ir.axes import ONE, Axis, concat, prod
 from surgeon.ir.operators import operator_name
-from surgeon.rules.base import Axes, Context, Kept, Typed, rule, size_of, sizes_of, where
+from surgeon.rules.base import (
+    Axes,
+    Context,
+    Kept,
+    RuleDoesNotApply,
+    Typed,
+    axis_at,
+    number,
+    numbers,
+    rule,
+    size_of,
+    sizes_of,
+    where,
+)
 
 
 @rule("cat", "concat", "concatenate")
@@ -54,7 +68,7 @@ def joined(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
       "unsafe_chunk", "split_copy", "split_with_sizes_copy")
 def split(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
-    dim = a["dim"] % len(x)
+    dim = axis_at(a, x)
     sizes = [size[dim] for size in sizes_of(node)]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     parts = iter(c.space.cut(x[dim], ends[:-1], f"{where(node)}: a split across units"))
@@ -80,13 +94,13 @@ def _segment(node: fx.Node, axis: Axis, start: int, stop: int, c: Context) -> tu
 @rule("slice", "narrow", "slice_copy")
 def slice_(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
-    dim = (a["dim"] or 0) % len(x)
+    dim = axis_at(a, x)
     axis, size, step = x[dim], x[dim].size, a.get("step") or 1
     rest = lambda part: (*x[:dim], part, *x[dim + 1 :])  # noqa: E731
-    if not all(isinstance(a.get(n), int | None) for n in ("start", "end", "length")):
+    if _are_computed(a):
         c.pin((axis,), f"{where(node)}: the bounds are computed")
         return Typed(rest(c.fresh(size_of(node)[dim], f"output of {where(node)}")))
-    start, end = _bounds(a, size)
+    start, end = bounds(a, size)
     if step != 1:
         return _strided(node, x, dim, start, end, step, c)
     before, part = _segment(node, axis, start, end, c)
@@ -100,7 +114,12 @@ def slice_(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     return Typed(rest(part), args=args)
 
 
-def _bounds(a: dict[str, Any], size: int) -> tuple[int, int]:
+def _are_computed(a: dict[str, Any]) -> bool:
+    return not all(isinstance(a.get(n), int | None) for n in ("start", "end", "length", "step"))
+
+
+def bounds(a: Mapping[str, Any], size: int) -> tuple[int, int]:
+    """From where to where a slice of an axis of `size` positions goes, counted from the front."""
     start = a.get("start") or 0
     start = min(max(start + size if start < 0 else start, 0), size)
     end = start + a["length"] if "length" in a else a.get("end")
@@ -112,7 +131,7 @@ def _strided(node: fx.Node, x: Axes, dim: int, start: int, end: int, step: int, 
     axis = x[dim]
     why = f"{where(node)}: every {step}th position is taken"
     if axis.size % step == 0 and start < step and end > axis.size - step + start:
-        outer, inner = c.space.divide(axis, [axis.size // step, step], why)
+        outer, inner = c.divide(axis, [axis.size // step, step], why)
         c.pin((inner,), why)
         return Typed((*x[:dim], outer, *x[dim + 1 :]), args={"end": lambda k: k.width(axis)})
     c.pin((axis,), why)
@@ -123,19 +142,21 @@ def _strided(node: fx.Node, x: Axes, dim: int, start: int, end: int, step: int, 
 def scatter(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """`src` replaces a slice, or one position, of `self`."""
     x, y = c.of(a["self"]), c.of(a["src"])
-    dim = (a["dim"] or 0) % len(x)
+    dim = axis_at(a, x)
     why = f"{where(node)}: what is written does not align"
     if "index" in a:
         c.pin((x[dim],), f"{where(node)}: one position is written by its number")
         c.broadcast([(*x[:dim], *x[dim + 1 :]), y], why)
         return Typed(x)
+    if _are_computed(a):
+        raise RuleDoesNotApply("the bounds are computed")
     others = [(p, q) for i, (p, q) in enumerate(zip(x, y, strict=True)) if i != dim]
     for p, q in others:
         c.unify(p, q, why)
     if (a.get("step") or 1) != 1:
         c.pin((x[dim], y[dim]), f"{where(node)}: strided positions are written")
         return Typed(x)
-    start, end = _bounds(a, x[dim].size)
+    start, end = bounds(a, x[dim].size)
     before, part = _segment(node, x[dim], start, end, c)
     if part.size == y[dim].size:
         c.unify(part, y[dim], why)
@@ -187,8 +208,8 @@ def repeat(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("repeat_interleave.self_int")
 def repeat_interleave(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
-    copies = c.fresh(a["repeats"])
-    dim = a["dim"] % len(x) if a["dim"] is not None else None
+    copies = c.fresh(number(a, "repeats"))
+    dim = axis_at(a, x) if a["dim"] is not None else None
     repeated = prod([*x, copies]) if dim is None else prod([x[dim], copies])
     args = {
         "repeats": lambda kept: kept.width(copies),
@@ -202,7 +223,7 @@ def repeat_each(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """Each position as often as its own number says: no position of that axis may disappear."""
     x = c.of(a["self"])
     why = f"{where(node)}: every position has a number of repetitions of its own"
-    dim = a["dim"] % len(x) if a["dim"] is not None else None
+    dim = axis_at(a, x) if a["dim"] is not None else None
     c.pin((*(x if dim is None else (x[dim],)), *c.of(a["repeats"])), why)
     repeated = c.fresh(size_of(node)[dim or 0], why)
     return Typed((repeated,) if dim is None else (*x[:dim], repeated, *x[dim + 1 :]))
@@ -215,9 +236,9 @@ def roll(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
         c.pin(x, f"{where(node)}: rolled over the flattened tensor")
         return Typed(tuple(x))
     amounts: list[tuple[Axis, Axis]] = []
-    for shift, dim in zip(a["shifts"], a["dims"], strict=True):
+    for shift, dim in zip(numbers(a, "shifts"), a["dims"], strict=True):
         axis = x[dim]
-        point = -shift % axis.size
+        point = -shift % axis.size if axis.size else 0
         if point == 0:
             amounts.append((concat([]), axis))
             continue

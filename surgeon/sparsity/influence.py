@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from surgeon.ir.operators import is_a, operator_name
-from surgeon.rules import arguments, find
+from surgeon.rules import RuleDoesNotApply, arguments, failed, find
 from surgeon.rules.base import dims
 from surgeon.rules.pointwise import elementwise, prelu, unary
 
@@ -29,7 +29,7 @@ roll flip pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle r
 reflection_pad3d replication_pad1d replication_pad2d replication_pad3d unfold index_select index gather take_along_dim
 diagonal pad constant_pad_nd slice_copy
 """.split())
-_INDICES = {"index", "indices"}
+_INDICES = {"index", "indices", "repeats", "tensor_indices_or_sections"}
 _FACTORS = {
     "linear": ("input", "weight"), "matmul": ("self", "other"), "mm": ("self", "mat2"), "bmm": ("self", "mat2"),
     "addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"),
@@ -113,9 +113,12 @@ def influence(o: Operands) -> tuple[Influence, Any]:
     try:
         found = _by_operator(o)
         return found, _either(found.apply(masks), found.loose)
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
-        found = _everything(o)  # the operator has arguments that its rule does not cover
-        return found, _either(found.apply(masks), found.loose)
+    except RuleDoesNotApply:
+        pass
+    except Exception as error:  # noqa: BLE001  (a rule that is wrong about one operator must not stop the run)
+        failed(o.node, error)
+    found = _everything(o)
+    return found, _either(found.apply(masks), found.loose)
 
 
 def _either(masks: Any, loose: Any) -> Any:
@@ -204,7 +207,7 @@ def _moved(o: Operands, a: Mapping[str, Any], indices: Mapping[fx.Node, Tensor],
     if operator_name(o.node) in ("pad", "constant_pad_nd"):
         mode = {"mode": a["mode"]} if a.get("mode") else {}
         return torch.nn.functional.pad(args[0], fx.node.map_arg(a["pad"], lambda n: o.values[n]), **mode)
-    if o.node.target is torch.ops.aten.view.default:
+    if operator_name(o.node) in ("view", "_unsafe_view") and "dtype" not in a:
         return args[0].reshape(*args[1:])  # memory may be laid out in another way than the values were
     return o.node.target(*args, **kwargs)  # type: ignore[operator]
 
@@ -274,6 +277,8 @@ def _window_rank(name: str) -> int:
 
 def _windows(o: Operands, rank: int) -> Influence:
     """Each channel depends on itself, anywhere in the image."""
+    if len(o.live) != 1:
+        raise RuleDoesNotApply("several computed operands")
     (x,) = o.live
     over = list(range(-rank, 0))
     shape = o.shape
@@ -281,13 +286,21 @@ def _windows(o: Operands, rank: int) -> Influence:
     return Influence(lambda masks: masks[x].sum(over, keepdim=True).expand(shape), loose)
 
 
+def _live(o: Operands, x: Any) -> torch.Size:
+    """The shape of an operand that is computed."""
+    if not o.is_live(x):
+        raise RuleDoesNotApply("the normalised tensor is not computed")
+    return o.live[x]
+
+
 def _normalised(o: Operands, a: Mapping[str, Any], x: Any, shape: Sequence[int], over: Sequence[int]) -> Influence:
     """All elements that a statistic is taken over count, unless their scale is zero."""
+    shape_of_x = _live(o, x)
     weight = a.get("weight")
     scale = o.matters(weight).reshape(shape) if isinstance(weight, fx.Node) else torch.ones((), dtype=torch.float32)
 
     def apply(masks: Masks) -> Tensor:
-        mask = masks[x].sum(tuple(over), keepdim=True).expand(o.live[x]) if over else masks[x]
+        mask = masks[x].sum(tuple(over), keepdim=True).expand(shape_of_x) if over else masks[x]
         return mask * scale
 
     return Influence(apply)
@@ -295,7 +308,7 @@ def _normalised(o: Operands, a: Mapping[str, Any], x: Any, shape: Sequence[int],
 
 def _batch_norm(o: Operands, a: Mapping[str, Any]) -> Influence:
     x = a["input"]
-    rank = len(o.live[x])
+    rank = len(_live(o, x))
     uses_input = a.get("training", a.get("use_input_stats")) or a["running_mean"] is None
     over = [*(() if operator_name(o.node) == "instance_norm" else (0,)), *range(2, rank)] if uses_input else []
     return _normalised(o, a, x, [1, -1, *[1] * (rank - 2)], over)
@@ -308,7 +321,7 @@ def _layer_norm(o: Operands, a: Mapping[str, Any]) -> Influence:
 
 def _group_norm(o: Operands, a: Mapping[str, Any]) -> Influence:
     x, groups = a["input"], a["num_groups"]
-    shape = o.live[x]
+    shape = _live(o, x)
     whole = _normalised(o, a, x, [1, -1, *[1] * (len(shape) - 2)], [])
 
     def apply(masks: Masks) -> Tensor:

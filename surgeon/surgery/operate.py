@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.errors import InvalidArgument, SurgeonError, SurgeryError
+from surgeon.errors import InvalidArgument, SurgeonError, SurgeryError, first_line
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.functionalize import write_again
 from surgeon.frontend.isolation import uncollected
@@ -18,9 +18,10 @@ from surgeon.frontend.trace import Graph, refuse_unfit, skeleton, trace_inputs, 
 from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept
 from surgeon.surgery.attributes import NAMED_ALIKE, Attribute, Renumbered, module_path, renumber
+from surgeon.surgery.canonical import Stream, difference
 from surgeon.surgery.leaves import restore_leaves
-from surgeon.surgery.record import Stand, Stream, record
-from surgeon.surgery.rewrite import assemble, check_shapes, slim_graph
+from surgeon.surgery.record import Stand, record
+from surgeon.surgery.rewrite import assemble, check_shapes, printed, slim_graph
 from surgeon.surgery.same import pair
 from surgeon.surgery.tensors import like, slim_tensors, take
 
@@ -152,7 +153,8 @@ def _hold(candidate: nn.Module, predicted: _Prediction) -> str | Callable[[], Re
     groups, copies = predicted.groups, predicted.copies
     if predicted.calls is not None:
         try:
-            same = record(skeleton(candidate).eval(), groups.graph.inputs, predicted.stand) == predicted.calls
+            calls = record(skeleton(candidate).eval(), groups.graph.inputs, predicted.stand)
+            same = calls is not None and difference(predicted.calls, calls) is None
         except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
             try:
                 refuse_unfit(skeleton(candidate).eval(), groups.graph.inputs, error)
@@ -220,7 +222,7 @@ def _retrace(candidate: nn.Module, groups: Groups, copies: Mapping[fx.Node, fx.N
 
 
 def _does_not_run(error: SurgeonError) -> str:
-    return f"its Python code does not run at the new sizes ({_first_line(error)})"
+    return f"its Python code does not run at the new sizes ({first_line(error)})"
 
 
 def _train_only(candidate: nn.Module, groups: Groups) -> str:
@@ -233,7 +235,7 @@ def _train_only(candidate: nn.Module, groups: Groups) -> str:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             duplicate(candidate).train()(*args, **kwargs)
     except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
-        return f"parts that run in train mode only ({idle[0]} …) do not fit the smaller rest ({_first_line(error)})"
+        return f"parts that run in train mode only ({idle[0]} …) do not fit the smaller rest ({first_line(error)})"
     return ""
 
 
@@ -248,16 +250,15 @@ def as_graph(
             graph.erase_node(node)
     write_again(graph)
     module = assemble(graph, {name: value for name, value in tensors.items() if name in read}, _persistent(model))
-    printed: dict[str, dict[str, Any]] = {}
+    numbers: dict[str, dict[str, Any]] = {}
     unlike: set[str] = set()
     for node, typed in groups.typed.items():
         path = module_path(node)
-        for name in NAMED_ALIKE:
-            if path is not None and name in typed.args:
-                new = typed.args[name](kept)
-                if printed.setdefault(path, {}).setdefault(name, new) != new:
+        if path is not None and typed.args.keys() & set(NAMED_ALIKE):
+            for name, new in printed(node, typed, kept).items():
+                if name in NAMED_ALIKE and numbers.setdefault(path, {}).setdefault(name, new) != new:
                     unlike.add(path)
-    restore_leaves(module, model, printed, unlike)
+    restore_leaves(module, model, numbers, unlike)
     return module
 
 
@@ -273,8 +274,4 @@ def _copy_modes(model: nn.Module, slim: nn.Module) -> None:
 
 def _persistent(model: nn.Module) -> set[str]:
     return set(model.state_dict(keep_vars=True))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 

@@ -5,8 +5,9 @@ Where two modules make the same calls, they compute the same. Recording takes a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,27 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from surgeon.frontend.functionalize import functional_variant
 from surgeon.frontend.isolation import quietly, with_masks_as_given, without_fast_attention
 from surgeon.frontend.trace import Inputs
-
-# Operators that compute their input.
-_IDENTITIES = {"alias", "clone", "contiguous", "detach", "lift_fresh"}
-# Operators of which operands and the shapes of what they compute tell all.
-_VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
-_SPLITS = {"split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"}
-
-
-class Value(NamedTuple):
-    """A tensor by where it is from: a call and the place among its results; or -1 and the identity of a real tensor."""
-
-    call: int
-    place: int
-
-
-class Call(NamedTuple):
-    """One call: the operator, its arguments with each tensor as its Value, and what it computes."""
-
-    operator: str
-    arguments: tuple[Any, ...]
-    results: tuple[Any, ...]
+from surgeon.ir.operators import by_name, is_a, operator_name
+from surgeon.surgery.canonical import Call, Shape, Stream, Value, call_of, map_leaves, results_of, values
 
 
 class Stand:
@@ -85,9 +67,9 @@ class Recorder(TorchDispatchMode):
         if not isinstance(func, torch._ops.OpOverload):
             self._doubt = True  # an operator over regions, which may hide calls
             return func(*args, **kwargs)
-        args, kwargs = _map(args, self.stand.of), {name: _map(value, self.stand.of) for name, value in kwargs.items()}
-        named = _named(func, args, kwargs)
-        told = {name: _map(value, self._told) for name, value in named.items()}
+        args, kwargs = map_leaves(args, self.stand.of), map_leaves(kwargs, self.stand.of)
+        named = by_name(func, args, kwargs)
+        told = map_leaves(named, lambda each: self._value(each) if isinstance(each, Tensor) else each)
         result = func(*args, **kwargs)
         self._note(func, named, told, result)
         return result
@@ -103,20 +85,16 @@ class Recorder(TorchDispatchMode):
             index = todo.pop()
             if index >= 0 and index not in needed:
                 needed.add(index)
-                todo += [value.call for value in _values(self._calls[index].arguments)]
+                todo += [value.call for value in values(self._calls[index].arguments)]
         order = {-1: -1} | {index: place for place, index in enumerate(sorted(needed))}
 
         def renamed(value: Any) -> Any:
             return Value(order[value.call], value.place) if isinstance(value, Value) else value
 
         calls = [self._calls[index] for index in sorted(needed)]
-        return (
-            tuple(Call(call.operator, _map(call.arguments, renamed), call.results) for call in calls),
-            tuple(renamed(value) for value in ends),
+        return Stream(
+            [replace(call, arguments=map_leaves(call.arguments, renamed)) for call in calls], [renamed(v) for v in ends]
         )
-
-    def _told(self, value: Any) -> Any:
-        return self._value(value) if isinstance(value, Tensor) else repr(value)
 
     def _value(self, tensor: Tensor) -> Value:
         tensor = self.stand.of(tensor)
@@ -134,30 +112,26 @@ class Recorder(TorchDispatchMode):
     def _note(self, func: Any, named: Mapping[str, Any], told: dict[str, Any], result: Any) -> None:
         if self._doubt:
             return
-        results = [result] if isinstance(result, Tensor) else list(result) if isinstance(result, tuple | list) else []
+        results = results_of(result)
         if not any(isinstance(each, Tensor) for each in results):
             return
-        name = func._schema.name.removeprefix("aten::")
-        written = func._schema.is_mutable
-        if written:
+        if func._schema.is_mutable:
             plain = functional_variant(func)
             if plain is None or result is not (target := named.get("self")) or not self._alone(target):
                 self._doubt = True  # others may see what is written
                 return
-            func, name = plain, name.removesuffix("_")
-        elif name in _IDENTITIES or (name in (*_VIEWS, "slice") and _kind(named["self"]) == _kind(result)):
+            func = plain
+        elif is_a(func, "identity") or (_moves_nothing(func, named) and _alike(named["self"], result)):
             self._know(result, told["self"])
             return
-        kinds = tuple(_kind(each) for each in results)
-        if not all(isinstance(size, int) for shape, _ in kinds for size in shape):
+        shapes = [_shape(each) for each in results]
+        if not all(isinstance(size, int) for shape in shapes for size in shape):
             self._doubt = True  # sizes that depend on values are named differently from run to run
             return
-        operator = "view" if name in _VIEWS else "split" if name in _SPLITS else str(func)
-        call = Call(operator, _plain(name, named, told), kinds)
         for place, each in enumerate(results):
             if isinstance(each, Tensor):
                 self._know(each, Value(len(self._calls), place))
-        self._calls.append(call)
+        self._calls.append(call_of(func, told, _shape(named.get("self")), shapes, result))
 
     def _alone(self, tensor: Tensor) -> bool:
         """Whether a call made it, and no other tensor is in its memory."""
@@ -165,7 +139,18 @@ class Recorder(TorchDispatchMode):
         return made and self._sharing.get(tensor.untyped_storage()._cdata) == {id(tensor)}
 
 
-Stream = tuple[tuple[Call, ...], tuple[Value, ...]]
+def _moves_nothing(func: Any, named: Mapping[str, Any]) -> bool:
+    """Whether an operator computes its input where the shapes are the same."""
+    return is_a(func, "view") or (operator_name(func) == "slice" and named["step"] == 1)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return (_shape(a), a.dtype) == (_shape(b), b.dtype)
+
+
+def _shape(value: Any) -> Shape:
+    """Sizes; those that depend on values by their names, as nothing can be asked of them."""
+    return tuple(s if isinstance(s, int) else str(s) for s in value.shape) if isinstance(value, Tensor) else ()
 
 
 def record(module: nn.Module, inputs: Inputs, stand: Stand) -> Stream | None:
@@ -175,48 +160,3 @@ def record(module: nn.Module, inputs: Inputs, stand: Stand) -> Stream | None:
     with quietly(), with_masks_as_given(), without_fast_attention(), torch.no_grad(), stand.mode, recorder:
         outputs = module(*args, **kwargs)
     return recorder.stream(outputs)
-
-
-def _map(value: Any, function: Callable[[Any], Any]) -> Any:
-    """`function` of each leaf of nested lists and tuples."""
-    if isinstance(value, list | tuple) and not isinstance(value, Value):
-        return type(value)([_map(each, function) for each in value])
-    return function(value)
-
-
-def _values(arguments: Any) -> Iterator[Value]:
-    for each in arguments:
-        if isinstance(each, Value):
-            yield each
-        elif isinstance(each, list | tuple):
-            yield from _values(each)
-
-
-def _named(func: Any, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by their names in the operator's schema, defaults filled in."""
-    return {
-        argument.name: args[index] if index < len(args) else kwargs.get(argument.name, argument.default_value)
-        for index, argument in enumerate(func._schema.arguments)
-    }
-
-
-def _kind(value: Any) -> tuple[Any, Any]:
-    if not isinstance(value, Tensor):
-        return (), None
-    sizes: tuple[Any, ...] = tuple(value.shape)
-    return tuple(size if isinstance(size, int) else str(size) for size in sizes), value.dtype
-
-
-def _plain(name: str, named: Mapping[str, Any], told: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a call, written in one way where there are several for the same."""
-    if name in _VIEWS or name == "expand":
-        return (told["self"],)
-    if name not in _SPLITS and name not in ("slice", "select"):
-        return tuple(told.values())
-    source, rank = named["self"], named["self"].dim()
-    dim = named["dim"] % rank
-    size = source.shape[dim]
-    if name == "slice":
-        start = named["start"] or 0
-        return told["self"], dim, min(max(start + size if start < 0 else start, 0), size), named["step"]
-    return (told["self"], dim, named["index"] % size) if name == "select" else (told["self"], dim)

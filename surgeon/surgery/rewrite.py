@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 
 from surgeon.errors import SurgeryError
 from surgeon.groups.coupling import Groups
-from surgeon.rules import Kept, Typed, arguments, where
-from surgeon.surgery.record import Recorder, Stand, Stream
+from surgeon.rules import Kept, Typed, arguments, failed, where
+from surgeon.surgery.canonical import Stream
+from surgeon.surgery.record import Recorder, Stand
 from surgeon.surgery.tensors import place
 
 
@@ -41,21 +42,32 @@ def slim_graph(groups: Groups, kept: Kept) -> tuple[fx.Graph, dict[fx.Node, fx.N
 def _print_arguments(
     node: fx.Node, copy: fx.Node, typed: Typed, kept: Kept, copies: dict[fx.Node, fx.Node]
 ) -> None:
-    if not typed.args:
+    new = printed(node, typed, kept)
+    if not new:
         return
     old = arguments(node)
     if typed.target is not None:
         outs = typed.out if isinstance(typed.out, list) else [typed.out]
         if any(kept.changed(axis) for axes in outs for axis in axes):
-            new = {name: print_(kept) for name, print_ in typed.args.items()}
             copy.target = typed.target
             copy.args = (copies[old["self"]], *new.values())
             copy.kwargs = {"dim": old["dim"]}
         return
-    for name, print_ in typed.args.items():
-        value = print_(kept)
+    for name, value in new.items():
         if not _same(value, old[name]):
             _set_argument(copy, _position(node, name), name, fx.node.map_arg(value, lambda n: copies[n]))
+
+
+def printed(node: fx.Node, typed: Typed, kept: Kept) -> dict[str, Any]:
+    """The arguments of an operator that depend on widths, for what is kept.
+
+    Raises:
+        SurgeryError: the operator's rule can't print them.
+    """
+    try:
+        return {name: print_(kept) for name, print_ in typed.args.items()}
+    except Exception as error:
+        raise SurgeryError(failed(node, error)) from error
 
 
 def _same(new: Any, old: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,16 +11,9 @@ from torch.utils import _pytree as pytree
 
 from surgeon.frontend.trace import Graph, hint
 from surgeon.groups.coupling import Groups
-from surgeon.ir.operators import is_a, operator_name
+from surgeon.ir.operators import is_a
 from surgeon.rules import arguments, is_random, where
-
-# Operators that do the same when the shapes of what they compute are the same.
-_ALIKE = [
-    {"split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"},
-    {"view", "reshape", "flatten", "unflatten", "_unsafe_view"},
-]
-# Printed arguments that the shapes of what an operator computes do not tell.
-_PLACES = ("start", "end", "shifts", "groups", "num_groups", "pad", "padding")
+from surgeon.surgery.canonical import Call, Shape, Stream, Value, call_of, difference, map_leaves, results_of
 
 
 def pair(groups: Groups, traced: Graph, copies: Mapping[fx.Node, fx.Node]) -> str | dict[fx.Node, fx.Node]:
@@ -30,95 +23,64 @@ def pair(groups: Groups, traced: Graph, copies: Mapping[fx.Node, fx.Node]) -> st
     all numbers but sizes must be the predicted ones (sizes are told by the shapes); otherwise the first place where
     they are not is told.
     """
-    predicted = _operators(groups.graph)
-    found = _operators(traced)
-    canonical = groups.graph.canonical
-    names, other = _wiring(groups.graph, canonical), _wiring(traced, canonical)
-    for old, new in zip(predicted, found, strict=False):
-        copy = copies[old]
-        if not _same_operator(copy, new):
-            return f"{where(old)}: {copy.target} became {new.target}"
-        shapes, predicted_shapes = _shapes(new), copy.meta["predicted"]
-        if shapes != predicted_shapes:
-            return f"{where(old)} computes {shapes}, not {predicted_shapes}"
-        if _operands(old, names) != _operands(new, other):
-            return f"{where(old)} reads other operands"
-        integers = not groups.typed[old].args
-        have, want = _numbers(new, integers), _numbers(copy, integers)
-        if have != want:
-            return f"{where(old)} is called with other numbers: {have}, not {want}"
-        if (places := _places(new, groups.typed[old].args)) != (wanted := _places(copy, groups.typed[old].args)):
-            return f"{where(old)} is called with {places}, not {wanted}"
-    if len(predicted) != len(found):
-        return f"it has {len(found)} operators, not {len(predicted)}"
-    return dict(zip(predicted, found, strict=True))
+    graph, canonical = groups.graph, groups.graph.canonical
+    originals = {copy: old for old, copy in copies.items()}
+
+    def tensor(node: fx.Node) -> str:
+        """One name for tied tensors."""
+        name = (graph if node in originals else traced).tensors.get(originals.get(node, node).name, str(node.target))
+        return canonical.get(name, name)
+
+    ends = [copies[n] for n in pytree.tree_leaves(graph.output.args) if isinstance(n, fx.Node)]
+    predicted, old = _stream(copies.values(), ends, tensor)
+    found, new = _stream(traced.nodes, pytree.tree_leaves(traced.output.args), tensor)
+    unlike = difference(predicted, found)
+    if unlike is None:
+        return {originals[copy]: node for copy, node in zip(old, new, strict=True)}
+    index, words = unlike
+    return words if index < 0 else f"{where(originals[old[index]])}{words}"
 
 
-def _operators(graph: Graph) -> list[fx.Node]:
-    """Inputs and operators that compute tensors. Sizes computed from a dynamic batch may be written in other ways."""
-    nodes = [n for n in graph.nodes if n.op not in ("get_attr", "output") and _shapes(n) is not None]
-    return [n for n in nodes if not _computes_its_input(n)]
+def _stream(
+    nodes: Iterable[fx.Node], ends: Iterable[Any], tensor: Callable[[fx.Node], str]
+) -> tuple[Stream, list[fx.Node]]:
+    """Inputs and operators that compute tensors, as calls; and the node of each.
 
-
-def _computes_its_input(node: fx.Node) -> bool:
-    return is_a(node, "identity", "dropout") and not is_random(node)
-
-
-def _wiring(graph: Graph, canonical: Mapping[str, str]) -> dict[fx.Node, Any]:
-    """A name for each tensor that does not depend on the tracer's: its position, or the tensor that it reads.
-
-    `canonical` gives one name to tied tensors.
+    Sizes computed from a dynamic batch are no calls, as they may be written in other ways.
     """
-    names: dict[fx.Node, Any] = {node: position for position, node in enumerate(_operators(graph))}
-    for node in graph.nodes:
+    known: dict[fx.Node, Value] = {}
+    calls: list[Call] = []
+    called: list[fx.Node] = []
+    for node in nodes:
         if node.op == "get_attr":
-            name = graph.tensors.get(node.name, str(node.target))
-            names[node] = canonical.get(name, name)
-        elif _computes_its_input(node):
-            names[node] = names[node.all_input_nodes[0]]
-    return names
+            known[node] = Value(-1, tensor(node))
+        elif node.op != "output" and (shapes := _shapes(node)) is not None:
+            if is_a(node, "identity", "dropout") and not is_random(node):  # it computes its input
+                known[node] = known[node.all_input_nodes[0]]
+                continue
+            known[node] = Value(len(calls))
+            calls.append(_call(node, shapes, known))
+            called.append(node)
+    return Stream(calls, [known[end] for end in ends if end in known]), called
 
 
-def _operands(node: fx.Node, names: Mapping[fx.Node, Any]) -> list[Any]:
-    return [names[operand] for operand in node.all_input_nodes if operand in names]
-
-
-def _same_operator(a: fx.Node, b: fx.Node) -> bool:
-    if any(operator_name(a) in alike and operator_name(b) in alike for alike in _ALIKE):
-        return True
-    return a.op == b.op and (a.op == "placeholder" or a.target == b.target)
-
-
-def _shapes(node: fx.Node) -> list[tuple[int, ...]] | None:
-    value = node.meta.get("val")
-    values = [value] if isinstance(value, Tensor) else list(value) if isinstance(value, tuple | list) else None
-    if values is None:
-        return None
-    return [tuple(hint(size) for size in v.shape) if isinstance(v, Tensor) else () for v in values]
-
-
-def _numbers(node: fx.Node, integers: bool) -> list[Any]:
-    """The numbers an operator is called with; without `integers` where those are sizes printed from axes."""
+def _call(node: fx.Node, shapes: list[Shape], known: Mapping[fx.Node, Value]) -> Call:
+    if node.op == "placeholder":
+        return Call("an input", {}, shapes, [], str(node.target))
     by_name = isinstance(node.target, torch._ops.OpOverload)
-    leaves = pytree.tree_leaves(arguments(node) if by_name else (node.args, node.kwargs))
-    return [v for v in leaves if isinstance(v, bool | float | str) or (integers and isinstance(v, int))]
+    given = arguments(node) if by_name else {"args": node.args, "kwargs": node.kwargs}
+    source = given.get("self")
+    shape = _shapes(source) if isinstance(source, fx.Node) else None
+    # A number that is computed is none to compare.
+    told = map_leaves(given, lambda each: known.get(each, ...) if isinstance(each, fx.Node) else each)
+    return call_of(node.target, told, shape[0] if shape else (), shapes, node.meta["val"])
 
 
-def _places(node: fx.Node, printed: Mapping[str, Any]) -> dict[str, Any]:
-    """The printed arguments that say where to read, or in how many groups; bounds of slices counted from the front."""
-    if not isinstance(node.target, torch._ops.OpOverload) or not any(name in printed for name in _PLACES):
-        return {}
-    given = arguments(node)
-    found = {name: given[name] for name in _PLACES if name in printed and name in given}
-    for name in found.keys() & {"start", "end"}:
-        size = _size_along(given)
-        bound = found[name] if found[name] is not None else (0 if name == "start" else size)
-        if isinstance(bound, int):
-            found[name] = min(max(bound + size if bound < 0 else bound, 0), size)
-    return {name: value for name, value in found.items() if all(isinstance(v, int) for v in pytree.tree_leaves(value))}
-
-
-def _size_along(given: Mapping[str, Any]) -> int:
-    source = given["self"].meta
-    sizes = source["predicted"][0] if "predicted" in source else [hint(size) for size in source["val"].shape]
-    return int(sizes[given["dim"] or 0])
+def _shapes(node: fx.Node) -> list[Shape] | None:
+    """The shapes of the tensors that a node computes, a predicted node's as predicted; None where it computes none."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor | tuple | list):
+        return None
+    if "predicted" in node.meta:
+        return list(node.meta["predicted"])
+    return [tuple(hint(size) for size in v.shape) if isinstance(v, Tensor) else () for v in results_of(value)]

@@ -8,16 +8,21 @@ masks of `testbed.oracle`, where it knows the operator.
 from __future__ import annotations
 
 import math
+import re
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from surgeon.errors import SurgeryError
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import Groups, couple
 from surgeon.plans.plan import Plan
+from surgeon.rules import RULES, Context, RuleDoesNotApply, RuleFailure, Typed
 from surgeon.surgery import operate
 from surgeon.verification import certify
 from testbed import oracle
@@ -72,6 +77,35 @@ def test_downstream_of_an_operator_without_a_rule_pruning_goes_on() -> None:
     operation = operate(model, groups, halves(groups))
     cuts = {(cut.tensor, cut.axis): cut.keep for cut in Plan.of(groups, halves(groups)).cuts}
     assert oracle.deviation([operation.module(*inputs)], oracle.zeroed(model, cuts, inputs)) < 1e-12
+
+
+@pytest.mark.parametrize(("error", "category", "reason"), [
+    (RuleDoesNotApply("dim is computed"), None, "tanh in 1: the rule does not cover these arguments (dim is computed)"),
+    (KeyError("slef"), RuleFailure, "tanh in 1: the rule failed with KeyError ('slef'), please report it"),
+    (TypeError(), RuleFailure, "tanh in 1: the rule failed with TypeError (TypeError), please report it"),
+])
+def test_an_error_of_a_rule_pins_its_operator_and_is_warned_of_where_it_was_not_raised_on_purpose(
+    error: Exception, category: type[Warning] | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+        raise error
+
+    monkeypatch.setitem(RULES, "tanh", broken)
+    graph = trace(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(2, 3))
+    with pytest.warns(category, match=re.escape(reason)) if category is not None else nullcontext():
+        groups = couple(graph)
+    assert [pin.reason for pin in groups.pinned if (pin.tensor, pin.axis) == ("0.weight", 0)] == [reason]
+
+
+def test_a_rule_that_prints_no_arguments_is_a_failure_of_surgery(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+        return Typed(c.of(a["self"]), args={"self": lambda kept: kept.slef})
+
+    monkeypatch.setitem(RULES, "tanh", broken)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+    groups = couple(trace(model, torch.randn(2, 3)))
+    with pytest.warns(RuleFailure, match="the rule failed"), pytest.raises(SurgeryError, match="please report it"):
+        operate(model, groups, halves(groups))
 
 
 # Numbers in the code that no shape tells: the user's class would compute something else, so a graph has to do.

@@ -13,7 +13,8 @@ from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import Groups, couple
 from surgeon.surgery import Operation, operate
 from surgeon.surgery.build import carry_out
-from surgeon.surgery.record import Stand, Stream, record
+from surgeon.surgery.canonical import Stream, difference
+from surgeon.surgery.record import Stand, record
 from testbed.networks import random_network
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
@@ -59,6 +60,13 @@ def calls(between: Callable[[Tensor], Tensor], stand: Stand, model: Two) -> Stre
     return record(model, ((X,), {}), stand)
 
 
+def unlike(first: Stream | None, second: Stream | None) -> str | None:
+    """How two recordings that tell what is computed differ, in words."""
+    assert first is not None and second is not None
+    found = difference(first, second)
+    return found[1] if found is not None else None
+
+
 def in_both_ways(model: nn.Module, *inputs: Tensor) -> tuple[Operation, Operation]:
     groups, keep = halved(model, *inputs)
     return operate(model, groups, keep), operate(model, groups, keep, retrace=True)
@@ -95,7 +103,7 @@ def test_tied_weights_are_told_to_be_one() -> None:
     apart.second.weight = nn.Parameter(apart.first.weight.detach().clone())
     stand = Stand()
     apart.first.weight, apart.first.bias, apart.second.bias = tied.first.weight, tied.first.bias, tied.second.bias
-    assert calls(torch.relu, stand, tied) != calls(torch.relu, stand, apart)
+    assert unlike(calls(torch.relu, stand, tied), calls(torch.relu, stand, apart)) == " reads other operands"
     model = nn.Sequential(nn.Embedding(12, 8), nn.Linear(8, 8), nn.Linear(8, 12, bias=False)).eval()
     model[2].weight = model[0].weight
     quick, slow = in_both_ways(model, torch.tensor([[1, 2, 3]]))
@@ -115,22 +123,32 @@ def test_tied_weights_are_told_to_be_one() -> None:
 ])
 def test_two_ways_of_writing_are_recorded_as_one(same: tuple[Callable[[Tensor], Tensor], ...]) -> None:
     stand, model = Stand(), Two(torch.relu)
-    first, second = (calls(between, stand, model) for between in same)
-    assert first is not None
-    assert first == second
+    assert unlike(*(calls(between, stand, model) for between in same)) is None
 
 
-@pytest.mark.parametrize("other", [
-    lambda x: x.add(2),
-    lambda x: x.add(1.0),
-    lambda x: x.add(x),
-    lambda x: x.add(1).double().float(),
-    lambda x: x.flip(1).add(1),
-    lambda x: x.add(1)[:, :8:1] * (x.shape[1] / 8 + 1e-12),
+@pytest.mark.parametrize(("other", "words"), [
+    (lambda x: x.add(2), " is called with other numbers: [2, 1], not [1, 1]"),
+    (lambda x: x.add(1.0), " is called with other numbers: [1.0, 1], not [1, 1]"),
+    (lambda x: x.add(x), " reads other operands"),
+    (lambda x: x.add(1).double().float(), ": aten.t.default became aten._to_copy.default"),
+    (lambda x: x.flip(1).add(1), ": aten.add.Tensor became aten.flip.default"),
+    (lambda x: x.add(1)[:, :8:1] * (x.shape[1] / 8 + 1e-12), ": aten.t.default became aten.mul.Tensor"),
 ])
-def test_other_numbers_operands_and_operators_are_told_apart(other: Callable[[Tensor], Tensor]) -> None:
+def test_other_numbers_operands_and_operators_are_told_apart(other: Callable[[Tensor], Tensor], words: str) -> None:
     stand, model = Stand(), Two(torch.relu)
-    assert calls(lambda x: x.add(1), stand, model) != calls(other, stand, model)
+    assert unlike(calls(lambda x: x.add(1), stand, model), calls(other, stand, model)) == words
+
+
+@pytest.mark.parametrize(("others", "words"), [
+    ((lambda x: x[:, 1:5].sum() + x, lambda x: x[:, 2:6].sum() + x),
+     " is called with {'start': 2, 'end': 6}, not {'start': 1, 'end': 5}"),
+    ((lambda x: x.split(4, 1)[0].sum() + x, lambda x: x.split(4, 1)[1].sum() + x), " reads other operands"),
+    ((lambda x: x.sum().to(torch.float16) + x, lambda x: x.sum().to(torch.bfloat16) + x),
+     " computes [torch.bfloat16], not [torch.float16]"),
+])
+def test_places_and_types_are_told_apart(others: tuple[Callable[[Tensor], Tensor], ...], words: str) -> None:
+    stand, model = Stand(), Two(torch.relu)
+    assert unlike(*(calls(between, stand, model) for between in others)) == words
 
 
 def write_into_a_view(x: Tensor) -> Tensor:
