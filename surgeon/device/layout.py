@@ -5,8 +5,7 @@ import os
 from collections.abc import Sequence
 
 from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, Node, read
-from surgeon.device.ort_session import open_session
-from surgeon.support.scratch import temporary_folder
+from surgeon.device.ort_session import optimized_graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +61,13 @@ class Comparison:
 
 
 def layout(path: str | os.PathLike[str], threads: int = 1) -> Layout:
-    """The layout onnxruntime chooses for the file on this CPU, with all its optimisations.
+    """The layout onnxruntime chooses for the file on this CPU, with all its optimizations.
 
     Raises what `open_session` raises for a file that is missing, not ONNX or can't be run.
     """
-    with temporary_folder() as folder:
-        dump = folder / "optimised.onnx"
-        open_session(path, threads=threads, dump_to=dump)
-        optimised = read(dump)
-    original = read(path)
-    kinds = [(node.domain, node.op_type) for node in optimised.nodes]
-    plain = [node for node in optimised.nodes if _is_plain(node)]
+    optimized, original = optimized_graph(path, threads), read(path)
+    kinds = [(node.domain, node.op_type) for node in optimized.nodes]
+    plain = [node for node in optimized.nodes if _is_plain(node)]
     return Layout(
         convolutions=tuple(_convolutions(original, plain)),
         blocked=kinds.count((BLOCKED_DOMAIN, "Conv")),

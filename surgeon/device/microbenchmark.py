@@ -1,20 +1,19 @@
 """What one operator costs at given widths: tiny graphs on the clock, many of them in turn."""
 
 import dataclasses
-import gc
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnxruntime as ort
 
-from surgeon.device.onnx_protobuf import elementwise, entry, parse, strip
-from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
+from surgeon.device.onnx_editing import entry, strip
+from surgeon.device.onnx_protobuf import elementwise, parse
+from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_optimized, open_session
 from surgeon.device.statistics import LOW
 from surgeon.errors import BenchmarkError, InvalidArgument, SurgeonError
-from surgeon.support.scratch import temporary_folder
+from surgeon.support.process_wide import uncollected
 
 ROUNDS = 12
 """Timings of a point, at the least; one that scatters gets up to twice as many."""
@@ -43,7 +42,7 @@ class Point:
     `inputs` gives the shapes of the graph's inputs where it leaves them open. `copies` is how many independent
     copies of the operator the graph holds: one alone may be too short for the clock. Before each timed run,
     `flush` bytes of other memory are read, so that the operator finds nothing in the caches. What leads to a
-    value that is named `feed_…` isn't timed; see `surgeon.device.wire.strip`. A `whole` model is timed as
+    value that is named `feed_…` isn't timed; see `surgeon.device.onnx_editing.strip`. A `whole` model is timed as
     `surgeon.benchmark` does it: its time includes what any run costs, and where it is so short that a timing takes
     several runs, the `flush` comes before the first of them.
     """
@@ -122,7 +121,7 @@ def measure_all(
     timings: dict[Key, list[float]] = {point.key: [] for point in todo}
     done = 0
     flushes = sorted({point.flush for point in todo if not point.whole})
-    with _no_collection():
+    with uncollected():
         bench.time_nothing(flushes)
         while todo:
             total = done + count_turns(todo, samples)
@@ -227,7 +226,7 @@ class _Bench:
         for length, flush in itertools.product((1, 9), flushes):
             key = ("", (length, flush))
             if key not in self._open:
-                session = open_session(elementwise(["Neg"] * length, (1, 16)), threads=self._threads, optimise=False)
+                session = open_session(elementwise(["Neg"] * length, (1, 16)), threads=self._threads, optimize=False)
                 self._open[key] = self._ready(session, make_feeds(session), (False, False), flush)
             self._nothing.setdefault((length, flush), []).extend(self._timings(self._open[key]))
 
@@ -254,21 +253,18 @@ class _Bench:
         return seconds
 
     def _load(self, point: Point) -> _Loaded:
-        """The point's optimised graph without what isn't timed, opened; kept open if there is room."""
+        """The point's optimized graph without what isn't timed, opened; kept open if there is room."""
         try:
-            with temporary_folder() as folder:
-                dump = folder / "optimised.onnx"
-                session = open_session(point.model, threads=self._threads, dump_to=dump)
-                model = dump.read_bytes()
+            session, model = open_optimized(point.model, self._threads)
             feeds = _feeds(session, point.inputs)
             if (before := entry(model)) is not None:
-                prepare = open_session(before, threads=self._threads, optimise=False)
+                prepare = open_session(before, threads=self._threads, optimize=False)
                 names = [output.name for output in prepare.get_outputs()]
                 needed = {item.name: feeds[item.name] for item in prepare.get_inputs()}
                 feeds |= dict(zip(names, prepare.run(None, needed), strict=True))
             stripped = strip(model)
             if stripped != model:
-                session = open_session(stripped, threads=self._threads, optimise=False)
+                session = open_session(stripped, threads=self._threads, optimize=False)
             loaded = self._ready(session, feeds, _layout(model, stripped), point.flush, point.whole)
         except SurgeonError as error:
             raise type(error)(f"{point}: {error}") from error
@@ -305,9 +301,9 @@ class _Bench:
         return self._flush.get(size)
 
 
-def _layout(optimised: bytes, stripped: bytes) -> Layout:
+def _layout(optimized: bytes, stripped: bytes) -> Layout:
     """Whether a graph runs on blocks, and whether its first output is in blocks once it is stripped."""
-    before, after = parse(optimised), parse(stripped)
+    before, after = parse(optimized), parse(stripped)
     return after.blocked, after.blocked and list(before.outputs)[:1] != list(after.outputs)[:1]
 
 
@@ -323,14 +319,3 @@ def _feeds(session: ort.InferenceSession, shapes: Mapping[str, tuple[int, ...]])
     floats = {item.name for item in session.get_inputs() if item.type == "tensor(float)"}
     given = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items() if name in floats}
     return make_feeds(session, feeds=given)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
