@@ -117,7 +117,7 @@ class Clock:
                 given = self.profile
                 whole = None if "ms" in given.models.get(mark, {}) else self._base
                 self.profile = profile_groups(model, groups, threads=given.threads, known=given, base=whole)
-        self.latency = Latency(groups, self.profile, cost, mark)
+        self.latency = Latency.of(groups, self.profile, cost, mark)
         self.base = self.latency.ms({})
         known = "ms" in self.profile.models.get(mark, {})
         self.notes = () if known else ("the profile does not hold this model as a whole: milliseconds are estimates",)
