@@ -55,7 +55,7 @@ class Verdict:
 
     `control` is the same ratio of the base against itself, `noise` how far from 1 that reaches. `runs` is
     the number of timings of each model, `repeats` that of the model's runs inside one timing. `explanation`
-    says which of the slim model's widths cost it the blocked layout.
+    says which of the slim model's widths cost it the NCHWc layout.
     """
 
     decision: Decision
@@ -149,8 +149,8 @@ def benchmark(
         cpu, wall = _measure(sessions, inputs, runs, repeats, clock, seed, progress)
     except ORT_ERRORS as error:
         raise BenchmarkError(f"{base_path} against {slim_path}: onnxruntime can't run them: {error}") from error
-    beside = {"medians of wall time": float(np.median(wall[0]) / np.median(wall[1]))}
-    comparison = compare_timings(cpu[0], cpu[1], cpu[2], seed=seed, beside=beside)
+    others = {"medians of wall time": float(np.median(wall[0]) / np.median(wall[1]))}
+    comparison = compare_timings(cpu[0], cpu[1], cpu[2], seed=seed, others=others)
     layouts = compare_layouts(layout(base_path, threads), layout(slim_path, threads))
     return Verdict(
         decision=comparison.decision,

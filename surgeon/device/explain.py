@@ -1,4 +1,4 @@
-"""Why a model is no faster than it is: which widths took its convolutions out of the blocked layout."""
+"""Why a model is no faster than it is: which widths took its convolutions out of the NCHWc layout."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ _SIDE = 4
 
 @dataclasses.dataclass(frozen=True)
 class BlockingWidth:
-    """A width that takes a convolution out of the blocked layout, and the nearest ones that would not.
+    """A width that takes a convolution out of the NCHWc layout, and the nearest ones that would not.
 
     `above` is None where not even the base's width would do, `below` where no smaller one does.
     """
@@ -38,7 +38,7 @@ class BlockingWidth:
 
 @dataclasses.dataclass(frozen=True)
 class LostBlockedLayout:
-    """Convolutions that left the blocked layout for the same reason; `names` are those of their weights."""
+    """Convolutions that left the NCHWc layout for the same reason; `names` are those of their weights."""
 
     names: tuple[str, ...]
     convolution: Convolution
@@ -49,17 +49,17 @@ class LostBlockedLayout:
         more = f" and {len(self.names) - _NAMED} more" if len(self.names) > _NAMED else ""
         each = self.convolution
         groups = f", {each.group} groups" if each.group > 1 else ""
-        why = "; ".join(map(str, self.culprits)) or "its widths alone would keep it, what stands beside it does not"
+        why = "; ".join(map(str, self.culprits)) or "its widths alone would keep it, the operators around it do not"
         return f"{named}{more} ({each.in_channels} to {each.out_channels} channels{groups}): {why}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What of the blocked layout the slim model lost.
+    """What of the NCHWc layout the slim model lost.
 
-    `fallen` are convolutions that run in the plain layout although the base's are blocked; `added` counts the
-    changes of layout that the slim model makes and the base does not, and `before` in front of which operators
-    the channels leave the blocks more often than in the base.
+    `fallen` are convolutions that run in the NCHW layout although the base's are in NCHWc; `added` counts the
+    reorders that the slim model makes and the base does not, and `before` in front of which operators
+    tensors leave the NCHWc layout more often than in the base.
     """
 
     fallen: tuple[LostBlockedLayout, ...] = ()
@@ -83,7 +83,7 @@ class Explanation:
 def explain(
     comparison: Comparison, base: str | os.PathLike[str], slim: str | os.PathLike[str], threads: int = 1
 ) -> Explanation:
-    """Which convolutions of `slim` left the blocked layout of `base`, through which widths; and what layout changes.
+    """Which convolutions of `slim` left the NCHWc layout of `base`, through which widths; and what is reordered.
 
     A width is found at fault by asking onnxruntime about that convolution alone, with the base's width in its place:
     no rule about multiples is assumed. `comparison` is that of the two files.
@@ -142,7 +142,7 @@ def _widths(
 
 @functools.lru_cache(maxsize=4096)
 def stays_blocked(in_channels: int, out_channels: int, group: int = 1, threads: int = 1) -> bool:
-    """Whether onnxruntime runs a convolution of these widths, alone, in its blocked layout on this CPU."""
+    """Whether onnxruntime runs a convolution of these widths, alone, in the NCHWc layout on this CPU."""
     return optimized_graph(convolution(in_channels, out_channels, group, _SIDE), threads).blocked
 
 

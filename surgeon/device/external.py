@@ -1,4 +1,4 @@
-"""The weights that an ONNX file keeps in files beside it: which files those are, and that they are there.
+"""The weights that an ONNX file keeps in other files: which files those are, and that they are there.
 
 A file names them by paths, and onnxruntime opens what is named. Here a path stays in the file's own folder.
 """

@@ -1,4 +1,4 @@
-"""Which convolutions onnxruntime runs in its blocked layout: a look at a file's speed without any noise."""
+"""Which convolutions onnxruntime runs in the NCHWc layout: a look at a file's speed without any noise."""
 
 import dataclasses
 import os
@@ -28,8 +28,8 @@ class Layout:
     """The convolutions and layout changes of the graph onnxruntime makes of a file on this CPU.
 
     `fused` counts the plain convolutions that took in their activation (FusedConv), `plain` the others;
-    `blocked` those in the blocked layout. `reorders_in` and `reorders_out` count the changes into and out
-    of the blocked layout.
+    `blocked` those in the NCHWc layout. `reorders_in` and `reorders_out` count the changes into and out
+    of it.
     """
 
     convolutions: tuple[Convolution, ...]
@@ -79,7 +79,7 @@ def layout(path: str | os.PathLike[str], threads: int = 1) -> Layout:
 
 
 def compare(base: Layout, slim: Layout) -> Comparison:
-    """Match the convolutions of two layouts by name and list those of `slim` that fell out of the blocks.
+    """Match the convolutions of two layouts by name and list those of `slim` that left the NCHWc layout.
 
     >>> def make(blocked, width):
     ...     return Layout((Convolution("a.weight", 3, width, 1, blocked),), blocked, not blocked, 0, 0, 0)

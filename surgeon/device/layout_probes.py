@@ -18,10 +18,10 @@ class Probe:
     """A question to onnxruntime, and a tiny ONNX graph for every width at which it is asked.
 
     - "multiple": the smallest m such that every width asked about that m divides is fast: the graph holds an
-      operator on channels in blocks, no convolution in the plain layout, and no change of layout but at its
+      operator in the NCHWc layout, no convolution in the NCHW layout, and no reorder but at its
       inputs and outputs. The widths should run over every residue of the multiples in question.
-    - "direct": the largest width at which a convolution reads the plain layout and writes blocks, without a
-      change of layout before it.
+    - "direct": the largest width at which a convolution reads the NCHW layout and writes NCHWc, without a
+      reorder before it.
     - "block": how many channels a block holds. The graphs are convolutions; their output widths should
       differ by odd numbers, for it is the greatest divisor that the padded widths have in common.
 
@@ -73,7 +73,7 @@ def smallest_multiple(fast: Mapping[int, bool]) -> int:
 
 
 def is_fast(optimized: bytes) -> bool:
-    """Whether an optimized graph works on channels in blocks from end to end."""
+    """Whether an optimized graph works in the NCHWc layout from end to end."""
     graph = parse(strip(optimized))
     broken = any(
         (node.domain == BLOCKED_DOMAIN and node.op_type.startswith("Reorder"))

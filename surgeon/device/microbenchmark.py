@@ -1,4 +1,4 @@
-"""What one operator costs at given widths: tiny graphs on the clock, many of them in turn."""
+"""What one operator costs at given widths: tiny graphs, timed in turn."""
 
 import dataclasses
 import itertools
@@ -32,7 +32,7 @@ _KEPT_BYTES = 256 << 20  # graphs up to this size in all stay open from pass to 
 _COARSE = 1e-4  # a clock that ticks more rarely than this can't time a point
 
 Key = tuple[str, tuple[int, ...]]
-Layout = tuple[bool, bool]  # runs on blocks, ends in blocks
+Layout = tuple[bool, bool]  # runs in the NCHWc layout, and hands its result on in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Point:
     """An operator at given widths, as a tiny ONNX graph.
 
     `inputs` gives the shapes of the graph's inputs where it leaves them open. `copies` is how many independent
-    copies of the operator the graph holds: one alone may be too short for the clock. Before each timed run,
+    copies of the operator the graph holds: one alone may be too short to be timed. Before each timed run,
     `flush` bytes of other memory are read, so that the operator finds nothing in the caches. What leads to a
     value that is named `feed_…` isn't timed; see `surgeon.device.onnx_editing.strip`. A `whole` model is timed as
     `surgeon.benchmark` does it: its time includes what any run costs, and where it is so short that a timing takes
@@ -77,7 +77,7 @@ class Sample:
     """Microseconds of CPU time a copy, the 10th percentile of `rounds` timings, less what any run of operators costs.
 
     `spread` is the median's relative distance from it. `blocked` says that onnxruntime runs the graph on
-    channels in blocks, `ends_blocked` that it hands its result on in blocks too.
+    channels in blocks (NCHWc), `ends_blocked` that it hands its result on in that layout too.
     """
 
     us: float
@@ -209,7 +209,7 @@ class _Bench:
         self._flush: dict[int, np.ndarray] = {}
 
     def time(self, point: Point) -> tuple[list[float], Layout]:
-        """Seconds a run, of a few timings; and whether the graph runs in blocks, and ends in them."""
+        """Seconds a run, of a few timings; and whether the graph runs, and ends, in the NCHWc layout."""
         loaded = self._open.get(point.key)
         try:
             if loaded is None:
@@ -302,7 +302,7 @@ class _Bench:
 
 
 def _layout(optimized: bytes, stripped: bytes) -> Layout:
-    """Whether a graph runs on blocks, and whether its first output is in blocks once it is stripped."""
+    """Whether a graph runs in the NCHWc layout, and whether its first output is in it once it is stripped."""
     before, after = parse(optimized), parse(stripped)
     return after.blocked, after.blocked and list(before.outputs)[:1] != list(after.outputs)[:1]
 

@@ -8,12 +8,12 @@ from surgeon.device.protobuf import VARINT, field, fields, varint
 
 
 def strip(model: bytes) -> bytes:
-    """An optimized model without what leads into it and out of it: layout changes and feeders.
+    """An optimized model without what leads into it and out of it: reorders and feeders.
 
     A feeder is an operator that is named `feed_…`, or makes a value of such a name, from the graph's inputs
-    alone. What feeders and the layout changes at the inputs make become inputs, and what the layout changes at
+    alone. What feeders and the reorders at the inputs make become inputs, and what the reorders at
     the outputs take become outputs: tensors of (N, channels padded to whole blocks, H, W), whose channels are
-    stored in blocks. The model runs with onnxruntime's optimizations off.
+    in blocks (NCHWc). The model runs with onnxruntime's optimizations off.
     """
     graph = parse(model)
     head = _entry(graph)
@@ -35,7 +35,7 @@ def entry(model: bytes) -> bytes | None:
 
 
 def _entry(graph: Graph) -> list[Node]:
-    """The layout changes at the inputs and the feeders, in order."""
+    """The reorders at the inputs and the feeders, in order."""
     known = {"", *graph.inputs, *graph.initializers}
     nodes: list[Node] = []
     for node in graph.nodes:

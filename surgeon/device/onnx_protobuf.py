@@ -15,7 +15,7 @@ from surgeon.support.opening import Unfit, open_file
 Attribute = int | float | bytes | tuple[int, ...] | tuple[float, ...]
 
 BLOCKED_DOMAIN: Final = "com.microsoft.nchwc"
-"""The domain of operators on tensors whose channels are stored in blocks of the CPU's vector width."""
+"""The domain of operators on tensors whose channels are in blocks of the CPU's vector width: the NCHWc layout."""
 
 FEEDER: Final = "feed_"
 """What the name of an operator, or of a value that it makes, begins with if it only prepares inputs."""
@@ -75,12 +75,12 @@ class Graph:
 
     @property
     def blocked(self) -> bool:
-        """Whether an operator works on channels in blocks; a mere change of layout is none."""
+        """Whether an operator runs in the NCHWc layout; a mere reorder does not count."""
         return any(node.domain == BLOCKED_DOMAIN and not node.op_type.startswith("Reorder") for node in self.nodes)
 
 
 def read(path: str | os.PathLike[str]) -> Graph:
-    """The graph of an ONNX file. Weights beside it are not looked for.
+    """The graph of an ONNX file. Weights in other files are not looked for.
 
     Raises `InvalidArgument` if the file is missing, empty or not ONNX.
     """

@@ -53,7 +53,7 @@ class Builder:
         self._outputs.append(name)
 
     def bytes(self) -> bytes:
-        """The serialised model."""
+        """The serialized model."""
         given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self.inputs.items()]
         made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._outputs]
         graph = helper.make_graph(self._nodes, "operator", given, made, self._initializers)

@@ -12,7 +12,7 @@ from surgeon.latency.pointwise_ops import POINTWISE
 
 Sizes = Sequence[int]
 Static = Mapping[str, Any]
-#: Kinds that may run on channels stored in blocks.
+#: Kinds with weights that may run in the NCHWc layout.
 BLOCKS = {"conv", "depthwise", "grouped"}
 #: Channels of what a feeder reads: a multiple of any CPU's vector width.
 FED = 64
@@ -22,7 +22,7 @@ Body = Callable[[list[str]], tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class Tiny:
-    """A serialised graph, its inputs' shapes, and how many bytes of weights one copy reads."""
+    """A serialized graph, its inputs' shapes, and how many bytes of weights one copy reads."""
 
     model: bytes
     inputs: dict[str, tuple[int, ...]]
@@ -99,7 +99,7 @@ def convolved(static: Static) -> list[int]:
 
 
 def operand_shapes(chain: Sequence[Any], out: Sizes) -> list[tuple[int, ...]]:
-    """The shapes of the tensors that the elementwise operators read besides, in their order."""
+    """The shapes of the tensors that the elementwise operators read as well, in their order."""
     return [masked(operand[2:], out) for _, _, operands in chain for operand in operands if operand.startswith("x:")]
 
 
@@ -113,7 +113,7 @@ def masked(mask: str, out: Sizes) -> tuple[int, ...]:
 
 
 def apply(b: Builder, chain: Sequence[Any], value: str, out: Sizes, extra: list[str]) -> str:
-    """Add the elementwise operators of a chain behind `value`, of shape `out`; `extra` are what they read besides."""
+    """Add the elementwise operators of a chain behind `value`, of shape `out`; `extra` are what else they read."""
     extra = list(extra)
     for name, settings, operands in chain:
         others = []

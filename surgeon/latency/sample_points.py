@@ -1,4 +1,4 @@
-"""Which tiny graphs are put on the clock for a model: each of its operators at a few corners of its sizes."""
+"""Which tiny graphs are timed for a model: each of its operators at a few corners of its sizes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Dims = tuple[int, ...]
 
 #: What a model's inputs are read after: they were written elsewhere.
 INPUT_FLUSH = 8 << 20
-#: Channels in of a convolution that reads the plain layout and writes blocks, where a device has that path.
+#: Channels in of a convolution that reads the NCHW layout and writes NCHWc, where a device has that path.
 FEW_CHANNELS = (3, 7, 13)
 _MAY_GET_FEW = 128
 # More channels than any such path takes, and odd.
 _NOT_FEW = 17
-# As many channels as the widest blocks hold, and what channels should be a multiple of to be stored in any.
+# Channels of the widest blocks of any CPU, and what channels should be a multiple of for blocks of any.
 _BLOCK, _ROUND = 16, 8
-# An operator of fewer multiply-accumulate operations is too short for the clock, alone.
+# An operator of fewer multiply-accumulate operations is too short to be timed alone.
 _SHORT = 400_000
 _MOST_COPIES = 16
 #: How many convolutions, each with weights of its own, stand one after the other to find out what cold weights cost;
@@ -44,7 +44,7 @@ RUNS = (1, 9)
 # What is a curve over the number of elements, or of operations, the same for all models; and the kinds on each.
 CURVES = {"copy": (4_000, 40_000, 400_000), "work": (1_000, 100_000)}
 CURVE_OF = {"copy": "copy", "concat": "copy", "work": "work"}
-# Tensors that are brought out of blocks and into them again: their elements, by their spatial sizes.
+# Tensors that are brought out of the NCHWc layout and into it again: their elements, by their spatial sizes.
 REORDERS = tuple((size, FED * size * size) for size in (4, 14, 28, 56, 112))
 
 
@@ -72,7 +72,7 @@ def variable(operator: Operator) -> tuple[int, ...]:
 def corners(operator: Operator, full: Dims, odd: bool) -> Iterator[Dims]:
     """The sizes at which the operator is measured: each variable size low and high, all of them high the last.
 
-    With `odd` they are multiples of nothing that a fast layout could ask for; without it, what could be in blocks is.
+    With `odd` they are multiples of nothing that a fast layout could ask for, without it of what NCHWc asks for.
     """
     places = variable(operator)
     choices = []
@@ -163,7 +163,7 @@ def _work(kind: str, dims: Dims, static: Mapping[str, Any]) -> int:
 
 
 def point(kind: str, key: str, static: Mapping[str, Any], dims: Dims, flush: int = INPUT_FLUSH) -> Point:
-    """The graph of an operator, in as many copies as the clock needs; what reads the inputs comes after a `flush`."""
+    """The graph of an operator, in as many copies as timing needs; what reads the inputs comes after a `flush`."""
     work = _work(kind, dims, static)
     copies = min(_MOST_COPIES, math.ceil(_SHORT / work)) if work else 1
     made = tiny(kind, static, dims, copies)
@@ -194,9 +194,9 @@ def _rows_through(count: int) -> bytes:
 
 
 def _neg(size: int, between: bool) -> bytes:
-    """An operator that knows no blocks; `between` two that work on them, or beside them.
+    """An operator that knows the NCHW layout alone, `between` two that run in the NCHWc layout, or apart from them.
 
-    The difference is what it takes to bring a tensor out of blocks and into them again.
+    The difference is what it takes to bring a tensor out of the NCHWc layout and into it again.
     """
     b = Builder()
     shape = (1, FED, size, size)
@@ -253,7 +253,7 @@ def _concat(channels: int) -> bytes:
 
 
 def passing(operator: Operator, full: Dims) -> Probe:
-    """Whether an elementwise operator that stands alone works on blocks between two convolutions.
+    """Whether an elementwise operator that stands alone runs in the NCHWc layout between two convolutions.
 
     `full` are its sizes at full width, (batch, channels, height, width).
     """

@@ -1,6 +1,6 @@
 """The exact minimum of damage + multipliers · costs, by eliminating one variable after the other.
 
-A variable is minimised away for every combination of those that share a table with it, which leaves one table over
+A variable is minimized away for every combination of those that share a table with it, which leaves one table over
 them. In the right order the tables stay small on networks, whose layers know few widths each: three axes for chains of
 blocks on a residual stream, however many. Where every layer reads every other one's width they do not.
 """
@@ -86,7 +86,7 @@ class Elimination:
 
 @dataclass(frozen=True)
 class Order:
-    """In which order variables are eliminated, and the neighbours that each has by then."""
+    """In which order variables are eliminated, and the neighbors that each has by then."""
 
     scopes: dict[int, set[int]]
     entries: dict[int, int]

@@ -131,7 +131,7 @@ def test_a_convolution_that_its_widths_do_not_explain() -> None:
     if not stays_blocked(64, 64):
         pytest.skip("onnxruntime has no blocked layout on this CPU")
     found = explain(compare(make(True), make(False)), "unread", "unread")
-    assert found.fallen[0].culprits == () and "what stands beside it" in str(found)
+    assert found.fallen[0].culprits == () and "the operators around it" in str(found)
 
 
 def test_the_verdict_explains(files: Path) -> None:
