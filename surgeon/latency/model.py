@@ -13,12 +13,12 @@ import numpy as np
 from surgeon.cost.cost import Cost
 from surgeon.device.profile import Profile
 from surgeon.groups.coupling import Groups
-from surgeon.ir.polynomial import Terms
+from surgeon.ir.polynomial import Terms, evaluate
 from surgeon.latency.onnx_micrographs import weight_bytes
 from surgeon.latency.operators import Operator
 from surgeon.latency.ort_layout import DECIDED, Paths
 from surgeon.latency.propagation import Network
-from surgeon.latency.sample_points import evaluate, sizes_at
+from surgeon.latency.sample_points import sizes_at
 from surgeon.latency.symbolic_sizes import leaves_of
 from surgeon.latency.timings import OperatorTime, Time, Timings
 from surgeon.latency.width_grid import fast_widths

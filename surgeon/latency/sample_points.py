@@ -10,7 +10,7 @@ from typing import Any
 from surgeon.device.layout_probes import Probe
 from surgeon.device.microbenchmark import COLD_FLUSH, Point, whole_point
 from surgeon.device.onnx_protobuf import elementwise
-from surgeon.ir.polynomial import Terms
+from surgeon.ir.polynomial import evaluate
 from surgeon.latency.onnx_builder import Builder
 from surgeon.latency.onnx_micrographs import BLOCKS, FED, apply, masked, operand_shapes, positions, tiny, weight_bytes
 from surgeon.latency.operator_kinds import IMAGE
@@ -46,17 +46,6 @@ CURVES = {"copy": (4_000, 40_000, 400_000), "work": (1_000, 100_000)}
 CURVE_OF = {"copy": "copy", "concat": "copy", "work": "work"}
 # Tensors that are brought out of the NCHWc layout and into it again: their elements, by their spatial sizes.
 REORDERS = tuple((size, FED * size * size) for size in (4, 14, 28, 56, 112))
-
-
-def evaluate(terms: Terms, widths: Mapping[int, Any]) -> Any:
-    """A polynomial at widths that may be arrays."""
-    total: Any = 0.0
-    for leaves, factor in terms.items():
-        part: Any = factor
-        for leaf in leaves:
-            part = part * widths[leaf]
-        total = total + part
-    return total
 
 
 def sizes_at(operator: Operator, widths: Mapping[int, int]) -> Dims:
@@ -139,10 +128,12 @@ def points(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Point
     streams = any(few_positions(operator, sizes_at(operator, full)) for operator in operators)
     for count in COLD[0]:
         # One alone finds its weights in the caches; several find nothing there, as a model that is run now and then.
-        between = COLD_FLUSH if count > 1 else 0
-        found["cold", (count,)] = Point("cold", (count,), _after_another(count), copies=count, flush=between)
+        between, model = COLD_FLUSH if count > 1 else 0, _in_a_row(count, "Conv", (COLD[2],) * 2)
+        found["cold", (count,)] = Point("cold", (count,), model, copies=count, flush=between)
         if streams:
-            found["stream", (count,)] = whole_point("stream", (count,), _rows_through(count), count * COLD_WEIGHT)
+            # A single row reads each weight once, for one multiplication.
+            rows = _in_a_row(count, "Gemm", transB=1)
+            found["stream", (count,)] = whole_point("stream", (count,), rows, count * COLD_WEIGHT)
         if count * COLD_WEIGHT > total:
             break
     for count in RUNS:
@@ -172,25 +163,13 @@ def point(kind: str, key: str, static: Mapping[str, Any], dims: Dims, flush: int
     return Point(key, dims, made.model, made.inputs, copies)
 
 
-def _after_another(count: int) -> bytes:
-    """Convolutions that push one another's weights out of the caches."""
-    _, channels, size = COLD
-    b = Builder()
-    value = b.input((1, channels, size, size))
+def _in_a_row(count: int, operator: str, spatial: Dims = (), **attributes: Any) -> bytes:
+    """Operators with square weights, which push one another's weights out of the caches."""
+    b, channels = Builder(), COLD[1]
+    value = b.input((1, channels, *spatial))
     for _ in range(count):
-        value = b.node("Conv", [value, b.weight([channels, channels, 1, 1])])
-    b.output(value)
-    return b.bytes()
-
-
-def _rows_through(count: int) -> bytes:
-    """Linear layers one after the other that see a single row: each weight is read once, for one multiplication."""
-    b = Builder()
-    value = b.input((1, COLD[1]))
-    for _ in range(count):
-        value = b.node("Gemm", [value, b.weight([COLD[1], COLD[1]])], transB=1)
-    b.output(value)
-    return b.bytes()
+        value = b.node(operator, [value, b.weight([channels, channels, *(1 for _ in spatial)])], **attributes)
+    return b.finish(value)
 
 
 def _neg(size: int, between: bool) -> bytes:
@@ -205,12 +184,8 @@ def _neg(size: int, between: bool) -> bytes:
         return b.node("Conv", [value, b.weight([FED, 1, 1, 1])], group=FED)
 
     if between:
-        b.output(convolved(b.node("Neg", [convolved(b.input(shape))])))
-    else:
-        x = b.input(shape)
-        b.output(convolved(convolved(x)))
-        b.output(b.node("Neg", [b.input(shape)]))
-    return b.bytes()
+        return b.finish(convolved(b.node("Neg", [convolved(b.input(shape))])))
+    return b.finish(convolved(convolved(b.input(shape))), b.node("Neg", [b.input(shape)]))
 
 
 def probes() -> list[Probe]:
@@ -233,14 +208,12 @@ def _convolution(channels: int, out: int, groups: int) -> bytes:
     b = Builder()
     x = b.input((1, channels, 4, 4))
     weight = b.weight([out, channels // groups, 3, 3])
-    b.output(b.node("Conv", [x, weight], group=groups, kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
-    return b.bytes()
+    return b.finish(b.node("Conv", [x, weight], group=groups, kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
 
 
 def _pool(channels: int) -> bytes:
     b = Builder()
-    b.output(b.node("MaxPool", [b.input((1, channels, 4, 4))], kernel_shape=[2, 2], strides=[2, 2]))
-    return b.bytes()
+    return b.finish(b.node("MaxPool", [b.input((1, channels, 4, 4))], kernel_shape=[2, 2], strides=[2, 2]))
 
 
 def _concat(channels: int) -> bytes:
@@ -248,8 +221,7 @@ def _concat(channels: int) -> bytes:
     b = Builder()
     x = b.input((1, FED, 4, 4))
     parts = [b.node("Conv", [x, b.weight([channels, FED, 1, 1])]) for _ in range(2)]
-    b.output(b.node("Conv", [b.node("Concat", parts, axis=1), b.weight([FED, 2 * channels, 1, 1])]))
-    return b.bytes()
+    return b.finish(b.node("Conv", [b.node("Concat", parts, axis=1), b.weight([FED, 2 * channels, 1, 1])]))
 
 
 def passing(operator: Operator, full: Dims) -> Probe:
@@ -274,8 +246,8 @@ def passing(operator: Operator, full: Dims) -> Probe:
     chain = operator.static["chain"]
     extra = [convolved(sizes) for sizes in operand_shapes(chain, shape)]
     value = apply(b, chain, value, shape, extra)
-    b.output(b.node("Conv", [value, b.weight([FED, FED, *(1 for _ in shape[2:])])]))
-    return Probe(passes(operator), {FED: b.bytes()})
+    last = b.node("Conv", [value, b.weight([FED, FED, *(1 for _ in shape[2:])])])
+    return Probe(passes(operator), {FED: b.finish(last)})
 
 
 def questions(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Probe]:
