@@ -154,7 +154,7 @@ def _left_before(path: str | os.PathLike[str], threads: int) -> Counter[str]:
 def _readers(graph: Graph) -> Iterator[str]:
     for node in graph.nodes:
         if (node.domain, node.op_type) == (BLOCKED_DOMAIN, "ReorderOutput"):
-            yield next((other.op_type for other in graph.nodes if node.outputs[0] in other.inputs), "the output")
+            yield next((other.op_type for other in graph.readers.get(node.outputs[0], ())), "the output")
 
 
 def _s(count: int) -> str:

@@ -103,10 +103,6 @@ def _convolutions(graph: Graph, plain: Sequence[Node]) -> list[Convolution]:
     BatchNorm or activation that it took in.
     """
     sizes = graph.initializers
-    readers: dict[str, list[Node]] = {}
-    for node in graph.nodes:
-        for name in node.inputs:
-            readers.setdefault(name, []).append(node)
     convolutions = [node for node in graph.nodes if node.op_type == "Conv" and node.inputs[1] in sizes]
     own = {node.inputs[1] for node in convolutions}
     weights = [node.inputs[1] for node in plain]
@@ -118,16 +114,16 @@ def _convolutions(graph: Graph, plain: Sequence[Node]) -> list[Convolution]:
             weights.remove(weight)
             blocked = False
         else:
-            blocked = outputs.isdisjoint(_chain(node.outputs[0], readers))
+            blocked = outputs.isdisjoint(_chain(node.outputs[0], graph))
         group = node.integer("group", 1)
         out_channels, per_group = sizes[weight][:2]
         result.append(Convolution(weight, per_group * group, out_channels, group, blocked))
     return result
 
 
-def _chain(value: str, readers: dict[str, list[Node]]) -> list[str]:
+def _chain(value: str, graph: Graph) -> list[str]:
     """`value` and the outputs of the next two operators, as long as each is the only reader."""
     chain = [value]
-    while len(chain) < 3 and len(readers.get(chain[-1], [])) == 1:
-        chain.append(readers[chain[-1]][0].outputs[0])
+    while len(chain) < 3 and len(readers := graph.readers.get(chain[-1], [])) == 1:
+        chain.append(readers[0].outputs[0])
     return chain

@@ -54,8 +54,8 @@ def _outputs(nodes: Collection[Node]) -> list[str]:
 
 def _is_leaving(node: Node, graph: Graph) -> bool:
     reorders = (node.domain, node.op_type) == (BLOCKED_DOMAIN, "ReorderOutput")
-    readers = sum(node.outputs[0] in other.inputs for other in graph.nodes)
-    return reorders and node.outputs[0] in graph.outputs and not readers and not node.integer("channels_last", 0)
+    value = node.outputs[0]
+    return reorders and value in graph.outputs and value not in graph.readers and not node.integer("channels_last", 0)
 
 
 def _rebuild(model: bytes, nodes: Collection[Node], inputs: Sequence[str], outputs: Sequence[str]) -> bytes:

@@ -1,6 +1,7 @@
 """ONNX files as bytes: their graph is read, and tiny ones are written, without the onnx package."""
 
 import dataclasses
+import functools
 import mmap
 import os
 import struct
@@ -72,6 +73,15 @@ class Graph:
     initializers: Mapping[str, tuple[int, ...]]
     inputs: Mapping[str, tuple[int | None, ...]]
     outputs: Mapping[str, tuple[int | None, ...]]
+
+    @functools.cached_property
+    def readers(self) -> dict[str, list[Node]]:
+        """The nodes that read a value, in order, by its name."""
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.inputs:
+                found.setdefault(name, []).append(node)
+        return found
 
     @property
     def blocked(self) -> bool:

@@ -74,10 +74,6 @@ def _weights(graph: Graph) -> Iterator[tuple[str, tuple[str, str]]]:
 
     They are its own, or, once it is blocked, that of its output or of the output of what was fused with it.
     """
-    readers: dict[str, list[int]] = {}
-    for index, node in enumerate(graph.nodes):
-        for value in node.inputs:
-            readers.setdefault(value, []).append(index)
     for node in graph.nodes:
         weight = _weight(node, graph)
         if weight is None or not node.outputs:
@@ -89,7 +85,7 @@ def _weights(graph: Graph) -> Iterator[tuple[str, tuple[str, str]]]:
         value = node.outputs[0]
         for _ in range(4):
             yield value, known
-            following = [graph.nodes[index] for index in readers.get(value, [])]
+            following = graph.readers.get(value, [])
             if len(following) != 1 or _weight(following[0], graph) is not None:
                 break
             value = following[0].outputs[0]
