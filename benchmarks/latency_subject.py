@@ -97,7 +97,7 @@ class Subject:
 
     def latency(self, profile: Profile | None = None) -> Latency:
         """The milliseconds of any widths, by the profile in the folder or another one."""
-        return Latency(self.groups, profile or self.profile, self.cost, self.mark)
+        return Latency.of(self.groups, profile or self.profile, self.cost, self.mark)
 
     @cached_property
     def scores(self) -> dict[int, np.ndarray]:

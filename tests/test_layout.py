@@ -58,8 +58,8 @@ RESERVED = {
 
 # What a kit takes along to a device beside `surgeon/device/`.
 CARRIED = tuple(f"surgeon.{name}." for name in (
-    "errors", "support.arguments", "support.documents", "support.files", "support.opening", "support.scratch",
-    "support.strict_json",
+    "errors", "support.arguments", "support.documents", "support.files", "support.opening", "support.process_wide",
+    "support.scratch", "support.strict_json",
 ))
 
 # All of them are pickle, or write and read it.

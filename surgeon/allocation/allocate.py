@@ -7,7 +7,7 @@
 - `scope="isomorphic"` compares units with those of groups of the same structure alone, so that each structure loses the
   same share of its units (Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024, arXiv:2407.04616).
 
-The last two, and a share of the channels, step down ladders of widths (`rungs`).
+The last two, and a share of the channels, follow greedy width schedules (`greedy`).
 
 A budget is met or refused. Met: what is left is at most what the ratio leaves of it, and at least 98 % of that, or less
 by no more than one step of one group's widths. Refused: every group is at its least width, and more is left (`reach`).
@@ -20,11 +20,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from surgeon.allocation.damage_curves import damages
-from surgeon.allocation.greedy import meet
+from surgeon.allocation.greedy import Schedules, meet
 from surgeon.allocation.limits import LEAST_SHARE, Keep, floors, nothing_to_prune
 from surgeon.allocation.optimal import aligned_by_damage
 from surgeon.allocation.reach import check_reach
-from surgeon.allocation.rungs import Rungs
 from surgeon.cost.alignment import FINENESS, Alignment
 from surgeon.cost.cost import Cost
 from surgeon.cost.target import TOLERANCE, Target
@@ -104,10 +103,10 @@ def allocate(
         return aligned_by_damage(
             groups, curves, cost, budget=budget, ratio=ratio, align=align, keep=keep, tops=tops
         )
-    rungs = Rungs(groups, scores, cost, budget, scope, align, tops)
+    schedules = Schedules(groups, scores, cost, budget, scope, align, tops)
     for finest in FINENESS if align is None else (align,):
         for least in (LEAST_SHARE, 0.0):
-            widths = meet(target, rungs.ladders(finest, least, held), refine=budget != "channels")
+            widths = meet(target, schedules.of(finest, least, held), refine=budget != "channels")
             if 0 <= target.unused(widths) <= TOLERANCE:
                 return widths
             if target.unused(widths) > 0:

@@ -17,7 +17,7 @@ _WORTH = 1e-3
 _SWEEPS = 3
 
 
-def legalise(
+def round_up_to_fast_widths(
     groups: Groups,
     keep: Mapping[int, Iterable[int]],
     latency: LatencyModel,

@@ -50,7 +50,7 @@ def allocate_latency(
         ms: how long the model may take, by `latency.ms`.
         keep: what is left of a group at least, as in `surgeon.allocation.allocate`. Groups that it does not name keep
             the share `LEAST_SHARE`, unless the budget can't be met so.
-        size: how many parameters the model may have, all in all, beside.
+        size: how many parameters the model may have, all in all, at the same time.
         curves: what keeping the best 1, 2, … units of a leaf does to the model; by default `damages` of the scores.
 
     Raises:
@@ -203,7 +203,7 @@ def _with_remedy(
     lines = [
         f"  keep= holds {group.name} at {least[group.leaf.id]} of {group.size}" for group in held[:_LISTED]
     ]
-    remedy = "Remedy: raise the budget, or leave more to be pruned with ignore= and keep=."
+    remedy = "Remedy: raise the budget, or relax ignore= or keep=."
     return Infeasible("\n".join([str(error), *lines, *nearest, remedy]), error.reachable)
 
 

@@ -48,7 +48,7 @@ def check_reach(target: Target, alignment: Alignment, align: int | None, keep: K
         "no keep=": target.removed(lowest(alignment, align, None, tops)),
     }
     more = [f"{name} allows {rounded_down(share)}" for name, share in freed.items() if share > reachable + 1e-9]
-    remedy = ", ".join(["lower the ratio", *more, "or leave more to be pruned with ignore="])
+    remedy = ", ".join(["lower the ratio", *more, "or relax ignore="])
     raise Infeasible(
         f"removing {percent(target.ratio)} of the {budget} is out of reach: at most {percent(reachable)} can go, with "
         f"every group at its least width. What holds the rest:\n"

@@ -1,11 +1,7 @@
 """From a PyTorch module to an ONNX file that is known to compute the same."""
 
 import dataclasses
-import logging
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,7 @@ from surgeon.deploy.lowering import copy_before_views, write_out_attention
 from surgeon.deploy.parity import check_parity
 from surgeon.errors import ExportError, InvalidInputs, OutputError, TraceError, first_line
 from surgeon.frontend.copies import duplicate
-from surgeon.frontend.isolation import undisturbed, untouched
+from surgeon.frontend.isolation import quietly, undisturbed, untouched
 from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import check_dense
 from surgeon.support.arguments import ABOVE_ZERO, flag
@@ -31,8 +27,6 @@ OPSET = 20
 
 SINGLE_FILE_BYTES = 2**31 - 2**24
 """Weights below this go inside the file: protobuf ends at 2 GiB, and the graph takes some of it."""
-
-_NOISY_LOGGERS = ("torch", "torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +66,7 @@ def export(
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> ExportReport:
-    """Write `model` in eval mode to an ONNX file, optimised, and hold the file against PyTorch.
+    """Write `model` in eval mode to an ONNX file, optimized, and hold the file against PyTorch.
 
     `example_inputs` is a tensor, a tuple of positional inputs or a dict of keyword inputs. With
     `dynamic_batch=None` the first axis of every input of the batch's size is made dynamic if the model
@@ -164,7 +158,7 @@ def _attempt(
     wrapped: _Flat, call: Call, path: Path, dynamic: bool, tolerance: float, seed: int
 ) -> tuple[int, float, tuple[int, ...], list[str]]:
     """Export and check; the opset, the deviation, the batch sizes checked, and notes."""
-    with _quiet():
+    with quietly():
         program = _trace(wrapped, call, dynamic)
         model = _to_onnx(program)
         found, expected = len(model.graph.outputs), len(wrapped.output_names)
@@ -194,7 +188,7 @@ def _trace(wrapped: _Flat, call: Call, dynamic: bool) -> torch.export.ExportedPr
     if dynamic:
         if not call.batched:
             raise TraceError("no input has an axis that could be a dynamic batch")
-        # A batch of 1 is specialised away and gets baked into reshapes.
+        # A batch of 1 is specialized away and gets baked into reshapes.
         call = call.with_batch(max(2, call.batch or 0))
         batched = set(call.batched)
         shapes = (tuple({0: torch.export.Dim.AUTO} if i in batched else None for i in range(len(call.tensors))),)
@@ -254,22 +248,6 @@ def _float32_copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
         module.training = False
     notes = [f"exported in float32, the model is in {', '.join(sorted(kinds))}"] if kinds else []
     return result, notes
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch.onnx's own warnings and log lines off the user's screen."""
-    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _first_line(error: BaseException) -> str:

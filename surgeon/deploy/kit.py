@@ -13,7 +13,7 @@ from surgeon.errors import InvalidArgument
 from surgeon.support.files import replace
 
 # The rest of surgeon that device/ needs.
-_SUPPORT = "__init__ arguments documents exchange files interrupts opening scratch strict_json".split()
+_SUPPORT = "__init__ arguments documents exchange files interrupts opening process_wide scratch strict_json".split()
 _BESIDE = ("errors", *(f"support/{name}" for name in _SUPPORT))
 _SHEBANG = b"#!/usr/bin/env python3\n"
 

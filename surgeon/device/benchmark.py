@@ -1,7 +1,6 @@
 """How much faster is one ONNX file than another on this CPU, and can the answer be trusted?"""
 
 import dataclasses
-import gc
 import json
 import os
 import time
@@ -27,6 +26,7 @@ from surgeon.support.arguments import (
     path,
     text,
 )
+from surgeon.support.process_wide import uncollected
 
 MIN_RUNS = 30
 MAX_RUNS = 2000
@@ -55,7 +55,7 @@ class Verdict:
 
     `control` is the same ratio of the base against itself, `noise` how far from 1 that reaches. `runs` is
     the number of timings of each model, `repeats` that of the model's runs inside one timing. `explanation`
-    says which of the slim model's widths cost it the blocked layout.
+    says which of the slim model's widths cost it the NCHWc layout.
     """
 
     decision: Decision
@@ -149,8 +149,8 @@ def benchmark(
         cpu, wall = _measure(sessions, inputs, runs, repeats, clock, seed, progress)
     except ORT_ERRORS as error:
         raise BenchmarkError(f"{base_path} against {slim_path}: onnxruntime can't run them: {error}") from error
-    beside = {"medians of wall time": float(np.median(wall[0]) / np.median(wall[1]))}
-    comparison = compare_timings(cpu[0], cpu[1], cpu[2], seed=seed, beside=beside)
+    others = {"medians of wall time": float(np.median(wall[0]) / np.median(wall[1]))}
+    comparison = compare_timings(cpu[0], cpu[1], cpu[2], seed=seed, others=others)
     layouts = compare_layouts(layout(base_path, threads), layout(slim_path, threads))
     return Verdict(
         decision=comparison.decision,
@@ -180,9 +180,7 @@ def _measure(
     """CPU and wall seconds a run, each of shape (sessions, runs)."""
     rng = np.random.default_rng(seed)
     cpu, wall = np.zeros((2, len(sessions), runs))
-    collects = gc.isenabled()
-    gc.disable()
-    try:
+    with uncollected():
         for index in range(runs):
             for which in rng.permutation(len(sessions)):
                 session = sessions[which]
@@ -193,9 +191,6 @@ def _measure(
                 wall[which, index] = (time.perf_counter() - wall_start) / repeats
             if progress is not None:
                 progress(index + 1, runs)
-    finally:
-        if collects:
-            gc.enable()
     if not cpu.all():
         raise BenchmarkError("this system's CPU clock is too coarse: a run took no time by it")
     return cpu, wall

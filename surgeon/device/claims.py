@@ -5,7 +5,9 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from surgeon.device.onnx_protobuf import Buffer, Node, fields, graph_span, parse, text, varint
+from surgeon.device import onnx_protobuf as pb
+from surgeon.device.onnx_protobuf import Node, graph_span, parse
+from surgeon.device.protobuf import BYTES, VARINT, Buffer, fields, integers, text, varint
 from surgeon.errors import InvalidArgument
 
 _VALUES: Final = 1 << 27
@@ -16,11 +18,6 @@ _NUMBERS: Final = 64
 # Which input of an operator is the shape of what it makes, or how often it repeats what it is given
 _SHAPES: Final[Mapping[str, int]] = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 _RANDOM: Final = ("RandomNormal", "RandomUniform")
-
-_INT64, _VARINT, _BYTES = 7, 0, 2
-_GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
-_NODE_OUTPUT, _NODE_ATTRIBUTE, _ATTRIBUTE_TENSOR = 2, 5, 5
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_INT64, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 7, 8, 9
 
 
 def check_claims(model: Buffer) -> None:
@@ -51,17 +48,17 @@ def _shape(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]
 def _shapes(model: Buffer) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The short lists of integers among the graph's constants, by name."""
     for number, kind, low, high in fields(model, *graph_span(model)):
-        if kind != _BYTES:
+        if kind != BYTES:
             continue
-        if number == _GRAPH_INITIALIZER:
+        if number == pb.GRAPH_INITIALIZER:
             yield _integers(model, low, high)
-        elif number == _GRAPH_NODE:
-            parts = [part for part in fields(model, low, high) if part[1] == _BYTES]
-            names = [text(model, a, b) for part, _, a, b in parts if part == _NODE_OUTPUT]
+        elif number == pb.GRAPH_NODE:
+            parts = [part for part in fields(model, low, high) if part[1] == BYTES]
+            names = [text(model, a, b) for part, _, a, b in parts if part == pb.NODE_OUTPUT]
             for part, _, a, b in parts:
-                if part == _NODE_ATTRIBUTE and len(names) == 1:
+                if part == pb.NODE_ATTRIBUTE and len(names) == 1:
                     for inner, form, start, end in fields(model, a, b):
-                        if inner == _ATTRIBUTE_TENSOR and form == _BYTES:
+                        if inner == pb.ATTRIBUTE_TENSOR and form == BYTES:
                             yield names[0], _integers(model, start, end)[1]
 
 
@@ -69,14 +66,12 @@ def _integers(model: Buffer, start: int, end: int) -> tuple[str, tuple[int, ...]
     name, kind = "", 0
     found: list[int] = []
     for number, form, low, high in fields(model, start, end):
-        if number == _TENSOR_NAME and form == _BYTES:
+        if number == pb.TENSOR_NAME and form == BYTES:
             name = text(model, low, high)
-        elif number == _TENSOR_TYPE and form == _VARINT:
+        elif number == pb.TENSOR_TYPE and form == VARINT:
             kind = varint(model, low)[0]
-        elif number == _TENSOR_RAW and form == _BYTES and high - low <= 8 * _NUMBERS:
+        elif number == pb.TENSOR_RAW and form == BYTES and high - low <= 8 * _NUMBERS:
             found += struct.unpack(f"<{(high - low) // 8}q", model[low : low + (high - low) // 8 * 8])
-        elif number == _TENSOR_INT64 and high - low <= 10 * _NUMBERS:
-            while low < high:
-                value, low = varint(model, low)
-                found.append(value if value < 1 << 63 else value - (1 << 64))
-    return name, tuple(found) if kind == _INT64 and len(found) <= _NUMBERS else ()
+        elif number == pb.TENSOR_INT64 and high - low <= 10 * _NUMBERS:
+            found += integers(model, form, low, high)
+    return name, tuple(found) if kind == pb.TYPE_INT64 and len(found) <= _NUMBERS else ()

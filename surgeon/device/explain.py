@@ -1,16 +1,15 @@
-"""Why a model is no faster than it is: which widths took its convolutions out of the blocked layout."""
+"""Why a model is no faster than it is: which widths took its convolutions out of the NCHWc layout."""
 
 import dataclasses
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from surgeon.device.layout import Comparison, Convolution
-from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, parse, read
-from surgeon.device.ort_session import open_session
-from surgeon.support.scratch import temporary_folder
+from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, convolution
+from surgeon.device.ort_session import optimized_graph
 
 Width = Literal["in_channels", "out_channels", "channels", "in_channels per group", "out_channels per group"]
 
@@ -21,8 +20,8 @@ _SIDE = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Culprit:
-    """A width that takes a convolution out of the blocked layout, and the nearest ones that would not.
+class BlockingWidth:
+    """A width that takes a convolution out of the NCHWc layout, and the nearest ones that would not.
 
     `above` is None where not even the base's width would do, `below` where no smaller one does.
     """
@@ -38,32 +37,32 @@ class Culprit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fallen:
-    """Convolutions that left the blocked layout for the same reason; `names` are those of their weights."""
+class LostBlockedLayout:
+    """Convolutions that left the NCHWc layout for the same reason; `names` are those of their weights."""
 
     names: tuple[str, ...]
     convolution: Convolution
-    culprits: tuple[Culprit, ...]
+    culprits: tuple[BlockingWidth, ...]
 
     def __str__(self) -> str:
         named = ", ".join(self.names[:_NAMED])
         more = f" and {len(self.names) - _NAMED} more" if len(self.names) > _NAMED else ""
         each = self.convolution
         groups = f", {each.group} groups" if each.group > 1 else ""
-        why = "; ".join(map(str, self.culprits)) or "its widths alone would keep it, what stands beside it does not"
+        why = "; ".join(map(str, self.culprits)) or "its widths alone would keep it, the operators around it do not"
         return f"{named}{more} ({each.in_channels} to {each.out_channels} channels{groups}): {why}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What of the blocked layout the slim model lost.
+    """What of the NCHWc layout the slim model lost.
 
-    `fallen` are convolutions that run in the plain layout although the base's are blocked; `added` counts the
-    changes of layout that the slim model makes and the base does not, and `before` in front of which operators
-    the channels leave the blocks more often than in the base.
+    `fallen` are convolutions that run in the NCHW layout although the base's are in NCHWc; `added` counts the
+    reorders that the slim model makes and the base does not, and `before` in front of which operators
+    tensors leave the NCHWc layout more often than in the base.
     """
 
-    fallen: tuple[Fallen, ...] = ()
+    fallen: tuple[LostBlockedLayout, ...] = ()
     added: int = 0
     before: tuple[tuple[str, int], ...] = ()
 
@@ -84,7 +83,7 @@ class Explanation:
 def explain(
     comparison: Comparison, base: str | os.PathLike[str], slim: str | os.PathLike[str], threads: int = 1
 ) -> Explanation:
-    """Which convolutions of `slim` left the blocked layout of `base`, through which widths; and what layout changes.
+    """Which convolutions of `slim` left the NCHWc layout of `base`, through which widths; and what is reordered.
 
     A width is found at fault by asking onnxruntime about that convolution alone, with the base's width in its place:
     no rule about multiples is assumed. `comparison` is that of the two files.
@@ -97,7 +96,7 @@ def explain(
         key = tuple(dataclasses.replace(one, name="") for one in (each, before[each.name]))
         grouped.setdefault((key[0], key[1]), []).append(each.name)
     fallen = tuple(
-        Fallen(tuple(names), slim_one, tuple(_culprits(slim_one, base_one, threads)))
+        LostBlockedLayout(tuple(names), slim_one, tuple(_blocking_widths(slim_one, base_one, threads)))
         for (slim_one, base_one), names in grouped.items()
     )
     sides = [each.reorders_in + each.reorders_out for each in (comparison.base, comparison.slim)]
@@ -109,7 +108,7 @@ def explain(
     return Explanation(fallen, added, tuple((name, count) for name, count in places.most_common() if count > 0))
 
 
-def _culprits(slim: Convolution, base: Convolution, threads: int) -> Iterator[Culprit]:
+def _blocking_widths(slim: Convolution, base: Convolution, threads: int) -> Iterator[BlockingWidth]:
     """The widths of `slim` that fail alone, the others being the base's."""
     fits: Callable[[int], bool]
     for width, size, limit, fits in _widths(slim, base, threads):
@@ -117,7 +116,7 @@ def _culprits(slim: Convolution, base: Convolution, threads: int) -> Iterator[Cu
             continue
         below = next((each for each in range(size - 1, 0, -1) if fits(each)), None)
         above = next((each for each in range(size + 1, limit + 1) if fits(each)), None)
-        yield Culprit(width, size, below, above)
+        yield BlockingWidth(width, size, below, above)
 
 
 def _widths(
@@ -143,60 +142,20 @@ def _widths(
 
 @functools.lru_cache(maxsize=4096)
 def stays_blocked(in_channels: int, out_channels: int, group: int = 1, threads: int = 1) -> bool:
-    """Whether onnxruntime runs a convolution of these widths, alone, in its blocked layout on this CPU."""
-    with temporary_folder() as folder:
-        dump = folder / "optimised.onnx"
-        open_session(_convolution(in_channels, out_channels, group), threads=threads, dump_to=dump)
-        return parse(dump.read_bytes()).blocked
+    """Whether onnxruntime runs a convolution of these widths, alone, in the NCHWc layout on this CPU."""
+    return optimized_graph(convolution(in_channels, out_channels, group, _SIDE), threads).blocked
 
 
 def _left_before(path: str | os.PathLike[str], threads: int) -> Counter[str]:
     """The operators in front of which channels leave their blocks, counted by kind."""
-    with temporary_folder() as folder:
-        dump = folder / "optimised.onnx"
-        open_session(path, threads=threads, dump_to=dump)
-        graph = read(dump)
-    return Counter(_readers(graph))
+    return Counter(_readers(optimized_graph(path, threads)))
 
 
 def _readers(graph: Graph) -> Iterator[str]:
     for node in graph.nodes:
         if (node.domain, node.op_type) == (BLOCKED_DOMAIN, "ReorderOutput"):
-            yield next((other.op_type for other in graph.nodes if node.outputs[0] in other.inputs), "the output")
+            yield next((other.op_type for other in graph.readers.get(node.outputs[0], ())), "the output")
 
 
 def _s(count: int) -> str:
     return "s" if count > 1 else ""
-
-
-def _convolution(in_channels: int, out_channels: int, group: int) -> bytes:
-    """An ONNX model of one 1×1 convolution; its weight is made by the graph itself, so that it takes no space."""
-    sizes = b"".join(map(_varint, (out_channels, in_channels // group, 1, 1)))
-    shape = _field(1, 4) + _field(2, 7) + _field(7, sizes) + _field(8, b"shape")
-    made = _field(1, b"shape") + _field(2, b"w") + _field(4, b"ConstantOfShape")
-    grouped = _field(5, _field(1, b"group") + _field(3, group) + _field(20, 2))
-    node = _field(1, b"x") + _field(1, b"w") + _field(2, b"y") + _field(4, b"Conv") + grouped
-    values = [(11, b"x", (1, in_channels, _SIDE, _SIDE)), (12, b"y", (1, out_channels, _SIDE, _SIDE))]
-    graph = _field(1, made) + _field(1, node) + _field(2, b"probe") + _field(5, shape)
-    graph += b"".join(_field(number, _value(name, dims)) for number, name, dims in values)
-    return _field(1, 8) + _field(7, graph) + _field(8, _field(1, b"") + _field(2, 13))
-
-
-def _value(name: bytes, sizes: Sequence[int]) -> bytes:
-    shape = b"".join(_field(1, _field(1, size)) for size in sizes)
-    return _field(1, name) + _field(2, _field(1, _field(1, 1) + _field(2, shape)))
-
-
-def _field(number: int, value: bytes | int) -> bytes:
-    """A field of a protobuf message: an integer, or bytes with their length."""
-    if isinstance(value, int):
-        return _varint(number << 3) + _varint(value)
-    return _varint(number << 3 | 2) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-    parts = []
-    while value > 127:
-        parts.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*parts, value])

@@ -1,4 +1,4 @@
-"""The weights that an ONNX file keeps in files beside it: which files those are, and that they are there.
+"""The weights that an ONNX file keeps in other files: which files those are, and that they are there.
 
 A file names them by paths, and onnxruntime opens what is named. Here a path stays in the file's own folder.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from surgeon.device.onnx_protobuf import Buffer, fields, text, varint
+from surgeon.device.protobuf import BYTES, Buffer, fields, text, varint
 from surgeon.errors import InvalidArgument
 from surgeon.support.opening import Unfit, require_file
 
@@ -26,7 +26,6 @@ _INSIDE: Final[Mapping[str, Mapping[int, str]]] = {
 }
 _TENSOR_EXTERNAL, _TENSOR_PLACE = 13, 14
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
-_BYTES: Final = 2
 
 
 def check_external(model: Buffer, folder: str | os.PathLike[str]) -> None:
@@ -46,17 +45,17 @@ def _tensors(model: Buffer, start: int, end: int, kind: str, depth: int) -> Iter
         entries: dict[str, str] = {}
         outside = False
         for number, wire, low, high in fields(model, start, end):
-            if number == _TENSOR_EXTERNAL and wire == _BYTES:
-                parts = {part: text(model, a, b) for part, form, a, b in fields(model, low, high) if form == _BYTES}
+            if number == _TENSOR_EXTERNAL and wire == BYTES:
+                parts = {part: text(model, a, b) for part, form, a, b in fields(model, low, high) if form == BYTES}
                 entries[parts.get(_ENTRY_KEY, "")] = parts.get(_ENTRY_VALUE, "")
-            elif number == _TENSOR_PLACE and wire != _BYTES:
+            elif number == _TENSOR_PLACE and wire != BYTES:
                 outside = varint(model, low)[0] != 0
         if entries or outside:
             yield entries
         return
     inside = _INSIDE[kind]
     for number, wire, low, high in fields(model, start, end):
-        if number in inside and wire == _BYTES:
+        if number in inside and wire == BYTES:
             yield from _tensors(model, low, high, inside[number], depth + 1)
 
 

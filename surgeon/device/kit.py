@@ -24,7 +24,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same kit is the same file, whenever it is 
 
 @dataclasses.dataclass(frozen=True)
 class Kit:
-    """What is to be measured; `models` are whole models by their fingerprints. See `surgeon.device.taking.take`."""
+    """What is to be measured, as `surgeon.device.take_profile.take` does; `models` are whole ones by fingerprint."""
 
     name: str
     points: tuple[Point, ...]

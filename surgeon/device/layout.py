@@ -1,12 +1,11 @@
-"""Which convolutions onnxruntime runs in its blocked layout: a look at a file's speed without any noise."""
+"""Which convolutions onnxruntime runs in the NCHWc layout: a look at a file's speed without any noise."""
 
 import dataclasses
 import os
 from collections.abc import Sequence
 
 from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, Node, read
-from surgeon.device.ort_session import open_session
-from surgeon.support.scratch import temporary_folder
+from surgeon.device.ort_session import optimized_graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +28,8 @@ class Layout:
     """The convolutions and layout changes of the graph onnxruntime makes of a file on this CPU.
 
     `fused` counts the plain convolutions that took in their activation (FusedConv), `plain` the others;
-    `blocked` those in the blocked layout. `reorders_in` and `reorders_out` count the changes into and out
-    of the blocked layout.
+    `blocked` those in the NCHWc layout. `reorders_in` and `reorders_out` count the changes into and out
+    of it.
     """
 
     convolutions: tuple[Convolution, ...]
@@ -62,17 +61,13 @@ class Comparison:
 
 
 def layout(path: str | os.PathLike[str], threads: int = 1) -> Layout:
-    """The layout onnxruntime chooses for the file on this CPU, with all its optimisations.
+    """The layout onnxruntime chooses for the file on this CPU, with all its optimizations.
 
     Raises what `open_session` raises for a file that is missing, not ONNX or can't be run.
     """
-    with temporary_folder() as folder:
-        dump = folder / "optimised.onnx"
-        open_session(path, threads=threads, dump_to=dump)
-        optimised = read(dump)
-    original = read(path)
-    kinds = [(node.domain, node.op_type) for node in optimised.nodes]
-    plain = [node for node in optimised.nodes if _is_plain(node)]
+    optimized, original = optimized_graph(path, threads), read(path)
+    kinds = [(node.domain, node.op_type) for node in optimized.nodes]
+    plain = [node for node in optimized.nodes if _is_plain(node)]
     return Layout(
         convolutions=tuple(_convolutions(original, plain)),
         blocked=kinds.count((BLOCKED_DOMAIN, "Conv")),
@@ -84,7 +79,7 @@ def layout(path: str | os.PathLike[str], threads: int = 1) -> Layout:
 
 
 def compare(base: Layout, slim: Layout) -> Comparison:
-    """Match the convolutions of two layouts by name and list those of `slim` that fell out of the blocks.
+    """Match the convolutions of two layouts by name and list those of `slim` that left the NCHWc layout.
 
     >>> def make(blocked, width):
     ...     return Layout((Convolution("a.weight", 3, width, 1, blocked),), blocked, not blocked, 0, 0, 0)
@@ -108,10 +103,6 @@ def _convolutions(graph: Graph, plain: Sequence[Node]) -> list[Convolution]:
     BatchNorm or activation that it took in.
     """
     sizes = graph.initializers
-    readers: dict[str, list[Node]] = {}
-    for node in graph.nodes:
-        for name in node.inputs:
-            readers.setdefault(name, []).append(node)
     convolutions = [node for node in graph.nodes if node.op_type == "Conv" and node.inputs[1] in sizes]
     own = {node.inputs[1] for node in convolutions}
     weights = [node.inputs[1] for node in plain]
@@ -123,16 +114,16 @@ def _convolutions(graph: Graph, plain: Sequence[Node]) -> list[Convolution]:
             weights.remove(weight)
             blocked = False
         else:
-            blocked = outputs.isdisjoint(_chain(node.outputs[0], readers))
+            blocked = outputs.isdisjoint(_chain(node.outputs[0], graph))
         group = node.integer("group", 1)
         out_channels, per_group = sizes[weight][:2]
         result.append(Convolution(weight, per_group * group, out_channels, group, blocked))
     return result
 
 
-def _chain(value: str, readers: dict[str, list[Node]]) -> list[str]:
+def _chain(value: str, graph: Graph) -> list[str]:
     """`value` and the outputs of the next two operators, as long as each is the only reader."""
     chain = [value]
-    while len(chain) < 3 and len(readers.get(chain[-1], [])) == 1:
-        chain.append(readers[chain[-1]][0].outputs[0])
+    while len(chain) < 3 and len(readers := graph.readers.get(chain[-1], [])) == 1:
+        chain.append(readers[0].outputs[0])
     return chain

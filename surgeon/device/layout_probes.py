@@ -1,14 +1,14 @@
-"""Which widths keep onnxruntime's fast layout: read off optimised graphs, so that no clock is needed."""
+"""Which widths keep onnxruntime's fast layout: read off optimized graphs, so that no clock is needed."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
-from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, Node, parse, strip
-from surgeon.device.ort_session import open_session
+from surgeon.device.onnx_editing import strip
+from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, Node, parse
+from surgeon.device.ort_session import open_optimized
 from surgeon.errors import InvalidArgument, SurgeonError
-from surgeon.support.scratch import temporary_folder
 
 Question = Literal["multiple", "direct", "block"]
 
@@ -18,10 +18,10 @@ class Probe:
     """A question to onnxruntime, and a tiny ONNX graph for every width at which it is asked.
 
     - "multiple": the smallest m such that every width asked about that m divides is fast: the graph holds an
-      operator on channels in blocks, no convolution in the plain layout, and no change of layout but at its
+      operator in the NCHWc layout, no convolution in the NCHW layout, and no reorder but at its
       inputs and outputs. The widths should run over every residue of the multiples in question.
-    - "direct": the largest width at which a convolution reads the plain layout and writes blocks, without a
-      change of layout before it.
+    - "direct": the largest width at which a convolution reads the NCHW layout and writes NCHWc, without a
+      reorder before it.
     - "block": how many channels a block holds. The graphs are convolutions; their output widths should
       differ by odd numbers, for it is the greatest divisor that the padded widths have in common.
 
@@ -46,7 +46,7 @@ def answer(probe: Probe, threads: int = 1) -> int:
     dumps = {}
     for width, model in sorted(probe.candidates.items()):
         try:
-            dumps[width] = _optimised(model, threads)
+            dumps[width] = open_optimized(model, threads)[1]
         except SurgeonError as error:
             raise type(error)(f"probe {probe.name!r} at width {width}: {error}") from error
     return _ANSWERS[probe.question](dumps)
@@ -72,22 +72,15 @@ def smallest_multiple(fast: Mapping[int, bool]) -> int:
     return 0
 
 
-def is_fast(optimised: bytes) -> bool:
-    """Whether an optimised graph works on channels in blocks from end to end."""
-    graph = parse(strip(optimised))
+def is_fast(optimized: bytes) -> bool:
+    """Whether an optimized graph works in the NCHWc layout from end to end."""
+    graph = parse(strip(optimized))
     broken = any(
         (node.domain == BLOCKED_DOMAIN and node.op_type.startswith("Reorder"))
         or (node.domain != BLOCKED_DOMAIN and node.op_type in ("Conv", "FusedConv"))
         for node in graph.nodes
     )
     return graph.blocked and not broken
-
-
-def _optimised(model: bytes, threads: int) -> bytes:
-    with temporary_folder() as folder:
-        dump = folder / "optimised.onnx"
-        open_session(model, threads=threads, dump_to=dump)
-        return dump.read_bytes()
 
 
 def _multiple(dumps: Mapping[int, bytes]) -> int:

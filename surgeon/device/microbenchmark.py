@@ -1,20 +1,19 @@
-"""What one operator costs at given widths: tiny graphs on the clock, many of them in turn."""
+"""What one operator costs at given widths: tiny graphs, timed in turn."""
 
 import dataclasses
-import gc
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnxruntime as ort
 
-from surgeon.device.onnx_protobuf import elementwise, entry, parse, strip
-from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
+from surgeon.device.onnx_editing import entry, strip
+from surgeon.device.onnx_protobuf import elementwise, parse
+from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_optimized, open_session
 from surgeon.device.statistics import LOW
 from surgeon.errors import BenchmarkError, InvalidArgument, SurgeonError
-from surgeon.support.scratch import temporary_folder
+from surgeon.support.process_wide import uncollected
 
 ROUNDS = 12
 """Timings of a point, at the least; one that scatters gets up to twice as many."""
@@ -33,7 +32,7 @@ _KEPT_BYTES = 256 << 20  # graphs up to this size in all stay open from pass to 
 _COARSE = 1e-4  # a clock that ticks more rarely than this can't time a point
 
 Key = tuple[str, tuple[int, ...]]
-Layout = tuple[bool, bool]  # runs on blocks, ends in blocks
+Layout = tuple[bool, bool]  # runs in the NCHWc layout, and hands its result on in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +40,9 @@ class Point:
     """An operator at given widths, as a tiny ONNX graph.
 
     `inputs` gives the shapes of the graph's inputs where it leaves them open. `copies` is how many independent
-    copies of the operator the graph holds: one alone may be too short for the clock. Before each timed run,
+    copies of the operator the graph holds: one alone may be too short to be timed. Before each timed run,
     `flush` bytes of other memory are read, so that the operator finds nothing in the caches. What leads to a
-    value that is named `feed_…` isn't timed; see `surgeon.device.wire.strip`. A `whole` model is timed as
+    value that is named `feed_…` isn't timed; see `surgeon.device.onnx_editing.strip`. A `whole` model is timed as
     `surgeon.benchmark` does it: its time includes what any run costs, and where it is so short that a timing takes
     several runs, the `flush` comes before the first of them.
     """
@@ -78,7 +77,7 @@ class Sample:
     """Microseconds of CPU time a copy, the 10th percentile of `rounds` timings, less what any run of operators costs.
 
     `spread` is the median's relative distance from it. `blocked` says that onnxruntime runs the graph on
-    channels in blocks, `ends_blocked` that it hands its result on in blocks too.
+    channels in blocks (NCHWc), `ends_blocked` that it hands its result on in that layout too.
     """
 
     us: float
@@ -122,7 +121,7 @@ def measure_all(
     timings: dict[Key, list[float]] = {point.key: [] for point in todo}
     done = 0
     flushes = sorted({point.flush for point in todo if not point.whole})
-    with _no_collection():
+    with uncollected():
         bench.time_nothing(flushes)
         while todo:
             total = done + count_turns(todo, samples)
@@ -210,7 +209,7 @@ class _Bench:
         self._flush: dict[int, np.ndarray] = {}
 
     def time(self, point: Point) -> tuple[list[float], Layout]:
-        """Seconds a run, of a few timings; and whether the graph runs in blocks, and ends in them."""
+        """Seconds a run, of a few timings; and whether the graph runs, and ends, in the NCHWc layout."""
         loaded = self._open.get(point.key)
         try:
             if loaded is None:
@@ -227,7 +226,7 @@ class _Bench:
         for length, flush in itertools.product((1, 9), flushes):
             key = ("", (length, flush))
             if key not in self._open:
-                session = open_session(elementwise(["Neg"] * length, (1, 16)), threads=self._threads, optimise=False)
+                session = open_session(elementwise(["Neg"] * length, (1, 16)), threads=self._threads, optimize=False)
                 self._open[key] = self._ready(session, make_feeds(session), (False, False), flush)
             self._nothing.setdefault((length, flush), []).extend(self._timings(self._open[key]))
 
@@ -254,21 +253,18 @@ class _Bench:
         return seconds
 
     def _load(self, point: Point) -> _Loaded:
-        """The point's optimised graph without what isn't timed, opened; kept open if there is room."""
+        """The point's optimized graph without what isn't timed, opened; kept open if there is room."""
         try:
-            with temporary_folder() as folder:
-                dump = folder / "optimised.onnx"
-                session = open_session(point.model, threads=self._threads, dump_to=dump)
-                model = dump.read_bytes()
+            session, model = open_optimized(point.model, self._threads)
             feeds = _feeds(session, point.inputs)
             if (before := entry(model)) is not None:
-                prepare = open_session(before, threads=self._threads, optimise=False)
+                prepare = open_session(before, threads=self._threads, optimize=False)
                 names = [output.name for output in prepare.get_outputs()]
                 needed = {item.name: feeds[item.name] for item in prepare.get_inputs()}
                 feeds |= dict(zip(names, prepare.run(None, needed), strict=True))
             stripped = strip(model)
             if stripped != model:
-                session = open_session(stripped, threads=self._threads, optimise=False)
+                session = open_session(stripped, threads=self._threads, optimize=False)
             loaded = self._ready(session, feeds, _layout(model, stripped), point.flush, point.whole)
         except SurgeonError as error:
             raise type(error)(f"{point}: {error}") from error
@@ -305,9 +301,9 @@ class _Bench:
         return self._flush.get(size)
 
 
-def _layout(optimised: bytes, stripped: bytes) -> Layout:
-    """Whether a graph runs on blocks, and whether its first output is in blocks once it is stripped."""
-    before, after = parse(optimised), parse(stripped)
+def _layout(optimized: bytes, stripped: bytes) -> Layout:
+    """Whether a graph runs in the NCHWc layout, and whether its first output is in it once it is stripped."""
+    before, after = parse(optimized), parse(stripped)
     return after.blocked, after.blocked and list(before.outputs)[:1] != list(after.outputs)[:1]
 
 
@@ -323,14 +319,3 @@ def _feeds(session: ort.InferenceSession, shapes: Mapping[str, tuple[int, ...]])
     floats = {item.name for item in session.get_inputs() if item.type == "tensor(float)"}
     given = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items() if name in floats}
     return make_feeds(session, feeds=given)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from surgeon.device.onnx_protobuf import Graph, Node, read
 from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
@@ -43,17 +42,10 @@ def shares(path: str | os.PathLike[str], *, threads: int = 1, runs: int = 30) ->
     Raises what `open_session` raises, and `BenchmarkError` if the file can't be run.
     """
     graph = read(path)
-    session = open_session(path, threads=threads)  # an error of the file's comes from here
-    feeds = make_feeds(session)
     with temporary_folder() as folder:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = open_session(path, threads=threads, profile_to=folder / "profile")
+        feeds = make_feeds(session)
         try:
-            session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
             for _ in range(runs):
                 session.run(None, feeds)
         except ORT_ERRORS as error:
@@ -82,10 +74,6 @@ def _weights(graph: Graph) -> Iterator[tuple[str, tuple[str, str]]]:
 
     They are its own, or, once it is blocked, that of its output or of the output of what was fused with it.
     """
-    readers: dict[str, list[int]] = {}
-    for index, node in enumerate(graph.nodes):
-        for value in node.inputs:
-            readers.setdefault(value, []).append(index)
     for node in graph.nodes:
         weight = _weight(node, graph)
         if weight is None or not node.outputs:
@@ -97,7 +85,7 @@ def _weights(graph: Graph) -> Iterator[tuple[str, tuple[str, str]]]:
         value = node.outputs[0]
         for _ in range(4):
             yield value, known
-            following = [graph.nodes[index] for index in readers.get(value, [])]
+            following = graph.readers.get(value, [])
             if len(following) != 1 or _weight(following[0], graph) is not None:
                 break
             value = following[0].outputs[0]

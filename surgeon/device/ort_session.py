@@ -11,9 +11,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from surgeon.device.claims import check_claims
 from surgeon.device.external import check_external
-from surgeon.device.onnx_protobuf import mapped
+from surgeon.device.onnx_protobuf import Graph, mapped, parse
 from surgeon.errors import BenchmarkError, InvalidArgument
 from surgeon.support.opening import Unfit, require_file
+from surgeon.support.scratch import temporary_folder
 
 ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.Fail,
@@ -53,15 +54,17 @@ def open_session(
     model: str | os.PathLike[str] | bytes,
     *,
     threads: int = 1,
-    dump_to: str | os.PathLike[str] | None = None,
-    optimise: bool = True,
+    optimize: bool = True,
+    dump_to: Path | None = None,
+    profile_to: Path | None = None,
 ) -> ort.InferenceSession:
     """A CPU session of the file, or of its bytes: `threads` threads inside an operator, operators one by one.
 
-    All graph optimisations are on, because below ORT_ENABLE_ALL there is no blocked layout; with `optimise`
-    off there are none, for a graph that is optimised already. Threads do not spin, because a spinning thread
-    takes CPU time from what is measured beside it. With `dump_to`, the optimised graph is written there; a
-    file's large weights are put in a file beside it, those of bytes stay inside.
+    All graph optimizations are on, because below ORT_ENABLE_ALL there is no blocked layout; with `optimize`
+    off there are none, for a graph that is optimized already. Threads do not spin, because a spinning thread
+    takes CPU time from what is measured at the same time. With `dump_to`, the optimized graph is written there;
+    a file's large weights go to a second file, those of bytes stay inside. With `profile_to`, onnxruntime times
+    its operators, and `end_profiling` writes a file of a name that begins so.
 
     Raises `InvalidArgument` if `threads` is below 1, or the file is missing or not ONNX, and
     `BenchmarkError` if onnxruntime can't run it.
@@ -78,16 +81,18 @@ def open_session(
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.log_severity_level = 4  # an error is raised; it need not be printed as well
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if dump_to is not None:
-        options.optimized_model_filepath = os.fspath(dump_to)
+        options.optimized_model_filepath = str(dump_to)
         if not isinstance(model, bytes):
             options.add_session_config_entry(
-                "session.optimized_model_external_initializers_file_name", f"{Path(dump_to).name}.data"
+                "session.optimized_model_external_initializers_file_name", f"{dump_to.name}.data"
             )
+    if profile_to is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
     source = model if isinstance(model, bytes) else os.fspath(model)
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -95,6 +100,24 @@ def open_session(
         raise InvalidArgument(f"{place}: not an ONNX model ({_reason(error)})") from error
     except ORT_ERRORS as error:
         raise BenchmarkError(f"{place}: onnxruntime can't run this model ({_reason(error)})") from error
+
+
+def open_optimized(
+    model: str | os.PathLike[str] | bytes, threads: int = 1
+) -> tuple[ort.InferenceSession, bytes]:
+    """A session of the model, and the graph that onnxruntime made of it: ONNX, without the large weights of a file.
+
+    Raises what `open_session` raises.
+    """
+    with temporary_folder() as folder:
+        dump = folder / "optimized.onnx"
+        session = open_session(model, threads=threads, dump_to=dump)
+        return session, dump.read_bytes()
+
+
+def optimized_graph(model: str | os.PathLike[str] | bytes, threads: int = 1) -> Graph:
+    """The graph that onnxruntime runs for a model on this CPU. Raises what `open_session` raises."""
+    return parse(open_optimized(model, threads)[1])
 
 
 def _check_file(path: str | os.PathLike[str]) -> None:

@@ -35,8 +35,8 @@ _TAKEN = {
 class Profile:
     """Measurements of one CPU, with `threads` threads, by one version of onnxruntime.
 
-    - `block`: how many channels onnxruntime stores together here; 0 if it has no blocked layout on this CPU.
-    - `rules`: what the probes answered, by their names: see `surgeon.device.rules.Probe`.
+    - `block`: how many channels onnxruntime stores together here; 0 if it has no NCHWc layout on this CPU.
+    - `rules`: what the probes answered, by their names: see `surgeon.device.layout_probes.Probe`.
     - `samples`: what operators cost at given widths, by (operator, widths).
     - `models`: whole models by their fingerprints, with numbers such as `ms`, the measured latency.
     - `cpus`: how many CPUs the machine has, so that no more threads are asked for; 0 if that is not known.

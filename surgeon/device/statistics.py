@@ -48,7 +48,7 @@ def compare_timings(
     control: np.ndarray,
     *,
     seed: int = 0,
-    beside: Mapping[str, float] | None = None,
+    others: Mapping[str, float] | None = None,
 ) -> Comparison:
     """Decide between two models from timings of shape (rounds,); round i holds one timing of each.
 
@@ -58,7 +58,7 @@ def compare_timings(
     `ratio`'s interval must exclude 1 by more than that.
 
     Where timings come in two modes, as with several threads that are woken in time or not, the 10th percentiles may
-    be of different modes, and steady all the same. So the interval is widened to the ratio of the medians. `beside`
+    be of different modes, and steady all the same. So the interval is widened to the ratio of the medians. `others`
     are ratios by other clocks, by their names: one on the other side of 1 than the interval undoes the verdict.
 
     >>> rng = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def compare_timings(
     rng = np.random.default_rng(seed)
     rounds = rng.integers(len(base), size=(_RESAMPLES, len(base)))
     ratio = _bootstrap(base, slim, rounds)
-    others = {"medians": float(np.median(base) / np.median(slim)), **(beside or {})}
+    others = {"medians": float(np.median(base) / np.median(slim)), **(others or {})}
     against = _contradiction(ratio, others)
     ratio = dataclasses.replace(
         ratio, low=min(ratio.low, others["medians"]), high=max(ratio.high, others["medians"])

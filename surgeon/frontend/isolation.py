@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import random
@@ -22,16 +21,22 @@ from torch.nn.modules import transformer
 
 from surgeon.support.process_wide import process_wide
 
-_LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.export")
+_LOGGERS = tuple(map(logging.getLogger, (
+    "torch", "torch._dynamo", "torch._subclasses.fake_tensor", "torch.export", "torch.fx",
+    "torch.fx.experimental.symbolic_shapes", "torch.onnx", "onnxscript", "onnx_ir",
+)))
 
 
 @process_wide
 def quietly() -> Iterator[None]:
-    """Without what torch warns of, logs and prints on the way: an export that fails is told by its error alone."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    was = [logger.disabled for logger in loggers]
-    for logger in loggers:
-        logger.disabled = True
+    """Without what torch, onnxscript and onnxruntime's quantizer warn of, log and print on the way: what fails is told
+    by its error alone."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)  # logging to the root would else give it one, for good
+    root.addFilter(_not_from_the_quantizer)
+    was = [logger.level for logger in _LOGGERS]
+    for logger in _LOGGERS:
+        logger.setLevel(logging.CRITICAL + 1)
     printing = vars(_trace).get("print", print)
     vars(_trace)["print"] = _silent  # it prints the graph of a model that branches on values
     try:
@@ -39,29 +44,19 @@ def quietly() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, disabled in zip(loggers, was, strict=True):
-            logger.disabled = disabled
+        for logger, level in zip(_LOGGERS, was, strict=True):
+            logger.setLevel(level)
+        root.removeFilter(_not_from_the_quantizer)
+        root.removeHandler(handler)
         vars(_trace)["print"] = printing
+
+
+def _not_from_the_quantizer(record: logging.LogRecord) -> bool:
+    return os.path.join("onnxruntime", "quantization") not in record.pathname
 
 
 def _silent(*_: object, **__: object) -> None:
     """Print nothing."""
-
-
-@process_wide
-def uncollected() -> Iterator[None]:
-    """Without Python's search for cycles of garbage.
-
-    What is made in here is small, lives until the end and sets off searches of all objects of the process, which take
-    longer than the work itself.
-    """
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 @process_wide

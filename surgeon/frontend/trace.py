@@ -20,14 +20,9 @@ from torch.utils import _pytree as pytree
 from surgeon.errors import InvalidInputs, InvalidModel, TraceError
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.functionalize import apart, functionalise
-from surgeon.frontend.isolation import (
-    quietly,
-    uncollected,
-    untouched,
-    with_masks_as_given,
-    without_stack_traces,
-)
+from surgeon.frontend.isolation import quietly, untouched, with_masks_as_given, without_stack_traces
 from surgeon.support.arguments import instance
+from surgeon.support.process_wide import uncollected
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 MODULE = instance(nn.Module, "a torch.nn.Module")

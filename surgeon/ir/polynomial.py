@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,17 @@ def product_of(parts: Iterable[Terms]) -> Terms:
     total: Terms = {(): 1.0}
     for part in parts:
         total = _product(total, part)
+    return total
+
+
+def evaluate(terms: Terms, widths: Mapping[int, Any]) -> Any:
+    """A polynomial at widths that may be arrays."""
+    total: Any = 0.0
+    for leaves, factor in terms.items():
+        part: Any = factor
+        for leaf in leaves:
+            part = part * widths[leaf]
+        total = total + part
     return total
 
 

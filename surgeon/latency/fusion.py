@@ -53,8 +53,10 @@ def link(node: fx.Node, through: fx.Node, sizes: Sizes) -> tuple[Link, list[fx.N
     tensors = [value for value in given.values() if isinstance(value, fx.Node)]
     if tensors and tensors[0] is not through and name not in COMMUTATIVE:
         return None
-    settings = {key: value for key, value in given.items() if isinstance(value, int | float | str)}
-    settings.pop("alpha", None)
+    settings = {
+        key: value for key, value in given.items()
+        if key not in ("alpha", "self", "other", "exponent") and isinstance(value, int | float | str)
+    }
     operands, extra = [], []
     others = [value for key, value in given.items() if value is not through and key in ("self", "other", "weight")]
     others += [given["exponent"]] if "exponent" in given else []
@@ -67,8 +69,6 @@ def link(node: fx.Node, through: fx.Node, sizes: Sizes) -> tuple[Link, list[fx.N
         operands.append(found)
         if isinstance(value, fx.Node) and found.startswith("x:"):
             extra.append(value)
-        for key in ("self", "other", "exponent"):
-            settings.pop(key, None)
     return [name, settings, operands], extra
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +33,6 @@ class Surface:
         >>> float(surface.at((32, 32))), float(surface.at((17, 32)))
         (4.0, 4.0)
         """
-        total: np.ndarray = np.zeros(())
         shares = []
         work: np.ndarray = np.ones(())
         for place, a, b in zip(self.places, self.low, self.high, strict=True):
@@ -41,11 +40,10 @@ class Surface:
             share = (filled(size, self.block) - a) / (b - a)
             work = work * np.minimum(1.0, size / a)
             shares.append((1 - share, share))
-        for corner in itertools.product((0, 1), repeat=len(self.places)):
-            part: np.ndarray = np.asarray(self.values[corner])
-            for each, which in zip(shares, corner, strict=True):
-                part = part * each[which]
-            total = total + part
+        total = sum(
+            math.prod((each[end] for each, end in zip(shares, corner, strict=True)), start=value)
+            for corner, value in np.ndenumerate(self.values)
+        )
         low = self.values.min()
         least = low / 4 if self.least is None else min(self.least, low / 4)
         return np.maximum(total, np.maximum(low * work, least))
@@ -63,26 +61,14 @@ def through(
 ) -> Surface:
     """The surface through the corners of a box.
 
-    `corners` gives the milliseconds by all of an operator's sizes, of which those outside `places` are the same in all.
+    `corners` gives the milliseconds by all of an operator's sizes, of which those outside `places`, ascending, are the
+    same in all.
     """
     sides = [sorted({dims[place] for dims in corners}) for place in places]
-    used = [(place, side[0], side[-1]) for place, side in zip(places, sides, strict=True) if side[0] < side[-1]]
-    fixed = next(iter(corners))
-    values = np.zeros((2,) * len(used))
-    for which in itertools.product((0, 1), repeat=len(used)):
-        dims = list(fixed)
-        for place, side in zip(places, sides, strict=True):
-            dims[place] = side[0]
-        for (place, a, b), end in zip(used, which, strict=True):
-            dims[place] = (a, b)[end]
-        values[which] = corners[tuple(dims)]
-    low = tuple(float(filled(a, block)) for _, a, _ in used)
-    high = tuple(float(filled(b, block)) for _, _, b in used)
-    apart = [index for index in range(len(used)) if low[index] < high[index]]
-    for index in reversed(range(len(used))):
-        if index not in apart:  # both corners fill the same blocks
-            values = values.min(axis=index)
-    return Surface(
-        tuple(used[i][0] for i in apart), tuple(low[i] for i in apart), tuple(high[i] for i in apart), values, block,
-        least,
-    )
+    values = np.array([corners[dims] for dims in sorted(corners)]).reshape([len(side) for side in sides])
+    ends = [(float(filled(side[0], block)), float(filled(side[-1], block))) for side in sides]
+    # Along the others there is one size, or both corners fill the same blocks.
+    apart = [axis for axis, (a, b) in enumerate(ends) if a < b]
+    values = values.min(axis=tuple({*range(len(sides))} - {*apart}))
+    low, high = (tuple(ends[axis][which] for axis in apart) for which in (0, 1))
+    return Surface(tuple(places[axis] for axis in apart), low, high, values, block, least)

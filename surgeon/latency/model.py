@@ -4,315 +4,141 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from torch import fx
 
 from surgeon.cost.cost import Cost
 from surgeon.device.profile import Profile
-from surgeon.errors import ProfileError
 from surgeon.groups.coupling import Groups
-from surgeon.ir.polynomial import Terms
-from surgeon.latency.interpolation import through
+from surgeon.ir.polynomial import Terms, evaluate
 from surgeon.latency.onnx_micrographs import weight_bytes
-from surgeon.latency.operators import Operator, operators
-from surgeon.latency.ort_layout import DECIDED, STANDING, Path, Paths
-from surgeon.latency.sample_points import (
-    COLD,
-    COLD_WEIGHT,
-    CURVE_OF,
-    CURVES,
-    REORDERS,
-    RUNS,
-    corners,
-    direct,
-    evaluate,
-    few_positions,
-    sizes_at,
-    variable,
-)
-from surgeon.latency.symbolic_sizes import Sizes, leaves_of, source
+from surgeon.latency.operators import Operator
+from surgeon.latency.ort_layout import DECIDED, Paths
+from surgeon.latency.propagation import Network
+from surgeon.latency.sample_points import sizes_at
+from surgeon.latency.symbolic_sizes import leaves_of
+from surgeon.latency.timings import OperatorTime, Time, Timings
 from surgeon.latency.width_grid import fast_widths
 from surgeon.solver.factors import Factor
 
 _RUN = "onnxruntime itself"
-#: Milliseconds at an operator's sizes, which may be arrays that broadcast.
-Time = Callable[[Sequence[Any]], np.ndarray]
 
 
 @dataclass(frozen=True)
-class _Times:
-    """An operator's milliseconds on blocks, and beside them where that differs; whether it can work on blocks, and
-    hands its result on in them then."""
-
-    fast: Time
-    slow: Time | None = None
-    blocked: bool = True
-    ends: bool = True
-
-    def on(self, fast: bool) -> Time:
-        return self.fast if fast or self.slow is None else self.slow
-
-
-@dataclass(frozen=True)
-class _Change:
-    """A tensor that is brought into blocks, or out of them, for an operator."""
-
-    label: str
-    shape: tuple[Terms, ...]
-
-
 class Latency:
     """Milliseconds of one run, batch of one, as a function of the widths.
 
-    It is a sum over the operators, each at the sizes that the widths give it and by the path that it takes there (on
-    channels in blocks, or not), of the changes of layout in between, of what it takes to read weights that the rest of
-    the model has pushed out of the caches, and of what onnxruntime takes for any run (`run`). Where the profile holds
-    what the model at full width was measured to take (`Profile.models`, by its mark `model`), what is missing then is
-    spread over them, half of it evenly and half by what they take: a whole model finds less in the caches than an
-    operator alone.
-
-    Raises `ProfileError` if the profile lacks a measurement that an operator needs.
+    It is a sum over the operators, each at the sizes that the widths give it and in the layout that it runs in there
+    (NCHWc or NCHW), of the reorders in between, of what it takes to read weights that the rest of the model has pushed
+    out of the caches, and of what onnxruntime takes for any run (`run`). Operators and reorders count `scale` times and
+    `each` more: see `of`.
     """
 
-    def __init__(self, groups: Groups, profile: Profile, cost: Cost | None = None, model: str = "") -> None:
-        self.cost = cost or Cost(groups)
-        self.profile = profile
-        self.sizes = dict(self.cost.sizes)
-        self.paths = Paths(profile)
-        found = operators(groups, self.cost)
-        may = {operator.writes for operator in found if operator.kind in (*DECIDED, *STANDING, "concat")}
-        self.operators = [o for o in found if o.kind != "view" or o.reads[0] in may]
-        sizes = Sizes(groups, self.cost)
-        self._handed_on = [source(node) for node in groups.graph.output.all_input_nodes]
-        read = {*self._handed_on, *(read for operator in self.operators for read in operator.reads)}
-        self._shapes = {node: sizes.of(node) for node in read}
-        self._times = [self._time(operator) for operator in self.operators]
-        self._cold, self._stream = self._cold_curve("cold"), self._cold_curve("stream")
-        self.run = self._run_cost()
-        self.scale, self.each = 1.0, 0.0
-        measured = profile.models.get(model, {}).get("ms")
-        alone = self.ms({}) - self.run if measured else 0.0
-        if measured and alone:
-            self.run = min(self.run, measured / 2)
-            rest = measured - self.run
-            missing = max(0.0, rest - alone) / 2
-            self.scale = (rest - missing) / alone
-            self.each = missing / (len(self.shares({})) - 1)
+    sizes: Mapping[int, int]
+    network: Network
+    timings: Timings
+    times: Mapping[Operator, OperatorTime]
+    run: float
+    scale: float = 1.0
+    each: float = 0.0
+
+    @classmethod
+    def of(cls, groups: Groups, profile: Profile, cost: Cost | None = None, model: str = "") -> Latency:
+        """The latency of a model by a profile.
+
+        Where the profile holds what the model at full width was measured to take (`Profile.models`, by its mark
+        `model`), the residual overhead is counted half uniformly over its operators and half in proportion to what they
+        take: a whole model finds less in the caches than an operator alone.
+
+        Raises `ProfileError` if the profile lacks a measurement that an operator needs.
+        """
+        cost = cost or Cost(groups)
+        network, timings = Network.of(groups, cost), Timings(profile, dict(cost.sizes))
+        times = {operator: timings.of(operator) for operator in network.operators if operator.kind != "view"}
+        found = cls(timings.sizes, network, timings, times, timings.run)
+        measured, alone = profile.models.get(model, {}).get("ms"), found.ms({}) - found.run
+        if not measured or not alone:
+            return found
+        run = min(found.run, measured / 2)
+        residual = max(0.0, measured - run - alone) / 2
+        each = residual / (len(found.shares({})) - 1)
+        return replace(found, run=run, scale=(measured - run - residual) / alone, each=each)
 
     def ms(self, widths: Mapping[int, int]) -> float:
         """The latency at these widths, fast or not; leaves that are not named keep their size."""
         return sum(ms for _, ms in self.shares(widths))
 
     def shares(self, widths: Mapping[int, int]) -> list[tuple[str, float]]:
-        """The operators' parts of the latency at these widths, changes of layout among them."""
+        """The operators' parts of the latency at these widths, reorders among them."""
         full = {**self.sizes, **widths}
         total = self._bytes(full)
-        found = [(_RUN, self.run)]
-        for operator, times, path, changes in self._walk(full):
-            for change in changes:
-                elements = math.prod(float(evaluate(terms, full)) for terms in change.shape)
-                found.append((change.label, float(self._reorder(elements))))
-            if times is not None:
-                dims = [evaluate(terms, full) for terms in operator.dims]
-                found.append((operator.label, float(self._whole(operator, times.on(path.fast), dims, total))))
-        return found
+        parts = self._parts(full, lambda operator, fast: self._on(operator, fast, total))
+        found = [(label, float(time([evaluate(terms, full) for terms in dims]))) for label, dims, time in parts]
+        return [(_RUN, self.run), *found]
 
     @cached_property
     def factors(self) -> tuple[Factor, ...]:
-        """The same sum, each operator by the path that its own sizes let it take; the changes of layout, and how many
-        weights push one another out of the caches, are those at full width."""
+        """The same sum, each operator in the layout that its own sizes let it have; the reorders, and how many weights
+        push one another out of the caches, are those at full width."""
         total = self._bytes(self.sizes)
-        found: list[Factor] = [self._factor(_RUN, (), lambda dims: np.asarray(self.run))] if self.run else []
-        for operator, times, path, changes in self._walk(self.sizes):
-            found += (self._factor(c.label, c.shape, lambda dims: self._reorder(math.prod(dims))) for c in changes)
-            if times is not None:
-                found.append(self._factor(operator.label, operator.dims, self._own(operator, times, path, total)))
-        return tuple(found)
-
-    def _own(self, operator: Operator, times: _Times, path: Path, total: float) -> Time:
-        """An operator's milliseconds by its sizes alone."""
-        if operator.kind not in DECIDED or times.slow is None:
-            return lambda dims: self._whole(operator, times.on(path.fast), dims, total)
-
-        def time(dims: Sequence[Any]) -> np.ndarray:
-            fast, slow = (self._whole(operator, times.on(which), dims, total) for which in (True, False))
-            return np.where(self.paths.fits(operator, dims), fast, slow)
-
-        return time
-
-    def _walk(
-        self, widths: Mapping[int, int]
-    ) -> Iterator[tuple[Operator, _Times | None, Path, list[_Change]]]:
-        """The operators in the order in which they run, with their paths and the changes of layout before each.
-
-        The last one may be what brings the model's results out of blocks; it and views have no time of their own.
-        """
-        layouts: dict[fx.Node, bool] = {}
-        changed: set[tuple[fx.Node, bool]] = set()
-
-        def changes(label: str, reads: Sequence[fx.Node], wanted: Sequence[bool]) -> list[_Change]:
-            found = []
-            for read, wants in zip(reads, wanted, strict=True):
-                if layouts.get(read, False) != wants and (read, wants) not in changed:
-                    changed.add((read, wants))
-                    found.append(_Change(f"layout of {label}", self._shapes[read]))
-            return found
-
-        for operator, times in zip(self.operators, self._times, strict=True):
-            plain = Path(False, (False,) * len(operator.reads), False)
-            path, given = plain, [layouts.get(read, False) for read in operator.reads]
-            result: list[_Change] = []
-            if times is not None and times.blocked:
-                path = self.paths.of(operator, sizes_at(operator, widths), given)
-                if operator.kind in DECIDED and path.fast and not (times.ends and all(given[1:])):
-                    # what follows it elementwise runs in the plain layout, and reads the other tensors there
-                    path = Path(True, (path.reads[0], *(False for _ in path.reads[1:])), False)
-                    result = [_Change(f"layout of {operator.label}", operator.result)] if times.ends else []
-            yield operator, times, path, changes(operator.label, operator.reads, path.reads) + result
-            layouts[operator.writes] = path.writes
-        results = changes("the result", self._handed_on, [False for _ in self._handed_on])
-        if results:
-            yield operator, None, plain, results
-
-    def _whole(self, operator: Operator, time: Time, dims: Sequence[Any], total: float) -> Any:
-        """Milliseconds of an operator within `total` bytes of weights: its own, and those for weights from memory."""
-        own = weight_bytes(operator.kind, dims, operator.static)
-        curve = self._curve_of(operator)
-        return self.scale * (time(dims) + own * np.maximum(0.0, curve(total) - curve(own))) + self.each
-
-    def _curve_of(self, operator: Operator) -> Callable[[Any], np.ndarray]:
-        """What cold weights cost an operator: more where nothing is computed meanwhile."""
-        few = self._stream is not None and few_positions(operator, sizes_at(operator, self.sizes))
-        return (self._stream if few else self._cold) or np.zeros_like
-
-    def _bytes(self, widths: Mapping[int, int]) -> float:
-        """The bytes of the model's weights."""
-        return float(sum(
-            weight_bytes(operator.kind, sizes_at(operator, widths), operator.static) for operator in self.operators
-        ))
-
-    def _run_cost(self) -> float:
-        """Milliseconds of a run in which nothing is computed; 0 where the profile does not know."""
-        one, node = self.profile.samples.get(("run", (RUNS[0],))), self._node_cost()
-        return 0.0 if one is None or node is None else max(0.0, one.us / 1e3 - node)
-
-    def _node_cost(self) -> float | None:
-        """Milliseconds of an operator on almost no data; nothing where the profile does not know."""
-        one, nine = (self.profile.samples.get(("run", (count,))) for count in RUNS)
-        return None if one is None or nine is None else max(0.0, nine.us - one.us) / (RUNS[1] - RUNS[0]) / 1e3
-
-    def _cold_curve(self, kind: str) -> Callable[[Any], np.ndarray] | None:
-        """Milliseconds a byte of weights, by how many bytes are read from one use of a weight to the next; nothing
-        where the profile does not know."""
-        known = [(count, self.profile.samples.get((kind, (count,)))) for count in COLD[0]]
-        run = self._run_cost() * 1e3 if kind == "stream" else 0.0
-        found = [
-            (count, (sample.us - run) / count if kind == "stream" else sample.us)
-            for count, sample in known if sample is not None
-        ]
-        if len(found) < 2:
-            return None
-        xs = np.array([count * COLD_WEIGHT for count, _ in found], dtype=np.float64)
-        ys = np.maximum.accumulate(np.array([us - found[0][1] for _, us in found])) / 1e3 / COLD_WEIGHT
-        return lambda size: np.interp(size, xs, ys)
+        parts = self._parts(self.sizes, lambda operator, fast: self._by_sizes(operator, fast, total))
+        alone = [Factor(_RUN, (), lambda: np.asarray(self.run))] if self.run else []
+        return (*alone, *(_factor(*part) for part in parts))
 
     def steps(self, leaf: int) -> tuple[int, ...]:
         """The fast widths of a leaf, ascending: those that fill whole blocks wherever it is read, and the full one."""
-        return fast_widths(leaf, self.sizes[leaf], self.operators, self.paths)
+        return fast_widths(leaf, self.sizes[leaf], self.network.operators, self._paths)
 
     def finest(self, leaf: int) -> tuple[int, ...]:
         """All fast widths of a leaf, also of a wide one."""
-        return fast_widths(leaf, self.sizes[leaf], self.operators, self.paths, most=self.sizes[leaf])
-
-    def _factor(self, label: str, dims: Sequence[Terms], time: Time) -> Factor:
-        leaves = leaves_of(dims)
-
-        def function(*widths: np.ndarray) -> np.ndarray:
-            known = dict(zip(leaves, widths, strict=True))
-            return time([evaluate(terms, known) for terms in dims])
-
-        return Factor(label, leaves, function)
-
-    def _time(self, operator: Operator) -> _Times | None:
-        if operator.kind == "view":
-            return None
-        if operator.kind in CURVE_OF:
-            return _Times(self._curve(CURVE_OF[operator.kind]))
-        full = sizes_at(operator, self.sizes)
-        places = variable(operator)
-        samples = {dims: self._sample(operator, dims) for dims in corners(operator, full, odd=False)}
-        known = {dims: sample.us / 1e3 for dims, sample in samples.items()}
-        if operator.kind not in DECIDED:
-            return _Times(through(known, places, least=self._node_cost()).at)
-        # the last corner is the widest: a narrow one may not fill a block
-        *_, widest = samples.values()
-        if not widest.blocked:
-            return _Times(through(known, places).at, blocked=False)
-        fast = self._with_few(operator, full, through(known, places, max(1, self.profile.block)).at)
-        slow = None
-        if places:
-            odd = {dims: self._sample(operator, dims).us / 1e3 for dims in corners(operator, full, odd=True)}
-            slow = through(odd, places).at
-        return _Times(fast, slow, ends=widest.ends_blocked)
-
-    def _with_few(self, operator: Operator, full: tuple[int, ...], time: Time) -> Time:
-        """The time with the path for few channels in, where the device has one."""
-        most = self.profile.rules.get("direct", 0)
-        found = {dims: self._sample(operator, dims) for dims in direct(operator, full)}
-        few = {dims: s.us / 1e3 for dims, s in found.items() if dims[0] <= most and s.blocked}
-        if len({dims[0] for dims in few}) < 2:
-            return time
-        block = max(1, self.profile.block)
-        lines = [
-            (float(channels), through({d: ms for d, ms in few.items() if d[0] == channels}, (1,), block))
-            for channels in sorted({dims[0] for dims in few})
-        ]
-
-        def narrow(dims: Sequence[Any]) -> np.ndarray:
-            (a, first), (b, last) = lines[0], lines[-1]
-            share = (np.asarray(dims[0], dtype=np.float64) - a) / (b - a)
-            return np.maximum((1 - share) * first.at(dims) + share * last.at(dims), first.values.min() / 4)
-
-        return lambda dims: np.where(np.asarray(dims[0]) <= most, narrow(dims), time(dims))
-
-    def _sample(self, operator: Operator, dims: tuple[int, ...]) -> Any:
-        try:
-            return self.profile.samples[operator.key, dims]
-        except KeyError as error:
-            raise ProfileError(
-                f"the profile holds nothing about {operator.label} ({operator.kind} of sizes {dims}): it was taken for "
-                "other models; take one of this model with surgeon.profile, or merge it into this one"
-            ) from error
-
-    def _curve(self, kind: str) -> Time:
-        samples = [self.profile.samples.get((kind, (elements,))) for elements in CURVES[kind]]
-        if any(sample is None for sample in samples):
-            raise ProfileError(f"the profile holds nothing about {kind}; take one of this model with surgeon.profile")
-        xs = np.array(CURVES[kind], dtype=np.float64)
-        ys = np.array([sample.us / 1e3 for sample in samples if sample is not None])
-        return lambda dims: _line(np.asarray(dims[0], dtype=np.float64), xs, ys)
-
-    def _reorder(self, elements: Any) -> Any:
-        """Milliseconds to bring a tensor into blocks, or out of them."""
-        xs, ys = self._reordering
-        return self.scale * _line(np.asarray(elements, dtype=np.float64), xs, ys) + self.each
+        return fast_widths(leaf, self.sizes[leaf], self.network.operators, self._paths, most=self.sizes[leaf])
 
     @cached_property
-    def _reordering(self) -> tuple[np.ndarray, np.ndarray]:
-        xs, ys = [], []
-        for _, elements in REORDERS:
-            pair = [self.profile.samples.get((which, (elements,))) for which in ("reordered", "plain")]
-            if pair[0] is not None and pair[1] is not None:
-                xs.append(float(elements))
-                ys.append(max(0.0, pair[0].us - pair[1].us) / 2e3)
-        return (np.array(xs), np.array(ys)) if xs else (np.array([0.0, 1.0]), np.zeros(2))
+    def _paths(self) -> Paths:
+        return Paths(self.timings.profile)
+
+    @cached_property
+    def _ends(self) -> dict[Operator, bool]:
+        return {operator: time.ends for operator, time in self.times.items() if time.blocked}
+
+    def _parts(
+        self, widths: Mapping[int, int], time: Callable[[Operator, bool], Time]
+    ) -> Iterator[tuple[str, Sequence[Terms], Time]]:
+        """The steps at these widths and their reorders: names, sizes, and milliseconds at sizes."""
+        for step in self.network.steps(widths, self._paths, self._ends):
+            for reorder in step.reorders:
+                yield reorder.label, reorder.shape, self._reorder
+            if step.operator is not None and step.operator in self.times:
+                yield step.operator.label, step.operator.dims, time(step.operator, step.fast)
+
+    def _by_sizes(self, operator: Operator, fast: bool, total: float) -> Time:
+        """An operator's milliseconds by its sizes alone."""
+        if operator.kind not in DECIDED or self.times[operator].slow is None:
+            return self._on(operator, fast, total)
+        either = [self._on(operator, which, total) for which in (True, False)]
+        return lambda dims: np.where(self._paths.fits(operator, dims), *(time(dims) for time in either))
+
+    def _on(self, operator: Operator, fast: bool, total: float) -> Time:
+        """An operator's milliseconds in one of the layouts, within `total` bytes of weights."""
+        time = self.times[operator].on(fast)
+        return lambda dims: self.scale * (time(dims) + self.timings.cold(operator, dims, total)) + self.each
+
+    def _reorder(self, dims: Sequence[Any]) -> np.ndarray:
+        return self.scale * self.timings.reorder(math.prod(dims)) + self.each
+
+    def _bytes(self, widths: Mapping[int, int]) -> float:
+        """The bytes of the model's weights."""
+        return float(sum(weight_bytes(o.kind, sizes_at(o, widths), o.static) for o in self.network.operators))
 
 
-def _line(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    """Linear between the points, and on from the last two."""
-    slope = (ys[-1] - ys[-2]) / (xs[-1] - xs[-2])
-    return np.where(x > xs[-1], ys[-1] + slope * (x - xs[-1]), np.interp(x, xs, ys))
+def _factor(label: str, dims: Sequence[Terms], time: Time) -> Factor:
+    leaves = leaves_of(dims)
+
+    def function(*widths: np.ndarray) -> np.ndarray:
+        known = dict(zip(leaves, widths, strict=True))
+        return time([evaluate(terms, known) for terms in dims])
+
+    return Factor(label, leaves, function)

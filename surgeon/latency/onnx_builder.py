@@ -19,7 +19,6 @@ class Builder:
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
         self.inputs: dict[str, tuple[int, ...]] = {}
-        self._outputs: list[str] = []
         self._count = 0
 
     def input(self, shape: Iterable[int]) -> str:
@@ -48,14 +47,10 @@ class Builder:
         self._nodes.append(helper.make_node(operator, list(inputs), [name], **attributes))
         return name
 
-    def output(self, name: str) -> None:
-        """Let the graph hand out this value."""
-        self._outputs.append(name)
-
-    def bytes(self) -> bytes:
-        """The serialised model."""
+    def finish(self, *outputs: str) -> bytes:
+        """The serialized model, which gives these values."""
         given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self.inputs.items()]
-        made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._outputs]
+        made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
         graph = helper.make_graph(self._nodes, "operator", given, made, self._initializers)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
         return bytes(model.SerializeToString())

@@ -12,17 +12,25 @@ from surgeon.latency.pointwise_ops import POINTWISE
 
 Sizes = Sequence[int]
 Static = Mapping[str, Any]
-#: Kinds that may run on channels stored in blocks.
+#: Kinds with weights that may run in the NCHWc layout.
 BLOCKS = {"conv", "depthwise", "grouped"}
 #: Channels of what a feeder reads: a multiple of any CPU's vector width.
 FED = 64
-#: Adds one copy of an operator to the graph: its inputs, made once, in; the value and its shape out.
-Body = Callable[[list[str]], tuple[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How copies of an operator are made: the shapes of the inputs, which are made once, what adds a copy to the graph
+    that reads them and gives its value, and the value's shape."""
+
+    inputs: Sequence[Sizes]
+    add: Callable[..., str]
+    out: Sizes
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """A serialised graph, its inputs' shapes, and how many bytes of weights one copy reads."""
+    """A serialized graph, its inputs' shapes, and how many bytes of weights one copy reads."""
 
     model: bytes
     inputs: dict[str, tuple[int, ...]]
@@ -37,16 +45,17 @@ def tiny(kind: str, static: Static, dims: Sizes, copies: int = 1) -> Tiny:
     {'x1': (1, 16, 8, 8)}
     """
     b = Builder()
-    shapes, body = KINDS[kind](b, static, [int(size) for size in dims])
-    inputs = [b.input(shape) for shape in shapes]
+    recipe, chain = KINDS[kind](b, static, [int(size) for size in dims]), static.get("chain", ())
+    inputs = [b.input(shape) for shape in recipe.inputs]
     extra: list[str] = []
+    outputs = []
     for index in range(copies):
-        value, out = body(inputs)
+        value = recipe.add(*inputs)
         if not index:
             feed = _feeder if kind in BLOCKS else Builder.input
-            extra = [feed(b, shape) for shape in operand_shapes(static.get("chain", ()), out)]
-        b.output(apply(b, static.get("chain", ()), value, out, extra))
-    return Tiny(b.bytes(), b.inputs)
+            extra = [feed(b, shape) for shape in operand_shapes(chain, recipe.out)]
+        outputs.append(apply(b, chain, value, recipe.out, extra))
+    return Tiny(b.finish(*outputs), b.inputs)
 
 
 def _feeder(b: Builder, shape: Sizes) -> str:
@@ -99,7 +108,7 @@ def convolved(static: Static) -> list[int]:
 
 
 def operand_shapes(chain: Sequence[Any], out: Sizes) -> list[tuple[int, ...]]:
-    """The shapes of the tensors that the elementwise operators read besides, in their order."""
+    """The shapes of the tensors that the elementwise operators read as well, in their order."""
     return [masked(operand[2:], out) for _, _, operands in chain for operand in operands if operand.startswith("x:")]
 
 
@@ -113,7 +122,7 @@ def masked(mask: str, out: Sizes) -> tuple[int, ...]:
 
 
 def apply(b: Builder, chain: Sequence[Any], value: str, out: Sizes, extra: list[str]) -> str:
-    """Add the elementwise operators of a chain behind `value`, of shape `out`; `extra` are what they read besides."""
+    """Add the elementwise operators of a chain behind `value`, of shape `out`; `extra` are what else they read."""
     extra = list(extra)
     for name, settings, operands in chain:
         others = []
@@ -129,165 +138,149 @@ def apply(b: Builder, chain: Sequence[Any], value: str, out: Sizes, extra: list[
     return value
 
 
-def _conv(b: Builder, static: Static, weight: Sizes, channels: int, groups: int) -> tuple[list[Any], Body]:
-    shape = [static["batch"], channels, *static["spatial"]]
-    out = (static["batch"], weight[0], *convolved(static))
-
-    def body(inputs: list[str]) -> tuple[str, tuple[int, ...]]:
-        weights = [b.weight([*weight, *static["kernel"]])]
-        if static["bias"]:
-            weights.append(b.weight([weight[0]]))
-        value = b.node(
-            "Conv", [inputs[0], *weights], kernel_shape=static["kernel"], strides=static["stride"],
+def _conv(b: Builder, static: Static, weight: Sizes, channels: int, groups: int) -> Recipe:
+    def add(x: str) -> str:
+        weights = [b.weight([*weight, *static["kernel"]]), *([b.weight([weight[0]])] if static["bias"] else [])]
+        return b.node(
+            "Conv", [x, *weights], kernel_shape=static["kernel"], strides=static["stride"],
             pads=static["pads"], dilations=static["dilation"], group=groups,
         )
-        return value, out
 
-    return [shape], body
+    shape = [static["batch"], channels, *static["spatial"]]
+    return Recipe([shape], add, (static["batch"], weight[0], *convolved(static)))
 
 
-def _dense(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
+def _dense(b: Builder, static: Static, dims: Sizes) -> Recipe:
     return _conv(b, static, (dims[1], dims[0]), dims[0], 1)
 
 
-def _depthwise(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
+def _depthwise(b: Builder, static: Static, dims: Sizes) -> Recipe:
     return _conv(b, static, (dims[0] * static["multiplier"], 1), dims[0], dims[0])
 
 
-def _grouped(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
+def _grouped(b: Builder, static: Static, dims: Sizes) -> Recipe:
     """dims: channels in, channels out, channels in of one group; sizes that do not fit have their work all the same."""
     groups = max(1, min(dims[0] // dims[2], dims[1]))
     return _conv(b, static, (dims[1] // groups * groups, dims[2]), groups * dims[2], groups)
 
 
-def _conv_transpose(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
-    shape = [static["batch"], dims[0], *static["spatial"]]
+def _conv_transpose(b: Builder, static: Static, dims: Sizes) -> Recipe:
     rank = len(static["kernel"])
-    out = (
-        static["batch"], dims[1],
-        *((n - 1) * s - p - q + d * (k - 1) + 1 + o for n, s, p, q, d, k, o in zip(
+    out = [
+        (n - 1) * s - p - q + d * (k - 1) + 1 + o
+        for n, s, p, q, d, k, o in zip(
             static["spatial"], static["stride"], static["pads"][:rank], static["pads"][rank:], static["dilation"],
             static["kernel"], static["output_padding"], strict=True,
-        )),
-    )
+        )
+    ]
 
-    def body(inputs: list[str]) -> tuple[str, tuple[int, ...]]:
-        value = b.node(
-            "ConvTranspose", [inputs[0], b.weight([*dims, *static["kernel"]])], kernel_shape=static["kernel"],
+    def add(x: str) -> str:
+        return b.node(
+            "ConvTranspose", [x, b.weight([*dims, *static["kernel"]])], kernel_shape=static["kernel"],
             strides=static["stride"], pads=static["pads"], dilations=static["dilation"],
             output_padding=static["output_padding"],
         )
-        return value, out
 
-    return [shape], body
+    return Recipe([[static["batch"], dims[0], *static["spatial"]]], add, (static["batch"], dims[1], *out))
 
 
-def _linear(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
+def _linear(b: Builder, static: Static, dims: Sizes) -> Recipe:
     rows, inner, outer = dims
-    flat = static["rank"] == 2
 
-    def body(inputs: list[str]) -> tuple[str, tuple[int, ...]]:
-        if flat:
-            weights = [b.weight([outer, inner]), *([b.weight([outer])] if static["bias"] else [])]
-            return b.node("Gemm", [inputs[0], *weights], transB=1), (rows, outer)
-        value = b.node("MatMul", [inputs[0], b.weight([inner, outer])])
-        if static["bias"]:
-            value = b.node("Add", [value, b.weight([outer])])
-        return value, (1, rows, outer)
+    def gemm(x: str) -> str:
+        bias = [b.weight([outer])] if static["bias"] else []
+        return b.node("Gemm", [x, b.weight([outer, inner]), *bias], transB=1)
 
-    return [[rows, inner] if flat else [1, rows, inner]], body
+    def matmul(x: str) -> str:
+        value = b.node("MatMul", [x, b.weight([inner, outer])])
+        return b.node("Add", [value, b.weight([outer])]) if static["bias"] else value
+
+    if static["rank"] == 2:
+        return Recipe([[rows, inner]], gemm, (rows, outer))
+    return Recipe([[1, rows, inner]], matmul, (1, rows, outer))
 
 
-def _matmul(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
+def _matmul(b: Builder, static: Static, dims: Sizes) -> Recipe:
     batch, rows, inner, outer = dims
-    shapes = [[batch, rows, inner]] + ([] if static["weight"] else [[batch, inner, outer]])
-
-    def body(inputs: list[str]) -> tuple[str, tuple[int, ...]]:
-        other = b.weight([batch, inner, outer]) if static["weight"] else inputs[1]
-        return b.node("MatMul", [inputs[0], other]), (batch, rows, outer)
-
-    return shapes, body
+    left, right = [batch, rows, inner], [batch, inner, outer]
+    if static["weight"]:
+        return Recipe([left], lambda x: b.node("MatMul", [x, b.weight(right)]), (batch, rows, outer))
+    return Recipe([left, right], lambda x, y: b.node("MatMul", [x, y]), (batch, rows, outer))
 
 
-def _attention(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
+def _attention(b: Builder, static: Static, dims: Sizes) -> Recipe:
     """dims: heads of the whole batch, queries, keys, head size, size of the values."""
     heads, queries, keys, inner, outer = dims
+
+    def add(query: str, key: str, value: str, *mask: str) -> str:
+        scaled = b.node("Mul", [query, b.constant(inner**-0.5)])
+        scores = b.node("MatMul", [scaled, b.node("Transpose", [key], perm=[0, 1, 3, 2])])
+        if mask:
+            scores = b.node("Add", [scores, *mask])
+        return b.node("MatMul", [b.node("Softmax", [scores], axis=-1), value])
+
     shapes = [[1, heads, queries, inner], [1, heads, keys, inner], [1, heads, keys, outer]]
-    if static["mask"]:
-        shapes.append([1, 1, queries, keys])
-
-    def body(inputs: list[str]) -> tuple[str, tuple[int, ...]]:
-        scaled = b.node("Mul", [inputs[0], b.constant(inner**-0.5)])
-        scores = b.node("MatMul", [scaled, b.node("Transpose", [inputs[1]], perm=[0, 1, 3, 2])])
-        if static["mask"]:
-            scores = b.node("Add", [scores, inputs[3]])
-        return b.node("MatMul", [b.node("Softmax", [scores], axis=-1), inputs[2]]), (1, heads, queries, outer)
-
-    return shapes, body
+    masks = [[1, 1, queries, keys]] if static["mask"] else []
+    return Recipe([*shapes, *masks], add, (1, heads, queries, outer))
 
 
-def _layer_norm(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
-    rows, inner = dims
+def _layer_norm(b: Builder, static: Static, dims: Sizes) -> Recipe:
+    shape = (1, *dims)
 
-    def body(inputs: list[str]) -> tuple[str, tuple[int, ...]]:
-        weights = [b.weight([inner]), b.weight([inner])]
-        return b.node("LayerNormalization", [inputs[0], *weights], axis=-1), (1, rows, inner)
+    def add(x: str) -> str:
+        return b.node("LayerNormalization", [x, *(b.weight(dims[1:]) for _ in range(2))], axis=-1)
 
-    return [[1, rows, inner]], body
-
-
-def _same_shape(operator: str) -> Callable[[Builder, Static, Sizes], tuple[list[Any], Body]]:
-    def kind(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
-        def body(inputs: list[str]) -> tuple[str, tuple[int, ...]]:
-            return b.node(operator, [inputs[0]], **static["attributes"]), tuple(dims)
-
-        return [list(dims)], body
-
-    return kind
+    return Recipe([shape], add, shape)
 
 
-def _pool(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
-    shape = [static["batch"], dims[0], *static["spatial"]]
+def _softmax(b: Builder, static: Static, dims: Sizes) -> Recipe:
+    return Recipe([dims], lambda x: b.node("Softmax", [x], **static["attributes"]), dims)
+
+
+def _transpose(b: Builder, static: Static, dims: Sizes) -> Recipe:
+    return Recipe([dims], lambda x: b.node("Transpose", [x], **static["attributes"]), dims)
+
+
+def _pool(b: Builder, static: Static, dims: Sizes) -> Recipe:
     settings = {"kernel_shape": static["kernel"], "strides": static["stride"], "pads": static["pads"]}
     settings["ceil_mode"] = int(static["ceil"])
     if static["operator"] == "MaxPool":
         settings["dilations"] = static["dilation"]
-    out = (static["batch"], dims[0], *static["out"])
-    return [shape], lambda inputs: (b.node(static["operator"], [inputs[0]], **settings), out)
+    channels = (static["batch"], dims[0])
+    return Recipe(
+        [(*channels, *static["spatial"])], lambda x: b.node(static["operator"], [x], **settings),
+        (*channels, *static["out"]),
+    )
 
 
-def _reduce(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
+def _reduce(b: Builder, static: Static, dims: Sizes) -> Recipe:
     axes = [axis % len(dims) for axis in static["axes"]]
     out = tuple(1 if axis in axes else size for axis, size in enumerate(dims))
-    return [list(dims)], lambda inputs: (b.node(static["operator"], [inputs[0], b.integers(axes)], keepdims=1), out)
+    return Recipe([dims], lambda x: b.node(static["operator"], [x, b.integers(axes)], keepdims=1), out)
 
 
-def _pointwise(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
+def _pointwise(b: Builder, static: Static, dims: Sizes) -> Recipe:
     """Elementwise operators alone: the first reads a tensor of the mask `first`."""
-    return [masked(static["first"], dims)], lambda inputs: (inputs[0], tuple(dims))
+    return Recipe([masked(static["first"], dims)], lambda x: x, dims)
 
 
-def _batch_norm(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
-    def body(inputs: list[str]) -> tuple[str, tuple[int, ...]]:
-        return b.node("BatchNormalization", [inputs[0], *(b.weight([dims[1]]) for _ in range(4))]), tuple(dims)
-
-    return [list(dims)], body
+def _batch_norm(b: Builder, static: Static, dims: Sizes) -> Recipe:
+    return Recipe([dims], lambda x: b.node("BatchNormalization", [x, *(b.weight([dims[1]]) for _ in range(4))]), dims)
 
 
-def _copy(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
+def _copy(b: Builder, static: Static, dims: Sizes) -> Recipe:
     """Elements that are moved: dims holds their number."""
     half = max(1, dims[0] // 2)
-    return [[half], [half]], lambda inputs: (b.node("Concat", [*inputs], axis=0), (2 * half,))
+    return Recipe([[half], [half]], lambda *parts: b.node("Concat", parts, axis=0), (2 * half,))
 
 
-def _work(b: Builder, static: Static, dims: Sizes) -> tuple[list[Any], Body]:
+def _work(b: Builder, static: Static, dims: Sizes) -> Recipe:
     """Multiply-accumulate operations of no known kind: dims holds their thousands."""
     inner = max(1, round(dims[0] * 1000 / 64 / 64))
     return _matmul(b, {"weight": True}, (1, 64, inner, 64))
 
 
-#: By kind: the shapes of the inputs, and what adds one copy.
-KINDS: dict[str, Callable[[Builder, Static, Sizes], tuple[list[Any], Body]]] = {
+KINDS: dict[str, Callable[[Builder, Static, Sizes], Recipe]] = {
     "conv": _dense,
     "depthwise": _depthwise,
     "grouped": _grouped,
@@ -296,8 +289,8 @@ KINDS: dict[str, Callable[[Builder, Static, Sizes], tuple[list[Any], Body]]] = {
     "matmul": _matmul,
     "attention": _attention,
     "layer_norm": _layer_norm,
-    "softmax": _same_shape("Softmax"),
-    "transpose": _same_shape("Transpose"),
+    "softmax": _softmax,
+    "transpose": _transpose,
     "pool": _pool,
     "reduce": _reduce,
     "pointwise": _pointwise,

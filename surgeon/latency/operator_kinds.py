@@ -1,4 +1,4 @@
-"""What each ATen operator is to the clock: its kind, what is fixed about it, and its sizes."""
+"""What each ATen operator is in a run: its kind, what is fixed about it, and its sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from surgeon.latency.pointwise_ops import POINTWISE
 from surgeon.latency.symbolic_sizes import Sizes
 
 Arguments = Mapping[str, Any]
-#: Axes of a batch of images, the only tensors that may be stored in blocks of channels.
+#: Axes of a batch of images, the only tensors that may be in the NCHWc layout.
 IMAGE = 4
 
 
@@ -236,7 +236,7 @@ def _reduce(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
 
 @kind("cat")
 def _concat(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
-    """Images side by side may be in blocks: then the channels of each count."""
+    """A concatenation of images may be in the NCHWc layout: then the channels of each count."""
     parts = a["tensors"]
     if len(sizes.plain(node)) != IMAGE or int(a["dim"]) % IMAGE != 1:
         return UNKNOWN
@@ -246,7 +246,7 @@ def _concat(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
 
 @kind("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "reshape_as")
 def _view(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
-    """A tensor's shape is a note beside its values; but one in blocks is brought out of them first."""
+    """A change of shape moves nothing, but a tensor in the NCHWc layout is brought into the NCHW layout first."""
     return Described("view", {}, (), (a["self"],)) if len(sizes.plain(a["self"])) == IMAGE else None
 
 

@@ -30,7 +30,7 @@ class Operator:
     `kind` and `static` say what it is at whatever widths, `dims` its sizes as polynomials in the leaves' widths.
     `reads` are the tensors that come in, in the order of the inputs of its tiny graph, `writes` is the node whose value
     goes out, and `result` that value's sizes. An operator of the kind "view" takes no time: it only asks for its tensor
-    in the plain layout.
+    in the NCHW layout.
     """
 
     label: str

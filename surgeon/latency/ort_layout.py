@@ -1,4 +1,7 @@
-"""Which path onnxruntime takes through an operator: on channels in blocks or not, by the rules probed on the device."""
+"""In which layout onnxruntime runs an operator, NCHW or NCHWc (channels in blocks of the CPU's vector width).
+
+That follows from rules that were probed on the device.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from surgeon.latency.onnx_micrographs import BLOCKS
 from surgeon.latency.operator_kinds import IMAGE
 from surgeon.latency.operators import Operator
 
-#: Kinds that work elementwise and stand alone: whether they work on blocks is asked for each of them.
+#: Kinds that work elementwise and stand alone: whether they run in the NCHWc layout is asked for each of them.
 STANDING = ("pointwise", "batch_norm")
-#: Kinds whose sizes alone decide whether they work on blocks.
+#: Kinds whose sizes alone decide whether they run in the NCHWc layout.
 DECIDED = (*BLOCKS, "pool")
 # The sizes of products of matrices that fill vectors: the contracted one, and the columns of the result.
 _VECTORS = {"linear": (1, 2), "matmul": (2, 3), "attention": (3, 4)}
@@ -23,7 +26,7 @@ _VECTORS = {"linear": (1, 2), "matmul": (2, 3), "attention": (3, 4)}
 
 @dataclass(frozen=True)
 class Path:
-    """Whether an operator runs on blocks, in which layout it reads each tensor, and in which it writes its result."""
+    """Whether an operator runs in the NCHWc layout, reads each tensor in it, and writes its result in it."""
 
     fast: bool
     reads: tuple[bool, ...]
@@ -38,7 +41,7 @@ class Paths:
         self.rules = profile.rules
 
     def of(self, operator: Operator, dims: Sequence[int], layouts: Sequence[bool]) -> Path:
-        """The path at these sizes, given which of the tensors that it reads come in blocks."""
+        """The path at these sizes, given which of the tensors that it reads are in the NCHWc layout."""
         count = len(operator.reads)
         if operator.kind in DECIDED:
             fast = bool(self.fits(operator, dims))
@@ -52,7 +55,7 @@ class Paths:
         return Path(fast, (fast,) * count, fast)
 
     def fits(self, operator: Operator, dims: Sequence[Any]) -> Any:
-        """Whether an operator that its sizes decide about works on blocks at these; they may be arrays."""
+        """Whether an operator that its sizes decide about runs in the NCHWc layout at these; they may be arrays."""
         if not self.block or len(operator.static["kernel"]) != IMAGE - 2:
             return np.zeros(np.broadcast_shapes(*map(np.shape, dims)), dtype=bool)
         match operator.kind:
@@ -67,7 +70,7 @@ class Paths:
     def grain(self, operator: Operator, place: int, size: int) -> int:
         """Of which number the operator's size in `place`, `size` at full width, should be a multiple.
 
-        It is what fills whole blocks, or, where there are few channels, what the path on blocks asks for.
+        It is what fills whole blocks, or, where there are few channels, what the NCHWc layout asks for.
         """
         match operator.kind:
             case "conv":
@@ -92,5 +95,5 @@ class Paths:
 
 
 def passes(operator: Operator) -> str:
-    """The name of the rule that says whether an operator works elementwise on blocks."""
+    """The name of the rule that says whether an operator works elementwise in the NCHWc layout."""
     return f"passes {operator.key}"

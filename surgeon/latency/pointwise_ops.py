@@ -15,44 +15,16 @@ def _plain(operator: str, **attributes: Any) -> Writer:
     return lambda b, x, others, settings: b.node(operator, [x, *others], **attributes)
 
 
-def _silu(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
-    return b.node("Mul", [x, b.node("Sigmoid", [x])])
-
-
 def _clip(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
     low, high = settings.get("min", settings.get("min_val")), settings.get("max", settings.get("max_val"))
     bounds = ["" if bound is None else b.constant(float(bound)) for bound in (low, high)]
     return b.node("Clip", [x, *bounds])
 
 
-def _relu6(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
-    return b.node("Clip", [x, b.constant(0.0), b.constant(6.0)])
-
-
-def _gelu(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
-    return b.node("Gelu", [x], approximate=str(settings.get("approximate", "none")))
-
-
-def _leaky(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
-    return b.node("LeakyRelu", [x], alpha=float(settings.get("negative_slope", 0.01)))
-
-
-def _power(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
-    return b.node("Pow", [x, *(others or [b.constant(2.0)])])
-
-
-def _square(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
-    return b.node("Mul", [x, x])
-
-
-def _rsqrt(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) -> str:
-    return b.node("Reciprocal", [b.node("Sqrt", [x])])
-
-
 #: By the names of the ATen operators.
 POINTWISE: dict[str, Writer] = {
     "relu": _plain("Relu"),
-    "relu6": _relu6,
+    "relu6": lambda b, x, others, settings: _clip(b, x, others, {"min": 0, "max": 6}),
     "hardtanh": _clip,
     "clamp": _clip,
     "clamp_min": _clip,
@@ -60,10 +32,12 @@ POINTWISE: dict[str, Writer] = {
     "sigmoid": _plain("Sigmoid"),
     "hardsigmoid": _plain("HardSigmoid", alpha=1 / 6, beta=0.5),
     "hardswish": _plain("HardSwish"),
-    "silu": _silu,
-    "gelu": _gelu,
+    "silu": lambda b, x, others, settings: b.node("Mul", [x, b.node("Sigmoid", [x])]),
+    "gelu": lambda b, x, others, settings: b.node("Gelu", [x], approximate=str(settings.get("approximate", "none"))),
     "tanh": _plain("Tanh"),
-    "leaky_relu": _leaky,
+    "leaky_relu": lambda b, x, others, settings: b.node(
+        "LeakyRelu", [x], alpha=float(settings.get("negative_slope", 0.01))
+    ),
     "elu": _plain("Elu"),
     "celu": _plain("Celu"),
     "selu": _plain("Selu"),
@@ -74,12 +48,12 @@ POINTWISE: dict[str, Writer] = {
     "log": _plain("Log"),
     "erf": _plain("Erf"),
     "sqrt": _plain("Sqrt"),
-    "rsqrt": _rsqrt,
-    "square": _square,
+    "rsqrt": lambda b, x, others, settings: b.node("Reciprocal", [b.node("Sqrt", [x])]),
+    "square": lambda b, x, others, settings: b.node("Mul", [x, x]),
     "neg": _plain("Neg"),
     "abs": _plain("Abs"),
     "reciprocal": _plain("Reciprocal"),
-    "pow": _power,
+    "pow": lambda b, x, others, settings: b.node("Pow", [x, *(others or [b.constant(2.0)])]),
     "add": _plain("Add"),
     "sub": _plain("Sub"),
     "rsub": _plain("Sub"),

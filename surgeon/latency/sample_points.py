@@ -1,4 +1,4 @@
-"""Which tiny graphs are put on the clock for a model: each of its operators at a few corners of its sizes."""
+"""Which tiny graphs are timed for a model: each of its operators at a few corners of its sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from surgeon.device.layout_probes import Probe
 from surgeon.device.microbenchmark import COLD_FLUSH, Point, whole_point
 from surgeon.device.onnx_protobuf import elementwise
-from surgeon.ir.polynomial import Terms
+from surgeon.ir.polynomial import evaluate
 from surgeon.latency.onnx_builder import Builder
 from surgeon.latency.onnx_micrographs import BLOCKS, FED, apply, masked, operand_shapes, positions, tiny, weight_bytes
 from surgeon.latency.operator_kinds import IMAGE
@@ -21,14 +21,14 @@ Dims = tuple[int, ...]
 
 #: What a model's inputs are read after: they were written elsewhere.
 INPUT_FLUSH = 8 << 20
-#: Channels in of a convolution that reads the plain layout and writes blocks, where a device has that path.
+#: Channels in of a convolution that reads the NCHW layout and writes NCHWc, where a device has that path.
 FEW_CHANNELS = (3, 7, 13)
 _MAY_GET_FEW = 128
 # More channels than any such path takes, and odd.
 _NOT_FEW = 17
-# As many channels as the widest blocks hold, and what channels should be a multiple of to be stored in any.
+# Channels of the widest blocks of any CPU, and what channels should be a multiple of for blocks of any.
 _BLOCK, _ROUND = 16, 8
-# An operator of fewer multiply-accumulate operations is too short for the clock, alone.
+# An operator of fewer multiply-accumulate operations is too short to be timed alone.
 _SHORT = 400_000
 _MOST_COPIES = 16
 #: How many convolutions, each with weights of its own, stand one after the other to find out what cold weights cost;
@@ -44,19 +44,8 @@ RUNS = (1, 9)
 # What is a curve over the number of elements, or of operations, the same for all models; and the kinds on each.
 CURVES = {"copy": (4_000, 40_000, 400_000), "work": (1_000, 100_000)}
 CURVE_OF = {"copy": "copy", "concat": "copy", "work": "work"}
-# Tensors that are brought out of blocks and into them again: their elements, by their spatial sizes.
+# Tensors that are brought out of the NCHWc layout and into it again: their elements, by their spatial sizes.
 REORDERS = tuple((size, FED * size * size) for size in (4, 14, 28, 56, 112))
-
-
-def evaluate(terms: Terms, widths: Mapping[int, Any]) -> Any:
-    """A polynomial at widths that may be arrays."""
-    total: Any = 0.0
-    for leaves, factor in terms.items():
-        part: Any = factor
-        for leaf in leaves:
-            part = part * widths[leaf]
-        total = total + part
-    return total
 
 
 def sizes_at(operator: Operator, widths: Mapping[int, int]) -> Dims:
@@ -72,7 +61,7 @@ def variable(operator: Operator) -> tuple[int, ...]:
 def corners(operator: Operator, full: Dims, odd: bool) -> Iterator[Dims]:
     """The sizes at which the operator is measured: each variable size low and high, all of them high the last.
 
-    With `odd` they are multiples of nothing that a fast layout could ask for; without it, what could be in blocks is.
+    With `odd` they are multiples of nothing that a fast layout could ask for, without it of what NCHWc asks for.
     """
     places = variable(operator)
     choices = []
@@ -139,10 +128,12 @@ def points(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Point
     streams = any(few_positions(operator, sizes_at(operator, full)) for operator in operators)
     for count in COLD[0]:
         # One alone finds its weights in the caches; several find nothing there, as a model that is run now and then.
-        between = COLD_FLUSH if count > 1 else 0
-        found["cold", (count,)] = Point("cold", (count,), _after_another(count), copies=count, flush=between)
+        between, model = COLD_FLUSH if count > 1 else 0, _in_a_row(count, "Conv", (COLD[2],) * 2)
+        found["cold", (count,)] = Point("cold", (count,), model, copies=count, flush=between)
         if streams:
-            found["stream", (count,)] = whole_point("stream", (count,), _rows_through(count), count * COLD_WEIGHT)
+            # A single row reads each weight once, for one multiplication.
+            rows = _in_a_row(count, "Gemm", transB=1)
+            found["stream", (count,)] = whole_point("stream", (count,), rows, count * COLD_WEIGHT)
         if count * COLD_WEIGHT > total:
             break
     for count in RUNS:
@@ -163,7 +154,7 @@ def _work(kind: str, dims: Dims, static: Mapping[str, Any]) -> int:
 
 
 def point(kind: str, key: str, static: Mapping[str, Any], dims: Dims, flush: int = INPUT_FLUSH) -> Point:
-    """The graph of an operator, in as many copies as the clock needs; what reads the inputs comes after a `flush`."""
+    """The graph of an operator, in as many copies as timing needs; what reads the inputs comes after a `flush`."""
     work = _work(kind, dims, static)
     copies = min(_MOST_COPIES, math.ceil(_SHORT / work)) if work else 1
     made = tiny(kind, static, dims, copies)
@@ -172,31 +163,19 @@ def point(kind: str, key: str, static: Mapping[str, Any], dims: Dims, flush: int
     return Point(key, dims, made.model, made.inputs, copies)
 
 
-def _after_another(count: int) -> bytes:
-    """Convolutions that push one another's weights out of the caches."""
-    _, channels, size = COLD
-    b = Builder()
-    value = b.input((1, channels, size, size))
+def _in_a_row(count: int, operator: str, spatial: Dims = (), **attributes: Any) -> bytes:
+    """Operators with square weights, which push one another's weights out of the caches."""
+    b, channels = Builder(), COLD[1]
+    value = b.input((1, channels, *spatial))
     for _ in range(count):
-        value = b.node("Conv", [value, b.weight([channels, channels, 1, 1])])
-    b.output(value)
-    return b.bytes()
-
-
-def _rows_through(count: int) -> bytes:
-    """Linear layers one after the other that see a single row: each weight is read once, for one multiplication."""
-    b = Builder()
-    value = b.input((1, COLD[1]))
-    for _ in range(count):
-        value = b.node("Gemm", [value, b.weight([COLD[1], COLD[1]])], transB=1)
-    b.output(value)
-    return b.bytes()
+        value = b.node(operator, [value, b.weight([channels, channels, *(1 for _ in spatial)])], **attributes)
+    return b.finish(value)
 
 
 def _neg(size: int, between: bool) -> bytes:
-    """An operator that knows no blocks; `between` two that work on them, or beside them.
+    """An operator that knows the NCHW layout alone, `between` two that run in the NCHWc layout, or apart from them.
 
-    The difference is what it takes to bring a tensor out of blocks and into them again.
+    The difference is what it takes to bring a tensor out of the NCHWc layout and into it again.
     """
     b = Builder()
     shape = (1, FED, size, size)
@@ -205,12 +184,8 @@ def _neg(size: int, between: bool) -> bytes:
         return b.node("Conv", [value, b.weight([FED, 1, 1, 1])], group=FED)
 
     if between:
-        b.output(convolved(b.node("Neg", [convolved(b.input(shape))])))
-    else:
-        x = b.input(shape)
-        b.output(convolved(convolved(x)))
-        b.output(b.node("Neg", [b.input(shape)]))
-    return b.bytes()
+        return b.finish(convolved(b.node("Neg", [convolved(b.input(shape))])))
+    return b.finish(convolved(convolved(b.input(shape))), b.node("Neg", [b.input(shape)]))
 
 
 def probes() -> list[Probe]:
@@ -233,14 +208,12 @@ def _convolution(channels: int, out: int, groups: int) -> bytes:
     b = Builder()
     x = b.input((1, channels, 4, 4))
     weight = b.weight([out, channels // groups, 3, 3])
-    b.output(b.node("Conv", [x, weight], group=groups, kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
-    return b.bytes()
+    return b.finish(b.node("Conv", [x, weight], group=groups, kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
 
 
 def _pool(channels: int) -> bytes:
     b = Builder()
-    b.output(b.node("MaxPool", [b.input((1, channels, 4, 4))], kernel_shape=[2, 2], strides=[2, 2]))
-    return b.bytes()
+    return b.finish(b.node("MaxPool", [b.input((1, channels, 4, 4))], kernel_shape=[2, 2], strides=[2, 2]))
 
 
 def _concat(channels: int) -> bytes:
@@ -248,12 +221,11 @@ def _concat(channels: int) -> bytes:
     b = Builder()
     x = b.input((1, FED, 4, 4))
     parts = [b.node("Conv", [x, b.weight([channels, FED, 1, 1])]) for _ in range(2)]
-    b.output(b.node("Conv", [b.node("Concat", parts, axis=1), b.weight([FED, 2 * channels, 1, 1])]))
-    return b.bytes()
+    return b.finish(b.node("Conv", [b.node("Concat", parts, axis=1), b.weight([FED, 2 * channels, 1, 1])]))
 
 
 def passing(operator: Operator, full: Dims) -> Probe:
-    """Whether an elementwise operator that stands alone works on blocks between two convolutions.
+    """Whether an elementwise operator that stands alone runs in the NCHWc layout between two convolutions.
 
     `full` are its sizes at full width, (batch, channels, height, width).
     """
@@ -274,8 +246,8 @@ def passing(operator: Operator, full: Dims) -> Probe:
     chain = operator.static["chain"]
     extra = [convolved(sizes) for sizes in operand_shapes(chain, shape)]
     value = apply(b, chain, value, shape, extra)
-    b.output(b.node("Conv", [value, b.weight([FED, FED, *(1 for _ in shape[2:])])]))
-    return Probe(passes(operator), {FED: b.bytes()})
+    last = b.node("Conv", [value, b.weight([FED, FED, *(1 for _ in shape[2:])])])
+    return Probe(passes(operator), {FED: b.finish(last)})
 
 
 def questions(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Probe]:

@@ -1,4 +1,4 @@
-"""The widths of a group that are worth a look: those that fill whole blocks wherever the group is read."""
+"""The widths of a group that are worth a look: those that fill whole NCHWc blocks wherever the group is read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fast_widths(
 def _inside(operator: Operator, leaf: int) -> Iterator[tuple[int, int]]:
     """The places of the sizes that depend on the leaf, and for how many channels a unit of it counts there.
 
-    A grouped convolution fills blocks within each of its groups: how many groups there are does not matter.
+    A grouped convolution fills blocks of channels within each of its groups: how many groups there are does not matter.
     """
     having = [any(leaf in leaves for leaves in terms) for terms in operator.dims]
     for place, terms in enumerate(operator.dims):

@@ -95,7 +95,7 @@ class Timing:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
-class Clock:
+class LatencyTarget:
     """A model's latency on a device: predicted at any widths and, where the device is this one, measured.
 
     `folder` is where the models are put that are measured.
@@ -117,7 +117,7 @@ class Clock:
                 given = self.profile
                 whole = None if "ms" in given.models.get(mark, {}) else self._base
                 self.profile = profile_groups(model, groups, threads=given.threads, known=given, base=whole)
-        self.latency = Latency(groups, self.profile, cost, mark)
+        self.latency = Latency.of(groups, self.profile, cost, mark)
         self.base = self.latency.ms({})
         known = "ms" in self.profile.models.get(mark, {})
         self.notes = () if known else ("the profile does not hold this model as a whole: milliseconds are estimates",)
@@ -291,7 +291,7 @@ def _settled(tries: Sequence[_Try]) -> _Try:
     raise Infeasible(
         f"a latency of {_text(tries[-1][1].requested)} was not met: of {len(tries)} choices of widths that were "
         f"measured, the nearest take {shown}, of {_text(tries[-1][1].base)}. Remedy: ask for one of those, let nothing "
-        "else run beside, or leave more to be pruned with ignore= and keep=."
+        "else run meanwhile, or relax ignore= or keep=."
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from surgeon.allocation.fast_widths import legalise
+from surgeon.allocation.fast_widths import round_up_to_fast_widths
 from surgeon.device.profile import Profile
 from surgeon.errors import InvalidArgument
 from surgeon.frontend.trace import normalise_inputs
@@ -47,8 +47,8 @@ def align(plan: Plan, profile: Profile, model: nn.Module, example_inputs: Any = 
         kind = type(profile).__name__
         raise InvalidArgument(f"profile is a {kind}, not a surgeon.Profile; surgeon.Profile.load reads a file")
     groups = _couple(plan, model, example_inputs)
-    latency = Latency(groups, profile, model=plan.fingerprint)
-    aligned = Plan.of(groups, legalise(groups, plan.keep(groups), latency), model=model)
+    latency = Latency.of(groups, profile, model=plan.fingerprint)
+    aligned = Plan.of(groups, round_up_to_fast_widths(groups, plan.keep(groups), latency), model=model)
     return replace(aligned, settings=plan.settings)  # the plan's basis, whichever the model at hand is in
 
 

@@ -23,7 +23,7 @@ from surgeon.frontend.parameters import public
 from surgeon.groups.analyze import analyse
 from surgeon.groups.coupling import Groups
 from surgeon.groups.weights import check_finite
-from surgeon.pipeline.latency_target import Clock, Device, Timing, check_device, check_request
+from surgeon.pipeline.latency_target import Device, LatencyTarget, Timing, check_device, check_request
 from surgeon.plans.basis import basis_of
 from surgeon.plans.plan import PLAN, Plan, attach, choose
 from surgeon.projection.project import rotated
@@ -273,9 +273,9 @@ def decide(
     timing, possible, unaligned = None, None, {}
     if timed:
         with temporary_folder() as folder:
-            clock = Clock(model, groups, cost, device, threads, folder)
+            target = LatencyTarget(model, groups, cost, device, threads, folder)
             curves = selection.damages if selection is not None else None
-            kept, timing = clock.decide(scores, latency_ms, ratio, keep, max_params, curves)
+            kept, timing = target.decide(scores, latency_ms, ratio, keep, max_params, curves)
         settings |= {
             "budget": "latency", "latency_ms": latency_ms, "device": timing.device, "threads": timing.threads,
             "max_params": max_params,

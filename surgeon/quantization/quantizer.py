@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import onnx
 
 from surgeon.errors import ExportError
+from surgeon.frontend.isolation import quietly
 from surgeon.quantization.calibration import Feeds
 from surgeon.quantization.space_to_depth import fold_stride
 
@@ -112,7 +112,7 @@ class Source:
             return self._made[recipe]
         target = self.folder / f"int8-{len(self._made)}.onnx"
         try:
-            with _quiet():
+            with quietly(), contextlib.redirect_stdout(io.StringIO()):  # it prints too
                 _quantise(self, recipe, target)
         # The quantiser raises whatever its parts do, ValueError, KeyError and RuntimeError among them.
         except Exception as error:
@@ -217,21 +217,3 @@ def _reader(calibration: Sequence[Feeds]) -> Any:
             return next(self.rest, None)
 
     return Reader()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantiser prints, and logs to the root logger, which gets a handler by that if it has none."""
-
-    def silent(record: logging.LogRecord) -> bool:
-        return "quantization" not in record.pathname
-
-    root, handler = logging.getLogger(), logging.NullHandler()
-    root.addHandler(handler)
-    root.addFilter(silent)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        root.removeFilter(silent)
-        root.removeHandler(handler)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.cost.target import percent
-from surgeon.device.explain import Culprit, Explanation, Fallen
+from surgeon.device.explain import BlockingWidth, Explanation, LostBlockedLayout
 from surgeon.device.layout import Convolution
 from surgeon.device.operator_times import shares
 from surgeon.errors import InvalidArgument, SurgeonError
@@ -232,10 +232,10 @@ def _verdict(measured: Mapping[str, Any]) -> str:
 
 def _explanation(found: Mapping[str, Any]) -> Explanation:
     fallen = tuple(
-        Fallen(
+        LostBlockedLayout(
             tuple(each["names"]),
             Convolution(**each["convolution"]),
-            tuple(Culprit(**culprit) for culprit in each["culprits"]),
+            tuple(BlockingWidth(**culprit) for culprit in each["culprits"]),
         )
         for each in found.get("fallen", ())
     )

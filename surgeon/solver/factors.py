@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from surgeon.ir.polynomial import Terms
+from surgeon.ir.polynomial import Terms, evaluate
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,4 @@ def polynomial_factors(terms: Terms, label: str = "") -> list[Factor]:
 
 
 def _monomials(leaves: tuple[int, ...], terms: Terms) -> Callable[..., np.ndarray]:
-    powers = [(factor, [monomial.count(leaf) for leaf in leaves]) for monomial, factor in terms.items()]
-
-    def function(*widths: np.ndarray) -> np.ndarray:
-        value = np.zeros(())
-        for factor, exponents in powers:
-            part: np.ndarray = np.array(factor)
-            for width, exponent in zip(widths, exponents, strict=True):
-                part = part * width**exponent
-            value = value + part
-        return value
-
-    return function
+    return lambda *widths: np.asarray(evaluate(terms, dict(zip(leaves, widths, strict=True))))

@@ -10,9 +10,9 @@ Research 11 (1963); Kelley, "The cutting-plane method for solving convex program
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import combinations
 
 import numpy as np
+from scipy.optimize import linprog
 
 from surgeon.errors import Infeasible
 from surgeon.solver.local_search import repair
@@ -64,21 +64,15 @@ def dual(problem: Problem, minimum: Minimum) -> tuple[list[np.ndarray], float]:
 
 
 def _master(cuts: Sequence[tuple[float, np.ndarray]], ceiling: np.ndarray) -> tuple[np.ndarray, float]:
-    """The multipliers, from 0 to `ceiling`, at which the least of the planes harm + multipliers · excess is highest.
-
-    With one multiplier or two the corners of what lies below all planes are few enough to look at each.
-    """
-    count = ceiling.size
-    sides = np.eye(count + 1)[:count]
-    rows = np.concatenate([np.array([[*-excess, 1.0] for _, excess in cuts]), -sides, sides])
-    ends = np.concatenate([[harm for harm, _ in cuts], np.zeros(count), ceiling])
-    chosen = np.array(list(combinations(range(len(rows)), count + 1)))
-    systems = rows[chosen]
-    regular = np.abs(np.linalg.det(systems)) > 1e-12
-    corners = np.linalg.solve(systems[regular], ends[chosen[regular]][..., None])[..., 0]
-    slack = 1e-9 * (1 + np.abs(ends))
-    corners = corners[(corners @ rows.T <= ends + slack).all(axis=1)]
-    best = corners[np.argmax(corners[:, -1])]
+    """The multipliers, from 0 to `ceiling`, at which the least of the planes harm + multipliers · excess is highest."""
+    harms, excesses = np.array([harm for harm, _ in cuts]), np.array([excess for _, excess in cuts])
+    scale = np.ptp(harms) or 1.0  # the tolerances of the linear program are absolute
+    found = linprog(
+        [*np.zeros(ceiling.size), -1.0],
+        A_ub=np.column_stack([-excesses, np.ones(len(cuts))]), b_ub=harms / scale,
+        bounds=[*((0.0, most) for most in ceiling / scale), (None, None)],
+    )
+    best = found.x * scale
     return np.clip(best[:-1], 0.0, ceiling), float(best[-1])
 
 

@@ -40,8 +40,7 @@ def repair(problem: Problem, point: np.ndarray) -> np.ndarray | None:
         over = np.maximum(cost - problem.limits, 0.0)
         best: tuple[float, int, int] | None = None
         for variable in range(len(point)):
-            along = problem.along(variable, point)
-            change = along - along[:, point[variable]][:, None]
+            change = problem.changes(variable, point)
             left = np.maximum(cost[:, None] + change - problem.limits[:, None], 0.0)
             freed = ((over[:, None] - left) / problem.limits[:, None]).sum(axis=0)
             harm = np.maximum(problem.damage[variable] - problem.damage[variable][point[variable]], 0.0)
@@ -66,8 +65,7 @@ def widen(problem: Problem, point: np.ndarray, slack: float = 1e-6) -> tuple[np.
     while changed:
         changed = False
         for variable in range(len(point)):
-            along = problem.along(variable, point)
-            change = along - along[:, point[variable]][:, None]
+            change = problem.changes(variable, point)
             cost = problem.cost(point)
             free = (change <= slack * np.abs(cost)[:, None]).all(axis=0)
             free &= np.array([problem.fits(cost + each) for each in change.T])
@@ -85,18 +83,13 @@ def _best_step(problem: Problem, point: np.ndarray, least: float) -> list[tuple[
     cost = problem.cost(point)
     reach = REACH[: max(1, MOVES // max(2 * len(point), 1))]
     offsets = np.array([*(-each for each in reversed(reach)), *reach])
-    variables, indices, harms, changes = (
-        [np.array([-1])],
-        [np.array([-1])],
-        [np.zeros(1)],
-        [np.zeros((len(cost), 1))],
-    )
+    variables, indices = [np.array([-1])], [np.array([-1])]
+    harms, changes = [np.zeros(1)], [np.zeros((len(cost), 1))]
     spans: dict[int, slice] = {}
     single: tuple[float, list[tuple[int, int]]] | None = None
     start = 1
     for variable in range(len(point)):
-        along = problem.along(variable, point)
-        change = along - along[:, point[variable]][:, None]
+        change = problem.changes(variable, point)
         harm = problem.damage[variable] - problem.damage[variable][point[variable]]
         allowed = (cost[:, None] + change <= problem.limits[:, None]).all(axis=0)
         at = int(np.argmin(np.where(allowed, harm, np.inf)))

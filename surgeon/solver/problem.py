@@ -119,6 +119,11 @@ class Problem:
             total[row] += self.values(part, {variable: every}, point)
         return total
 
+    def changes(self, variable: int, point: np.ndarray) -> np.ndarray:
+        """What moving a variable alone to each of its candidates adds to the costs, `(budgets, candidates)`."""
+        along = self.along(variable, point)
+        return along - along[:, point[variable]][:, None]
+
     def interaction(
         self, one: int, other: int, at: np.ndarray, other_at: np.ndarray, point: np.ndarray
     ) -> np.ndarray:

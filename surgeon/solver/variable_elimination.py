@@ -1,6 +1,6 @@
 """The exact minimum of damage + multipliers · costs, by eliminating one variable after the other.
 
-A variable is minimised away for every combination of those that share a table with it, which leaves one table over
+A variable is minimized away for every combination of those that share a table with it, which leaves one table over
 them. In the right order the tables stay small on networks, whose layers know few widths each: three axes for chains of
 blocks on a residual stream, however many. Where every layer reads every other one's width they do not.
 """
@@ -8,10 +8,13 @@ blocks on a residual stream, however many. Where every layer reads every other o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
+import networkx as nx
 import numpy as np
+from networkx.algorithms.approximation import treewidth_min_degree, treewidth_min_fill_in
 
 from surgeon.solver.problem import Problem
 
@@ -86,7 +89,7 @@ class Elimination:
 
 @dataclass(frozen=True)
 class Order:
-    """In which order variables are eliminated, and the neighbours that each has by then."""
+    """In which order variables are eliminated, and the neighbors that each has by then."""
 
     scopes: dict[int, set[int]]
     entries: dict[int, int]
@@ -105,48 +108,30 @@ class Order:
 def find_order(problem: Problem, largest: int = LARGEST) -> Order | None:
     """An order with small tables; None where a table would have more than a thousand times `largest` entries.
 
-    Which order is best is a hard question; taking next what makes the smallest table, or what ties the fewest new pairs
+    Which order is best is a hard question; taking next what has the fewest neighbors, or what ties the fewest new pairs
     together, are the two usual good answers.
     """
     if not problem.tabular:
         return None
-
-    def entries(variable: int, near: Sequence[set[int]]) -> float:
-        return _entries(problem, variable, near[variable])
-
-    def fill(variable: int, near: Sequence[set[int]]) -> float:
-        around = near[variable]
-        return sum(len(around - near[other]) - 1 for other in around)
-
-    first = _order(problem, entries, 1000 * largest)
-    if first is None or first.largest <= largest:
-        return first
-    second = _order(problem, fill, 1000 * largest)
-    return second if second is not None and second.largest < first.largest else first
+    graph = nx.Graph()
+    graph.add_nodes_from(range(len(problem.leaves)))
+    graph.add_edges_from(pair for parts in problem.parts for part in parts for pair in combinations(part.variables, 2))
+    trees = (decompose(graph)[1] for decompose in (treewidth_min_degree, treewidth_min_fill_in))
+    best = min((_order(problem, tree) for tree in trees), key=lambda order: order.largest)
+    return best if best.largest <= 1000 * largest else None
 
 
-def _order(problem: Problem, key: Callable[[int, Sequence[set[int]]], float], most: int) -> Order | None:
-    near = [set() for _ in problem.leaves]  # type: list[set[int]]
-    for parts in problem.parts:
-        for part in parts:
-            for variable in part.variables:
-                near[variable].update(each for each in part.variables if each != variable)
-    left, order = set(range(len(near))), Order({}, {})
-    while left:
-        variable = min(left, key=lambda each: (key(each, near), len(near[each]), each))
-        order.scopes[variable] = near[variable]
-        order.entries[variable] = _entries(problem, variable, near[variable])
-        if order.entries[variable] > most:
-            return None
-        left.remove(variable)
-        for other in near[variable]:
-            near[other] |= near[variable]
-            near[other] -= {other, variable}
+def _order(problem: Problem, tree: nx.Graph) -> Order:
+    """The order of a tree decomposition: of every bag, the deepest first, what the bag above does not hold."""
+    order, root = Order({}, {}), next(iter(tree))
+    above = dict(nx.bfs_predecessors(tree, root))
+    for bag in reversed([root, *above]):
+        near = set(bag)
+        for variable in sorted(near - above.get(bag, frozenset())):
+            order.entries[variable] = math.prod(problem.sizes[each] for each in near)
+            near.remove(variable)
+            order.scopes[variable] = set(near)
     return order
-
-
-def _entries(problem: Problem, variable: int, others: set[int]) -> int:
-    return problem.sizes[variable] * math.prod(problem.sizes[other] for other in others)
 
 
 def _aligned(table: np.ndarray, variables: Sequence[int], scope: Sequence[int]) -> np.ndarray:

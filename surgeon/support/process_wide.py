@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -55,3 +56,16 @@ def process_wide(change: Callable[[], Iterator[None]]) -> Callable[[], AbstractC
                     made.pop().__exit__(None, None, None)
 
     return contextmanager(scoped)
+
+
+@process_wide
+def uncollected() -> Iterator[None]:
+    """Without Python's search for cycles of garbage: it walks all objects of the process whenever many small ones were
+    made, which may take longer than the work itself, and falls into whatever is timed then."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

@@ -13,10 +13,10 @@ from torch import Tensor, fx, nn
 from surgeon.errors import InvalidArgument, SurgeonError, SurgeryError, first_line
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.functionalize import write_again
-from surgeon.frontend.isolation import uncollected
 from surgeon.frontend.trace import Graph, refuse_unfit, skeleton, trace_inputs, unread
 from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept
+from surgeon.support.process_wide import uncollected
 from surgeon.surgery.attributes import NAMED_ALIKE, Attribute, Renumbered, module_path, renumber
 from surgeon.surgery.canonical import Stream, difference
 from surgeon.surgery.leaves import restore_leaves

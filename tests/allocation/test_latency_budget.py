@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from surgeon.allocation.damage_curves import damages
-from surgeon.allocation.fast_widths import legalise
+from surgeon.allocation.fast_widths import round_up_to_fast_widths
 from surgeon.allocation.latency_budget import allocate_latency
 from surgeon.cost.cost import Cost, Share
 from surgeon.errors import Infeasible, InvalidArgument, NothingToPrune
@@ -260,12 +260,12 @@ odd_widths = st.fixed_dictionaries({group.leaf.id: st.integers(1, group.size) fo
 
 @given(odd_widths, st.sampled_from([1.0, 1.1, 3.0]), st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_legalised_plans_remove_no_more_and_are_no_slower(
+def test_rounded_up_plans_remove_no_more_and_are_no_slower(
     own: dict[int, int], slowdown: float, indifferent: bool
 ) -> None:
     device = Device(COST, slowdown, frozenset([LEAVES["a"]] if indifferent else []))
     keep = {leaf: range(COST.sizes[leaf] - width, COST.sizes[leaf]) for leaf, width in own.items()}
-    legal = legalise(GROUPS, keep, device)
+    legal = round_up_to_fast_widths(GROUPS, keep, device)
     widths = {leaf: len(legal.get(leaf, range(size))) for leaf, size in COST.sizes.items()}
     assert all(set(units) >= set(keep[leaf]) for leaf, units in legal.items())
     assert device.ms(widths) <= device.ms(own) * (1 + 1e-9)
@@ -282,14 +282,14 @@ def test_legalised_plans_remove_no_more_and_are_no_slower(
 
 def test_odd_widths_go_up_together() -> None:
     own = {LEAVES["stem"]: 17, LEAVES["a"]: 9, LEAVES["c"]: 15}
-    legal = legalise(GROUPS, {leaf: range(width) for leaf, width in own.items()}, DEVICE)
+    legal = round_up_to_fast_widths(GROUPS, {leaf: range(width) for leaf, width in own.items()}, DEVICE)
     assert {GROUPS.names[leaf]: len(units) for leaf, units in legal.items()} == {"stem": 24, "a": 16, "c": 16}
 
 
 def test_an_odd_width_stays_where_it_is_faster() -> None:
     device = Device(COST, indifferent=frozenset(LEAVES.values()))
     own = {LEAVES["stem"]: 32, LEAVES["a"]: 9, LEAVES["c"]: 15}
-    legal = legalise(GROUPS, {leaf: range(width) for leaf, width in own.items()}, device)
+    legal = round_up_to_fast_widths(GROUPS, {leaf: range(width) for leaf, width in own.items()}, device)
     assert {GROUPS.names[leaf]: len(units) for leaf, units in legal.items()} == {"a": 9, "c": 15}
 
 
@@ -298,14 +298,14 @@ def test_the_best_units_come_back() -> None:
     scores = {leaf: np.zeros(size) for leaf, size in COST.sizes.items()}
     scores[stem][[30, 11]] = 2.0, 1.0
     keep = {stem: (1, 5, 8, 9, 13, 20)}
-    assert legalise(GROUPS, keep, DEVICE, scores) == {stem: (1, 5, 8, 9, 11, 13, 20, 30)}
-    assert legalise(GROUPS, keep, DEVICE) == {stem: (0, 1, 2, 5, 8, 9, 13, 20)}
-    assert legalise(GROUPS, {}, DEVICE) == {}
+    assert round_up_to_fast_widths(GROUPS, keep, DEVICE, scores) == {stem: (1, 5, 8, 9, 11, 13, 20, 30)}
+    assert round_up_to_fast_widths(GROUPS, keep, DEVICE) == {stem: (0, 1, 2, 5, 8, 9, 13, 20)}
+    assert round_up_to_fast_widths(GROUPS, {}, DEVICE) == {}
 
 
 def test_a_legal_plan_is_a_plan() -> None:
     plan = Plan.of(GROUPS, {LEAVES["a"]: (3, 4, 5), LEAVES["stem"]: range(17)})
-    legal = Plan.of(GROUPS, legalise(GROUPS, plan.keep(GROUPS), DEVICE))
+    legal = Plan.of(GROUPS, round_up_to_fast_widths(GROUPS, plan.keep(GROUPS), DEVICE))
     kept = legal.keep(GROUPS)
     assert {GROUPS.names[leaf]: len(units) for leaf, units in kept.items()} == {"stem": 24, "a": 8}
 
@@ -320,4 +320,4 @@ def test_a_legal_plan_is_a_plan() -> None:
 )
 def test_units_that_are_not_there_are_refused(keep: Any, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
-        legalise(GROUPS, {LEAVES.get(leaf, leaf): units for leaf, units in keep.items()}, DEVICE)
+        round_up_to_fast_widths(GROUPS, {LEAVES.get(leaf, leaf): units for leaf, units in keep.items()}, DEVICE)

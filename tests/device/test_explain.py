@@ -11,7 +11,7 @@ from torch import nn
 
 from surgeon.deploy.export import export
 from surgeon.device.benchmark import benchmark
-from surgeon.device.explain import Culprit, Explanation, Fallen, explain, stays_blocked
+from surgeon.device.explain import BlockingWidth, Explanation, LostBlockedLayout, explain, stays_blocked
 from surgeon.device.layout import Comparison, Convolution, Layout, compare, layout
 from surgeon.device.statistics import NO_DIFFERENCE, compare_timings
 from tests.deploy_nets import conv_net
@@ -119,7 +119,8 @@ def test_changes_of_layout_are_named(tmp_path: Path) -> None:
 def test_equal_convolutions_share_a_line() -> None:
     convolution = Convolution("", 33, 64, 1, False)
     names = ("a", "b", "c", "d", "e")
-    text = str(Explanation((Fallen(names, convolution, (Culprit("in_channels", 33, 32, None),)),), 0, ()))
+    lost = LostBlockedLayout(names, convolution, (BlockingWidth("in_channels", 33, 32, None),))
+    text = str(Explanation((lost,), 0, ()))
     assert "5 convolutions" in text and "a, b, c and 2 more" in text and "in_channels 33 (32 would keep it)" in text
 
 
@@ -130,7 +131,7 @@ def test_a_convolution_that_its_widths_do_not_explain() -> None:
     if not stays_blocked(64, 64):
         pytest.skip("onnxruntime has no blocked layout on this CPU")
     found = explain(compare(make(True), make(False)), "unread", "unread")
-    assert found.fallen[0].culprits == () and "what stands beside it" in str(found)
+    assert found.fallen[0].culprits == () and "the operators around it" in str(found)
 
 
 def test_the_verdict_explains(files: Path) -> None:

@@ -55,6 +55,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     monkeypatch.setattr("surgeon.device.microbenchmark._Loaded.chill", chill)
     monkeypatch.setattr(points_module, "open_session", opened)
+    monkeypatch.setattr("surgeon.device.ort_session.open_session", opened)
     monkeypatch.setattr("surgeon.device.microbenchmark.time.thread_time", lambda: clock.seconds)
     return clock
 

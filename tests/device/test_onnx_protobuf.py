@@ -8,8 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, elementwise, entry, parse, read, strip
-from surgeon.device.ort_session import open_session
+from surgeon.device.onnx_editing import entry, strip
+from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, elementwise, parse, read
+from surgeon.device.ort_session import open_optimized, open_session
 from surgeon.errors import InvalidArgument
 
 
@@ -28,11 +29,6 @@ def conv_model(in_channels: int, out_channels: int, *, skip: bool = False) -> by
     initializers = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     graph = helper.make_graph(nodes, "g", inputs, [output], initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
-
-
-def optimised(model: bytes, folder: Path) -> bytes:
-    open_session(model, dump_to=folder / "dump.onnx")
-    return (folder / "dump.onnx").read_bytes()
 
 
 def by_onnx(model: bytes) -> Graph:
@@ -85,7 +81,7 @@ def test_a_graph_is_read_as_onnx_reads_it(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(model)
     assert read(tmp_path / "a.onnx") == parse(model)
     if name != "attributes":
-        assert parse(optimised(model, tmp_path)) == by_onnx(optimised(model, tmp_path))
+        assert parse(open_optimized(model)[1]) == by_onnx(open_optimized(model)[1])
 
 
 def test_weights_beside_the_file_are_not_needed(tmp_path: Path) -> None:
@@ -96,9 +92,9 @@ def test_weights_beside_the_file_are_not_needed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels, skip", [((32, 48), False), ((32, 64), True), ((24, 37), False), ((3, 32), False)])
-def test_a_stripped_graph_computes_the_same(channels: tuple[int, int], skip: bool, tmp_path: Path) -> None:
+def test_a_stripped_graph_computes_the_same(channels: tuple[int, int], skip: bool) -> None:
     model = conv_model(*channels, skip=skip)
-    dump = optimised(model, tmp_path)
+    dump = open_optimized(model)[1]
     stripped = strip(dump)
     onnx.load_model_from_string(stripped)
     if not parse(dump).blocked:
@@ -109,10 +105,10 @@ def test_a_stripped_graph_computes_the_same(channels: tuple[int, int], skip: boo
     feeds = {i.name: rng.standard_normal(i.shape).astype(np.float32) for i in session.get_inputs()}
     blocked = dict(feeds)
     if (before := entry(dump)) is not None:
-        prepare = open_session(before, optimise=False)
+        prepare = open_session(before, optimize=False)
         outputs = [output.name for output in prepare.get_outputs()]
         blocked |= dict(zip(outputs, prepare.run(None, feeds), strict=True))
-    run = open_session(stripped, optimise=False)
+    run = open_session(stripped, optimize=False)
     (slim,) = run.run(None, {i.name: blocked[i.name] for i in run.get_inputs()})
     (full,) = session.run(None, feeds)
     # in blocks of the last axis, the channels that pad the last block at the end

@@ -59,7 +59,7 @@ def fabricated(found: Sequence[Operator], full: Mapping[int, int], **rules: int)
 def latency_of(groups: Groups, **rules: int) -> Latency:
     """The latency of a network by a fabricated profile."""
     cost = Cost(groups)
-    return Latency(groups, fabricated(operators(groups, cost), cost.sizes, **rules), cost)
+    return Latency.of(groups, fabricated(operators(groups, cost), cost.sizes, **rules), cost)
 
 
 def without(profile: Profile, key: Key) -> Profile:

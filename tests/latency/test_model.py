@@ -70,7 +70,7 @@ def test_narrower_is_faster_among_fast_widths(name: str) -> None:
 @pytest.mark.parametrize("width", [17, 18, 19, 21, 25, 29, 31])
 def test_a_misaligned_width_takes_longer_than_the_next_aligned(width: int) -> None:
     found = latency("residual")
-    (stream,) = [o.leaves[0] for o in found.operators if o.label == "conv2d in stem"]
+    (stream,) = [o.leaves[0] for o in found.network.operators if o.label == "conv2d in stem"]
     assert found.ms({stream: width}) > found.ms({stream: 32})
 
 
@@ -84,7 +84,7 @@ def test_a_cut_inside_a_block_gains_nothing() -> None:
 
 def test_changes_of_layout_come_with_a_width_that_leaves_the_blocks() -> None:
     found = latency("residual")
-    (inner,) = {*found.operators[2].leaves} - {*found.operators[0].leaves}
+    (inner,) = {*found.network.operators[2].leaves} - {*found.network.operators[0].leaves}
 
     def changes(widths: dict[int, int]) -> list[str]:
         return [label for label, _ in found.shares(widths) if label.startswith("layout of")]
@@ -153,11 +153,11 @@ def test_the_measured_latency_of_the_whole_is_met() -> None:
     groups = coupled(Residual(), 3, 16, 16)
     alone = latency_of(groups)
     for measured in (alone.ms({}) * 1.5, alone.ms({}) * 0.8):
-        profile = dataclasses.replace(alone.profile, models={"mark": {"ms": measured}})
-        found = Latency(groups, profile, model="mark")
+        profile = dataclasses.replace(alone.timings.profile, models={"mark": {"ms": measured}})
+        found = Latency.of(groups, profile, model="mark")
         assert found.ms({}) == pytest.approx(measured)
         assert total(found.factors, found.sizes) == pytest.approx(measured)
-        assert Latency(groups, profile, model="another").ms({}) == alone.ms({})
+        assert Latency.of(groups, profile, model="another").ms({}) == alone.ms({})
 
 
 def test_a_run_of_nothing_is_no_operators() -> None:
@@ -166,52 +166,52 @@ def test_a_run_of_nothing_is_no_operators() -> None:
     alone = latency_of(groups)
     assert alone.run == pytest.approx(5e-3)
     assert dict(alone.shares({}))["onnxruntime itself"] == alone.run
-    profile = dataclasses.replace(alone.profile, models={"mark": {"ms": 1.5 * alone.ms({})}})
-    found = Latency(groups, profile, model="mark")
+    profile = dataclasses.replace(alone.timings.profile, models={"mark": {"ms": 1.5 * alone.ms({})}})
+    found = Latency.of(groups, profile, model="mark")
     narrow = dict.fromkeys(found.sizes, 1)
     assert dict(found.shares(narrow))["onnxruntime itself"] == alone.run < found.ms(narrow)
     samples = {key: sample for key, sample in profile.samples.items() if key[0] != "run"}
-    assert Latency(groups, dataclasses.replace(profile, samples=samples)).run == 0
+    assert Latency.of(groups, dataclasses.replace(profile, samples=samples)).run == 0
 
 
 def test_weights_that_are_used_once_cost_more_where_they_come_from_memory() -> None:
     """One row through a linear layer waits for its weights; many rows compute meanwhile."""
     net = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512))
     row, rows = latency_of(coupled(net, 512)), latency_of(coupled(net, 64, 512))
-    assert row._curve_of(row.operators[0]) is row._stream
-    assert rows._curve_of(rows.operators[0]) is rows._cold
+    assert row.timings.cold_curve(row.network.operators[0]) is row.timings._stream
+    assert rows.timings.cold_curve(rows.network.operators[0]) is rows.timings._cold
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_profile_that_lacks_something_is_refused_with_a_remedy(name: str) -> None:
     found = latency(name)
-    operator = next(o for o in found.operators if o.kind in ("conv", "linear"))
-    key = next(key for key in found.profile.samples if key[0] == operator.key)
+    operator = next(o for o in found.network.operators if o.kind in ("conv", "linear"))
+    key = next(key for key in found.timings.profile.samples if key[0] == operator.key)
     build, size = NETS[name]
     groups = coupled(build(), 3, size, size)
     with pytest.raises(ProfileError, match=r"surgeon\.profile") as caught:
-        Latency(groups, without(found.profile, key))
+        Latency.of(groups, without(found.timings.profile, key))
     assert operator.kind in str(caught.value)
     assert operator.label in str(caught.value)
 
 
 def test_a_profile_without_a_curve_is_refused_with_a_remedy() -> None:
     found = latency("dense")
-    key = next(key for key in found.profile.samples if key[0] == "copy")
+    key = next(key for key in found.timings.profile.samples if key[0] == "copy")
     with pytest.raises(ProfileError, match=r"copy.*surgeon\.profile"):
-        Latency(coupled(Dense(), 3, 16, 16), without(found.profile, key))
+        Latency.of(coupled(Dense(), 3, 16, 16), without(found.timings.profile, key))
 
 
 def test_weights_from_memory_take_longer_the_more_there_are() -> None:
     """A model with so many weights that they push one another out pays for them; a part of it alone does not."""
     groups = coupled(nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512)), 512)
     found = latency_of(groups)
-    assert found._cold is not None
-    rates = [float(found._cold(count * COLD_WEIGHT)) for count in COLD[0]]
+    assert found.timings._cold is not None
+    rates = [float(found.timings._cold(count * COLD_WEIGHT)) for count in COLD[0]]
     assert rates == sorted(rates)
     assert rates[-1] > rates[0] == 0
-    samples = {key: sample for key, sample in found.profile.samples.items() if key[0] not in ("cold", "stream")}
-    warm = Latency(groups, dataclasses.replace(found.profile, samples=samples))
+    samples = {key: sample for key, sample in found.timings.profile.samples.items() if key[0] not in ("cold", "stream")}
+    warm = Latency.of(groups, dataclasses.replace(found.timings.profile, samples=samples))
     assert found.ms({}) > warm.ms({})
     (hidden,) = found.sizes
     assert found.ms({hidden: 16}) == pytest.approx(warm.ms({hidden: 16}))

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from surgeon.cost.cost import Cost
 from surgeon.device.ort_session import make_feeds, open_session
+from surgeon.ir.polynomial import evaluate
 from surgeon.latency.operators import Operator, operators
-from surgeon.latency.sample_points import CURVE_OF, evaluate, point, sizes_at
+from surgeon.latency.sample_points import CURVE_OF, point, sizes_at
 from tests.latency.latency_tools import coupled
 
 

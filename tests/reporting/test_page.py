@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import surgeon
-from surgeon.device.explain import Culprit, Explanation, Fallen
+from surgeon.device.explain import BlockingWidth, Explanation, LostBlockedLayout
 from surgeon.device.layout import Convolution
 from surgeon.device.operator_times import shares
 from surgeon.errors import InvalidArgument, OutputError
@@ -25,7 +25,7 @@ from tests.deploy_nets import conv_net
 needs_plot = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="the extra plot is missing")
 
 EXPLAINED = Explanation(
-    (Fallen(("3.weight",), Convolution("", 33, 33, 33, False), (Culprit("channels", 33, 32, 36),)),),
+    (LostBlockedLayout(("3.weight",), Convolution("", 33, 33, 33, False), (BlockingWidth("channels", 33, 32, 36),)),),
     2,
     (("Concat", 2),),
 )

@@ -1,0 +1,88 @@
+"""ONNX graphs cut to what is to be timed, as bytes."""
+
+from collections.abc import Collection, Sequence
+
+from surgeon.device import onnx_protobuf as pb
+from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, FEEDER, Graph, Node, graph_span, parse
+from surgeon.device.protobuf import VARINT, field, fields, varint
+
+
+def strip(model: bytes) -> bytes:
+    """An optimized model without what leads into it and out of it: reorders and feeders.
+
+    A feeder is an operator that is named `feed_…`, or makes a value of such a name, from the graph's inputs
+    alone. What feeders and the reorders at the inputs make become inputs, and what the reorders at
+    the outputs take become outputs: tensors of (N, channels padded to whole blocks, H, W), whose channels are
+    in blocks (NCHWc). The model runs with onnxruntime's optimizations off.
+    """
+    graph = parse(model)
+    head = _entry(graph)
+    made = {name for node in graph.nodes for name in node.outputs}
+    leaving = [node for node in graph.nodes if _is_leaving(node, graph) and node.inputs[0] in made]
+    left = [node for node in graph.nodes if node not in head and node not in leaving]
+    renamed = {node.outputs[0]: node.inputs[0] for node in leaving}
+    outputs = list(dict.fromkeys(renamed.get(name, name) for name in graph.outputs))
+    needed = {name for node in left for name in node.inputs} | set(outputs)
+    inputs = [name for name in (*graph.inputs, *_outputs(head)) if name in needed]
+    return _rebuild(model, left, inputs, outputs)
+
+
+def entry(model: bytes) -> bytes | None:
+    """What `strip` takes off the inputs of a model, as a model that makes its inputs; None if that is nothing."""
+    graph = parse(model)
+    nodes = _entry(graph)
+    return _rebuild(model, nodes, list(graph.inputs), _outputs(nodes)) if nodes else None
+
+
+def _entry(graph: Graph) -> list[Node]:
+    """The reorders at the inputs and the feeders, in order."""
+    known = {"", *graph.inputs, *graph.initializers}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        kind = (node.domain, node.op_type)
+        reorders = kind == (BLOCKED_DOMAIN, "ReorderInput") and not node.integer("channels_last", 0)
+        feeds = any(name.startswith(FEEDER) for name in (node.name, *node.outputs))
+        if (reorders or feeds) and known.issuperset(node.inputs):
+            nodes.append(node)
+            known.update(node.outputs)
+    return nodes
+
+
+def _outputs(nodes: Collection[Node]) -> list[str]:
+    return [name for node in nodes for name in node.outputs if name]
+
+
+def _is_leaving(node: Node, graph: Graph) -> bool:
+    reorders = (node.domain, node.op_type) == (BLOCKED_DOMAIN, "ReorderOutput")
+    value = node.outputs[0]
+    return reorders and value in graph.outputs and value not in graph.readers and not node.integer("channels_last", 0)
+
+
+def _rebuild(model: bytes, nodes: Collection[Node], inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
+    """The model with these of its nodes, the weights that they read, and these inputs and outputs.
+
+    A value that the model doesn't declare is a float of any shape.
+    """
+    start, end = graph_span(model)
+    needed = {name for node in nodes for name in node.inputs} | set(outputs)
+    graph = bytearray()
+    declared: dict[str, bytes] = {}
+    for number, _, low, high in fields(model, start, end):
+        if number in (pb.GRAPH_INPUT, pb.GRAPH_OUTPUT):
+            declared[pb.read_value(model, low, high)[0]] = model[low:high]
+            continue
+        left_out = (number == pb.GRAPH_NODE and pb.read_node(model, low, high) not in nodes) or (
+            number == pb.GRAPH_INITIALIZER and pb.read_tensor(model, low, high)[0] not in needed
+        )
+        if not left_out:
+            graph += field(number, model[low:high])
+    for number, names in ((pb.GRAPH_INPUT, inputs), (pb.GRAPH_OUTPUT, outputs)):
+        for name in names:
+            graph += field(number, declared.get(name) or pb.write_value(name))
+    result = bytearray()
+    for number, kind, low, high in fields(model, 0, len(model)):
+        if number == pb.MODEL_GRAPH:
+            result += field(number, bytes(graph))
+        else:
+            result += field(number, varint(model, low)[0] if kind == VARINT else model[low:high])
+    return bytes(result)
