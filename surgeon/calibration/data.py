@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from surgeon.calibration.footprint import bytes_per_sample
 from surgeon.calibration.labels import joined, per_sample
-from surgeon.calibration.network import bytes_per_sample
 from surgeon.calibration.synthesis import synthesise
 from surgeon.errors import InvalidInputs
 from surgeon.frontend import parameters

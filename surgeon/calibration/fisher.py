@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
-from surgeon.calibration import layers as contraction
+from surgeon.calibration import layers
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
-from surgeon.calibration.network import Network
 from surgeon.calibration.parameter_slots import Slots
 from surgeon.frontend.trace import Inputs
 from surgeon.groups.coupling import Group, Groups
+from surgeon.groups.interpreter import Interpreter, floating
 from surgeon.support.progress import counter
 
 #: How often labels are drawn for each batch.
@@ -98,24 +100,31 @@ def measure(
 class Run:
     """One batch of `size` samples, run forwards, and backwards for one draw of labels.
 
-    `inputs` are those of readers, `values` the outputs of readers and loose values, `gradients` with regard to these.
+    `operands` are those of readers, `values` the outputs of readers and loose values, `gradients` with regard to these.
     """
 
     size: int
-    inputs: dict[fx.Node, Tensor]
+    operands: dict[fx.Node, dict[fx.Node, Any]]
     values: dict[fx.Node, Tensor]
     gradients: dict[fx.Node, Tensor]
     generator: torch.Generator
-    network: Network
+    interpreter: Interpreter
+
+    def input(self, layer: Contraction) -> Tensor:
+        """What a layer reads."""
+        value: Tensor = self.operands[layer.node][layer.source]
+        return value
 
     def respond(self, layer: Contraction, matrix: Tensor) -> Tensor:
         """What a layer computes of its input with another matrix, and without a bias."""
-        weight = layer.unmatrix(matrix)
+        weight, given = layer.unmatrix(matrix), self.operands[layer.node]
+
+        def evaluate(weight: Tensor) -> Tensor:
+            value: Tensor = self.interpreter.evaluate(layer.node, instead={**given, layer.weight.node: weight})
+            return value
+
         with torch.no_grad():
-            value: Tensor = self.network.compute(layer.node, 0, {layer.weight.node: weight})
-            if layer.biased:
-                value = value - self.network.compute(layer.node, 0, {layer.weight.node: torch.zeros_like(weight)})
-        return value
+            return evaluate(weight) - evaluate(torch.zeros_like(weight)) if layer.biased else evaluate(weight)
 
 
 def backwards(groups: Groups, sensitivity: Sensitivity, batches: Sequence[Inputs], seed: int) -> Iterator[Run]:
@@ -136,7 +145,7 @@ def _find(groups: Groups) -> tuple[list[Reader], list[Loose]]:
         wanted = [group for group in groups if _holds(groups, typed.contracted, group)]
         if not wanted:
             continue
-        layer = contraction.find(node, node, slots.find)
+        layer = layers.find(node, node, slots.find)
         units = {group.leaf.id: _units(groups, layer, group) for group in wanted} if layer is not None else {}
         if layer is not None:
             readers.append(Reader(layer, {leaf: found for leaf, found in units.items() if found is not None}))
@@ -179,31 +188,21 @@ def _units(groups: Groups, layer: Contraction, group: Group) -> Tensor | None:
 def _batch(
     groups: Groups, sensitivity: Sensitivity, batch: Inputs, number: int, generator: torch.Generator
 ) -> Iterator[Run]:
-    graph = groups.graph
-
-    def tensor(node: fx.Node) -> Tensor | None:
-        name = graph.tensors.get(node.name)
-        return graph.tensor(name) if name is not None else None
-
-    network = Network({node: node for node in graph.nodes}, tensor, [batch])
-    sources = {reader.layer.node: reader.layer.source for reader in sensitivity.readers}
-    watched = {*sources, *(one.node for one in sensitivity.loose)}
+    run = Interpreter(groups.graph, batch)
+    readers = {reader.layer.node for reader in sensitivity.readers}
+    watched = {*readers, *(one.node for one in sensitivity.loose)}
     values: dict[fx.Node, Tensor] = {}
-    inputs: dict[fx.Node, Tensor] = {}
-    outputs: list[Tensor] = []
+    operands: dict[fx.Node, dict[fx.Node, Any]] = {}
+    value: Any = None
     with torch.enable_grad():
-        for node in graph.nodes:
-            if node.op == "get_attr":
-                continue
-            if node.op == "output":
-                outputs = network.outputs(node, 0)
-                continue
-            value = network.compute(node, 0)
-            if node in sources:
-                inputs[node] = network.value(sources[node], 0).detach()
+        for node in run:
+            value = run.compute(node)
+            if node in readers:
+                operands[node] = pytree.tree_map_only(Tensor, Tensor.detach, run.operands(node))
             if node in watched:
-                values[node] = value = value if value.requires_grad else value.detach().requires_grad_()
-            network.keep(node, 0, value)
+                values[node] = value if value.requires_grad else value.detach().requires_grad_()
+                run.set(node, values[node])
+        outputs = floating(value)
         losses = list(sensitivity.likelihoods(outputs, number, generator))
     size = len(outputs[0]) if outputs and outputs[0].dim() else 1
     detached = {node: value.detach() for node, value in values.items()}
@@ -212,7 +211,7 @@ def _batch(
             loss, list(values.values()), retain_graph=draw + 1 < len(losses), allow_unused=True, materialize_grads=True
         )
         by_node = dict(zip(values, gradients, strict=True))
-        yield Run(size, inputs, detached, by_node, generator, network)
+        yield Run(size, operands, detached, by_node, generator, run)
 
 
 def _drawn(outputs: list[Tensor], number: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -237,7 +236,7 @@ def _drawn(outputs: list[Tensor], number: int, generator: torch.Generator) -> It
 
 def _added(reader: Reader, run: Run, batches: int) -> Reader:
     """The reader with what one run of several shows of it."""
-    x, gradient = run.inputs[reader.layer.node], run.gradients[reader.layer.node]
+    x, gradient = run.input(reader.layer), run.gradients[reader.layer.node]
     groups, inputs, outputs = reader.layer.matrix(reader.layer.weight.places).shape
     total = gradient.numel() // (groups * outputs)
     share = (ROWS_PER_INPUT * inputs + FEWEST_ROWS) / (total * batches * DRAWS)

@@ -21,13 +21,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from surgeon.calibration.network import Network, bytes_backwards
+from surgeon.calibration.footprint import bytes_backwards
 from surgeon.errors import InvalidModel
 from surgeon.frontend.infer_inputs import infer
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import Graph, normalise_inputs, trace_inputs
-from surgeon.groups.interpreter import last_uses
+from surgeon.groups.interpreter import Interpreter, floating, single
 from surgeon.groups.weights import check_finite, check_real
 from surgeon.rules import arguments
 from surgeon.rules.base import size_of
@@ -216,25 +216,20 @@ def _descend(
 
 def _objective(graph: Graph, remembered: list[Norm], leaves: list[Any], part: Tensor) -> tuple[Tensor, Tensor]:
     """The batch norms' mean divergence, and the cross-entropy of classes in turn, where there are classes."""
-    def tensor(node: fx.Node) -> Tensor | None:
-        name = graph.tensors.get(node.name)
-        return graph.tensor(name) if name is not None else None
-
-    network = Network({node: node for node in graph.nodes}, tensor, [graph.inputs])
-    values, drop = iter(leaves), last_uses(graph)
+    run, values = Interpreter(graph, leaves), iter(leaves)
     by_source: dict[fx.Node, list[Norm]] = {}
     for norm in remembered:
         by_source.setdefault(norm.source, []).append(norm)
-    apart, unsure = [], torch.zeros(())
-    for node in graph.nodes:
-        if node.op == "output":
-            unsure = _cross_entropy(network.outputs(node, 0), part)
-        elif node.op != "get_attr":
-            value = next(values) if node.op == "placeholder" else network.compute(node, 0)
-            apart += [norm.divergence(value) for norm in by_source.get(node, ())]
-            network.keep(node, 0, value)
-        network.drop(drop.get(node, ()))
-    return torch.stack(apart).mean(), unsure.to(apart[0].device)
+    apart: list[Tensor] = []
+    value: Any = None
+    for node in run:
+        if node.op == "placeholder":
+            value = single(next(values))
+            run.set(node, value)  # with its gradient
+        else:
+            value = run.compute(node)
+        apart += [norm.divergence(value) for norm in by_source.get(node, ())]
+    return torch.stack(apart).mean(), _cross_entropy(floating(value), part).to(apart[0].device)
 
 
 def _cross_entropy(outputs: list[Tensor], part: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
-"""Runs a traced graph in float64, converting tensors as they are needed and dropping values after their last use."""
+"""Runs a traced graph node by node, at a given precision, and drops each value after its last use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.frontend.functionalize import apart
@@ -16,8 +16,16 @@ from surgeon.ir.operators import is_a
 from surgeon.rules import is_random
 from surgeon.support.process_wide import process_wide
 
-_REDUCED = {torch.float32, torch.float16, torch.bfloat16}
+_HALF = {torch.float16, torch.bfloat16}
+_REDUCED = {torch.float32, *_HALF}
 _COMPLEX = {torch.complex64, torch.complex32}
+
+
+def single(value: Any) -> Any:
+    """Tensors in half precision, and the names of their types, at single precision; everything else as it is."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in _HALF else value
+    return torch.float32 if isinstance(value, torch.dtype) and value in _HALF else value
 
 
 def double(value: Any) -> Any:
@@ -27,18 +35,6 @@ def double(value: Any) -> Any:
     if isinstance(value, torch.dtype) and value in _REDUCED | _COMPLEX:
         return torch.complex128 if value in _COMPLEX else torch.float64
     return value
-
-
-def last_uses(graph: Graph) -> dict[fx.Node, list[fx.Node]]:
-    """For each node: the nodes whose values nobody needs after it."""
-    done: dict[fx.Node, list[fx.Node]] = {}
-    seen: set[fx.Node] = set()
-    for node in reversed(list(graph.nodes)):
-        for operand in (*node.all_input_nodes, node):
-            if operand not in seen:
-                seen.add(operand)
-                done.setdefault(node, []).append(operand)
-    return done
 
 
 @process_wide
@@ -58,66 +54,136 @@ def precisely() -> Iterator[None]:
         yield
 
 
-class Runner:
-    """Computes one node after the other; `values` holds what later nodes still need.
+def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """For each node: the nodes whose values nobody needs after it."""
+    uses = fx.Interpreter(nn.Module(), graph=graph).user_to_last_uses
+    return {node: [*uses.get(node, ()), *(() if node.users else (node,))] for node in graph.nodes}
 
-    `parameter` may change a tensor before it is used, given its name.
+
+class Interpreter:
+    """Computes one node after the other, on one batch of inputs or on several in step.
+
+    Iterating gives the nodes that compute something, in order, the output last. While a node is at hand, the values of
+    its operands are there, and `compute` or `set` gives it its own; values that nobody needs any more are dropped when
+    the next node is asked for. Inputs and the model's tensors have no gradients; the latter are converted when they are
+    first needed. Random numbers are the same each time that the graph is run; the user's generators stay as they are.
+
+    Args:
+        traced: the model's graph.
+        batches: inputs of it, as pytrees.
+        parameter: gives the tensor to use in place of one of the model's, given its name and itself.
+        precision: what is done to each input, tensor, and argument of an operator.
+        graph: the graph to run in place of the model's own, which reads the same tensors.
+
+    >>> from surgeon.frontend.trace import trace
+    >>> graph = trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(1, 2))
+    >>> run = Interpreter(graph, (torch.ones(4, 2),), parameter=lambda name, value: torch.ones_like(value))
+    >>> for node in run:
+    ...     value = run.compute(node)
+    ...     print(node.op, value[0].tolist())
+    placeholder [1.0, 1.0]
+    call_function [3.0, 3.0, 3.0]
+    call_function [3.0, 3.0, 3.0]
+    output [[3.0, 3.0, 3.0], [3.0, 3.0, 3.0], [3.0, 3.0, 3.0], [3.0, 3.0, 3.0]]
     """
 
-    def __init__(self, graph: Graph, inputs: Any, parameter: Callable[[str, Tensor], Tensor] | None = None) -> None:
-        self.graph = graph
-        self.values: dict[fx.Node, Any] = {}
-        self._inputs: Iterator[Any] = iter(pytree.tree_leaves(inputs))
+    def __init__(
+        self, traced: Graph, *batches: Any, parameter: Callable[[str, Tensor], Tensor] | None = None,
+        precision: Callable[[Any], Any] = single, graph: fx.Graph | None = None,
+    ) -> None:
+        self._traced = traced
+        self._graph = graph if graph is not None else traced.module.graph
         self._parameter = parameter
-        self._drop = last_uses(graph)
-        self._places = {node: place for place, node in enumerate(graph.nodes)}
+        self._precision = precision
+        self._last_uses = last_uses(self._graph)
+        self._places = {node: place for place, node in enumerate(self._graph.nodes)}
+        inputs = [node for node in self._graph.nodes if node.op == "placeholder"]
+        self._inputs = [dict(zip(inputs, pytree.tree_leaves(batch), strict=False)) for batch in batches]
+        self._values: list[dict[fx.Node, Any]] = [{} for _ in batches]
+        self._tensors: dict[fx.Node, Any] = {}
 
-    def value(self, node: fx.Node) -> Any:
-        """The value of an operand; a tensor of the model is converted when it is first needed."""
-        if node not in self.values and node.op == "get_attr":
-            self.values[node] = self._tensor(node)
-        return self.values[node]
+    def __iter__(self) -> Iterator[fx.Node]:
+        for node in self._graph.nodes:
+            if node.op != "get_attr":
+                yield node
+            self.drop(node)
+
+    def drop(self, node: fx.Node) -> Sequence[fx.Node]:
+        """Let go of the values whose last use this is, now rather than when the next node is asked for; tells which."""
+        for dead in self._last_uses[node]:
+            for values in (self._tensors, *self._values):
+                values.pop(dead, None)
+        return self._last_uses[node]
+
+    def value(self, node: fx.Node, batch: int = 0) -> Any:
+        """The value of an operand of the node at hand."""
+        if node.op != "get_attr":
+            return self._values[batch][node]
+        if node not in self._tensors:
+            self._tensors[node] = self._tensor(node)
+        return self._tensors[node]
+
+    def operands(self, node: fx.Node, batch: int = 0) -> dict[fx.Node, Any]:
+        """The values of all operands of the node at hand."""
+        return {operand: self.value(operand, batch) for operand in node.all_input_nodes}
+
+    def compute(self, node: fx.Node, batch: int = 0) -> Any:
+        """The value of the node at hand, which is remembered; of the output, the list of its tensors."""
+        if node.op == "placeholder":
+            value = self._precision(pytree.tree_map_only(Tensor, Tensor.detach, self._inputs[batch][node]))
+        else:
+            value = self.evaluate(node, batch)
+        self.set(node, value, batch)
+        return value
+
+    def set(self, node: fx.Node, value: Any, batch: int = 0) -> None:
+        """Let the node at hand have this value."""
+        self._values[batch][node] = value
+
+    def evaluate(self, node: fx.Node, batch: int = 0, instead: Mapping[fx.Node, Any] | None = None) -> Any:
+        """What an operator computes of its operands' values, some of which may be given, and need not be at hand."""
+        given = instead or {}
+
+        def operand(each: fx.Node) -> Any:
+            return given[each] if each in given else self.value(each, batch)
+
+        args, kwargs = pytree.tree_map(self._precision, fx.node.map_arg((node.args, node.kwargs), operand))
+        if node.op == "output":
+            return [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        if node.target is torch.ops.aten.view.default:
+            return args[0].reshape(*args[1:])  # at other sizes or types, kernels lay out memory in other ways
+        if is_random(node):
+            return self._drawn(node, args, kwargs)
+        value = node.target(*apart(node.target, args), **kwargs)  # type: ignore[operator]
+        # Memory without values would differ from run to run.
+        return value.zero_() if is_a(node, "uninitialized") else value
+
+    def run(self) -> list[Tensor]:
+        """Compute all nodes on the first batch; gives the tensors of the output."""
+        value: Any = []
+        for node in self:
+            value = self.compute(node)
+        return list(value)
+
+    def refresh(self) -> None:
+        """Read the model's tensors anew, some of which have been written to."""
+        self._tensors.clear()
 
     def _tensor(self, node: fx.Node) -> Any:
-        name = self.graph.tensors.get(node.name)
+        name = self._traced.tensors.get(node.name)
         if name is None:
             return None
-        value = self.graph.tensor(name)
+        value = self._traced.tensor(name).detach()
         # Changed before it is converted: the copies that this takes are smaller.
-        return double(self._parameter(name, value) if self._parameter else value)
-
-    def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The values of the node's arguments, floating types at double precision."""
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.value)
-        return pytree.tree_map(double, args), pytree.tree_map(double, kwargs)
-
-    def compute(self, node: fx.Node) -> Any:
-        """The node's value, from the values of its operands."""
-        match node.op:
-            case "placeholder":
-                return double(next(self._inputs))
-            case "output":
-                return [value for value in pytree.tree_leaves(self.arguments(node)) if isinstance(value, Tensor)]
-            case _:
-                args, kwargs = self.arguments(node)
-                if node.target is torch.ops.aten.view.default:
-                    return args[0].reshape(*args[1:])  # kernels lay out float64 in other ways than float32
-                if is_random(node):
-                    return self._drawn(node, args, kwargs)
-                value = node.target(*apart(node.target, args), **kwargs)  # type: ignore[operator]
-                # Memory without values would differ from run to run.
-                return value.zero_() if is_a(node, "uninitialized") else value
+        return self._precision(self._parameter(name, value) if self._parameter else value)
 
     def _drawn(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """Random numbers, the same each time that the graph is run; the user's generators stay as they are."""
         devices = {value.device for value in pytree.tree_leaves(args) if isinstance(value, Tensor) and value.is_cuda}
         with torch.random.fork_rng(devices=list(devices)):
             torch.manual_seed(self._places[node])
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def keep(self, node: fx.Node, value: Any) -> None:
-        """Remember the node's value, and forget those that nobody needs any more."""
-        if node.users:
-            self.values[node] = value
-        for dead in self._drop.get(node, ()):
-            self.values.pop(dead, None)
+
+def floating(values: Sequence[Tensor]) -> list[Tensor]:
+    """The floating tensors of an output."""
+    return [value for value in values if value.is_floating_point()]

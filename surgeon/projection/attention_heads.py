@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from surgeon.calibration import layers as contraction
+from surgeon.calibration import layers
 from surgeon.calibration.fisher import Reader
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
@@ -113,7 +113,7 @@ def find(groups: Groups, slots: Slots, free: Container[int]) -> tuple[list[Value
     values: list[Values] = []
     met: dict[fx.Node, dict[str, tuple[_Source, Use]]] = {}
     for node in groups.graph.nodes:
-        layer = contraction.find(node, node, slots.find) if node.op == "call_function" else None
+        layer = layers.find(node, node, slots.find) if node.op == "call_function" else None
         if layer is None or layer.along is None or layer.unknown_bias:
             continue
         count = layer.matrix(layer.weight.places).shape
@@ -246,7 +246,7 @@ def _leaf(groups: Groups, node: fx.Node, dim: int) -> int | None:
 
 def _columns(use: Use, rows: Rows, slots: Slots) -> tuple[Contraction, Tensor] | None:
     """The layer that a use is, and the inputs (copies, units) that some units are to it."""
-    layer = contraction.find(use.user, use.user, slots.find)
+    layer = layers.find(use.user, use.user, slots.find)
     if layer is None or layer.source is not use.operand or layer.matrix(layer.weight.places).shape[0] != 1:
         return None
     inputs, _ = layer.rows(use.places, torch.zeros(size_of(use.user)), 1.0, torch.Generator())

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from surgeon.calibration import batch_norm
-from surgeon.calibration import layers as contraction
+from surgeon.calibration import batch_norm, layers
 from surgeon.calibration.batch_norm import BatchNorm
 from surgeon.calibration.fisher import Reader
 from surgeon.calibration.layers import Contraction
@@ -137,7 +136,7 @@ def _place(
     groups: Groups, stream: Stream, node: fx.Node, slots: Slots, covered: set[str], through: dict[fx.Node, Norm | None]
 ) -> bool:
     """Add what an operator is to the stream; whether it leaves the stream linear."""
-    layer = contraction.find(node, node, slots.find)
+    layer = layers.find(node, node, slots.find)
     if layer is not None:
         return _place_layer(groups, stream, layer, slots, covered, through)
     name = node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]

@@ -7,7 +7,7 @@ weighted by what the output makes of them. Found from the graph alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from surgeon.calibration.data import Calibration, calibrate
 from surgeon.calibration.fisher import measure
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
-from surgeon.calibration.network import Network
 from surgeon.calibration.parameter_slots import Slots
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.ignore import Ignored, ignoring
@@ -26,15 +25,12 @@ from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import Graph, Inputs
 from surgeon.groups.analyze import analyse, analyse_inputs
 from surgeon.groups.coupling import Group, Groups
-from surgeon.groups.interpreter import last_uses
+from surgeon.groups.interpreter import Interpreter, floating
 from surgeon.plans.basis import Basis, basis_of, mark
-from surgeon.projection import attention_heads as heads
-from surgeon.projection import channel_order as order
-from surgeon.projection import linear_streams as streams
+from surgeon.projection import attention_heads, channel_order, linear_streams
 from surgeon.projection.attention_heads import Match
 from surgeon.projection.draft import Draft
 from surgeon.projection.linear_streams import Stream
-from surgeon.rules import is_random
 from surgeon.support.progress import stage
 
 #: How far the rotated model's outputs may be from the original's, relative to their size.
@@ -86,11 +82,11 @@ def project_groups(model: nn.Module, groups: Groups, data: Any, *, samples: int 
                **dict(rotated.named_buffers(remove_duplicate=False))}
     slots = Slots(groups, {node: node for node in groups.graph.nodes}, tensors)
     free = [group for group in groups if not _read_beside(groups, group)]
-    linear = [stream for group in free if (stream := streams.find(groups, group, slots)) is not None]
-    values, matches = heads.find(groups, slots, {group.leaf.id for group in free})
+    linear = [stream for group in free if (stream := linear_streams.find(groups, group, slots)) is not None]
+    values, matches = attention_heads.find(groups, slots, {group.leaf.id for group in free})
     turned = {value.leaf for value in values} | {match.leaf for match in matches}
     turned |= {stream.group.leaf.id for stream in linear}
-    inner = [found for group in free if group.leaf.id not in turned and (found := order.find(groups, group))]
+    inner = [found for group in free if group.leaf.id not in turned and (found := channel_order.find(groups, group))]
     if not (turned or inner):
         return model
     sensitivity = measure(groups, calibration.batches)
@@ -141,29 +137,32 @@ class _Seen:
         self.norms: dict[fx.Node, Moments] = {}
         self.queries = {match.writer.node: Moments() for match in matches}
         self.keys = {match.reader.node: Moments() for match in matches}
-        layers = {layer.node: layer for match in matches for layer in (match.writer, match.reader)}
-        own = {node: norm for stream in linear for node, norm in stream.norms.items()}
+        self.layers = {layer.node: layer for match in matches for layer in (match.writer, match.reader)}
+        self.bare = {node: norm for stream in linear for node, norm in stream.norms.items()}
         for stream in linear:
             self.norms |= {norm.node: Moments() for _, norm in stream.writers if norm is not None}
-        self.norms |= {node: Moments() for node in own}
+        self.norms |= {node: Moments() for node in self.bare}
+        if not (self.norms or self.layers):
+            return
+        with torch.no_grad():
+            for batch in data.batches:
+                run = Interpreter(groups.graph, batch)
+                for node in run:
+                    self._look(node, run, run.compute(node))
 
-        def look(node: fx.Node, network: Network, batch: int) -> None:
-            value = network.value(node, batch)
-            if node in own:
-                source = network.value(node.all_input_nodes[0], batch)
-                _add(self.norms[node], own[node].bare(source), -1)
-            elif node in self.norms:
-                _add(self.norms[node], value, 1)
-            if node in layers:
-                axis = _unit_axis(layers[node], value)
-                if node in self.queries:
-                    _add(self.queries[node], value, axis)
-                if node in self.keys:
-                    # What all keys of a sample have in common adds the same to all scores: softmax doesn't see it.
-                    others = [dim for dim in range(1, value.dim()) if dim != axis]
-                    _add(self.keys[node], value - value.mean(others, keepdim=True) if others else value, axis)
-
-        _watch(groups, data, {*self.norms, *layers}, look)
+    def _look(self, node: fx.Node, run: Interpreter, value: Any) -> None:
+        if node in self.bare:
+            _add(self.norms[node], self.bare[node].bare(run.value(node.all_input_nodes[0])), -1)
+        elif node in self.norms:
+            _add(self.norms[node], value, 1)
+        if node in self.layers:
+            axis = _unit_axis(self.layers[node], value)
+            if node in self.queries:
+                _add(self.queries[node], value, axis)
+            if node in self.keys:
+                # What all keys of a sample have in common adds the same to all scores: softmax doesn't see it.
+                others = [dim for dim in range(1, value.dim()) if dim != axis]
+                _add(self.keys[node], value - value.mean(others, keepdim=True) if others else value, axis)
 
 
 def _add(moments: Moments, value: Tensor, axis: int) -> None:
@@ -179,63 +178,18 @@ def _unit_axis(layer: Contraction, value: Tensor) -> int:
     return value.dim() - len(shape) + max(range(len(shape)), key=lambda dim: shape[dim])
 
 
-def _watch(
-    groups: Groups, data: Calibration, wanted: set[fx.Node], look: Callable[[fx.Node, Network, int], None]
-) -> None:
-    """Run the model on all data and look at the values of some nodes."""
-    if not wanted:
-        return
-    network = _network(groups.graph, {}, data.batches)
-    drop = last_uses(groups.graph)
-    with torch.no_grad():
-        for node in groups.graph.nodes:
-            if node.op in ("get_attr", "output"):
-                continue
-            for batch in range(len(data.batches)):
-                network.keep(node, batch, network.compute(node, batch))
-                if node in wanted:
-                    look(node, network, batch)
-            network.drop(drop.get(node, ()))
-
-
-def _network(graph: Graph, tensors: Mapping[str, Tensor], batches: Sequence[Inputs]) -> Network:
-    def tensor(node: fx.Node) -> Tensor | None:
-        name = graph.tensors.get(node.name)
-        if name is None:
-            return None
-        return tensors.get(name, tensors.get(graph.canonical[name], graph.tensor(name)))
-
-    return Network({node: node for node in graph.nodes}, tensor, batches)
-
-
 def _deviation(graph: Graph, tensors: Mapping[str, Tensor], batches: Sequence[Inputs]) -> float:
     """How far the outputs with these tensors are from the model's own, relative to their size."""
-    pair = [_network(graph, own, batches) for own in ({}, tensors)]
-    drop = last_uses(graph)
+    def instead(name: str, value: Tensor) -> Tensor:
+        return tensors.get(name, tensors.get(graph.canonical[name], value))
+
     apart = size = 0.0
     with torch.no_grad():
-        for place, node in enumerate(graph.nodes):
-            if node.op == "get_attr":
-                continue
-            for batch in range(len(batches)):
-                if node.op == "output":
-                    for a, b in zip(*(network.outputs(node, batch) for network in pair), strict=True):
-                        apart, size = apart + float((a - b).square().sum()), size + float(a.square().sum())
-                    continue
-                for network in pair:
-                    network.keep(node, batch, _computed(network, node, batch, place))
-            for network in pair:
-                network.drop(drop.get(node, ()))
+        for batch in batches:
+            own, found = (floating(Interpreter(graph, batch, parameter=each).run()) for each in (None, instead))
+            for a, b in zip(own, found, strict=True):
+                apart, size = apart + float((a - b).square().sum()), size + float(a.square().sum())
     return (apart / size) ** 0.5 if size else apart
-
-
-def _computed(network: Network, node: fx.Node, batch: int, seed: int) -> Any:
-    """The node's value; random numbers, such as those of a dropout in train mode, are the same each time."""
-    if not is_random(node):
-        return network.compute(node, batch)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return network.compute(node, batch)
 
 
 def rotated(

@@ -15,19 +15,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from surgeon.calibration import layers as contraction
+from surgeon.calibration import layers
 from surgeon.calibration.data import Calibration
-from surgeon.calibration.network import Network, bytes_backwards, changed, gathered, working
+from surgeon.calibration.footprint import bytes_backwards
 from surgeon.calibration.parameter_slots import Slots
 from surgeon.cost.cost import Cost
 from surgeon.frontend.trace import Inputs
 from surgeon.groups.coupling import Groups
-from surgeon.groups.interpreter import last_uses
+from surgeon.groups.interpreter import Interpreter, floating, single
+from surgeon.recovery.pair import Pair
 from surgeon.rules import Kept
 from surgeon.support.memory import share_of_memory
 from surgeon.support.progress import counter
-from surgeon.surgery.rewrite import slim_graph
-from surgeon.surgery.tensors import slim_tensors
 
 #: Samples of one step; fewer where the values that its gradients need would take more than this share of the memory.
 TOGETHER = 64
@@ -62,7 +61,7 @@ def distil(
     """
     if data.noise:
         return 0, "inputs that are noise teach nothing"
-    run = _Pair(groups, kept, model, tensors)
+    run = _Learner(groups, kept, model, tensors)
     samples = _Samples(groups, data.fit, seed)
     if samples.count < FEWEST:
         return 0, f"{samples.count} samples to learn from are too few, it takes {FEWEST}"
@@ -93,73 +92,55 @@ def distil(
     return steps, ""
 
 
-class _Pair:
-    """The original and the smaller model, side by side, the latter with copies of its parameters that can be moved."""
+class _Learner:
+    """The smaller model beside the original, with copies of its parameters that can be moved."""
 
     def __init__(self, groups: Groups, kept: Kept, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        self.groups, self.kept, self.graph = groups, kept, groups.graph
         graph = groups.graph
-        _, self.copies = slim_graph(groups, kept)
-        rest = slim_tensors(groups, kept)
-        own: dict[fx.Node, Tensor] = {}
-        for node in graph.nodes:
-            name = graph.tensors.get(node.name)
-            if node.op == "get_attr" and name is not None:
-                own[node] = tensors.get(name, tensors.get(graph.canonical[name], rest[name]))
-        touched = changed(groups, kept, own.get)
-        parameters = {id(each): each for each in model.parameters() if each.is_floating_point()}
+        self.pair = pair = Pair(groups, kept, tensors)
+        self._parameters = {id(each): each for each in model.parameters() if each.is_floating_point()}
         self.learnt: dict[int, Tensor] = {}
-        self.constants: dict[fx.Node, Tensor] = {}
-        self.full = {node: working(graph.tensor(graph.tensors[node.name])) for node in own}
-        for node, value in own.items():
-            here = working(value)
-            if id(value) in parameters and any(user in touched for user in node.users):
-                here = self.learnt.setdefault(id(value), here.clone().requires_grad_())
-            self.constants[self.copies[node]] = here
-        self._parameters = parameters
-        slots = Slots(groups, self.copies, tensors)
-        layers = [
+        for node in graph.nodes:
+            value = pair.own.get(graph.tensors.get(node.name, ""))
+            if value is not None and id(value) in self._parameters and any(user in pair.changed for user in node.users):
+                self.learnt.setdefault(id(value), single(value.detach()).clone().requires_grad_())
+        self.tensors = {name: self.learnt.get(id(value), value.detach()) for name, value in pair.own.items()}
+        slots = Slots(groups, pair.copies, tensors)
+        contractions = [
             node for node in graph.nodes
-            if node.op == "call_function" and node in touched
-            and contraction.find(node, self.copies[node], slots.find) is not None
+            if node.op == "call_function" and node in pair.changed
+            and layers.find(node, pair.copies[node], slots.find) is not None
         ]
-        self.compared = set(layers[:: max(1, -(-len(layers) // COMPARED))])
-        self.drop = last_uses(graph)
+        self.compared = contractions[:: max(1, -(-len(contractions) // COMPARED))]
 
     def deviation(self, batch: Inputs) -> Tensor:
         """Of the outputs and of what lies before them, relative to the original's spread, squared."""
         with torch.no_grad():
-            inside, wanted = self._run(batch, {node: node for node in self.graph.nodes}, self.full)
-            left = [gathered(value, self.groups.axes[node], self.kept) for node, value in inside.items()]
-        mine, outputs = self._run(batch, {**self.copies, self.graph.output: self.graph.output}, self.constants)
+            inside, wanted = _run(self.pair.original(batch), self.compared)
+            left = [self.pair.at_kept(node, value) for node, value in zip(self.compared, inside, strict=True)]
+        copies = [self.pair.copies[node] for node in self.compared]
+        mine, outputs = _run(self.pair.smaller(batch, tensors=self.tensors), copies)
         total = torch.zeros(())
-        for weight, own, given in ((1.0, outputs, wanted), (INSIDE, list(mine.values()), left)):
+        for weight, own, given in ((1.0, outputs, wanted), (INSIDE, mine, left)):
             for a, b in zip(own, given, strict=True):
                 total = total + (weight / len(own) * (a - b).square().mean() / (b.var() + 1e-12)).cpu()
         return total
-
-    def _run(
-        self, batch: Inputs, nodes: Mapping[fx.Node, fx.Node], constants: Mapping[fx.Node, Tensor]
-    ) -> tuple[dict[fx.Node, Tensor], list[Tensor]]:
-        """What the compared layers give, and the outputs."""
-        network = Network(nodes, lambda node: None, [batch], constants)
-        inside: dict[fx.Node, Tensor] = {}
-        for node in self.graph.nodes:
-            if node.op == "output":
-                return inside, network.outputs(node, 0)
-            if node.op != "get_attr":
-                value = network.compute(node, 0)
-                network.keep(node, 0, value)
-                if node in self.compared:
-                    inside[node] = value
-            network.drop(self.drop.get(node, ()))
-        raise AssertionError("a graph ends with its output")
 
     def write(self) -> None:
         """Bring what was learnt into the smaller model."""
         with torch.no_grad():
             for key, value in self.learnt.items():
                 self._parameters[key].copy_(value)
+
+
+def _run(run: Interpreter, compared: Sequence[fx.Node]) -> tuple[list[Tensor], list[Tensor]]:
+    """What the compared layers give, and the outputs."""
+    inside, value = [], None
+    for node in run:
+        value = run.compute(node)
+        if node in compared:
+            inside.append(value)
+    return inside, floating(value or ())
 
 
 class _Samples:

@@ -12,21 +12,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from surgeon.calibration import batch_norm as norms
-from surgeon.calibration import layers as contraction
+from surgeon.calibration import batch_norm, layers
 from surgeon.calibration.batch_norm import BatchNorm
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
-from surgeon.calibration.network import Network, changed, gathered
 from surgeon.calibration.parameter_slots import Slot, Slots
 from surgeon.groups.coupling import Groups
-from surgeon.groups.interpreter import last_uses
+from surgeon.groups.interpreter import floating
+from surgeon.recovery.pair import Pair
 from surgeon.recovery.report import Layer
 from surgeon.rules import Kept, arguments, where
 from surgeon.support.progress import counter
-from surgeon.surgery.rewrite import slim_graph
-from surgeon.surgery.tensors import slim_tensors
 
 #: Rows that moments are taken of: so many for each input of a layer, within so many operations.
 ROWS_PER_INPUT = 40
@@ -61,68 +58,47 @@ class Compensation:
         self, groups: Groups, kept: Kept, tensors: Mapping[str, Tensor], data: Calibration, *, ridge: float,
         batch_norm: bool, compensate: bool,
     ) -> None:
-        self.groups, self.kept, self.data = groups, kept, data
-        self.ridge, self.batch_norm, self.compensate = ridge, batch_norm, compensate
-        graph = groups.graph
-        _, copies = slim_graph(groups, kept)
-        self.copies = copies
-        rest = slim_tensors(groups, kept)
-
-        def full(node: fx.Node) -> Tensor | None:
-            name = graph.tensors.get(node.name)
-            return graph.tensor(name) if name is not None else None
-
-        def small(node: fx.Node) -> Tensor | None:
-            name = graph.tensors.get(node.name)
-            if name is None:
-                return None
-            return tensors.get(name, tensors.get(graph.canonical[name], rest[name]))
-
-        self.changed = changed(groups, kept, small)
-        self.full = Network({node: node for node in graph.nodes}, full, data.batches)
-        self.small = Network({**copies, graph.output: graph.output}, small, data.batches)
-        self.slots = Slots(groups, copies, tensors)
+        self.data, self.ridge, self.batch_norm, self.compensate = data, ridge, batch_norm, compensate
+        self.pair = Pair(groups, kept, tensors)
+        self.full = self.pair.original(*data.batches)
+        self.small = self.pair.smaller(*data.batches, tensors=self.pair.own)
+        self.slots = Slots(groups, self.pair.copies, tensors)
         self.generator = torch.Generator().manual_seed(0)
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
         """Correct the smaller model."""
-        nodes = list(self.groups.graph.nodes)
-        drop = last_uses(self.groups.graph)
+        total = len(self.pair.copies)
         with torch.no_grad(), counter("recover") as progress:
-            for done, node in enumerate(nodes):
-                progress(done, len(nodes))
+            for done, (node, copy) in enumerate(zip(self.full, self.small, strict=True)):
+                progress(done, total)
                 if node.op == "output":
-                    self.outcome.deviation = self._deviation(node)
-                elif node.op != "get_attr":
-                    self._step(node)
-                dead = drop.get(node, ())
-                self.full.drop(dead)
-                self.small.drop(dead)
+                    self.outcome.deviation = self._deviation(node, copy)
+                else:
+                    self._step(node, copy)
         return self.outcome
 
-    def _step(self, node: fx.Node) -> None:
+    def _step(self, node: fx.Node, copy: fx.Node) -> None:
         every = range(len(self.data.batches))
-        same = node not in self.changed
+        same = node not in self.pair.changed
         for batch in every:
             value = self.full.compute(node, batch)
-            self.full.keep(node, batch, value)
             if same:
-                self.small.keep(node, batch, gathered(value, self.groups.axes[node], self.kept))
+                self.small.set(copy, self.pair.at_kept(node, value), batch)
         if same:
             return
-        found = contraction.find(node, self.copies[node], self.slots.find) if self.compensate else None
-        if found is not None and found.source in self.changed:
+        found = layers.find(node, copy, self.slots.find) if self.compensate else None
+        if found is not None and found.source in self.pair.changed:
             self._fit(found)
-        norm = norms.find(node, self.slots.find) if self.batch_norm else None
-        if norm is not None and norm.source in self.changed:
+        norm = batch_norm.find(node, self.slots.find) if self.batch_norm else None
+        if norm is not None and norm.source in self.pair.changed:
             self._estimate(norm)
         for batch in every:
-            self.small.keep(node, batch, self.small.compute(node, batch))
+            self.small.compute(copy, batch)
 
     def _wanted(self, node: fx.Node, batch: int) -> Tensor:
         """What the original computes, at the positions that the smaller model has."""
-        value: Tensor = gathered(self.full.value(node, batch), self.groups.axes[node], self.kept)
+        value: Tensor = self.pair.at_kept(node, self.full.value(node, batch))
         return value
 
     def _fit(self, layer: Contraction) -> None:
@@ -177,7 +153,7 @@ class Compensation:
         """What a layer is fitted on."""
         if self.data.noise:
             return self._wanted(layer.source, batch)
-        value: Tensor = self.small.value(layer.source, batch)
+        value: Tensor = self.small.value(self.pair.copies[layer.source], batch)
         return value
 
     def _share(self, layer: Contraction, inputs: int) -> float:
@@ -190,6 +166,7 @@ class Compensation:
 
     def _judge(self, layer: Contraction, candidates: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
         """Each candidate's deviation on the data held back, relative to the spread of what is wanted."""
+        copies = self.pair.copies
         held = range(len(self.data.batches) - len(self.data.held_back), len(self.data.batches))
         errors = dict.fromkeys(candidates, 0.0)
         wanted = [self._wanted(layer.node, batch) for batch in held]
@@ -197,8 +174,8 @@ class Compensation:
         for name, (matrix, shift) in candidates.items():
             weight = layer.unmatrix(matrix).to(wanted[0].dtype)
             for batch, want in zip(held, wanted, strict=True):
-                instead = {layer.weight.node: weight, layer.source: self._input(layer, batch)}
-                have = self.small.compute(layer.node, batch, instead)
+                instead = {copies[layer.weight.node]: weight, copies[layer.source]: self._input(layer, batch)}
+                have = self.small.evaluate(copies[layer.node], batch, instead)
                 if layer.along is not None:
                     have = have + layer.along(shift).to(have)
                 errors[name] += float((have - want).double().square().sum())
@@ -207,23 +184,22 @@ class Compensation:
     def _estimate(self, norm: BatchNorm) -> None:
         every = range(len(self.data.batches))
         given = arguments(norm.node)
-        original = []
-        for operand in ("running_mean", "running_var"):
-            value = self.full.value(given[operand], 0)
-            original.append(gathered(value, self.groups.axes[given[operand]], self.kept).double())
-        wanted = norms.statistics(self._wanted(norm.source, batch) for batch in every)
-        found = norms.statistics(self.small.value(norm.source, batch) for batch in every)
-        mean, variance = norms.match((original[0], original[1]), wanted, found, norm.eps)
+        mean, variance = (self._wanted(given[operand], 0).double() for operand in ("running_mean", "running_var"))
+        wanted = batch_norm.statistics(self._wanted(norm.source, batch) for batch in every)
+        source = self.pair.copies[norm.source]
+        found = batch_norm.statistics(self.small.value(source, batch) for batch in every)
+        mean, variance = batch_norm.match((mean, variance), wanted, found, norm.eps)
         norm.mean.write(mean)
         norm.variance.write(variance)
         self.small.refresh()
         self.outcome.batch_norms += 1
 
-    def _deviation(self, node: fx.Node) -> float:
+    def _deviation(self, node: fx.Node, copy: fx.Node) -> float:
         held = range(len(self.data.batches) - len(self.data.held_back), len(self.data.batches))
         apart = size = 0.0
         for batch in held:
-            for a, b in zip(self.small.outputs(node, batch), self.full.outputs(node, batch), strict=True):
+            mine, wanted = floating(self.small.compute(copy, batch)), floating(self.full.compute(node, batch))
+            for a, b in zip(mine, wanted, strict=True):
                 apart += float((a - b).double().square().sum())
                 size += float(b.double().square().sum())
         return (apart / size) ** 0.5 if size else apart
@@ -241,7 +217,7 @@ def _absorber(layer: Contraction, slots: Slots) -> tuple[Slot, float] | None:
     if layer.unknown_bias or len(layer.node.users) != 1:
         return None
     user = next(iter(layer.node.users))
-    norm = norms.find(user, slots.find)
+    norm = batch_norm.find(user, slots.find)
     if norm is not None:
         return norm.mean, -1.0
     if isinstance(user.target, torch._ops.OpOverload) and user.target._schema.name == "aten::add":

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from surgeon.calibration.network import Network
 from surgeon.errors import InvalidArgument
 from surgeon.frontend.trace import Inputs
 from surgeon.groups.coupling import Groups
-from surgeon.groups.interpreter import last_uses
+from surgeon.groups.interpreter import Interpreter
 from surgeon.scoring.norms import relative
 from surgeon.support.progress import counter
 
@@ -102,23 +101,13 @@ def _values(groups: Groups) -> dict[fx.Node, list[_Value]]:
 
 
 def _add(groups: Groups, values: dict[fx.Node, list[_Value]], batch: Inputs) -> None:
-    graph = groups.graph
-
-    def tensor(node: fx.Node) -> Tensor | None:
-        name = graph.tensors.get(node.name)
-        return graph.tensor(name) if name is not None else None
-
-    network = Network({node: node for node in graph.nodes}, tensor, [batch])
-    drop = last_uses(graph)
-    for node in graph.nodes:
-        if node.op not in ("get_attr", "output"):
-            value = network.compute(node, 0)
-            for each in values.get(node, ()):
-                rows = value.movedim(each.dim, 0).reshape(value.shape[each.dim], -1).float()
-                inside = np.flatnonzero(each.units >= 0)
-                of = (rows.square().sum(1), (rows != 0).sum(1), torch.full((len(rows),), rows.shape[1]))
-                for row, numbers in enumerate(of):
-                    numbers = numbers.double().cpu().numpy()
-                    each.sums[row] += np.bincount(each.units[inside], numbers[inside], each.sums.shape[1])
-            network.keep(node, 0, value)
-        network.drop(drop.get(node, ()))
+    run = Interpreter(groups.graph, batch)
+    for node in run:
+        value = run.compute(node)
+        for each in values.get(node, ()):
+            rows = value.movedim(each.dim, 0).reshape(value.shape[each.dim], -1).float()
+            inside = np.flatnonzero(each.units >= 0)
+            of = (rows.square().sum(1), (rows != 0).sum(1), torch.full((len(rows),), rows.shape[1]))
+            for row, numbers in enumerate(of):
+                numbers = numbers.double().cpu().numpy()
+                each.sums[row] += np.bincount(each.units[inside], numbers[inside], each.sums.shape[1])

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from surgeon.groups.coupling import Groups
-from surgeon.groups.interpreter import Runner, last_uses, precisely
+from surgeon.groups.interpreter import Interpreter, double, precisely
 from surgeon.rules.base import size_of
 from surgeon.sparsity.influence import Influence, Operands, influence
 from surgeon.verification.check import checked_inputs
@@ -33,32 +33,26 @@ def gather(groups: Groups, look: Look) -> dict[fx.Node, Any]:
 
 def _forward(groups: Groups, look: Look, traced: dict[fx.Node, tuple[Operands, Influence]]) -> None:
     graph = groups.graph
-    runner = Runner(graph, checked_inputs(graph))
-    values: dict[fx.Node, Any] = {}
+    run = Interpreter(graph, checked_inputs(graph), precision=double)
     unknown: dict[fx.Node, Any] = {}
-    drop = last_uses(graph)
     with precisely():
-        for node in graph.nodes:
+        for node in run:
             if node.op == "output":
                 break
-            value = runner.value(node) if node.op == "get_attr" else runner.compute(node)
-            values[node] = value
-            runner.values[node] = value
+            value = run.compute(node)
             if node.op == "placeholder":
                 unknown[node] = torch.ones(value.shape, dtype=torch.bool) if isinstance(value, Tensor) else None
             elif node.target is operator.getitem:
                 unknown[node] = _item(unknown.get(node.all_input_nodes[0]), node.args[1])
             elif node.op == "call_function":
-                inputs = node.all_input_nodes
-                own = {n: unknown[n] for n in inputs if n in unknown}
-                operands = Operands(node, {n: values[n] for n in inputs}, own, value)
+                own = {n: unknown[n] for n in node.all_input_nodes if n in unknown}
+                operands = Operands(node, run.operands(node), own, value)
                 found, unknown[node] = influence(operands)
                 traced[node] = operands, found
                 look(operands)
                 operands.forget()
-            for dead in drop.get(node, ()):
-                for table in (values, unknown, runner.values):
-                    table.pop(dead, None)
+            for dead in run.drop(node):
+                unknown.pop(dead, None)
 
 
 def _item(masks: Any, index: Any) -> Any:

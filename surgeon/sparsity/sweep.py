@@ -16,7 +16,7 @@ from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import Graph, check_dense
 from surgeon.groups.analyze import analyse
 from surgeon.groups.coupling import Groups
-from surgeon.groups.interpreter import Runner, precisely
+from surgeon.groups.interpreter import Interpreter, double, precisely
 from surgeon.groups.weights import check_finite
 from surgeon.plans.plan import Plan, attach
 from surgeon.sparsity.removable import Sweep, find
@@ -112,11 +112,6 @@ def _shifted(groups: Groups, swept: Sweep) -> dict[str, Tensor]:
 
 def _outputs(graph: Graph, groups: Groups, instead: dict[str, Tensor]) -> list[Tensor]:
     """The outputs in float64, on the inputs that the groups were traced with."""
-    runner = Runner(graph, checked_inputs(groups.graph), lambda name, value: instead.get(name, value))
-    result: Any = []
+    run = Interpreter(graph, checked_inputs(groups.graph), parameter=instead.get, precision=double)
     with precisely():
-        for node in graph.nodes:
-            if node.op != "get_attr":
-                result = runner.compute(node)
-                runner.keep(node, result)
-    return list(result)
+        return run.run()

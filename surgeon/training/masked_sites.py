@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from surgeon.groups.coupling import Groups
-from surgeon.groups.interpreter import Runner, precisely
+from surgeon.groups.interpreter import Interpreter, double, precisely
 from surgeon.ir.axes import Axis
 from surgeon.rules import Axes, Kept, arguments, where
 from surgeon.surgery.attributes import module_call, module_path
@@ -90,11 +90,9 @@ def _sites(groups: Groups, kept: Kept) -> tuple[dict[fx.Node, Site], list[str]]:
         parameter = isinstance(groups.graph.tensor(name), nn.Parameter)
         return with_zeros(value, groups.tensors[name], kept) if parameter else value
 
-    runner = Runner(groups.graph, checked_inputs(groups.graph), zeroing)
+    run = Interpreter(groups.graph, checked_inputs(groups.graph), parameter=zeroing, precision=double)
     with precisely():
-        for node in groups.graph.nodes:
-            if node.op == "get_attr":
-                continue
+        for node in run:
             typed = groups.typed[node]
             lost = [axis for axis in typed.contracted if kept.changed(axis)]
             if any(kept.changed(axis) for axis in typed.reduced):
@@ -103,14 +101,13 @@ def _sites(groups: Groups, kept: Kept) -> tuple[dict[fx.Node, Site], list[str]]:
                     found[node] = _site(groups, kept, node, STATISTICS[name][0], typed.reduced, statistic=True)
                 else:
                     notes.append(f"{where(node)}: there is no formula for {name} over kept units")
-            elif lost and not any(is_zero(groups, kept, operand, lost, runner) for operand in node.all_input_nodes):
+            elif lost and not any(is_zero(groups, kept, operand, lost, run) for operand in node.all_input_nodes):
                 operand = _operand(groups, node, lost)
                 if operand is None:
                     notes.append(f"{where(node)}: it sums over masked units that are not zero")
                 else:
                     found[node] = _site(groups, kept, node, operand, lost, statistic=False)
-            value = runner.compute(node)
-            runner.keep(node, value)
+            run.compute(node)
     return found, notes
 
 

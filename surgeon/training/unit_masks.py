@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from surgeon.frontend.isolation import untouched
 from surgeon.frontend.parameters import TENSORS, module_in_place, public, units
 from surgeon.frontend.trace import skeleton, trace_inputs
 from surgeon.groups.coupling import GROUPS, Groups
-from surgeon.groups.interpreter import Runner, double, precisely
+from surgeon.groups.interpreter import Interpreter, double, precisely
 from surgeon.ir.fingerprint import named_tensors
 from surgeon.rules import Axes, Kept
 from surgeon.training.masked_sites import interceptors, kept_mask
@@ -225,11 +224,5 @@ def _outputs(model: nn.Module, groups: Groups) -> list[Tensor]:
         graph = trace_inputs(duplicate(model).double(), inputs)  # what depends on the type, as an eps, is double's
     except SurgeonError:  # its code names another type, which is computed in float64 all the same
         graph = trace_inputs(model, groups.graph.inputs)
-    runner = Runner(graph, inputs)
-    value: Any = []
     with precisely():
-        for node in graph.nodes:
-            if node.op != "get_attr":
-                value = runner.compute(node)
-                runner.keep(node, value)
-    return list(value)
+        return Interpreter(graph, inputs, precision=double).run()

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from surgeon.errors import InvalidModel, NotEquivalent
 from surgeon.frontend.trace import Graph
 from surgeon.groups.coupling import Groups
-from surgeon.groups.interpreter import Runner, double, precisely
+from surgeon.groups.interpreter import Interpreter, double, precisely
 from surgeon.ir.axes import Axis
 from surgeon.rules import Axes, Kept, arguments, is_random, where
 from surgeon.verification.certificate import Certificate
@@ -74,26 +74,28 @@ def checked_inputs(graph: Graph) -> Any:
 def _node_by_node(
     groups: Groups, kept: Kept, slim: Graph, pairs: Mapping[fx.Node, fx.Node], inputs: Any, tolerance: float
 ) -> tuple[float, str, int, list[tuple[Tensor, Tensor]]]:
-    remaining = iter(slim.nodes)
-    full = Runner(groups.graph, inputs, lambda name, value: with_zeros(value, groups.tensors[name], kept))
-    small = Runner(slim, inputs)
+    def zeroed(name: str, value: Tensor) -> Tensor:
+        return with_zeros(value, groups.tensors[name], kept)
+
+    full = Interpreter(groups.graph, inputs, parameter=zeroed, precision=double)
+    small = Interpreter(slim, inputs, precision=double)
+    remaining = iter(small)
     worst, place, count = 0.0, "", 0
     results: list[tuple[Tensor, Tensor]] = []
     with precisely():
-        for node in groups.graph.nodes:
+        for node in full:
             if node.op == "output":
                 results = list(zip(full.compute(node), _advance(small, remaining, slim.output), strict=True))
                 break
-            if node.op == "get_attr":
-                continue
             value = masked(groups, kept, node, _reference(groups, kept, node, full))
-            full.keep(node, value)
+            full.set(node, value)
+            full.drop(node)  # before the smaller model's node is computed and compared
             if node not in pairs:
                 continue
             other = _advance(small, remaining, pairs[node])
             if is_random(node):  # other numbers are drawn for another shape: go on with the same ones
                 other = _same_draw(groups, kept, node, value, other)
-                small.keep(pairs[node], other)
+                small.set(pairs[node], other)
             found = _deviation(groups, kept, node, value, other)
             count += node.op == "call_function"
             if found > tolerance:
@@ -107,23 +109,21 @@ def _node_by_node(
     return worst, place, count, results
 
 
-def _advance(runner: Runner, remaining: Iterator[fx.Node], goal: fx.Node) -> Any:
+def _advance(run: Interpreter, remaining: Iterator[fx.Node], goal: fx.Node) -> Any:
     """Compute the remaining nodes up to `goal`, and give its value."""
     for node in remaining:
-        if node.op == "get_attr":
-            continue
-        value = runner.compute(node)
-        runner.keep(node, value)
+        value = run.compute(node)
+        run.drop(node)
         if node is goal:
             return value
     raise NotEquivalent(f"{goal.name}: the smaller model computes its operators in another order")
 
 
-def _reference(groups: Groups, kept: Kept, node: fx.Node, runner: Runner) -> Any:
+def _reference(groups: Groups, kept: Kept, node: fx.Node, run: Interpreter) -> Any:
     """The node's value at full size; a statistic over removed positions is taken over the kept ones."""
     reduced = groups.typed[node].reduced
     if not any(kept.changed(axis) for axis in reduced):
-        return runner.compute(node)
+        return run.compute(node)
     name = node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
     if name not in STATISTICS:
         raise NotEquivalent(f"{where(node)}: there is no reference for {name} over removed units")
@@ -131,7 +131,7 @@ def _reference(groups: Groups, kept: Kept, node: fx.Node, runner: Runner) -> Any
     given = arguments(node)
     axes = groups.axes[given[operand]]
     assert isinstance(axes, tuple)
-    values = {key: fx.node.map_arg(value, runner.value) for key, value in given.items()}
+    values = {key: fx.node.map_arg(value, run.value) for key, value in given.items()}
     values = {key: double(value) for key, value in values.items()}
     x = values[operand]
     mask = torch.ones_like(x, dtype=torch.float64)
@@ -228,25 +228,22 @@ def _with_zeroed_parameters(groups: Groups, kept: Kept, inputs: Any) -> list[Ten
             return with_zeros(value, groups.tensors[name], kept)
         return value
 
-    runner = Runner(groups.graph, inputs, zeroing)
+    run = Interpreter(groups.graph, inputs, parameter=zeroing, precision=double)
     value: Any = None
     with precisely():
-        for node in groups.graph.nodes:
-            if node.op == "get_attr":
-                continue
+        for node in run:
             lost = [axis for axis in groups.typed[node].contracted if kept.changed(axis)]
-            if lost and not any(is_zero(groups, kept, operand, lost, runner) for operand in node.all_input_nodes):
+            if lost and not any(is_zero(groups, kept, operand, lost, run) for operand in node.all_input_nodes):
                 return f"{where(node)} sums over removed units that are constant but not zero"
-            value = runner.compute(node)
-            runner.keep(node, value)
+            value = run.compute(node)
     if any(output.isnan().any() for output in value if output.is_floating_point()):
         return "the zeros that stand for removed units become NaN, as 0 / 0 does"
     return list(value)
 
 
-def is_zero(groups: Groups, kept: Kept, operand: fx.Node, lost: list[Axis], runner: Runner) -> bool:
+def is_zero(groups: Groups, kept: Kept, operand: fx.Node, lost: list[Axis], run: Interpreter) -> bool:
     """Whether an operand is zero at the removed positions of one of the axes."""
-    axes, value = groups.axes[operand], runner.value(operand)
+    axes, value = groups.axes[operand], run.value(operand)
     if not isinstance(axes, tuple) or not isinstance(value, Tensor):
         return False
     wanted = [groups.space.resolve(axis) for axis in lost]
