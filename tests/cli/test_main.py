@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 
 import surgeon
 from models import data
-from surgeon.cli.main import app, demo
+from surgeon.cli import demo
+from surgeon.cli.main import app
 from surgeon.errors import ExportError, InvalidArgument
 from surgeon.frontend import model_loading as sources
 
