@@ -14,7 +14,6 @@ off), `peer:…`, `tune:…` and `tune_peer:…` (an epoch of training), and of 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -27,7 +26,7 @@ import torch
 
 from benchmarks import accuracy_rows, accuracy_tune
 from benchmarks.accuracy_table import table
-from benchmarks.rows import last
+from benchmarks.rows import command, last, publish, to_run
 from testbed import zoo
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.jsonl"
@@ -82,19 +81,14 @@ def make(key: str, files: Path, seconds: float) -> Row:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", default=[], help="rows whose name contains this")
-    parser.add_argument("--redo", action="store_true", help="run again what has a result")
-    parser.add_argument("--table", action="store_true", help="run nothing")
+    parser = command(__doc__)
     parser.add_argument("--seconds", type=float, default=SPEED_SECONDS, help="time to measure each pair of files for")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the rows are kept; the table beside it")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     zoo.define_torchvision_operators()
-    chosen = [key for key in keys() if not options.only or any(part in key for part in options.only)]
-    done = last(options.results, "row")
-    todo = [key for key in chosen if options.redo or key not in done]
+    todo = to_run(keys(), options.only, options.redo, last(options.results, "row"))
     with tempfile.TemporaryDirectory() as folder:
         for key in () if options.table else todo:
             start = time.perf_counter()
@@ -102,9 +96,7 @@ def main() -> None:
             with options.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"row": key, **row}) + "\n")
             sys.stderr.write(f"{key:28} {time.perf_counter() - start:4.0f} s  {json.dumps(row)}\n")
-    text = table(last(options.results, "row"))
-    options.results.with_suffix(".md").write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+    publish(table(last(options.results, "row")), options.results.with_suffix(".md"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ A process a model, with a time limit; one line of JSON a model in `benchmarks/re
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import surgeon
-from benchmarks.rows import last
+from benchmarks.rows import command, last, publish, to_run
 from surgeon.errors import Infeasible, SurgeonError
 from testbed import zoo
 
@@ -218,33 +217,23 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", default=[], help="models whose library:name contains this")
-    parser.add_argument("--redo", action="store_true", help="run again what has a result")
+    parser = command(__doc__)
     parser.add_argument("--failed", action="store_true", help="run again what failed")
-    parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--limit", type=float, default=900, help="seconds a model")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    done = read()
-    names = [(library, name) for library, name, _ in zoo.entries()]
+    names = {f"{library}:{name}": (library, name) for library, name, _ in zoo.entries()}
     if not options.table:
-        todo = [
-            (library, name)
-            for library, name in names
-            if (not options.only or any(part in f"{library}:{name}" for part in options.only))
-            and (options.redo or f"{library}:{name}" not in done
-                 or (options.failed and not done[f"{library}:{name}"]["ok"]))
-        ]
+        done = {name for name, row in read().items() if row["ok"] or not options.failed}
+        todo = [names[key] for key in to_run(names, options.only, options.redo, done)]
         zoo.define_torchvision_operators()
         import timm  # noqa: F401  (once, before the processes are forked)
         import torchvision  # noqa: F401
         import transformers  # noqa: F401
 
         run(todo, options.ratio, options.limit, options.processes, RESULTS)
-    TABLE.write_text(table(ordered()), encoding="utf-8")
-    sys.stdout.write(table(ordered()))
+    publish(table(ordered()), TABLE)
 
 
 if __name__ == "__main__":

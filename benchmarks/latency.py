@@ -32,7 +32,7 @@ from benchmarks.latency_aa import aa
 from benchmarks.latency_kit import kit
 from benchmarks.latency_subject import Subject
 from benchmarks.latency_table import table
-from benchmarks.rows import last
+from benchmarks.rows import command, last, publish, to_run
 from surgeon.errors import SurgeonError
 
 RESULTS = Path(__file__).parent / "results" / "latency.jsonl"
@@ -147,9 +147,7 @@ def read(results: Path = RESULTS) -> dict[str, Row]:
 
 def _todo(options: argparse.Namespace) -> list[str]:
     """The rows that are asked for and have no result yet."""
-    done = read(options.results)
-    chosen = [key for key in keys() if not options.only or any(part in key for part in options.only)]
-    todo = [key for key in chosen if options.redo or key not in done]
+    todo = to_run(keys(), options.only, options.redo, read(options.results))
     if any(key.startswith("equal_macs") for key in todo):
         peers.torch_pruning()
     return todo
@@ -157,10 +155,7 @@ def _todo(options: argparse.Namespace) -> list[str]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", default=[], help="rows whose name contains this")
-    parser.add_argument("--redo", action="store_true", help="run again what has a result")
-    parser.add_argument("--table", action="store_true", help="run nothing")
+    parser = command(__doc__)
     parser.add_argument("--prepare", action="store_true", help="only make files that need no measurement")
     parser.add_argument("--files", type=Path, help="a folder for the ONNX files; by default they are not kept")
     parser.add_argument("--seconds", type=float, default=6, help="time to measure each pair of files for")
@@ -179,9 +174,7 @@ def main() -> None:
             (prepare if options.prepare else run)(_todo(options), options, files)
     if options.prepare:
         return
-    text = table(read(options.results))
-    options.results.with_suffix(".md").write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+    publish(table(read(options.results)), options.results.with_suffix(".md"))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ seed 0, on the same test images; nothing was chosen for Torch-Pruning. One line 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -33,7 +32,7 @@ from torch.nn import functional as F
 import models
 from benchmarks import peers
 from benchmarks.accuracy_rows import macs
-from benchmarks.rows import last
+from benchmarks.rows import command, last, publish, to_run
 from models.data import load_test, load_train
 from models.train import BATCH, RECIPES, SMOOTHING, optimizer_for
 from surgeon.training import schedules
@@ -185,9 +184,7 @@ def _peer(model: nn.Module, importance: str, total: int, learnt: Lesson, seed: i
 def rows(only: tuple[str, ...] = (), redo: bool = False) -> dict[str, Row]:
     """All rows by `METHOD:SEED`; those that are missing are run, and written down one by one."""
     done = last(RESULTS, "row")
-    for key in (f"{method}:{seed}" for seed in SEEDS for method in METHODS):
-        if (only and not any(part in key for part in only)) or (key in done and not redo):
-            continue
+    for key in to_run([f"{method}:{seed}" for seed in SEEDS for method in METHODS], only, redo, done):
         method, _, seed = key.partition(":")
         done[key] = {"row": key, **row(method, int(seed))}
         RESULTS.parent.mkdir(exist_ok=True)
@@ -221,16 +218,10 @@ def table(found: dict[str, Row]) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", default=[], help="rows whose name contains this")
-    parser.add_argument("--redo", action="store_true", help="run again what has a result")
-    parser.add_argument("--table", action="store_true", help="run nothing")
-    options = parser.parse_args()
+    options = command(__doc__).parse_args()
     torch.set_num_threads(1)
     found = last(RESULTS, "row") if options.table else rows(tuple(options.only), options.redo)
-    text = table(found)
-    TABLE.write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+    publish(table(found), TABLE)
 
 
 if __name__ == "__main__":

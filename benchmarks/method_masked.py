@@ -12,7 +12,6 @@ the two, each traced as it is and run in float64. A process a model; a line of J
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib
 import json
@@ -33,7 +32,7 @@ from torch import nn
 import surgeon
 from benchmarks import coverage
 from benchmarks.method_tasks import Connected, clothes
-from benchmarks.rows import last
+from benchmarks.rows import command, last, publish, to_run
 from surgeon.errors import SurgeonError
 from surgeon.pipeline.shrink import decide
 from surgeon.surgery.build import carry_out
@@ -142,9 +141,8 @@ def rows(only: tuple[str, ...] = (), redo: bool = False) -> dict[str, Row]:
     for library, name in sorted(listed, key=lambda entry: took.get(":".join(entry), LIMIT)):
         todo[f"masked:{library}:{name}"] = (masked, (library, name))
     done = last(RESULTS, "row")
-    for key, (function, arguments) in todo.items():
-        if (key in done and not redo) or (only and not any(part in key for part in only)):
-            continue
+    for key in to_run(todo, only, redo, done):
+        function, arguments = todo[key]
         done[key] = {"row": key, **_apart(function, arguments)}
         RESULTS.parent.mkdir(exist_ok=True)
         with RESULTS.open("a", encoding="utf-8") as file:
@@ -236,16 +234,10 @@ def _masks(found: dict[str, Row]) -> list[str]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", default=[], help="rows whose name contains this")
-    parser.add_argument("--redo", action="store_true", help="run again what has a result")
-    parser.add_argument("--table", action="store_true", help="run nothing")
-    options = parser.parse_args()
+    options = command(__doc__).parse_args()
     torch.set_num_threads(1)
     found = last(RESULTS, "row") if options.table else rows(tuple(options.only), options.redo)
-    text = table(found)
-    TABLE.write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+    publish(table(found), TABLE)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Results as lines of JSON: the last line of a key counts."""
+"""Results as lines of JSON: the last line of a key counts. And the options by which rows are chosen."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,3 +16,27 @@ def last(path: Path, key: str) -> dict[str, dict[str, Any]]:
         return {}
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     return {row[key]: row for row in rows}
+
+
+def command(text: str | None) -> argparse.ArgumentParser:
+    """The options that the commands with rows share; `text` is the command's own docstring."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", default=[], help="rows whose name contains this")
+    parser.add_argument("--redo", action="store_true", help="run again what has a result")
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    return parser
+
+
+def to_run(keys: Iterable[str], only: Sequence[str], redo: bool, done: Container[str]) -> list[str]:
+    """The rows that are asked for and have no result yet.
+
+    >>> to_run(["a:0", "a:1", "b:0"], ["a"], False, {"a:0"})
+    ['a:1']
+    """
+    return [key for key in keys if (not only or any(part in key for part in only)) and (redo or key not in done)]
+
+
+def publish(text: str, path: Path) -> None:
+    """Write a table to its file, and print it."""
+    path.write_text(text, encoding="utf-8")
+    sys.stdout.write(text)

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 import surgeon
 from benchmarks import peers
 from benchmarks.coverage import redraw
-from benchmarks.rows import last
+from benchmarks.rows import command, last, publish, to_run
 from surgeon.cost.cost import Cost
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import couple
@@ -266,10 +266,7 @@ def table(rows: dict[str, Row]) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", default=[], help="rows whose name contains this")
-    parser.add_argument("--redo", action="store_true", help="run again what has a result")
-    parser.add_argument("--table", action="store_true", help="run nothing")
+    parser = command(__doc__)
     parser.add_argument("--files", type=Path, help="a folder for the ONNX files; by default they are not kept")
     parser.add_argument("--seconds", type=float, default=20, help="time to measure each pair of files for")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -281,16 +278,12 @@ def main() -> None:
         return
     if not options.table:
         peers.torch_pruning()
-        done = read()
-        chosen = [key for key in keys() if not options.only or any(part in key for part in options.only)]
-        todo = [key for key in chosen if options.redo or key not in done]
+        todo = to_run(keys(), options.only, options.redo, read())
         with tempfile.TemporaryDirectory() as folder:
             files = options.files or Path(folder)
             files.mkdir(parents=True, exist_ok=True)
             run(todo, files, options.seconds)
-    text = table(read())
-    TABLE.write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+    publish(table(read()), TABLE)
 
 
 if __name__ == "__main__":

@@ -236,34 +236,6 @@ def dims(value: Any, rank: int) -> list[int]:
     return sorted(v % rank for v in values) if rank else []
 
 
-def number(a: Mapping[str, Any], name: str) -> int:
-    """An argument that is a whole number. Raises RuleDoesNotApply where it is computed.
-
-    >>> number({"groups": 4}, "groups")
-    4
-    """
-    return numbers(a, name, [a[name]])[0]
-
-
-def numbers(a: Mapping[str, Any], name: str, values: Sequence[Any] | None = None) -> list[int]:
-    """An argument that is a list of whole numbers. Raises RuleDoesNotApply where one of them is computed."""
-    found = list(a[name] if values is None else values)
-    if not all(isinstance(value, int) for value in found):
-        raise RuleDoesNotApply(f"{name} is computed")
-    return found
-
-
-def axis_at(a: Mapping[str, Any], axes: Sequence[Axis], name: str = "dim") -> int:
-    """Which of `axes` an argument names, counted from the front. Raises RuleDoesNotApply where there is none.
-
-    >>> axis_at({"dim": -1}, [ONE, ONE])
-    1
-    """
-    if not axes:
-        raise RuleDoesNotApply("a tensor without axes")
-    return number(a, name) % len(axes)
-
-
 def where(node: fx.Node) -> str:
     """The node's place in the user's model, for messages."""
     stack = node.meta.get("nn_module_stack") or {}

@@ -9,7 +9,8 @@ from torch import fx
 
 from surgeon.ir.axes import ONE, Axis, prod
 from surgeon.ir.operators import operator_name
-from surgeon.rules.base import Axes, Context, Kept, Typed, number, rule, size_of, where
+from surgeon.rules.base import Axes, Context, Kept, Typed, rule, size_of, where
+from surgeon.rules.reading import number
 
 
 @rule("linear")

@@ -8,7 +8,8 @@ from torch import fx
 
 from surgeon.ir.axes import ONE
 from surgeon.ir.operators import operator_name
-from surgeon.rules.base import Axes, Context, RuleDoesNotApply, Typed, axis_at, dims, rule, size_of, sizes_of, where
+from surgeon.rules.base import Axes, Context, RuleDoesNotApply, Typed, dims, rule, size_of, sizes_of, where
+from surgeon.rules.reading import axis_at
 
 
 @rule("embedding")

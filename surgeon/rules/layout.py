@@ -10,21 +10,8 @@ from torch import fx
 
 from surgeon.ir.axes import ONE, Axis, prod
 from surgeon.ir.operators import operator_name
-from surgeon.rules.base import (
-    Axes,
-    Context,
-    Kept,
-    RuleDoesNotApply,
-    Typed,
-    axis_at,
-    dims,
-    number,
-    numbers,
-    rule,
-    size_of,
-    sizes_of,
-    where,
-)
+from surgeon.rules.base import Axes, Context, Kept, RuleDoesNotApply, Typed, dims, rule, size_of, sizes_of, where
+from surgeon.rules.reading import axis_at, number, numbers
 
 
 def regroup(node: fx.Node, axes: Axes, sizes: Sequence[int], c: Context) -> Axes:

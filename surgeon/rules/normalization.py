@@ -8,7 +8,8 @@ from torch import fx
 
 from surgeon.ir.axes import ONE, Axis, prod
 from surgeon.ir.operators import operator_name
-from surgeon.rules.base import Axes, Context, Typed, axis_at, dims, number, rule, size_of, where
+from surgeon.rules.base import Axes, Context, Typed, dims, rule, size_of, where
+from surgeon.rules.reading import axis_at, number
 
 
 def _per_channel(node: fx.Node, a: dict[str, Any], c: Context, channel: Axis, names: tuple[str, ...]) -> None:

@@ -10,20 +10,8 @@ from torch import fx
 
 from surgeon.ir.axes import ONE, Axis, concat, prod
 from surgeon.ir.operators import operator_name
-from surgeon.rules.base import (
-    Axes,
-    Context,
-    Kept,
-    RuleDoesNotApply,
-    Typed,
-    axis_at,
-    number,
-    numbers,
-    rule,
-    size_of,
-    sizes_of,
-    where,
-)
+from surgeon.rules.base import Axes, Context, Kept, RuleDoesNotApply, Typed, rule, size_of, sizes_of, where
+from surgeon.rules.reading import axis_at, number, numbers
 
 
 @rule("cat", "concat", "concatenate")

@@ -150,7 +150,8 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 def _shape(value: Any) -> Shape:
     """Sizes; those that depend on values by their names, as nothing can be asked of them."""
-    return tuple(s if isinstance(s, int) else str(s) for s in value.shape) if isinstance(value, Tensor) else ()
+    sizes: tuple[Any, ...] = tuple(value.shape) if isinstance(value, Tensor) else ()
+    return tuple(size if isinstance(size, int) else str(size) for size in sizes)
 
 
 def record(module: nn.Module, inputs: Inputs, stand: Stand) -> Stream | None:

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from typer.testing import CliRunner, Result
 
 from surgeon.cli import data as batches
-from surgeon.cli.main import app
 from surgeon.errors import InvalidArgument
+from tests.cli.commands import call
 
 NETS = '''
 import torch
@@ -72,10 +71,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     Path("cut.npy").write_bytes(Path("rows.npy").read_bytes()[:300])
     yield tmp_path
     sys.modules.pop("own_nets", None)
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def shrunk(spec: str, data: str, *options: object) -> dict[str, object]:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
 import surgeon
-from surgeon.cli.main import app
 from surgeon.pipeline import latency_target as clock
+from tests.cli.commands import call, good
 
 NETS = '''
 import torch
@@ -42,16 +41,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(place)
     return place
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def good(*arguments: object) -> str:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def test_a_profile_is_taken_and_resumed_and_shrink_uses_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner, Result
 
 import surgeon
 from models import data
 from surgeon.cli import demo
-from surgeon.cli.main import app
+from surgeon.cli.main import demo
 from surgeon.errors import ExportError, InvalidArgument
 from surgeon.frontend import model_loading as sources
+from tests.cli.commands import call, good
 
 NETS = '''
 import torch
@@ -67,16 +67,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     for name in ("nets", "bad_nets"):
         sys.modules.pop(name, None)
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def good(*arguments: object) -> str:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from surgeon.cli.main import app
+from tests.cli.commands import call
 
 pytest.importorskip("accelerate")
 TASK = f"{Path(__file__).parents[1] / 'study' / 'study_tasks.py'}:Blobs"
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_one_command_runs_a_study_and_goes_on(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`surgeon sweep`: what it writes, and how it refuses."""
 
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -7,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
 import surgeon
-from surgeon.cli.main import app
+from tests.cli import commands
 
 NETS = '''
 import torch
@@ -35,8 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("swept_nets", None)
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["sweep", "swept_nets:sparse", *map(str, arguments)])
+call = functools.partial(commands.call, "sweep", "swept_nets:sparse")
 
 
 def test_dead_neurons_go_and_what_is_written_loads(here: Path) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 import typer.main
-from typer.testing import CliRunner, Result
 
 import surgeon
 from surgeon import errors
 from surgeon.cli.main import app
 from surgeon.cli.terms import Table, in_terms, options_of
+from tests.cli.commands import call
 
 PACKAGE = Path(surgeon.__file__).parent
 GROUP: Any = typer.main.get_command(app)
@@ -174,10 +174,6 @@ def made(place: Path) -> Path:
     model = torch.nn.Sequential(torch.nn.Linear(5, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
     surgeon.save(surgeon.shrink(model, 0.5, example_inputs=torch.randn(2, 5)), place / "made")
     return place
-
-
-def call(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments))
 
 
 @pytest.mark.parametrize(("arguments", "message"), SAID, ids=[" ".join(row[0]) for row in SAID])

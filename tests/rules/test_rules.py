@@ -99,7 +99,7 @@ def test_an_error_of_a_rule_pins_its_operator_and_is_warned_of_where_it_was_not_
 
 def test_a_rule_that_prints_no_arguments_is_a_failure_of_surgery(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-        return Typed(c.of(a["self"]), args={"self": lambda kept: kept.slef})
+        return Typed(c.of(a["self"]), args={"self": lambda kept: a["slef"]})
 
     monkeypatch.setitem(RULES, "tanh", broken)
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
