@@ -37,7 +37,7 @@ def next_target(landings: Sequence[tuple[float, float]], base: tuple[float, floa
     pair of the whole model. Between a pair that is too slow and one that is not, what lies on the line through them;
     below all of them, what scaling the lowest comes to.
 
-    >>> next_target([(2.0, 1.1)], (4.0, 2.0)), next_target([(2.0, 0.8)], (4.0, 1.8))
+    >>> round(next_target([(2.0, 1.1)], (4.0, 2.0)), 3), round(next_target([(2.0, 0.8)], (4.0, 1.8)), 3)
     (1.8, 2.38)
     """
     quick = [pair for pair in landings if pair[1] <= AIM]

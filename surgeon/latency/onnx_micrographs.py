@@ -188,8 +188,8 @@ def _linear(b: Builder, static: Static, dims: Sizes) -> Recipe:
     rows, inner, outer = dims
 
     def gemm(x: str) -> str:
-        bias = [b.weight([outer])] if static["bias"] else []
-        return b.node("Gemm", [x, b.weight([outer, inner]), *bias], transB=1)
+        weights = [b.weight([outer, inner]), *([b.weight([outer])] if static["bias"] else [])]
+        return b.node("Gemm", [x, *weights], transB=1)
 
     def matmul(x: str) -> str:
         value = b.node("MatMul", [x, b.weight([inner, outer])])
