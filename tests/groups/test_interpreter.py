@@ -7,7 +7,7 @@ import weakref
 import torch
 from torch import Tensor, nn
 
-from surgeon.frontend.trace import trace
+from surgeon.frontend.trace import Inputs, trace
 from surgeon.groups.interpreter import Interpreter, double, precisely
 
 
@@ -38,7 +38,7 @@ def test_values_go_after_their_last_use() -> None:
 def test_batches_in_step_compute_what_each_does_alone() -> None:
     net = Noisy()
     graph = trace(net, torch.randn(2, 4))
-    batches = [((torch.randn(size, 4),), {}) for size in (2, 3)]
+    batches: list[Inputs] = [((torch.randn(size, 4),), {}) for size in (2, 3)]
     run, together = Interpreter(graph, *batches), []
     for node in run:
         together = [run.compute(node, batch) for batch in range(2)]
