@@ -14,7 +14,7 @@ from surgeon.rules import arguments
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """A batch norm `node` that normalises `source` with the statistics in `mean` and `variance`."""
+    """A batch norm `node` that normalizes `source` with the statistics in `mean` and `variance`."""
 
     node: fx.Node
     source: fx.Node

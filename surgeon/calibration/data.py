@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.calibration.footprint import bytes_per_sample
 from surgeon.calibration.labels import joined, per_sample
-from surgeon.calibration.synthesis import synthesise
+from surgeon.calibration.synthesis import synthesize_for
 from surgeon.errors import InvalidInputs
 from surgeon.frontend import parameters
 from surgeon.frontend.parameters import SYNTHETIC
@@ -99,7 +99,7 @@ def calibrate(
         samples = affordable
     reader = _Reader(graph, model)
     if isinstance(data, str) and data == SYNTHETIC:
-        made = synthesise(graph, samples, seed)
+        made = synthesize_for(graph, samples, seed)
         whole = reader.batched(made.leaves)
         return replace(_split(whole, reader, len(whole[0]), [*notes, made.note]), noise=made.noise)
     batches: list[list[Tensor]] = []

@@ -126,14 +126,14 @@ def synthesize(model: nn.Module, example_inputs: Any = None, *, samples: int = 2
         graph = trace_inputs(model, inputs)
     check_finite(graph)
     check_real(graph)
-    made = synthesise(graph, samples, seed)
+    made = synthesize_for(graph, samples, seed)
     args, kwargs = pytree.tree_unflatten(made.leaves, pytree.tree_structure(graph.inputs))
     if len(args) == 1 and not kwargs:
         return args[0]
     return kwargs if not args else [args]
 
 
-def synthesise(graph: Graph, samples: int = 256, seed: int = 0) -> Synthetic:
+def synthesize_for(graph: Graph, samples: int = 256, seed: int = 0) -> Synthetic:
     """Inputs of at least `samples` samples for a graph.
 
     Raises:
@@ -165,12 +165,12 @@ def synthesise(graph: Graph, samples: int = 256, seed: int = 0) -> Synthetic:
             leaves[place] = leaf.detach()[torch.arange(samples, device=leaf.device) % len(leaf)]
     if moved:
         nats = _descend(graph, remembered, leaves, batched, moved, samples)
-        note = f"inputs are synthesised: batch norms see their statistics within {nats:.3f} nats a channel"
+        note = f"inputs are synthesized: batch norms see their statistics within {nats:.3f} nats a channel"
         return Synthetic(leaves, noise=False, note=note)
     if drawn:
         note = "inputs are drawn at random: the model has no batch norms that tell what it was trained on"
         return Synthetic(leaves, noise=True, note=note)
-    raise InvalidModel("no inputs can be synthesised: none is a batch of numbers, or of tokens of an embedding")
+    raise InvalidModel("no inputs can be synthesized: none is a batch of numbers, or of tokens of an embedding")
 
 
 def _noise(example: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -190,7 +190,7 @@ def _descend(
     together = max(1, min(TOGETHER, affordable)) if graph.dynamic else graph.batch
     parts = torch.arange(samples).split(together)
     left = 0.0
-    with counter("synthesise") as progress, torch.enable_grad():
+    with counter("synthesize") as progress, torch.enable_grad():
         for index, part in enumerate(parts):
             mine = [leaf[part] if place in batched else leaf for place, leaf in enumerate(leaves)]
             free = [mine[place].requires_grad_() for place in moved]
@@ -201,7 +201,7 @@ def _descend(
                 apart, unsure = _objective(graph, remembered, mine, part)
                 if not bool(torch.isfinite(apart + unsure)):
                     raise InvalidModel(
-                        "no inputs can be synthesised: the model computes NaN or infinity; pass data= on which it "
+                        "no inputs can be synthesized: the model computes NaN or infinity; pass data= on which it "
                         "gives numbers"
                     )
                 optimizer.zero_grad()

@@ -174,8 +174,11 @@ class Interpreter:
         if name is None:
             return None
         value = self._traced.tensor(name).detach()
-        # Changed before it is converted: the copies that this takes are smaller.
-        return self._precision(self._parameter(name, value) if self._parameter else value)
+        if self._parameter is not None:
+            value = self._parameter(name, value)
+        if not torch.is_grad_enabled():
+            value = value.detach()  # kernels go by whether a tensor requires a gradient, even where none is taken
+        return self._precision(value)  # converted last: the copies that changes take are smaller before
 
     def _drawn(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         devices = {value.device for value in pytree.tree_leaves(args) if isinstance(value, Tensor) and value.is_cuda}

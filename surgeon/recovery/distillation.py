@@ -46,7 +46,7 @@ COMPARED = 8
 INSIDE = 3.0
 
 
-def distil(
+def distill_groups(
     groups: Groups, kept: Kept, model: nn.Module, tensors: Mapping[str, Tensor], data: Calibration, seed: int = 0
 ) -> tuple[int, str]:
     """Move the parameters that the cut touches; how many steps that took, and if none were, why not.
@@ -76,7 +76,7 @@ def distil(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [max(rate, 1e-12) for rate in rates], total_steps=steps + 1, pct_start=RISE, cycle_momentum=False
     )
-    with torch.enable_grad(), counter("distil") as progress:
+    with torch.enable_grad(), counter("distill") as progress:
         for step in range(steps):
             progress(step, steps)
             loss = run.deviation(samples.draw())

@@ -16,7 +16,7 @@ from surgeon.groups.analyze import analyse_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.plans.basis import require
 from surgeon.plans.plan import PLAN, Plan
-from surgeon.recovery.distillation import distil as distil_groups
+from surgeon.recovery.distillation import distill_groups
 from surgeon.recovery.least_squares import EXACT, Compensation, Outcome
 from surgeon.recovery.report import Distillation, Recovery
 from surgeon.rules import Kept
@@ -127,7 +127,7 @@ def _distilled(
     Also why it was given up, if it was.
     """
     moved = duplicate(model)
-    steps, why_not = distil_groups(groups, kept, moved, _tensors(moved), data)
+    steps, why_not = distill_groups(groups, kept, moved, _tensors(moved), data)
     if not steps:
         return model, None, why_not
     after = _pass(groups, kept, _tensors(moved), data.judge, compensate=False, batch_norm=False).deviation

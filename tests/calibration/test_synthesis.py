@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import surgeon
 from surgeon.calibration.data import calibrate
-from surgeon.calibration.synthesis import norms, synthesise
+from surgeon.calibration.synthesis import norms, synthesize_for
 from surgeon.errors import InvalidArgument, InvalidModel
 from surgeon.frontend.trace import Graph, trace
 
@@ -78,7 +78,7 @@ def divergence(graph: Graph, x: Tensor) -> float:
 
 def test_batch_norms_see_what_they_remember() -> None:
     graph = trace(Trained(), torch.randn(2, 2, 8, 8))
-    made = synthesise(graph, 64)
+    made = synthesize_for(graph, 64)
     assert made.leaves[0].shape == (64, 2, 8, 8) and not made.noise and "batch norms" in made.note
     assert divergence(graph, made.leaves[0]) < 0.25 * divergence(graph, torch.randn(64, 2, 8, 8))
 
@@ -113,7 +113,7 @@ def test_tokens_are_those_of_the_embedding_and_masks_those_of_the_example() -> N
     assert torch.equal(made["mask"], example["mask"].repeat(20, 1))
 
 
-def test_what_is_synthesised_can_be_passed_as_data() -> None:
+def test_what_is_synthesized_can_be_passed_as_data() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -138,7 +138,7 @@ def test_shrink_needs_no_data() -> None:
     with torch.no_grad():
         want = net(test)
         assert float((slim(test) - want).norm()) < 0.7 * float((blind(test) - want).norm())
-    assert any("synthesised" in note for note in report.recovery.notes)
+    assert any("synthesized" in note for note in report.recovery.notes)
     assert report.certificate is not None and slim.surgeon_plan.settings["importance"] == "reconstruction"
 
 
@@ -161,7 +161,7 @@ def test_numbers_out_of_range(options: dict[str, Any]) -> None:
         surgeon.synthesize(nn.Linear(2, 2), torch.zeros(1, 2), **options)
 
 
-def test_what_can_not_be_synthesised() -> None:
+def test_what_can_not_be_synthesized() -> None:
     class Table(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -170,7 +170,7 @@ def test_what_can_not_be_synthesised() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(x.float())
 
-    with pytest.raises(InvalidModel, match="no inputs can be synthesised"):
+    with pytest.raises(InvalidModel, match="no inputs can be synthesized"):
         surgeon.synthesize(Table(), torch.zeros(2, 4, dtype=torch.long))
     net = Trained()
     with torch.no_grad():

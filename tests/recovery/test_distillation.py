@@ -14,8 +14,7 @@ from surgeon.calibration.data import calibrate
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import couple
 from surgeon.plans.plan import Plan
-from surgeon.recovery import Recovery, recover
-from surgeon.recovery import distillation as distil
+from surgeon.recovery import Recovery, distillation, recover
 
 
 class Tied(nn.Module):
@@ -103,7 +102,7 @@ def test_it_can_be_switched_off(options: dict[str, bool]) -> None:
 def test_few_samples_and_noise_teach_nothing() -> None:
     torch.manual_seed(0)
     net = images().eval()
-    report = recovered(net, torch.randn(2, 2, 8, 8), torch.randn(distil.FEWEST // 2, 2, 8, 8))[2]
+    report = recovered(net, torch.randn(2, 2, 8, 8), torch.randn(distillation.FEWEST // 2, 2, 8, 8))[2]
     assert report.distilled is None and "not distilled: 28 samples to learn from are too few" in str(report)
     plain = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))  # no batch norm: inputs are drawn at random
     report = recovered(plain, torch.randn(2, 8), "synthetic")[2]
@@ -115,13 +114,13 @@ def test_a_deviation_that_is_no_number_is_told(loss: float, told: str, monkeypat
     torch.manual_seed(0)
     net, data = images().eval(), torch.randn(128, 2, 8, 8)
     _, fitted, _ = recovered(net, data[:2], data, distil=False)
-    right, calls = distil._Pair.deviation, []
+    right, calls = distillation._Learner.deviation, []
 
-    def deviation(pair: distil._Pair, batch: Any) -> Tensor:
+    def deviation(learner: distillation._Learner, batch: Any) -> Tensor:
         calls.append(batch)
-        return right(pair, batch) * (loss if len(calls) == 3 else 1.0)
+        return right(learner, batch) * (loss if len(calls) == 3 else 1.0)
 
-    monkeypatch.setattr(distil._Pair, "deviation", deviation)
+    monkeypatch.setattr(distillation._Learner, "deviation", deviation)
     _, kept, report = recovered(net, data[:2], data)
     assert report.distilled is None
     assert f"not distilled: at step 3 of 35, the deviation from the original {told}" in str(report)
@@ -132,8 +131,8 @@ def test_what_does_not_help_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     net, data = images().eval(), torch.randn(128, 2, 8, 8)
     _, fitted, _ = recovered(net, data[:2], data, distil=False)
-    monkeypatch.setattr(distil, "RATE", 10.0)
-    monkeypatch.setattr(distil, "RELATIVE_RATE", 10.0)
+    monkeypatch.setattr(distillation, "RATE", 10.0)
+    monkeypatch.setattr(distillation, "RELATIVE_RATE", 10.0)
     _, kept, report = recovered(net, data[:2], data)
     assert report.distilled is not None and report.distilled.steps == 0
     assert "undone" in str(report)
@@ -157,7 +156,7 @@ def test_numbers_are_mixed_and_tokens_are_not() -> None:
         net = build().eval()
         groups = couple(trace(net, example))
         data = draw(96)
-        samples = distil._Samples(groups, calibrate(data, groups.graph, net).fit, seed=0)
+        samples = distillation._Samples(groups, calibrate(data, groups.graph, net).fit, seed=0)
         drawn = torch.cat([samples.draw()[0][0] for _ in range(4)])
         known = (drawn[:, None] == data[None]).flatten(2).all(2).any(1)
         share = float(known.float().mean())

@@ -81,7 +81,7 @@ def test_damage_is_summed_sample_by_sample() -> None:
     for width, cut in curve.cuts.items():
         effects = []
         for run in backwards(groups, sensitivity, batches, seed=0):
-            rows, slopes = run.inputs[reader.layer.node] - mean, run.gradients[reader.layer.node]
+            rows, slopes = run.input(reader.layer) - mean, run.gradients[reader.layer.node]
             # The gradient of each sample's log-likelihood with regard to the weight, along the change.
             effects += torch.einsum("bpf,bpo,fo->b", rows, slopes, cut.changes[reader.layer.node][0].double()).tolist()
         assert refined.by_width[width - 1] == pytest.approx(np.mean(np.square(effects)) / 2, rel=1e-5)
