@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from threading import local
 from types import CodeType, FrameType, FunctionType
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._C._dynamo.eval_frame import set_eval_frame
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint
@@ -36,6 +37,7 @@ Place = tuple[tuple[str, str, Any], ...]
 #: The place of a call, the function's name, and its arguments as far as they are alike whenever it is called there.
 Key = tuple[Place, str, Any]
 
+_uncompiled = partial(torch.compiler.disable, recursive=False)
 _CALL = nn.Module._call_impl.__code__
 #: What stands between a function and its caller in some runs and not in others.
 _PLUMBING = (_CALL.co_filename, torch.overrides.__file__, torch._dynamo.eval_frame.__file__, __file__)
@@ -248,17 +250,20 @@ class MaskedCalls:
             module.register_forward_hook(self.leave, prepend=True, always_call=True),
         ]
 
-    @torch.compiler.disable
+    @_uncompiled
     def enter(self, module: nn.Module, args: Any) -> None:
-        """Watch the calls of the module's code."""
-        _running().append(_Mode(self, module))
-        _running()[-1].__enter__()
+        """Watch the calls of the module's code, which is not compiled from here on: that would change its places."""
+        mode = _Mode(self, module, set_eval_frame(None))
+        _running().append(mode)
+        mode.__enter__()
 
-    @torch.compiler.disable
+    @_uncompiled
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """Watch no longer, even if forward has failed."""
         if _running() and _running()[-1].module is module:
-            _running().pop().__exit__(None, None, None)
+            mode = _running().pop()
+            mode.__exit__(None, None, None)
+            set_eval_frame(mode.compiler)
 
     def compute(self, place: Place, module: nn.Module, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """What a call in the module's own code gives.
@@ -307,9 +312,9 @@ def _in_hook(place: Place, module: nn.Module) -> bool:
 class _Mode(_Watch):
     """Computes the sites in the own code of one module, during one call of it."""
 
-    def __init__(self, calls: MaskedCalls, module: nn.Module) -> None:
+    def __init__(self, calls: MaskedCalls, module: nn.Module, compiler: Any) -> None:
         super().__init__()
-        self.calls, self.module, self.watched = calls, module, calls.watched
+        self.calls, self.module, self.watched, self.compiler = calls, module, calls.watched, compiler
 
     def seen(self, place: Place, call: FrameType, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         if _running()[-1] is not self or call.f_locals["self"] is not self.module:  # it is another module's own

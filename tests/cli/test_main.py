@@ -16,7 +16,6 @@ from torch import nn
 import surgeon
 from models import data
 from surgeon.cli import demo
-from surgeon.cli.main import demo
 from surgeon.errors import ExportError, InvalidArgument
 from surgeon.frontend import model_loading as sources
 from tests.cli.commands import call, good

@@ -151,7 +151,7 @@ SAID: list[tuple[tuple[str, ...], str]] = [
     (("inspect", "terms_nets:lazy"), "has no shape yet; run the model once"),
     (("inspect", "terms_nets:Branches", "--shape", "2,5"), "can't trace Branches"),
     (("sweep", "terms_nets:ready", "--amount", "2", "-o", "out"), r"--amount 2\.0: give the share of the connections"),
-    (("sweep", "terms_nets:ready", "--threshold", "-1", "-o", "out"), r"--threshold -1\.0: give a number of at least 0"),
+    (("sweep", "terms_nets:ready", "--threshold", "-1", "-o", "out"), r"--threshold -1\.0: give a number of at least"),
     (("kit", "terms_nets:ready", "-o", "kit.zip"), "-o kit.zip: a kit is a Python archive"),
     (("apply", "terms_nets:wider", "made/plan.json", "-o", "out"), "make a plan for this model with `surgeon shrink`"),
     (("verify", "terms_nets:ready", "."), "plan.json"),
