@@ -251,6 +251,14 @@ def test_a_task_that_is_none_is_refused(spec: str, message: str) -> None:
         load(spec)
 
 
+def test_a_task_is_loaded_from_a_file_with_a_dataclass_whose_annotations_are_text(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from tests.study.study_tasks import Blobs\n@dataclass\nclass Few(Blobs):\n    epochs: int = 2\n"
+    )
+    assert load(f"{tmp_path}/task.py:Few").epochs == 2
+
+
 def test_a_folder_with_another_study_is_refused(done: Study) -> None:
     class Longer(Blobs):
         epochs = 9
