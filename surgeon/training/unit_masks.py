@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
-from surgeon.errors import InvalidArgument, NotEquivalent, SurgeonError, SurgeryError, WeightsError
+from surgeon.errors import InvalidArgument, NotEquivalent, SurgeonError, WeightsError
 from surgeon.frontend.copies import duplicate
-from surgeon.frontend.isolation import untouched
 from surgeon.frontend.parameters import TENSORS, module_in_place, public, units
 from surgeon.frontend.trace import skeleton, trace_inputs
 from surgeon.groups.coupling import GROUPS, Groups
 from surgeon.groups.interpreter import Runner, double, precisely
 from surgeon.ir.fingerprint import named_tensors
 from surgeon.rules import Axes, Kept
-from surgeon.training.masked_sites import interceptors, kept_mask
-from surgeon.training.masked_statistics import Interceptor
+from surgeon.training.masked_calls import MaskedCalls
+from surgeon.training.masked_sites import Finder, kept_mask
+from surgeon.training.masked_statistics import MaskedLayer
 from surgeon.training.weight_masks import Masks
 from surgeon.verification.check import checked_inputs, relative
 
@@ -35,8 +35,11 @@ class UnitMasks:
     The model is changed in place, see `Masks`; call `enforce` after each `optimizer.step()`. Then it computes what
     remains of it when the units are cut off: parameters of masked units are zero, both those that compute them and
     those that read them; operators that take a statistic over masked units (LayerNorm, RMSNorm, GroupNorm, softmax, …)
-    take it over the others, through hooks on the innermost module whose code calls them; a buffer, such as a running
-    variance, keeps its entries for masked units.
+    are computed over the others, through hooks on layers of torch, or on the modules in whose own code they are called;
+    a buffer, such as a running variance, keeps its entries for masked units.
+
+    Own code is known by its lines: a statistic in a branch that was not traced, or in a checkpoint inside of forward,
+    is an error (`SurgeryError`) where it may be over masked units. `torch.compile` leaves such modules out.
 
     `notes` says of each operator that could not be taken care of; without notes, the masked model computes what surgery
     makes of it.
@@ -55,6 +58,7 @@ class UnitMasks:
         self._model = model
         self._groups = groups
         self._masks = Masks(model)
+        self._finder = Finder(groups, model)
         self._buffers: dict[str, _Held] = {}
         self._hooks: list[RemovableHandle] = []
         self.keep: dict[int, tuple[int, ...]] = {}
@@ -99,9 +103,10 @@ class UnitMasks:
         for module in bare.modules():
             for hooks in (module._forward_pre_hooks, module._forward_hooks):
                 for number, hook in list(hooks.items()):
-                    if isinstance(getattr(hook, "__self__", None), Interceptor):
+                    if isinstance(getattr(hook, "__self__", None), MaskedLayer | MaskedCalls):
                         del hooks[number]
                         module._forward_hooks_always_called.pop(number, None)
+                        module._forward_hooks_with_kwargs.pop(number, None)
         return bare
 
     def deviation(self, slim: nn.Module) -> float:
@@ -188,20 +193,11 @@ class UnitMasks:
         self._hooks.clear()
 
     def _intercept(self, kept: Kept) -> None:
-        """Hook the modules whose code takes statistics over masked units, and try them out."""
+        """Tell the modules that take statistics over masked units which ones stay."""
         self._unhook()
-        found, notes = interceptors(self._groups, kept, self._model)
-        modules = dict(self._model.named_modules(remove_duplicate=False))
-        for each in found:
-            self._hooks += each.attach(modules[each.path])
-        if found:
-            args, kwargs = self._groups.graph.inputs
-            try:
-                with torch.no_grad(), untouched(self._model), torch.random.fork_rng(devices=[]):
-                    duplicate(self._model).eval()(*args, **kwargs)
-            except SurgeryError as error:
-                notes.append(str(error))
-                self._unhook()
+        found, notes = self._finder.find(kept)
+        for module, mask in found:
+            self._hooks += mask.attach(module)
         self.notes = tuple(dict.fromkeys(notes))
 
 
