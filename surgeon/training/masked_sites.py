@@ -6,18 +6,21 @@ made constants of their zeros.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import Interpreter, double, precisely
+from surgeon.ir.axes import Axis
 from surgeon.rules import Axes, Kept, arguments, where
-from surgeon.surgery.attributes import module_call
-from surgeon.training.masked_calls import Learned, MaskedCalls, alike, learn
-from surgeon.training.masked_statistics import MaskedLayer, Site
+from surgeon.surgery.attributes import module_call, module_path
+from surgeon.training.masked_statistics import Interceptor, Site, operator_name
 from surgeon.verification.check import checked_inputs, is_zero, with_zeros
+from surgeon.verification.reference import STATISTICS
 
 
 def kept_mask(axes: Axes, kept: Kept) -> Tensor:
@@ -25,74 +28,57 @@ def kept_mask(axes: Axes, kept: Kept) -> Tensor:
     mask = torch.ones([axis.size for axis in axes], dtype=torch.bool)
     for dim, axis in enumerate(axes):
         if kept.changed(axis):
-            stays = torch.zeros(axis.size, dtype=torch.bool)
-            stays[torch.from_numpy(kept.positions(axis))] = True
-            mask &= stays.reshape([-1 if d == dim else 1 for d in range(len(axes))])
+            mask &= _along(axis, kept).reshape([-1 if d == dim else 1 for d in range(len(axes))])
     return mask
 
 
-class Finder:
-    """Finds where the modules of a model must be told which units stay; their code is run once, when it is needed."""
-
-    def __init__(self, groups: Groups, model: nn.Module) -> None:
-        self._groups = groups
-        self._model = model
-        self._learned: Mapping[str, Learned] = {}
-
-    def find(self, kept: Kept) -> tuple[list[tuple[nn.Module, MaskedLayer | MaskedCalls]], list[str]]:
-        """The modules, each with what it must be told, and notes about operators that can't be taken care of."""
-        sites, notes = _sites(self._groups, kept)
-        if not sites:
-            return [], notes
-        modules = dict(self._model.named_modules(remove_duplicate=False))
-        first = {module: path for path, module in reversed(modules.items())}
-        calls: dict[str, dict[tuple[str, str], list[fx.Node]]] = {}
-        for node in self._groups.graph.nodes:
-            call = module_call(node) if isinstance(node.target, torch._ops.OpOverload) else None
-            if call is not None and call[0] in modules:
-                calls.setdefault(first[modules[call[0]]], {}).setdefault(call, []).append(node)
-        found: list[tuple[nn.Module, MaskedLayer | MaskedCalls]] = []
-        inside: set[fx.Node] = set()
-        layers = {path for path, each in calls.items() if _is_layer(self._groups, modules[path], each)}
-        for path, each in calls.items():
-            own = {node: sites[node] for nodes in each.values() for node in nodes if node in sites}
-            inside |= own.keys()
-            if not own:
-                continue
-            mask: MaskedLayer | MaskedCalls | str
-            if path in layers:
-                of = [sites.get(node) for nodes in each.values() for node in nodes]
-                mask = MaskedLayer(next(iter(own.values()))) if alike(of) else _DIFFERENT
-            else:
-                if not self._learned:
-                    code = {path: list(each.values()) for path, each in calls.items() if path not in layers}
-                    self._learned = learn(self._groups, self._model, code)
-                mask = self._learned[path].masked(path, own)
-            if isinstance(mask, str):
-                notes += [f"{site.place}: {mask}" for site in own.values()]
-            else:
-                found.append((modules[path], mask))
-        notes += [f"{site.place}: it is in the code of no module" for node, site in sites.items() if node not in inside]
-        return found, notes
+def _along(axis: Axis, kept: Kept) -> Tensor:
+    stays = np.zeros(axis.size, dtype=bool)
+    stays[kept.positions(axis)] = True
+    return torch.from_numpy(stays)
 
 
-_DIFFERENT = "the module is called several times, on different units"
-
-
-def _is_layer(groups: Groups, module: nn.Module, calls: Mapping[tuple[str, str], list[fx.Node]]) -> bool:
-    """Whether a module is a layer of torch that is one operator, on an operand and the module's own tensors."""
-    if not MaskedLayer.possible(module):
-        return False
-    for (path, _), nodes in calls.items():
-        first, *others = arguments(nodes[0]).items()
-        own = all(
-            groups.graph.tensors.get(value.name) == f"{path}.{name}".lstrip(".")
-            for name, value in others
-            if isinstance(value, fx.Node)
+def interceptors(groups: Groups, kept: Kept, model: nn.Module) -> tuple[list[Interceptor], list[str]]:
+    """The sites by the modules in whose code they are, and notes about those that are in none."""
+    sites, notes = _sites(groups, kept)
+    calls: dict[str, dict[str, list[fx.Node]]] = {}
+    for node in groups.graph.nodes:
+        if node.op == "call_function" and (call := module_call(node)) is not None:
+            calls.setdefault(call[0], {}).setdefault(call[1], []).append(node)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = []
+    for path in dict.fromkeys(module_path(node) for node in sites):
+        here = [site for node, site in sites.items() if module_path(node) == path]
+        if path is None or path not in modules:
+            notes += [f"{site.place}: it is in the code of no module" for site in here]
+            continue
+        names = {operator_name(node.target) for node in sites if module_path(node) == path}
+        each = [_of_call(nodes, names, sites) for nodes in calls[path].values()]
+        first, counted = each[0]
+        alike = all(
+            number == counted and own.keys() == first.keys() and all(own[key].same(first[key]) for key in own)
+            for own, number in each[1:]
         )
-        if len(nodes) > 1 or not own or not isinstance(first[1], fx.Node) or first[1].name in groups.graph.tensors:
-            return False
-    return True
+        if not alike:
+            notes.append(f"{here[0].place}: the module is called several times, on different units")
+            continue
+        found.append(Interceptor(path, first, counted))
+    return found, notes
+
+
+def _of_call(
+    nodes: Iterable[fx.Node], names: set[str], sites: Mapping[fx.Node, Site]
+) -> tuple[dict[tuple[str, int], Site], dict[str, int]]:
+    """The sites of one call by name and number, and how many operators of each name there are."""
+    own: dict[tuple[str, int], Site] = {}
+    seen: Counter[str] = Counter()
+    for node in nodes:
+        name = operator_name(node.target)
+        if name in names:
+            if node in sites:
+                own[name, seen[name]] = sites[node]
+            seen[name] += 1
+    return own, dict(seen)
 
 
 def _sites(groups: Groups, kept: Kept) -> tuple[dict[fx.Node, Site], list[str]]:
@@ -109,14 +95,40 @@ def _sites(groups: Groups, kept: Kept) -> tuple[dict[fx.Node, Site], list[str]]:
         for node in run:
             typed = groups.typed[node]
             lost = [axis for axis in typed.contracted if kept.changed(axis)]
-            over = [axis for axis in typed.reduced if kept.changed(axis)]
-            if lost and not any(is_zero(groups, kept, operand, lost, run) for operand in node.all_input_nodes):
-                over += lost
-            if over:
-                site = Site.of(groups, kept, node, over)
-                if site is not None:
-                    found[node] = site
+            if any(kept.changed(axis) for axis in typed.reduced):
+                name = node.target._opname  # type: ignore[union-attr]
+                if name in STATISTICS:
+                    found[node] = _site(groups, kept, node, STATISTICS[name][0], typed.reduced, statistic=True)
                 else:
-                    notes.append(f"{where(node)}: it can't be computed over kept units alone")
+                    notes.append(f"{where(node)}: there is no formula for {name} over kept units")
+            elif lost and not any(is_zero(groups, kept, operand, lost, run) for operand in node.all_input_nodes):
+                operand = _operand(groups, node, lost)
+                if operand is None:
+                    notes.append(f"{where(node)}: it sums over masked units that are not zero")
+                else:
+                    found[node] = _site(groups, kept, node, operand, lost, statistic=False)
             run.compute(node)
     return found, notes
+
+
+def _site(groups: Groups, kept: Kept, node: fx.Node, operand: str, over: Iterable[Axis], statistic: bool) -> Site:
+    """The node as a site; of its operand, those axes count that have units of the axes that are summed `over`."""
+    axes = groups.axes[arguments(node)[operand]]
+    assert isinstance(axes, tuple)
+    summed = {leaf.id for axis in over for leaf in groups.space.leaves(axis)}
+    keep = {
+        dim: _along(axis, kept)
+        for dim, axis in enumerate(axes)
+        if kept.changed(axis) and any(leaf.id in summed for leaf in groups.space.leaves(axis))
+    }
+    return Site.of(node, where(node), operand, keep, statistic)
+
+
+def _operand(groups: Groups, node: fx.Node, lost: list[Axis]) -> str | None:
+    """An operand, by its argument's name, that has one of the axes."""
+    wanted = [groups.space.resolve(axis) for axis in lost]
+    for name, value in arguments(node).items():
+        axes = groups.axes.get(value, ()) if isinstance(value, fx.Node) else ()
+        if isinstance(axes, tuple) and any(groups.space.resolve(axis) in wanted for axis in axes):
+            return name
+    return None

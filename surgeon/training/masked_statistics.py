@@ -1,25 +1,28 @@
-"""An operator over masked units, computed as the smaller one that surgery makes of it: on the positions that are kept.
+"""Operators of a module's own code that are computed over kept positions only, while its parameters are masked.
 
-Where it is all that a layer of torch computes, a hook on that layer puts its result in the place of the layer's own.
+A module's operators are found as they are called: while its `forward` runs, a `TorchFunctionMode` sees each function
+of torch, and those that the graph has as operators of this very module are counted in their order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from surgeon.errors import SurgeryError
-from surgeon.groups.coupling import Groups
-from surgeon.ir.axes import Axis
-from surgeon.rules import Axes, Kept, arguments, where
+from surgeon.rules import arguments
+from surgeon.verification.reference import STATISTICS
 
-#: Operators whose axes count from the front, whatever rank the operand has.
-_CHANNELS_FIRST = ("group_norm", "batch_norm", "instance_norm", "native_batch_norm")
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def operator_name(target: object) -> str:
@@ -33,160 +36,142 @@ def operator_name(target: object) -> str:
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """Which positions of one axis of a tensor are kept; `dim` counts from the end where it is negative."""
-
-    dim: int
-    size: int
-    positions: Tensor
-
-    def same(self, other: _Cut) -> bool:
-        return (self.dim, self.size) == (other.dim, other.size) and torch.equal(self.positions, other.positions)
-
-    def fits(self, x: Any) -> bool:
-        return isinstance(x, Tensor) and -x.dim() <= self.dim < x.dim() and x.shape[self.dim] == self.size
-
-    def gather(self, x: Tensor) -> Tensor:
-        return x.index_select(self.dim, self.positions.to(x.device))
-
-    def scatter(self, x: Tensor) -> Tensor:
-        dim = self.dim % x.dim()
-        zeros = x.new_zeros([*x.shape[:dim], self.size, *x.shape[dim + 1 :]])
-        return zeros.index_copy(dim, self.positions.to(x.device), x)
-
-
-@dataclass(frozen=True)
 class Site:
-    """An operator of the graph, and what is kept of its operands and results.
+    """One operator, and the positions that stay of the operand `operand`, as booleans by dim.
 
-    `given` are the smaller operator's arguments, tensors as None; an argument in `trailing` is that many of the last
-    sizes of the first operand. `kept` says for each operand what is kept of it, `out` the same of each result. The
-    operator is held by its name, as operators can't be pickled.
+    `given` are the operator's arguments as they were traced, tensors replaced by None, and `tensors` the names of those
+    in their order. A statistic is computed by its formula; else the operand's other positions are set to zero.
     """
 
     place: str
-    operator: tuple[str, str, str]
+    operator: str
+    operand: str
+    keep: Mapping[int, Tensor]
     given: Mapping[str, Any]
-    trailing: Mapping[str, int]
-    kept: Mapping[str, tuple[_Cut, ...]]
-    out: tuple[tuple[_Cut, ...], ...]
+    tensors: tuple[str, ...]
+    statistic: bool
 
     @classmethod
-    def of(cls, groups: Groups, kept: Kept, node: fx.Node, over: Iterable[Axis]) -> Site | None:
-        """The node where units are gone of the axes that it sums `over`; None if there is no smaller one of it."""
-        typed, given = groups.typed[node], arguments(node)
-        operands = {name: value for name, value in given.items() if isinstance(value, fx.Node)}
-        axes = {name: groups.axes[value] for name, value in operands.items()}
-        listed = any(isinstance(each, fx.Node) for v in given.values() if isinstance(v, list | tuple) for each in v)
-        if typed.target is not None or listed or not axes or any(isinstance(each, list) for each in axes.values()):
-            return None
-        # Units of other axes stay: their zeros are no one's business here.
-        summed = {leaf.id for axis in over for leaf in groups.space.leaves(axis)}
-        only = groups.kept({leaf: units for leaf, units in kept.keep.items() if leaf in summed})
-        front = operator_name(node.target).startswith(_CHANNELS_FIRST) or _from_front(given.get("dim"))
-        first = [axis.size for axis in next(iter(axes.values())) if not isinstance(axis, tuple)]
-        trailing = {
-            name: len(value)
-            for name, value in given.items()
-            if name in typed.args and isinstance(value, list) and value == first[-len(value) :]
-        }
-        constants = {name: None if name in operands else value for name, value in given.items()}
-        printed = {name: print_(only) for name, print_ in typed.args.items()}
-        schema = node.target._schema  # type: ignore[union-attr]
-        return cls(
-            where(node),
-            (*schema.name.split("::"), schema.overload_name or "default"),
-            {**constants, **printed},
-            trailing,
-            {name: _cuts(each, only, front) for name, each in axes.items() if isinstance(each, tuple)},
-            tuple(_cuts(each, only, front) for each in (typed.out if isinstance(typed.out, list) else [typed.out])),
-        )
-
-    @property
-    def sizes(self) -> set[int]:
-        """The full sizes of the axes that units are gone of."""
-        return {cut.size for cuts in self.kept.values() for cut in cuts}
+    def of(cls, node: fx.Node, place: str, operand: str, keep: Mapping[int, Tensor], statistic: bool) -> Site:
+        """The site of a node of the graph."""
+        given = arguments(node)
+        tensors = tuple(name for name, value in given.items() if isinstance(value, fx.Node))
+        constants = {name: None if name in tensors else value for name, value in given.items()}
+        return cls(place, node.target._opname, operand, keep, constants, tensors, statistic)  # type: ignore[union-attr]
 
     def same(self, other: Site) -> bool:
-        """Whether both compute the same of the same operands."""
-        if (self.operator, self.given, self.kept.keys()) != (other.operator, other.given, other.kept.keys()):
-            return False
-        pairs = zip([*self.kept.values(), *self.out], [*other.kept.values(), *other.out], strict=True)
-        return all(len(a) == len(b) and all(x.same(y) for x, y in zip(a, b, strict=True)) for a, b in pairs)
+        """Whether both keep the same positions."""
+        return self.keep.keys() == other.keep.keys() and all(
+            torch.equal(keep, other.keep[dim]) for dim, keep in self.keep.items()
+        )
 
-    def compute(self, found: Mapping[str, Any]) -> Any:
-        """The smaller operator's result at the kept positions, and zeros at the others.
+    def compute(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the operator gives over the positions that stay."""
+        found = self._tensors(function, args, kwargs)
+        x = found.get(self.operand)
+        if not isinstance(x, Tensor) or any(
+            dim >= x.dim() or x.shape[dim] != len(keep) for dim, keep in self.keep.items()
+        ):
+            raise SurgeryError(f"{self.place}: the operand is not of the shape that was traced")
+        mask = torch.ones((), dtype=torch.bool, device=x.device)
+        for dim, keep in self.keep.items():
+            mask = mask & keep.to(x.device).reshape([-1 if d == dim else 1 for d in range(x.dim())])
+        if not self.statistic:
+            zeroed = x.masked_fill(~mask, 0)
+            args, kwargs = pytree.tree_map(lambda value: zeroed if value is x else value, (args, dict(kwargs)))
+            return function(*args, **kwargs)
+        return self._statistic(found, x, mask)
 
-        `found` are the call's arguments by their names in the operator's schema. Tensors, numbers that are no sizes
-        and types are taken from there, the rest is as it was traced.
+    def _statistic(self, found: Mapping[str, Tensor], x: Tensor, mask: Tensor) -> Any:
+        values = {**self.given, **found}
+        if float(values.get("dropout_p") or 0) > 0:
+            raise SurgeryError(f"{self.place}: attention over removed keys can't be masked with dropout")
+        half = x.dtype in _HALF
+        if half:
+            values = {n: v.float() if isinstance(v, Tensor) and v.dtype in _HALF else v for n, v in values.items()}
+            x = values[self.operand]
+        result = STATISTICS[self.operator][1](values, mask.to(x.dtype).expand_as(x))
+        wide = torch.is_autocast_enabled(x.device.type) or values.get("dtype") == torch.float32
+        if half and not wide:
+            return pytree.tree_map(lambda value: value.to(found[self.operand].dtype), result)
+        return result
 
-        Raises:
-            SurgeryError: an operand is missing or not of the shape that was traced.
-        """
-        values = dict(self.given)
-        values |= {n: v for n, v in found.items() if n in values and isinstance(v, Tensor | float | torch.dtype)}
-        for name, cuts in self.kept.items():
-            x = values[name]
-            if not all(cut.fits(x) for cut in cuts) or not isinstance(x, Tensor):
-                shape = list(x.shape) if isinstance(x, Tensor) else x
-                raise SurgeryError(
-                    f"{self.place}: {name} is {shape} where sizes {[cut.size for cut in cuts]} were traced, so its "
-                    "masked units can't be told from the others\nRemedy: call it on no other tensors, or give those a "
-                    "module of their own."
-                )
-            for cut in cuts:
-                x = cut.gather(x)
-            values[name] = x
-        first = values[next(iter(self.kept))]
-        values |= {name: first.shape[-count:] for name, count in self.trailing.items()}
-        namespace, name, overload = self.operator
-        result = getattr(getattr(getattr(torch.ops, namespace), name), overload)(**values)
-        if isinstance(result, Tensor):
-            return _scattered(result, self.out[0])
-        return tuple(_scattered(each, cuts) for each, cuts in zip(result, self.out, strict=True))
-
-
-def _from_front(dim: Any) -> bool:
-    return any(each >= 0 for each in (dim if isinstance(dim, list) else [dim]) if isinstance(each, int))
-
-
-def _cuts(axes: Axes, kept: Kept, front: bool) -> tuple[_Cut, ...]:
-    return tuple(
-        _Cut(dim if front else dim - len(axes), axis.size, torch.from_numpy(kept.positions(axis).copy()))
-        for dim, axis in enumerate(axes)
-        if kept.changed(axis)
-    )
-
-
-def _scattered(x: Tensor, cuts: tuple[_Cut, ...]) -> Tensor:
-    for cut in cuts:
-        x = cut.scatter(x)
-    return x
+    def _tensors(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The call's tensors by the names that the operator's schema has for them."""
+        try:
+            named = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
+        except (ValueError, TypeError):  # torch's own functions in C have no signature; their tensors come in order
+            named = dict(kwargs)
+            left = [name for name in self.tensors if name not in kwargs]
+            named |= zip(left, (value for value in args if isinstance(value, Tensor)), strict=False)
+        for name, other in (("self", "input"), ("input", "self")):
+            if name in self.tensors and name not in named and other in named:
+                named[name] = named[other]
+        return {name: named[name] for name in self.tensors if isinstance(named.get(name), Tensor)}
 
 
-@dataclass(frozen=True)
-class MaskedLayer:
-    """A layer of torch that is one operator, over kept units: a forward hook that gives another result.
+class _Mode(TorchFunctionMode):
+    """Counts a module's own operators during one call, and computes the sites among them."""
 
-    The layer keeps its class, its parameters and its own hooks, which see the masked result. Its tensors and numbers
-    are read when it is called, from attributes that are named as the operator's arguments are.
+    def __init__(self, sites: Mapping[tuple[str, int], Site], counted: Mapping[str, int]) -> None:
+        super().__init__()
+        self.sites, self.counted = sites, counted
+        self.seen: Counter[str] = Counter()
+        self.inside = 0  # how many calls of inner modules are running: their operators are not this module's own
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = operator_name(func)
+        if self.inside or name not in self.counted:
+            return func(*args, **(kwargs or {}))
+        site = self.sites.get((name, self.seen[name]))
+        self.seen[name] += 1
+        return site.compute(func, args, kwargs or {}) if site is not None else func(*args, **(kwargs or {}))
+
+
+@dataclass
+class Interceptor:
+    """The sites in the code of one module, by the operator's name and by which one of that name it is in a call.
+
+    `counted` says how many operators of each of these names a call has.
     """
 
-    site: Site
-
-    @staticmethod
-    def possible(module: nn.Module) -> bool:
-        """Whether the module is a layer of torch, with torch's own forward and nothing in it."""
-        own = type(module).forward.__module__.startswith("torch.nn.modules") and "forward" not in vars(module)
-        return own and not any(module.children())
+    path: str
+    sites: Mapping[tuple[str, int], Site]
+    counted: Mapping[str, int]
+    running: list[_Mode] = field(default_factory=list, repr=False)
 
     def attach(self, module: nn.Module) -> list[RemovableHandle]:
-        """Hook the layer; the handle that undoes it."""
-        return [module.register_forward_hook(self.masked, prepend=True, with_kwargs=True)]
+        """Hook the module and those in it; the handles that undo it."""
+        handles = [
+            module.register_forward_pre_hook(self.enter),
+            module.register_forward_hook(self.leave, prepend=True, always_call=True),
+        ]
+        for inner in module.modules():
+            if inner is not module:
+                handles.append(inner.register_forward_pre_hook(self.pause, prepend=True))
+                handles.append(inner.register_forward_hook(self.resume, always_call=True))
+        return handles
 
-    def masked(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-        """What the layer gives, over its kept units."""
-        operand, *others = self.site.given
-        found = {name: getattr(module, name, None) for name in others}
-        result = self.site.compute({**found, operand: args[0] if args else kwargs["input"]})
-        return result if isinstance(result, Tensor) else result[0]
+    def enter(self, module: nn.Module, args: Any) -> None:
+        mode = _Mode(self.sites, self.counted)
+        mode.__enter__()
+        self.running.append(mode)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        mode = self.running.pop()
+        mode.__exit__(None, None, None)
+        if output is not None and mode.seen != Counter(self.counted):  # without output, forward has failed
+            raise SurgeryError(
+                f"{self.path or type(module).__name__}: its code calls {dict(mode.seen)} where {dict(self.counted)} "
+                "were traced, so its masked units can't be told from the others"
+            )
+
+    def pause(self, module: nn.Module, args: Any) -> None:
+        if self.running:
+            self.running[-1].inside += 1
+
+    def resume(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.running:
+            self.running[-1].inside -= 1

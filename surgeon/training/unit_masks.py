@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
-from surgeon.errors import InvalidArgument, NotEquivalent, SurgeonError, WeightsError
+from surgeon.errors import InvalidArgument, NotEquivalent, SurgeonError, SurgeryError, WeightsError
 from surgeon.frontend.copies import duplicate
+from surgeon.frontend.isolation import untouched
 from surgeon.frontend.parameters import TENSORS, module_in_place, public, units
 from surgeon.frontend.trace import skeleton, trace_inputs
 from surgeon.groups.coupling import GROUPS, Groups
 from surgeon.groups.interpreter import Interpreter, double, precisely
 from surgeon.ir.fingerprint import named_tensors
 from surgeon.rules import Axes, Kept
-from surgeon.training.masked_calls import MaskedCalls
-from surgeon.training.masked_sites import Finder, kept_mask
-from surgeon.training.masked_statistics import MaskedLayer
+from surgeon.training.masked_sites import interceptors, kept_mask
+from surgeon.training.masked_statistics import Interceptor
 from surgeon.training.weight_masks import Masks
 from surgeon.verification.check import checked_inputs, relative
 
@@ -54,7 +54,6 @@ class UnitMasks:
         self._model = model
         self._groups = groups
         self._masks = Masks(model)
-        self._finder = Finder(groups, model)
         self._buffers: dict[str, _Held] = {}
         self._hooks: list[RemovableHandle] = []
         self.keep: dict[int, tuple[int, ...]] = {}
@@ -99,10 +98,9 @@ class UnitMasks:
         for module in bare.modules():
             for hooks in (module._forward_pre_hooks, module._forward_hooks):
                 for number, hook in list(hooks.items()):
-                    if isinstance(getattr(hook, "__self__", None), MaskedLayer | MaskedCalls):
+                    if isinstance(getattr(hook, "__self__", None), Interceptor):
                         del hooks[number]
                         module._forward_hooks_always_called.pop(number, None)
-                        module._forward_hooks_with_kwargs.pop(number, None)
         return bare
 
     def deviation(self, slim: nn.Module) -> float:
@@ -189,11 +187,20 @@ class UnitMasks:
         self._hooks.clear()
 
     def _intercept(self, kept: Kept) -> None:
-        """Tell the modules that take statistics over masked units which ones stay."""
+        """Hook the modules whose code takes statistics over masked units, and try them out."""
         self._unhook()
-        found, notes = self._finder.find(kept)
-        for module, mask in found:
-            self._hooks += mask.attach(module)
+        found, notes = interceptors(self._groups, kept, self._model)
+        modules = dict(self._model.named_modules(remove_duplicate=False))
+        for each in found:
+            self._hooks += each.attach(modules[each.path])
+        if found:
+            args, kwargs = self._groups.graph.inputs
+            try:
+                with torch.no_grad(), untouched(self._model), torch.random.fork_rng(devices=[]):
+                    duplicate(self._model).eval()(*args, **kwargs)
+            except SurgeryError as error:
+                notes.append(str(error))
+                self._unhook()
         self.notes = tuple(dict.fromkeys(notes))
 
 
