@@ -52,7 +52,7 @@ def unfused_batch_norms(graph: ir.Graph) -> list[ir.Node]:
 def fuse_shared_batch_norms(model: ir.Model) -> None:
     """Fold BatchNormalization into convolutions that share their weight with others, in place.
 
-    The optimiser leaves these alone because the folded weights differ; each gets a copy of its own first.
+    The optimizer leaves these alone because the folded weights differ; each gets a copy of its own first.
     """
     nodes = unfused_batch_norms(model.graph)
     for node in nodes:
@@ -81,7 +81,7 @@ def _foldable(node: ir.Node) -> bool:
 
 
 def _register_constants(graph: ir.Graph) -> None:
-    """The optimiser's fusion of clips may make constants that it does not add to the graph."""
+    """The optimizer's fusion of clips may make constants that it does not add to the graph."""
     known = {id(value) for value in (*graph.inputs, *graph.initializers.values())}
     names = _names(graph)
     for node in graph.all_nodes():

@@ -38,7 +38,7 @@ def copy_before_views(program: torch.export.ExportedProgram) -> int:
     """Put a contiguous copy before every view, in place; how many.
 
     A view insists on strides, and those of a tensor while tracing are not always those it has once torch.onnx
-    has decomposed what computes it. The optimiser removes the copies, for ONNX has no strides.
+    has decomposed what computes it. The optimizer removes the copies, for ONNX has no strides.
     """
     nodes = [node for node in _nodes(program) if node.target in _VIEWS]
     for node in nodes:

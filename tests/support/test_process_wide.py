@@ -15,19 +15,19 @@ import torch
 from torch import fx
 from torch.nn.modules import transformer
 
-from surgeon.frontend import isolation as surroundings
+from surgeon.frontend import isolation
 from surgeon.groups import interpreter
 from surgeon.support import process_wide
 
 # Each change, and what it changes.
 CHANGES: dict[str, tuple[Callable[[], AbstractContextManager[None]], Callable[[], Any]]] = {
     "default type": (interpreter._double_by_default, torch.get_default_dtype),
-    "masks": (surroundings.with_masks_as_given, lambda: transformer._detect_is_causal_mask),
-    "attention": (surroundings.without_fast_attention, torch.backends.mha.get_fastpath_enabled),
-    "warnings": (surroundings.quietly, lambda: list(warnings.filters)),
-    "logs": (surroundings.quietly, lambda: logging.getLogger("torch.export").level),
+    "masks": (isolation.with_masks_as_given, lambda: transformer._detect_is_causal_mask),
+    "attention": (isolation.without_fast_attention, torch.backends.mha.get_fastpath_enabled),
+    "warnings": (isolation.quietly, lambda: list(warnings.filters)),
+    "logs": (isolation.quietly, lambda: logging.getLogger("torch.export").level),
     "garbage": (process_wide.uncollected, gc.isenabled),
-    "stack traces": (surroundings.without_stack_traces, lambda: fx.config.do_not_emit_stack_traces),
+    "stack traces": (isolation.without_stack_traces, lambda: fx.config.do_not_emit_stack_traces),
 }
 
 
