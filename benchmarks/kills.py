@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -49,6 +50,7 @@ OFFSETS = (0, 0, 1, -1, 2, -2)  # to a call's number, since a library may open a
 
 def forked(work: Callable[[], object], log: Path, *options: str) -> int:
     """What becomes of a process that does `work`, under strace where there are options for it."""
+    traceback.format_stack()  # torch reads the sources of its callers: that it finds them read makes all runs alike
     go, start = os.pipe()
     child = os.fork()
     if not child:
@@ -182,7 +184,7 @@ def try_all(name: str, room: Path, jobs: int) -> dict[str, object]:
     home = fresh(room / "home")
     row: Counter[str] = Counter()
     with ProcessPoolExecutor(jobs, get_context("fork")) as pool:
-        code, calls = pool.submit(traced, name, home).result()  # there too: torch reads the sources of its callers
+        code, calls = pool.submit(traced, name, home).result()
         assert code == 0, log_of(home).read_text()[-3000:]
         assert trial.read(home) == "new"
         parts = [calls[: index + 1] for index in range(len(calls))]
