@@ -100,7 +100,7 @@ def test_int8_is_kept_or_not_but_said(here: Path, monkeypatch: pytest.MonkeyPatc
         (("report", "."), "report.json"),
         (("kit", "nets_here:small", "-o", "kit.zip"), ".pyz"),
         (("profile", "nets_here:small", "-o", "nets_here.py"), "nets_here.py"),
-        (("shrink", "nets_here:small", "-o", "x"), "latency_ms"),
+        (("shrink", "nets_here:small", "-o", "x"), "--latency-ms"),
         (("shrink", "nets_here:small", "--ratio", "0.5", "--device", "no.json", "-o", "x"), "for a latency"),
         (("shrink", "nets_here:small", "--latency-ms", "1", "--device", "no.json", "-o", "x"), "no.json"),
     ],

@@ -52,7 +52,7 @@ def test_a_failure_is_told(tmp_path: Path) -> None:
     [
         (["nowhere.py:Task", "--ratio", 0.5], "no such file"),
         ([TASK, "--ratio", 2], "ratio"),
-        ([TASK, "--ratio", 0.5, "--schedule", "often"], "schedule='often'"),
+        ([TASK, "--ratio", 0.5, "--schedule", "often"], "--schedule 'often'"),
         ([TASK, "--ratio", 0.5, "--baseline", "all"], "baseline 'all'"),
     ],
 )

@@ -62,7 +62,7 @@ def test_connections_are_pruned_before_on_request(here: Path) -> None:
 
 
 @pytest.mark.parametrize(("option", "value", "message"), [
-    ("--amount", 90, "amount=90"), ("--threshold", -1, "threshold=-1"),
+    ("--amount", 90, "--amount 90"), ("--threshold", -1, "--threshold -1"),
 ])
 def test_careless_options_are_refused_and_write_nothing(here: Path, option: str, value: float, message: str) -> None:
     result = call("-o", "out", option, value)
