@@ -114,7 +114,7 @@ def _without_selection(subject: Subject, ratio: float) -> nn.Module:
     groups = surgeon.inspect(rotated, subject.inputs)
     kept = guided.keep(groups)
     widths = {group.name: len(kept.get(group.leaf.id, range(group.size))) for group in groups}
-    plan = surgeon.plan(rotated, ratio, importance="magnitude", keep=widths, **given)
+    plan = surgeon.plan(rotated, ratio, importance="magnitude", min_width=widths, **given)
     return _recovered(subject, rotated, plan)
 
 
@@ -141,7 +141,7 @@ _PARTS: dict[str, Callable[[Subject, float], nn.Module]] = {
     "allocation": lambda subject, ratio: subject.shrink(ratio, align=1, scope="local"),
     "compensation": lambda subject, ratio: subject.shrink(ratio, align=1, compensate=False),
     "BatchNorm": _without_batch_norm,
-    "distillation": lambda subject, ratio: subject.shrink(ratio, align=1, distil=False),
+    "distillation": lambda subject, ratio: subject.shrink(ratio, align=1, distill=False),
     "projection": lambda subject, ratio: subject.shrink(ratio, align=1, project=False),
     "data": lambda subject, ratio: subject.shrink(ratio, align=1, data=None),
 }

@@ -27,12 +27,12 @@ import models
 from surgeon.allocation.allocate import allocate
 from surgeon.cost.cost import Cost
 from surgeon.errors import Infeasible
-from surgeon.frontend.parameters import BUDGETS, SCOPES
 from surgeon.groups.analyze import analyse
 from surgeon.groups.coupling import Groups
 from surgeon.scoring.registry import score_groups
 from surgeon.solver.factors import polynomial_factors
 from surgeon.solver.solve import cheapest
+from surgeon.support.arguments import BUDGETS, SCOPES
 from testbed import zoo
 
 RESULTS = Path(__file__).parent / "results" / "budgets.md"

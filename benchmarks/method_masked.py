@@ -34,6 +34,7 @@ from benchmarks import coverage
 from benchmarks.method_tasks import Connected, clothes
 from benchmarks.rows import command, last, publish, to_run
 from surgeon.errors import SurgeonError
+from surgeon.pipeline.options import Options
 from surgeon.pipeline.shrink import decide
 from surgeon.surgery.build import carry_out
 from surgeon.training.unit_masks import UnitMasks
@@ -113,10 +114,7 @@ def masked(library: str, name: str) -> Row:
     """A model of the list, masked, against its surgery."""
     model, inputs = zoo.load(library, name)
     coverage.redraw(model)
-    made = decide(
-        model, SHARE, example_inputs=inputs, budget="channels", ignore=(), keep=None, align=None, importance="l1",
-        scope="local", seed=0,
-    )
+    made = decide(model, Options.of(ratio=SHARE, budget="channels", importance="l1", scope="local"), inputs)
     masks = UnitMasks(model, made.groups)
     masks.set(made.keep)
     operation, _ = carry_out(masks.bare(), made.groups, masks.keep)

@@ -40,6 +40,7 @@ from benchmarks.rows import command, last, publish, to_run
 from surgeon.cost.cost import Cost
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import couple
+from surgeon.pipeline.options import Options
 from surgeon.pipeline.shrink import decide
 from surgeon.surgery import operate
 from testbed import zoo
@@ -121,10 +122,7 @@ def times(name: str) -> Row:
         other = copy.deepcopy(model)
         graph, pruner = took(lambda: peers.build(other, inputs, 0.3))  # noqa: B023  (called at once)
         step, _ = took(pruner.step)
-        plan, made = took(lambda: decide(
-            model, 0.5, example_inputs=inputs, budget="macs", ignore=(), keep=None, align=None,
-            importance="magnitude", scope="global", seed=0,
-        ))
+        plan, made = took(lambda: decide(model, Options.of(ratio=0.5, importance="magnitude"), inputs))
         apply, operation = took(lambda: operate(model, made.groups, made.keep))  # noqa: B023
         retrace, _ = took(lambda: operation.traced)  # noqa: B023
         form = operation.form

@@ -72,7 +72,7 @@ def test_a_norm_without_weights_that_is_called_at_two_widths_stays_an_operator()
     model = Written(run, a=nn.Linear(4, 16), b=nn.Linear(16, 16), c=nn.Linear(16, 2), norm=norm)
     x = torch.randn(2, 4)
     scores = {"a": 0.5, "b": 0.25}
-    plan = surgeon.plan(model, 0.5, example_inputs=x, align=1, keep=scores)
+    plan = surgeon.plan(model, 0.5, example_inputs=x, align=1, min_width=scores)
     slim = plan.apply(model, x, form="graph")
     assert slim(x).shape == (2, 2)
 

@@ -22,14 +22,14 @@ synthesize verify
 """.split()
 
 DECISIONS = (
-    "model ratio example_inputs budget ignore keep align importance scope seed latency_ms device threads max_params"
-    " data samples loss"
+    "model ratio * latency_ms budget device threads max_params data samples loss"
+    " importance scope ignore min_width align seed"
 )
 
 # Arguments in their order; those after * are given by name.
 SIGNATURES = {
-    "shrink": f"{DECISIONS} project compensate distil form return_report".replace("ratio ", "ratio * "),
-    "plan": DECISIONS.replace("ratio ", "ratio * "),
+    "shrink": f"{DECISIONS} project compensate distill example_inputs form return_report",
+    "plan": f"{DECISIONS} example_inputs",
     "inspect": "model example_inputs ignore",
     "verify": "model slim plan example_inputs",
     "save": "model folder plan",
@@ -40,7 +40,7 @@ SIGNATURES = {
     "Plan.verify": "self model slim example_inputs",
     "Plan.align": "self profile model example_inputs",
     "Pruner": (
-        "model target * schedule importance example_inputs scope budget align ignore keep regularizer seed"
+        "model target * scope ignore min_width align seed schedule importance example_inputs budget regularizer"
     ),
     "profile": "model example_inputs * threads path",
     "kit": "model path example_inputs",
@@ -48,17 +48,17 @@ SIGNATURES = {
     "sweep": "model example_inputs * threshold return_report",
     "project": "model data * samples example_inputs",
     "recover": (
-        "model slim plan data * samples ridge batch_norm compensate distil example_inputs return_report"
+        "model slim plan data * samples ridge batch_norm compensate distill example_inputs return_report"
     ),
 }
 FIRST = {"export": "model path", "benchmark": "base_path slim_path", "quantize": "model calibration"}
 BY_NAME = {"export": "example_inputs", "benchmark": "threads", "quantize": "path"}
 
 DEFAULTS = {
-    "example_inputs": None, "budget": "macs", "ignore": (), "keep": None, "align": None, "importance": None,
+    "example_inputs": None, "budget": "macs", "ignore": (), "min_width": None, "align": None, "importance": None,
     "scope": "global", "seed": 0, "form": "auto", "return_report": False, "ratio": None, "latency_ms": None,
     "device": None, "threads": None, "max_params": None, "data": None, "samples": 256, "loss": None, "compensate": True,
-    "project": True, "distil": True,
+    "project": True, "distill": True,
 }
 
 
@@ -106,6 +106,29 @@ def test_importing_surgeon_loads_nothing_heavy(command: str) -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert found.stderr.strip() == "[]"
     assert re.fullmatch(r"\d+\.\d+\.\d+", surgeon.__version__)
+
+
+COMMANDS = "shrink recover inspect apply verify profile kit bench quantize report study sweep demo".split()
+LIGHT = [
+    ["--help"], ["--version"], *([name, "--help"] for name in COMMANDS), ["shrnk"], ["shrink", "--rate", "2"],
+    ["shrink", "timm:x"], ["shrink", "timm:x", "-o", "out", "--ratio", "1.5"], ["shrink", "timm:x", "-o", "out"],
+    ["shrink", "timm:x", "-o", "out", "--ratio", "0.5", "--min-width", "few"],
+    ["shrink", "timm:x", "-o", "out", "--ratio", "0.5", "--budget", "time"],
+    ["shrink", "timm:x", "-o", "out", "--latency-ms", "5", "--align", "8"],
+    ["shrink", "timm:x", "-o", "out", "--keep", "4"], ["shrink", "timm:x", "-o", "out", "--no-distil"],
+]
+
+
+def test_the_command_line_helps_and_refuses_without_torch() -> None:
+    heavy = ("torch", "sympy", "onnx", "onnxruntime")
+    code = (
+        "import sys; from typer.testing import CliRunner; from surgeon.cli.main import app; "
+        f"codes = [CliRunner().invoke(app, each).exit_code for each in {LIGHT}]; "
+        f"print(codes, [name for name in {heavy} if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    helped = 2 + len(COMMANDS)
+    assert found.stdout.strip() == f"{[0] * helped + [2, 2, 2, 1, 1, 1, 2, 1, 1, 1]} []"
 
 
 @pytest.mark.parametrize("name", SIGNATURES)

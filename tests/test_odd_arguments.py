@@ -196,7 +196,7 @@ def test_what_is_made_in_inference_mode_trains(tmp_path: Path) -> None:
 
 def test_threads_are_no_more_than_the_machine_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(arguments, "cpus", lambda: 4)
-    more = r"threads=5: give an integer from 1 to 4, no more than this machine has CPUs"
+    more = r"threads=5: give an integer from 1 to 4, no more than this process has CPUs"
     device = surgeon.Profile("another", "x86_64", 1, "1", cpus=8)
     calls: list[Callable[[], object]] = [
         lambda: surgeon.profile(Net(), X, threads=5), lambda: shrink(Net(), budget="latency", align=None, threads=5),
@@ -227,8 +227,8 @@ def test_an_iterator_is_read_once_for_all() -> None:
 
 def test_numpy_s_numbers_are_numbers() -> None:
     model = Net()
-    plain = surgeon.plan(model, 0.5, example_inputs=X, align=4, keep={"*": 4}, seed=3)
-    options: dict[str, Any] = {"align": np.int32(4), "keep": {"*": np.int64(4)}, "seed": np.uint8(3)}
+    plain = surgeon.plan(model, 0.5, example_inputs=X, align=4, min_width={"*": 4}, seed=3)
+    options: dict[str, Any] = {"align": np.int32(4), "min_width": {"*": np.int64(4)}, "seed": np.uint8(3)}
     assert plain == surgeon.plan(model, np.float64(0.5), example_inputs=X, **options)
 
 

@@ -283,7 +283,7 @@ OFTEN: dict[str, Act] = {
     "inspect without inputs": lambda m, x, _: surgeon.inspect(m),
     "shrink": lambda m, x, _: surgeon.shrink(m, 0.4, example_inputs=x, align=1),
     "shrink with labels": lambda m, x, _: surgeon.shrink(
-        m, 0.4, example_inputs=x, align=1, data=labelled(x), loss=lambda output, _: output.float().mean(), distil=False
+        m, 0.4, example_inputs=x, align=1, data=labelled(x), loss=lambda output, _: output.float().mean(), distill=False
     ),
 }
 #: What is tried with a few.

@@ -21,16 +21,15 @@ import numpy as np
 
 from surgeon.allocation.damage_curves import damages
 from surgeon.allocation.greedy import Schedules, meet
-from surgeon.allocation.limits import LEAST_SHARE, Keep, floors, nothing_to_prune
+from surgeon.allocation.limits import LEAST_SHARE, floors, nothing_to_prune
 from surgeon.allocation.optimal import aligned_by_damage
 from surgeon.allocation.reach import check_reach
 from surgeon.cost.alignment import FINENESS, Alignment
 from surgeon.cost.cost import Cost
 from surgeon.cost.target import TOLERANCE, Target
 from surgeon.cost.time_saved import for_speed
-from surgeon.frontend.parameters import SCOPES
 from surgeon.groups.coupling import Groups
-from surgeon.support.arguments import POSITIVE, SHARE, choice, optional
+from surgeon.support.arguments import POSITIVE, SCOPES, SHARE, MinWidth, choice, optional
 
 # With 0, what computes for long for its MACs is nearly emptied before others are touched; from 1 on, time is lost.
 _STEEPNESS = 0.5
@@ -45,7 +44,7 @@ def allocate(
     ratio: float = 0.5,
     scope: str = "global",
     align: int | None = None,
-    keep: Keep = None,
+    min_width: MinWidth = None,
     ceilings: Mapping[int, int] | None = None,
     curves: Mapping[int, np.ndarray] | None = None,
 ) -> dict[int, int]:
@@ -64,13 +63,13 @@ def allocate(
         align: widths are multiples of it; what a unit is made of counts, so that heads of 64 are aligned at any number.
             By default 16 for groups of 32 and more, 8 from 24, 4 from 8, and any width below; finer only where the
             budget can't be met so. 1 allows every width. The full width is always allowed.
-        keep: what is left of a group at least: a share (float) or a width (int), for all groups or by glob of names.
+        min_width: what is left of a group at least, a share (float) or a width (int), for all or by glob of names.
         ceilings: what is left of a group at most, by leaf, such as after an earlier allocation.
         curves: what keeping the best 1, 2, … units of a leaf does to the model, `(units,)`; by default a guess from the
             scores. Globally compared are these.
 
     Raises:
-        InvalidArgument: an argument is out of range, or `keep` names no group.
+        InvalidArgument: an argument is out of range, or `min_width` names no group.
         NothingToPrune: there are no groups.
         Infeasible: the budget can't be met; the message says what the nearest is that can, and what holds the rest.
 
@@ -89,19 +88,19 @@ def allocate(
     cost.check(budget)
     choice(*SCOPES)("scope", scope)
     align = optional(POSITIVE)("align", align)
-    held = floors(groups, keep)
+    held = floors(groups, min_width)
     if not groups.groups:
         raise nothing_to_prune(groups)
     tops = {group.leaf.id: group.size for group in groups} | dict(ceilings or {})
     if ratio == 0:
         return tops
     target = Target(cost, budget, ratio)
-    check_reach(target, Alignment(groups, cost), align, keep, tops)
+    check_reach(target, Alignment(groups, cost), align, min_width, tops)
     if scope == "global" and budget != "channels":
         if curves is None:
             curves = for_speed(damages(groups, scores, cost, _STEEPNESS), groups, cost, budget, align)
         return aligned_by_damage(
-            groups, curves, cost, budget=budget, ratio=ratio, align=align, keep=keep, tops=tops
+            groups, curves, cost, budget=budget, ratio=ratio, align=align, min_width=min_width, tops=tops
         )
     schedules = Schedules(groups, scores, cost, budget, scope, align, tops)
     for finest in FINENESS if align is None else (align,):

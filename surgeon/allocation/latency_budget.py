@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from surgeon.allocation.damage_curves import damages
-from surgeon.allocation.limits import LEAST_SHARE, Keep, floors, nothing_to_prune
+from surgeon.allocation.limits import LEAST_SHARE, floors, nothing_to_prune
 from surgeon.cost.cost import Cost
 from surgeon.errors import Infeasible, InvalidArgument
 from surgeon.groups.coupling import Groups
@@ -18,6 +18,7 @@ from surgeon.latency.filling import filled_up
 from surgeon.solver.factors import LatencyModel, polynomial_factors, scaled, total
 from surgeon.solver.problem import Budget
 from surgeon.solver.solve import Allocation, solve
+from surgeon.support.arguments import MinWidth
 
 # Up to how many times the factors are scaled to the latency of the whole, and from what share of it they differ.
 _ROUNDS = 5
@@ -36,7 +37,7 @@ def allocate_latency(
     latency: LatencyModel,
     *,
     ms: float,
-    keep: Keep = None,
+    min_width: MinWidth = None,
     size: float | None = None,
     curves: Mapping[int, np.ndarray] | None = None,
 ) -> tuple[dict[int, int], Allocation]:
@@ -48,18 +49,18 @@ def allocate_latency(
         cost: the costs of the same groups.
         latency: the milliseconds of the same groups on some device.
         ms: how long the model may take, by `latency.ms`.
-        keep: what is left of a group at least, as in `surgeon.allocation.allocate`. Groups that it does not name keep
-            the share `LEAST_SHARE`, unless the budget can't be met so.
+        min_width: what is left of a group at least, as in `surgeon.allocation.allocate`. Groups that it does not name
+            keep the share `LEAST_SHARE`, unless the budget can't be met so.
         size: how many parameters the model may have, all in all, at the same time.
         curves: what keeping the best 1, 2, … units of a leaf does to the model; by default `damages` of the scores.
 
     Raises:
-        InvalidArgument: an argument is out of range, or `keep` names no group.
+        InvalidArgument: an argument is out of range, or `min_width` names no group.
         NothingToPrune: there are no groups.
         Infeasible: a budget can't be met; the message says how far it could go and what holds the rest.
     """
     limits = {"latency": _check("ms", ms)} | ({} if size is None else {"size": _check("size", size)})
-    least = floors(groups, keep)
+    least = floors(groups, min_width)
     if not groups.groups:
         raise nothing_to_prune(groups)
     sized: list[Budget] = []
@@ -88,13 +89,13 @@ def allocate_latency(
         found = _filled(found, groups, widths, latency, limits["latency"], sized, curves)
         return found.widths, found
     assert refused is not None
-    reached = least_ms(groups, latency, keep)
+    reached = least_ms(groups, latency, min_width)
     raise _with_remedy(refused, groups, least, reached if reached > limits["latency"] else None, latency.ms({}))
 
 
-def least_ms(groups: Groups, latency: LatencyModel, keep: Keep = None) -> float:
+def least_ms(groups: Groups, latency: LatencyModel, min_width: MinWidth = None) -> float:
     """The least milliseconds that any widths reach, each group at its floor."""
-    least = floors(groups, keep)
+    least = floors(groups, min_width)
     return latency.ms({
         group.leaf.id: _candidates(latency, group.leaf.id, group.size, least.get(group.leaf.id, 0.0))[0]
         for group in groups
@@ -201,9 +202,9 @@ def _with_remedy(
         nearest = [f"  the nearest that can be met: latency_ms={_up(reached)}, or the share {share:g}"]
     held = [group for group in groups if least.get(group.leaf.id, 1) > 1]
     lines = [
-        f"  keep= holds {group.name} at {least[group.leaf.id]} of {group.size}" for group in held[:_LISTED]
+        f"  min_width= holds {group.name} at {least[group.leaf.id]} of {group.size}" for group in held[:_LISTED]
     ]
-    remedy = "Remedy: raise the budget, or relax ignore= or keep=."
+    remedy = "Remedy: raise the budget, or relax ignore= or min_width=."
     return Infeasible("\n".join([str(error), *lines, *nearest, remedy]), error.reachable)
 
 

@@ -9,10 +9,9 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from surgeon.errors import InvalidArgument, NothingToPrune
-from surgeon.frontend import parameters
 from surgeon.groups.coupling import Groups
-
-Keep = float | int | Mapping[str, float | int] | None
+from surgeon.support import arguments
+from surgeon.support.arguments import MinWidth
 
 #: The share of a group's units that stays unless the budget can't be met otherwise: a layer never collapses unasked.
 LEAST_SHARE = 0.125
@@ -20,22 +19,22 @@ LEAST_SHARE = 0.125
 _LISTED = 6
 
 
-def floors(groups: Groups, keep: Keep) -> dict[int, int]:
-    """The least width that `keep` asks for, by leaf: a share (float) or a width (int), for all groups or by glob.
+def floors(groups: Groups, min_width: MinWidth) -> dict[int, int]:
+    """The least width that `min_width` asks for, by leaf: a share (float) or a width (int), for all groups or by glob.
 
     Raises:
         InvalidArgument: a value is out of range, or a glob names no group.
     """
-    if keep is None:
+    if min_width is None:
         return {}
-    keep = parameters.keep("keep", keep)
-    wanted = keep if isinstance(keep, Mapping) else {"*": keep}
+    least_widths = arguments.min_width("min_width", min_width)
+    wanted = least_widths if isinstance(least_widths, Mapping) else {"*": least_widths}
     found: dict[int, int] = {}
     for pattern, value in wanted.items():
         matched = [group for group in groups if fnmatchcase(group.name, pattern)]
-        if not matched and isinstance(keep, Mapping):
+        if not matched and isinstance(min_width, Mapping):
             names = ", ".join(group.name for group in groups.groups[:8])
-            raise InvalidArgument(f"keep: no group is named {pattern!r}; there are {names}, …")
+            raise InvalidArgument(f"min_width: no group is named {pattern!r}; there are {names}, …")
         for group in matched:
             least = value if isinstance(value, int) else max(1, math.ceil(value * group.size - 1e-9))
             found[group.leaf.id] = max(found.get(group.leaf.id, 1), min(least, group.size))

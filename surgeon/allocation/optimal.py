@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from surgeon.allocation.limits import LEAST_SHARE, Keep, allowed, floors, nothing_to_prune
+from surgeon.allocation.limits import LEAST_SHARE, allowed, floors, nothing_to_prune
 from surgeon.cost.alignment import FINENESS, Alignment
 from surgeon.cost.cost import Cost
 from surgeon.cost.target import TOLERANCE, Target
@@ -16,6 +16,7 @@ from surgeon.groups.coupling import Groups
 from surgeon.solver.factors import polynomial_factors
 from surgeon.solver.problem import Budget
 from surgeon.solver.solve import solve
+from surgeon.support.arguments import MinWidth
 
 # By how many of its widths a group is moved to use more of a budget, and pairs of moves that are tried.
 _MOVES = (-3, -2, -1, 1, 2, 3)
@@ -24,7 +25,7 @@ _TRIES = 100
 
 def allocate_by_damage(
     groups: Groups, damages: Mapping[int, np.ndarray], cost: Cost, *, budget: str = "macs", ratio: float = 0.5,
-    steps: Mapping[int, int] | None = None, keep: Keep = None, tops: Mapping[int, int] | None = None,
+    steps: Mapping[int, int] | None = None, min_width: MinWidth = None, tops: Mapping[int, int] | None = None,
 ) -> dict[int, int]:
     """The widths, by leaf, that do the least damage of all that remove at least `ratio` of the budget.
 
@@ -37,15 +38,15 @@ def allocate_by_damage(
         budget: "macs" or "params".
         ratio: the share to remove.
         steps: what the width of a leaf must be a multiple of; by default any width will do. The full width always does.
-        keep: what is left of a group at least, as for `surgeon.shrink`.
+        min_width: what is left of a group at least, as for `surgeon.shrink`.
         tops: what is left of a leaf at most; that width is always allowed too.
 
     Raises:
-        InvalidArgument: `keep` is out of range, or names no group.
+        InvalidArgument: `min_width` is out of range, or names no group.
         NothingToPrune: there are no groups.
         Infeasible: the budget can't be met.
     """
-    held = floors(groups, keep)
+    held = floors(groups, min_width)
     if not groups.groups:
         raise nothing_to_prune(groups)
     factors = [factor for share in cost.shares(budget) for factor in polynomial_factors(share.terms, share.label)]
@@ -73,7 +74,7 @@ def allocate_by_damage(
 
 def aligned_by_damage(
     groups: Groups, damages: Mapping[int, np.ndarray], cost: Cost, *, budget: str, ratio: float, align: int | None,
-    keep: Keep, tops: Mapping[int, int] | None = None,
+    min_width: MinWidth, tops: Mapping[int, int] | None = None,
 ) -> dict[int, int]:
     """The same at the coarsest default alignment that uses all but 2 % of what may be left, or at `align`.
 
@@ -88,7 +89,7 @@ def aligned_by_damage(
         steps = alignment.steps(align, finest)
         try:
             widths = allocate_by_damage(
-                groups, damages, cost, budget=budget, ratio=ratio, steps=steps, keep=keep, tops=tops
+                groups, damages, cost, budget=budget, ratio=ratio, steps=steps, min_width=min_width, tops=tops
             )
         except Infeasible as error:
             refused = error

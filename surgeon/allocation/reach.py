@@ -4,32 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from surgeon.allocation.limits import Keep, allowed, floors
+from surgeon.allocation.limits import allowed, floors
 from surgeon.cost.alignment import FINENESS, NARROW, Alignment
 from surgeon.cost.target import Target, percent, rounded_down
 from surgeon.errors import Infeasible
+from surgeon.support.arguments import MinWidth
 
 _LISTED = 6
 
 
 def lowest(
-    alignment: Alignment, align: int | None, keep: Keep, tops: Mapping[int, int] | None = None
+    alignment: Alignment, align: int | None, min_width: MinWidth, tops: Mapping[int, int] | None = None
 ) -> dict[int, int]:
-    """The least width of every group, by leaf, that `align` and `keep` allow; where `align` is None, at any width."""
-    held, steps = floors(alignment.groups, keep), alignment.steps(align, FINENESS[-1])
+    """The least width of each leaf that `align` and `min_width` allow; where `align` is None, at any width."""
+    held, steps = floors(alignment.groups, min_width), alignment.steps(align, FINENESS[-1])
     full = {group.leaf.id: group.size for group in alignment.groups}
     return {
         leaf: allowed((tops or full)[leaf], steps[leaf], held.get(leaf, 1))[0] for leaf in full
     }
 
 
-def check_reach(target: Target, alignment: Alignment, align: int | None, keep: Keep, tops: Mapping[int, int]) -> None:
+def check_reach(
+    target: Target, alignment: Alignment, align: int | None, min_width: MinWidth, tops: Mapping[int, int]
+) -> None:
     """Costs fall with every width, so that what the least widths exceed, all widths exceed.
 
     Raises:
         Infeasible: not even the least widths remove what is asked; the message says what the nearest budgets are.
     """
-    least = lowest(alignment, align, keep, tops)
+    least = lowest(alignment, align, min_width, tops)
     if target.whole and target.unused(least) >= 0:
         return
     cost, budget = target.cost, target.budget
@@ -40,12 +43,14 @@ def check_reach(target: Target, alignment: Alignment, align: int | None, keep: K
             "Remedy: choose another budget.", reachable=0.0,
         )
     lines = [f"  {line}" for line in cost.explain(budget, least, _LISTED)]
-    held = floors(alignment.groups, keep)
+    held = floors(alignment.groups, min_width)
     raised = [group for group in alignment.groups if held.get(group.leaf.id, 1) > 1]
-    lines += [f"  keep= holds {group.name} at {held[group.leaf.id]} of {group.size}" for group in raised[:_LISTED]]
+    lines += [
+        f"  min_width= holds {group.name} at {held[group.leaf.id]} of {group.size}" for group in raised[:_LISTED]
+    ]
     freed = {
-        "align=1": target.removed(lowest(alignment, 1, keep, tops)),
-        "no keep=": target.removed(lowest(alignment, align, None, tops)),
+        "align=1": target.removed(lowest(alignment, 1, min_width, tops)),
+        "no min_width=": target.removed(lowest(alignment, align, None, tops)),
     }
     more = [f"{name} allows {rounded_down(share)}" for name, share in freed.items() if share > reachable + 1e-9]
     remedy = ", ".join(["lower the ratio", *more, "or relax ignore="])

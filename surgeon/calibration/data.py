@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -17,7 +14,10 @@ from surgeon.calibration.footprint import bytes_per_sample
 from surgeon.calibration.labels import joined, per_sample
 from surgeon.calibration.synthesis import synthesize_for
 from surgeon.errors import InvalidInputs
+from surgeon.frontend import batches as batch_values
 from surgeon.frontend import parameters
+from surgeon.frontend.batches import batches, chosen, nothing
+from surgeon.frontend.input_spec import by_argument
 from surgeon.frontend.parameters import SYNTHETIC
 from surgeon.frontend.trace import Graph, Inputs
 from surgeon.groups.weights import check_finite, check_real
@@ -71,8 +71,7 @@ def calibrate(
     `data` is a tensor or array of samples, a dict of them by keyword, or any iterable of batches, such as a DataLoader:
     each a tensor, an array, a dict by the names of the model's inputs, or a tuple or list that starts with the model's
     inputs. What the model does not take, such as labels, is left out unless `labelled`. Nothing is read beyond what is
-    needed. "synthetic" stands for inputs that are synthesised from the model, by `seed`. A Calibration comes back as it
-    is.
+    needed. "synthetic" stands for inputs that are synthesized from the model, by `seed`.
 
     Raises:
         InvalidArgument: `samples` is no positive integer, or `data` is nothing that yields batches.
@@ -86,8 +85,6 @@ def calibrate(
     >>> found.samples, [tuple(args[0].shape) for args, _ in found.batches]
     (16, [(14, 3), (2, 3)])
     """
-    if isinstance(data, Calibration):
-        return data
     samples, data = POSITIVE("samples", samples), parameters.data("data", data)
     check_finite(graph)
     check_real(graph)
@@ -102,37 +99,24 @@ def calibrate(
         made = synthesize_for(graph, samples, seed)
         whole = reader.batched(made.leaves)
         return replace(_split(whole, reader, len(whole[0]), [*notes, made.note]), noise=made.noise)
-    batches: list[list[Tensor]] = []
+    parts: list[list[Tensor]] = []
     rest: list[tuple[Any, ...]] = []
     count = 0
     with counter("calibration data") as progress:
-        for index, batch in enumerate(_iterate(data)):
+        for index, batch in enumerate(batches("data", data)):
             leaves = reader.leaves(batch, f"batch {index} of data")
             if labelled:
                 rest += per_sample(reader.rest(batch), len(leaves[0]), f"batch {index} of data")
             leaves = [leaf[: samples - count] for leaf in leaves]
-            batches.append(leaves)
+            parts.append(leaves)
             count += len(leaves[0])
             progress(count, samples)
             if count >= samples:
                 break
     if not count:
-        used = iter(data) is data
-        raise InvalidInputs(
-            "data is an iterator that has nothing left: it was read before; give the DataLoader or list itself"
-            if used else "data is empty: give at least one batch of inputs"
-        )
-    whole = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+        raise nothing("data")
+    whole = [torch.cat(leaves) for leaves in zip(*parts, strict=True)]
     return _split(whole, reader, count, notes, rest)
-
-
-def _iterate(data: Any) -> Iterator[Any]:
-    match data:
-        case Tensor() | np.ndarray() | Mapping():
-            return iter([data])
-        case Iterable():
-            return iter(data)
-    return (data[index] for index in range(len(data)))
 
 
 def _split(
@@ -174,7 +158,7 @@ class _Reader:
             if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == graph.batch
         ]
         self.fixed = 0 if graph.dynamic else graph.batch
-        self._names = _names(graph.inputs, model)
+        self._names = [name for name, leaves in by_argument(model, graph.inputs) for _ in leaves]
         tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
         self._device = tensor.device if tensor is not None else torch.device("cpu")
 
@@ -198,7 +182,7 @@ class _Reader:
 
     def leaves(self, batch: Any, place: str) -> list[Tensor]:
         """The batch's tensors, one for each input of the model that has a batch axis."""
-        given = self._chosen(batch, place)
+        given = chosen(batch, [self._names[at] for at in self._batched], place)
         found = [
             self._checked(value, self._leaves[at], f"{place}, input {self._names[at]}")
             for value, at in zip(given, self._batched, strict=True)
@@ -207,22 +191,6 @@ class _Reader:
         if len(sizes) > 1:
             raise InvalidInputs(f"{place}: its inputs have different numbers of samples: {sorted(sizes)}")
         return found
-
-    def _chosen(self, batch: Any, place: str) -> list[Any]:
-        wanted = len(self._batched)
-        if isinstance(batch, Mapping):
-            missing = [self._names[at] for at in self._batched if self._names[at] not in batch]
-            if missing:
-                raise InvalidInputs(
-                    f"{place} is a dict of {', '.join(map(repr, batch))} without {', '.join(map(repr, missing))}; "
-                    "name every input that the example inputs had"
-                )
-            return [batch[self._names[at]] for at in self._batched]
-        values = list(batch) if isinstance(batch, tuple | list) else [batch]
-        if len(values) < wanted:
-            names = ", ".join(self._names[at] for at in self._batched)
-            raise InvalidInputs(f"{place} holds {len(values)} tensors, the model takes {wanted}: {names}")
-        return values[:wanted]
 
     def _checked(self, value: Any, example: Tensor, place: str) -> Tensor:
         value = parameters.tensor_of(value, place)
@@ -234,21 +202,7 @@ class _Reader:
         if value.is_floating_point() != example.is_floating_point() or value.is_complex() != example.is_complex():
             raise InvalidInputs(
                 f"{place} is of {value.dtype}, where the model was traced with {example.dtype}; "
-                "convert and normalise it as for inference"
+                "convert and normalize it as for inference"
             )
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            count = int((~torch.isfinite(value)).sum())
-            raise InvalidInputs(
-                f"{place} holds NaN or infinity in {count} of {value.numel()} places; remove those samples"
-            )
+        batch_values.check_finite(value, place)
         return value.detach().to("cpu", example.dtype)
-
-
-def _names(inputs: Inputs, model: nn.Module) -> list[str]:
-    """The name of each leaf of the inputs: the argument of `forward` that it is, or is in."""
-    args, kwargs = inputs
-    known = iter(inspect.signature(model.forward).parameters)
-    names: list[str] = []
-    for name, value in itertools.chain(((next(known, f"#{i}"), v) for i, v in enumerate(args)), kwargs.items()):
-        names += [name] * len(pytree.tree_leaves(value))
-    return names

@@ -10,7 +10,6 @@ import typer
 import surgeon
 from surgeon.cli import data as batches
 from surgeon.cli.options import Pretrained, Seed, Shape, Spec, Threads, load, reported
-from surgeon.reporting.page import write_page
 from surgeon.support.files import write_text
 
 
@@ -97,5 +96,7 @@ def report(
     threads: Threads = 1,
 ) -> None:
     """Draw a folder's report: one HTML page and pictures of where the time went, before and after."""
+    from surgeon.reporting.page import write_page
+
     for path in write_page(folder, others=others or (), threads=threads):
         print(path)

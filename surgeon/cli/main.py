@@ -15,7 +15,6 @@ from surgeon.cli import device as device_commands
 from surgeon.cli import study as study_commands
 from surgeon.cli import sweep as sweep_commands
 from surgeon.cli.options import (
-    Data,
     Ignore,
     NeededData,
     Out,
@@ -25,14 +24,14 @@ from surgeon.cli.options import (
     Shape,
     Spec,
     Threads,
-    least_widths,
     load,
     load_slim,
     reported,
     show,
+    with_options,
 )
 from surgeon.cli.terms import running
-from surgeon.reporting.report import document
+from surgeon.pipeline.options import Options
 from surgeon.support import interrupts
 from surgeon.support.files import replace_many, write_text
 from surgeon.support.progress import collect, stage
@@ -76,23 +75,6 @@ def common(
     context.with_resource(running(context.invoked_subcommand or "", group.commands))
 
 
-class Budget(StrEnum):
-    """What `--ratio` is a share of."""
-
-    MACS = "macs"
-    PARAMS = "params"
-    CHANNELS = "channels"
-    LATENCY = "latency"
-
-
-class Scope(StrEnum):
-    """Whether groups are compared with one another."""
-
-    GLOBAL = "global"
-    LOCAL = "local"
-    ISOMORPHIC = "isomorphic"
-
-
 class Network(StrEnum):
     """The reference networks of the demo."""
 
@@ -119,72 +101,23 @@ def demo(
 
 @app.command()
 @reported()
+@with_options
 def shrink(
     spec: Spec,
     out: Out,
-    ratio: Annotated[float | None, typer.Option(help="Share of the budget to remove.")] = None,
-    latency_ms: Annotated[
-        float | None, typer.Option(help="Instead of a ratio: the milliseconds that the result may take.")
-    ] = None,
-    budget: Annotated[Budget, typer.Option(help="What the ratio is a share of.")] = Budget.MACS,
-    ignore: Ignore = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[GLOB=]N", help="Least width (16) or share (0.25) of a group, or of those named."),
-    ] = None,
-    align: Annotated[int | None, typer.Option(help="Widths as multiples of this; 1 switches it off.")] = None,
-    importance: Annotated[
-        str | None, typer.Option(help="What ranks units; default: reconstruction with data, else magnitude.")
-    ] = None,
-    scope: Annotated[Scope, typer.Option(help="Compare all groups, none, or those of one structure.")] = Scope.GLOBAL,
-    seed: Seed = 0,
     pretrained: Pretrained = False,
     shape: Shape = None,
-    data: Data = None,
-    samples: Samples = 256,
-    project: Annotated[
-        bool, typer.Option("--project/--no-project", help="With data: rotate linear streams before the cut.")
-    ] = True,
-    compensate: Annotated[
-        bool, typer.Option("--compensate/--no-compensate", help="With data: fit layers to make up for the cut.")
-    ] = True,
-    distil: Annotated[
-        bool, typer.Option("--distil/--no-distil", help="With data: then move the fitted layers together.")
-    ] = True,
-    device: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PROFILE", help="For a latency: the profile of the CPU where the model will run; default: here."
-        ),
-    ] = None,
-    threads: Threads = 1,
     bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure the speed-up.")] = True,
+    **options: Any,
 ) -> None:
     """Write base.onnx, slim.onnx, plan.json, weights.safetensors and report.json to a folder."""
-    least = least_widths(keep or [])
+    threads = options["threads"]
+    if options["latency_ms"] is None and options["budget"] != "latency":
+        options["threads"] = None
+    Options.of(**options)  # refuses what is wrong before the model is loaded
     with collect() as seconds, replace_many(out) as scratch:
-        model, inputs = load(spec, shape or [], pretrained, seed)
-        slim, report = surgeon.shrink(
-            model,
-            ratio,
-            example_inputs=inputs,
-            budget=budget.value,
-            ignore=ignore or (),
-            keep=least,
-            align=align,
-            importance=importance,
-            data=None if data is None else batches.read(data),
-            samples=samples,
-            project=project,
-            compensate=compensate,
-            distil=distil,
-            scope=scope.value,
-            seed=seed,
-            latency_ms=latency_ms,
-            device=device,
-            threads=threads if latency_ms is not None or budget is Budget.LATENCY else None,
-            return_report=True,
-        )
+        model, inputs = load(spec, shape or [], pretrained, options["seed"])
+        slim, report = surgeon.shrink(model, example_inputs=inputs, return_report=True, **options)
         with stage("save"):
             surgeon.save(slim, scratch)
         exports = {}
@@ -195,6 +128,7 @@ def shrink(
         verdict = None
         if bench:
             with stage("benchmark"):
+                threads = threads or (report.latency.threads if report.latency is not None else 1)
                 verdict = surgeon.benchmark(scratch / "base.onnx", scratch / "slim.onnx", threads=threads)
         taken = {**report.seconds, **seconds}
         report = dataclasses.replace(report, exports=exports, benchmark=verdict, seconds=taken)
@@ -218,6 +152,8 @@ def recover(
 
     Writes slim.onnx, plan.json, weights.safetensors and report.json.
     """
+    from surgeon.reporting.report import document
+
     with replace_many(out) as scratch:
         model, inputs = load(spec, shape or [], pretrained, seed)
         slim, plan = load_slim(folder, model)
@@ -252,6 +188,8 @@ def apply(
     seed: Seed = 0,
 ) -> None:
     """Replay a plan on a model of the same architecture; write what `surgeon recover` does."""
+    from surgeon.reporting.report import document
+
     with replace_many(out) as scratch:
         made = surgeon.Plan.load(plan)
         model, inputs = load(spec, shape or [], pretrained, seed)

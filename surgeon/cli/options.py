@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
-from torch import nn
 
 import surgeon
 from surgeon.cli.terms import in_terms
 from surgeon.errors import InvalidArgument, SurgeonError
-from surgeon.frontend import model_loading as sources
-from surgeon.frontend.infer_inputs import infer
-from surgeon.plans.plan import Plan, plan_of
+from surgeon.pipeline.options import CONCERNS, keywords
+from surgeon.support.arguments import BUDGETS, RENAMED, SCOPES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from surgeon.plans.plan import Plan
+
+_OPTIONS = keywords(*CONCERNS)
+
+
+def _told(name: str, **shown: Any) -> Any:
+    """An option of `surgeon.shrink`, with its help."""
+    return typer.Option(help=_OPTIONS[name].option.summary, **shown)
+
 
 Spec = Annotated[
     str,
@@ -43,11 +55,74 @@ _DATA = typer.Option(
 )
 Data = Annotated[str | None, _DATA]
 NeededData = Annotated[str, _DATA]
-Samples = Annotated[int, typer.Option(help="How many of the data to use at most.")]
+Samples = Annotated[int, _told("samples")]
 Ignore = Annotated[
     list[str] | None,
     typer.Option(metavar="GLOB", help="Module or parameter to leave alone; may be given several times."),
 ]
+
+#: How the command line takes what is not as in Python; an option that it can't take is None.
+_SHOWN: dict[str, Any] = {
+    "budget": Annotated[StrEnum("Budget", [(name, name) for name in (*BUDGETS, "latency")]), _told("budget")],
+    "scope": Annotated[StrEnum("Scope", [(name, name) for name in SCOPES]), _told("scope")],
+    "device": Annotated[Path | None, _told("device", metavar="PROFILE")],
+    "threads": Annotated[int | None, typer.Option(min=1, help="Threads of onnxruntime; default: the profile's, or 1.")],
+    "max_params": Annotated[float | None, _told("max_params", metavar="N")],
+    "data": Data,
+    "loss": None,
+    "importance": Annotated[str | None, _told("importance")],
+    "ignore": Ignore,
+    "min_width": Annotated[list[str] | None, _told("min_width", metavar="[GLOB=]N")],
+    "seed": Seed,
+}
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """For a command of `**options`: it takes those of `surgeon.shrink`, and gets them as the Python API takes them."""
+    signature = inspect.signature(command, eval_str=True)
+    *own, _ = signature.parameters.values()
+    more = [
+        (name, _SHOWN.get(name, Annotated[each.type, _told(name)]), each.default) for name, each in _OPTIONS.items()
+    ]
+    more += [(old, _renamed(old, new), None) for old, new in RENAMED.items()]
+    by_name = inspect.Parameter.KEYWORD_ONLY
+    options = [
+        inspect.Parameter(name, by_name, default=None if default == () else default, annotation=annotation)
+        for name, annotation, default in more if annotation is not None
+    ]
+    own = [each.replace(kind=by_name) for each in own]
+    required = [each for each in own if each.default is each.empty]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        for old in RENAMED:
+            given.pop(old)
+        given["min_width"] = _least_widths(given["min_width"] or [])
+        given["ignore"] = given["ignore"] or ()
+        if given["data"] is not None:
+            from surgeon.cli import data
+
+            given["data"] = data.read(given["data"])
+        command(**{name: value.value if isinstance(value, StrEnum) else value for name, value in given.items()})
+
+    run.__signature__ = inspect.Signature([*required, *options, *own[len(required) :]])  # type: ignore[attr-defined]
+    return run
+
+
+def _renamed(old: str, new: str) -> Any:
+    """A hidden option that tells its new name."""
+    flag = isinstance(_OPTIONS[new].default, bool)
+    names = [f"--{name.replace('_', '-')}" for name in ((old, new, f"no-{old}", f"no-{new}") if flag else (old, new))]
+
+    def tell(value: Any) -> None:
+        if value in (None, []):
+            return
+        given, now = names[2:] if value is False else names[:2]
+        with reported():
+            raise InvalidArgument(f"{given} is called {now} now")
+
+    option = typer.Option("/".join(names[::2]), hidden=True, callback=tell)
+    return Annotated[bool | None if flag else list[str] | None, option]
 
 
 @contextmanager
@@ -63,6 +138,11 @@ def reported() -> Iterator[None]:
 def load(spec: str, shapes: Sequence[str], pretrained: bool, seed: int) -> tuple[nn.Module, Any]:
     """The model, and example inputs as the Python API takes them."""
     sizes = [_sizes(shape) for shape in shapes]
+    import torch
+
+    from surgeon.frontend import model_loading as sources
+    from surgeon.frontend.infer_inputs import infer
+
     model, known = sources.load(spec, pretrained=pretrained, seed=seed)
     if sizes:
         generator = torch.Generator().manual_seed(seed)
@@ -75,6 +155,8 @@ def load(spec: str, shapes: Sequence[str], pretrained: bool, seed: int) -> tuple
 
 def load_slim(folder: Path, model: nn.Module) -> tuple[nn.Module, Plan]:
     """The smaller model in a folder, and the plan that it was made by: of one version, also while it is replaced."""
+    from surgeon.plans.plan import plan_of
+
     slim = surgeon.load(folder, model)
     plan = plan_of(slim, None)
     assert plan is not None  # a model that was loaded carries it
@@ -91,8 +173,8 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def least_widths(texts: Sequence[str]) -> Any:
-    """`keep` as the Python API takes it: for all groups where no glob is given."""
+def _least_widths(texts: Sequence[str]) -> Any:
+    """`min_width` as the Python API takes it: for all groups where no glob is given."""
     named: dict[str, float | int] = {}
     for text in texts:
         glob, equals, number = text.rpartition("=")
@@ -100,11 +182,14 @@ def least_widths(texts: Sequence[str]) -> Any:
             value = float(number) if "." in number else int(number)
         except ValueError as error:
             raise InvalidArgument(
-                f"--keep {text!r} is neither a width (16) nor a share (0.25), nor GLOB= and one of them"
+                f"--min-width {text!r} is neither a width (16) nor a share (0.25), nor GLOB= and one of them"
             ) from error
         named[glob if equals else "*"] = value
-    return named or None
+    return named["*"] if named.keys() == {"*"} else named or None
 
 
 def show(report: object) -> None:
+    """Print a report."""
+    from rich.console import Console
+
     Console(highlight=False, soft_wrap=True).print(report)

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from surgeon.cli.options import reported
-from surgeon.study import Study, figures, grid
 
 Names = list[str]
 
@@ -46,6 +45,8 @@ def study(
 
     Options may be given several times. The same command again goes on where it was stopped.
     """
+    from surgeon.study import Study, figures, grid
+
     runs = grid(
         criteria=criterion, ratios=ratio, scopes=scope, schedules=schedule, survivors=survivors, penalties=penalty,
         removed=removed, seeds=seeds, baselines=[name for name in baseline if name != "none"],

@@ -42,6 +42,7 @@ PHRASES = (
     (r"pass batches such as \(inputs, labels\) as data=, and a function of the model's output and the labels as loss=",
      "the command line takes no loss; choose another criterion, or run `surgeon study`, whose TASK has one"),
     (r", or pass a function$", ""),
+    (r"or (?:give )?what yields batches(?: of them)?$", "or name Python that yields batches, package.module:NAME"),
     (r", or None for the default", "; leave it out for the default"),
     (r"give the ratio to remove, or latency_ms", "give the share to remove with --ratio, or --latency-ms"),
     (r"Remedy: (lower|change) ratio\b", r"Remedy: \1 --ratio"),
@@ -112,7 +113,7 @@ def options_of(command: Any) -> dict[str, tuple[str, ...]]:
     """The options of a command by the names of its parameters; of a flag that can be switched off both names."""
     found = {}
     for each in command.params:
-        if each.param_type_name == "option" and each.name is not None:
+        if each.param_type_name == "option" and each.name is not None and not each.hidden:
             found[each.name] = (max(each.opts, key=len), *each.secondary_opts)
     return found
 

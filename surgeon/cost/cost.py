@@ -27,12 +27,11 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from surgeon.frontend.parameters import BUDGETS
 from surgeon.groups.coupling import Groups
 from surgeon.ir.axes import Axis, Leaf, Prod, Sum
 from surgeon.ir.polynomial import Polynomial, Terms, product_of, sum_of
 from surgeon.rules import where
-from surgeon.support.arguments import choice
+from surgeon.support.arguments import BUDGETS, choice
 
 Widths = Mapping[int, int]
 

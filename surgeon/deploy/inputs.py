@@ -1,7 +1,6 @@
 """How a model is called: its example inputs by name, other inputs like them, and its outputs by name."""
 
 import dataclasses
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidInputs
+from surgeon.frontend.input_spec import by_argument
+from surgeon.frontend.trace import normalise_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,25 +69,15 @@ def read_call(model: nn.Module, example_inputs: object) -> Call:
     The call's tensors are detached copies on the CPU, floating-point ones in float32. Raises
     `InvalidInputs` if there is no tensor among them or one of them is empty.
     """
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    if isinstance(example_inputs, Tensor):
-        args, kwargs = (example_inputs,), {}
-    elif isinstance(example_inputs, Mapping):
-        args, kwargs = (), dict(example_inputs)
-    elif isinstance(example_inputs, (tuple, list)):
-        args, kwargs = tuple(example_inputs), {}
-    else:
-        raise InvalidInputs(
-            f"example_inputs is a {type(example_inputs).__name__}; "
-            "pass a tensor, a tuple of positional inputs or a dict of keyword inputs"
-        )
+    args, kwargs = normalise_inputs(example_inputs)
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    named = zip(_leaf_names(model, args, kwargs), leaves, strict=True)
-    names = [name for name, leaf in named if isinstance(leaf, Tensor)]
+    names = [
+        name if len(values) == 1 else f"{name}_{index}"
+        for name, values in by_argument(model, (args, kwargs))
+        for index, leaf in enumerate(values)
+        if isinstance(leaf, Tensor)
+    ]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    if not tensors:
-        raise InvalidInputs("example_inputs holds no tensor; an exported file needs at least one input")
     for name, tensor in zip(names, tensors, strict=True):
         if not tensor.numel():
             raise InvalidInputs(f"example input {name!r} is empty, its shape is {tuple(tensor.shape)}")
@@ -157,18 +148,6 @@ def _walk(prefix: str, value: object) -> Iterator[tuple[str, object]]:
         return
     for key, child in children:
         yield from _walk(f"{prefix}_{key}" if prefix else key, child)
-
-
-def _leaf_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """A name for each leaf of `(args, kwargs)`: the parameter of `forward`, and the place inside it."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    positional += [f"input_{index}" for index in range(len(positional), len(args))]
-    names: list[str] = []
-    for name, value in [*zip(positional, args, strict=False), *kwargs.items()]:
-        count = len(pytree.tree_leaves(value))
-        names += [name] if count == 1 else [f"{name}_{index}" for index in range(count)]
-    return names
 
 
 def _to_float32(tensor: Tensor) -> Tensor:

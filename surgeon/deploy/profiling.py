@@ -28,7 +28,6 @@ from surgeon.groups.coupling import Groups
 from surgeon.ir.fingerprint import fingerprint
 from surgeon.latency.operators import operators
 from surgeon.latency.sample_points import points, questions
-from surgeon.support.arguments import path as is_path
 from surgeon.support.progress import counter, stage
 from surgeon.support.scratch import temporary_folder
 
@@ -109,13 +108,6 @@ def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = No
     groups = analyse(model, example_inputs)
     asked, probes = _asked(groups)
     return write_kit(path, asked, probes, models=_whole(model, groups), name=type(model).__name__)
-
-
-def profile_or_file(name: str, value: Any) -> Any:
-    """A profile, or the name of its file."""
-    if not isinstance(value, Profile | str | os.PathLike):
-        raise InvalidArgument(f"{name} is a {type(value).__name__}, neither a surgeon.Profile nor the file of one")
-    return value if isinstance(value, Profile) else is_path(name, value)
 
 
 def load_device(device: Profile | str | os.PathLike[str], threads: int | None = None) -> Profile:

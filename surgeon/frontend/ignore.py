@@ -37,6 +37,14 @@ def ignoring(model: nn.Module, ignore: Ignored | Iterable[Ignored]) -> Callable[
     return left.__contains__
 
 
+def named(model: nn.Module, ignore: Ignored | Iterable[Ignored]) -> list[str]:
+    """What `ignore` holds, each by its name in the model."""
+    parts = (*model.named_modules(), *model.named_parameters(), *model.named_buffers())
+    names = {id(part): name for name, part in parts}
+    entries = parameters.ignore("ignore", ignore)
+    return [each if isinstance(each, str) else names[id(each)] for each in entries]
+
+
 def _named(entry: Ignored, modules: dict[str, nn.Module], tensors: dict[str, Tensor]) -> set[str]:
     match entry:
         case str():

@@ -1,18 +1,34 @@
-"""Example inputs as JSON: enough to rebuild inputs of the same types and shapes."""
+"""Example inputs: which argument each is, and as JSON, enough to rebuild inputs of the same types and shapes."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidInputs
 
 _VALUES = 1 << 27
 """The most values of an input that is rebuilt."""
+
+
+def by_argument(model: nn.Module, inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """The arguments of `forward` that the inputs are, each with its leaves.
+
+    >>> by_argument(nn.Linear(2, 2), ((1, (2, 3)), {"x": 4}))
+    [('input', [1]), ('input_1', [2, 3]), ('x', [4])]
+    """
+    args, kwargs = inputs
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    names += [f"input_{index}" for index in range(len(names), len(args))]
+    found = [*zip(names, args, strict=False), *kwargs.items()]
+    return [(name, pytree.tree_leaves(value)) for name, value in found]
 
 
 def describe(inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ A parameter of the same name means the same everywhere; where one function takes
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, TypeVar
@@ -19,12 +20,11 @@ from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.frontend.copies import duplicate
+from surgeon.frontend.data_files import DataFiles
 from surgeon.frontend.trace import MODULE, normalise_inputs
 from surgeon.support.arguments import (
-    ABOVE_ZERO,
     AT_LEAST_ZERO,
     COMMON,
-    POSITIVE,
     SHARE,
     Check,
     checked,
@@ -33,7 +33,6 @@ from surgeon.support.arguments import (
     function,
     instance,
     is_integer,
-    is_number,
     listed,
     mapping,
     refusal,
@@ -46,9 +45,6 @@ _T = TypeVar("_T", bound=Callable[..., Any])
 #: What `data` is called instead of data, for inputs that are synthesised.
 SYNTHETIC: Final = "synthetic"
 
-#: The budgets that a ratio may be a share of.
-BUDGETS: Final = ("macs", "params", "channels")
-SCOPES: Final = ("global", "local", "isomorphic")
 TENSORS: Final = mapping("tensors by name, as state_dict() gives them", text, instance(Tensor, "a tensor"))
 
 
@@ -98,30 +94,13 @@ def units(name: str, value: Any) -> dict[int, tuple[int, ...]]:
     return found
 
 
-def keep(name: str, value: Any) -> Any:
-    """What stays at least: a share or a width, or a mapping from globs to them; or None."""
-    if isinstance(value, Mapping):
-        return {text(f"a key of {name}", glob): keep_least(f"{name}[{shown(glob)}]", each)
-                for glob, each in value.items()}
-    return None if value is None else keep_least(name, value)
-
-
-def keep_least(name: str, value: Any) -> int | float:
-    """A share of a group's units (float), or a width (int)."""
-    if is_integer(value) and value >= 1:
-        return int(value)
-    if is_number(value) and not is_integer(value) and 0 <= value <= 1:
-        return float(value)
-    raise refusal(name, value, "a share from 0.0 to 1.0, or a width as an integer of at least 1")
-
-
 def data(name: str, value: Any) -> Any:
-    """What yields batches of inputs."""
+    """What yields batches of inputs, those of files too, or "synthetic"."""
     match value:
         case type() | bytes() | bytearray() | memoryview() | io.IOBase() | None:
             fits = False
-        case str():
-            fits = value == SYNTHETIC
+        case str() | os.PathLike():
+            return value if value == SYNTHETIC else DataFiles(name, value)
         case Tensor() | np.ndarray():
             fits = tensor_of(value, name) is not None and value.ndim > 0
         case Iterable():
@@ -129,10 +108,9 @@ def data(name: str, value: Any) -> Any:
         case _:
             fits = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     if not fits:
-        given = f"{shown(value)}" if isinstance(value, str) else f"a {type(value).__name__}"
         raise InvalidArgument(
-            f"{name} is {given}; give a tensor of samples, an iterable of batches such as a DataLoader, or "
-            f'"{SYNTHETIC}"'
+            f"{name} is a {type(value).__name__}; give a tensor of samples, an iterable of batches such as a "
+            f'DataLoader, the name of a file or folder of arrays, or "{SYNTHETIC}"'
         )
     return value
 
@@ -211,25 +189,15 @@ PARAMETERS: Final[Mapping[str, Check]] = {
     **COMMON,
     **dict.fromkeys(("model", "slim", "fresh_model", "teacher"), module),
     "example_inputs": example_inputs,
-    "ratio": SHARE,
     "target": SHARE,
-    "budget": choice(*BUDGETS, "latency"),
     "ignore": ignore,
-    "keep": keep,
-    "align": POSITIVE,
     "importance": importance,
-    "scope": choice(*SCOPES),
-    "latency_ms": ABOVE_ZERO,
-    "max_params": ABOVE_ZERO,
     "data": data,
-    "loss": function(
-        "a function of the model's output and the rest of each batch, such as torch.nn.functional.cross_entropy"
-    ),
     "form": choice("auto", "module", "graph"),
     "strength": AT_LEAST_ZERO,
     "threshold": AT_LEAST_ZERO,
     "ridge": AT_LEAST_ZERO,
-    **dict.fromkeys(("project", "compensate", "distil", "batch_norm", "return_report"), flag),
+    **dict.fromkeys(("compensate", "distill", "batch_norm", "return_report"), flag),
 }
 
 

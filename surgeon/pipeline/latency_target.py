@@ -6,27 +6,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
 
 from surgeon.allocation.latency_budget import allocate_latency, least_ms
-from surgeon.allocation.limits import Keep
 from surgeon.cost.cost import Cost
 from surgeon.deploy.profiling import export_groups, load_device, mark_of, profile_groups
 from surgeon.device.benchmark import Verdict, benchmark
-from surgeon.device.profile import Profile
 from surgeon.errors import Infeasible, InvalidArgument
 from surgeon.groups.coupling import Groups
 from surgeon.latency.landing import AIM, Landed, next_target, where_landed
 from surgeon.latency.model import Latency
+from surgeon.pipeline.options import Device
 from surgeon.plans.plan import choose
-from surgeon.support.arguments import threads_here
+from surgeon.support.arguments import MinWidth
 from surgeon.support.progress import stage
 from surgeon.surgery import operate
 
-Device = Profile | str | Path | None
 Kept = dict[int, tuple[int, ...]]
 _Try = tuple[Kept, "Timing"]
 _Solve = Callable[[float, float], _Try]
@@ -128,8 +125,8 @@ class LatencyTarget:
         return export_groups(self._model, self._groups, self._folder / "base.onnx")
 
     def decide(
-        self, scores: Mapping[int, np.ndarray], ms: float | None, ratio: float | None, keep: Keep, size: float | None,
-        curves: Mapping[int, np.ndarray] | None = None,
+        self, scores: Mapping[int, np.ndarray], ms: float | None, ratio: float | None, min_width: MinWidth,
+        size: float | None, curves: Mapping[int, np.ndarray] | None = None,
     ) -> tuple[Kept, Timing]:
         """The units that stay for a latency of `ms`, or of the base's less the share `ratio`.
 
@@ -142,8 +139,8 @@ class LatencyTarget:
         if requested >= self.base:
             given = f"latency_ms={ms:g}" if ms is not None else f"ratio={ratio:g}"
             raise InvalidArgument(f"{given}: the whole model takes {_text(self.base)} already; ask for less")
-        possible = least_ms(self._groups, self.latency, keep)
-        solve = self._solver(scores, keep, size, curves, possible)
+        possible = least_ms(self._groups, self.latency, min_width)
+        solve = self._solver(scores, min_width, size, curves, possible)
         if not self.here:
             kept, timing = solve(requested, requested)
             return kept, timing if timing.landed is Landed.MET else _a_step_short(timing)
@@ -178,14 +175,14 @@ class LatencyTarget:
         return tries
 
     def _solver(
-        self, scores: Mapping[int, np.ndarray], keep: Keep, size: float | None,
+        self, scores: Mapping[int, np.ndarray], min_width: MinWidth, size: float | None,
         curves: Mapping[int, np.ndarray] | None, possible: float,
     ) -> _Solve:
         def solve(requested: float, target: float) -> _Try:
             with stage("allocate"):
                 try:
                     widths, found = allocate_latency(
-                        self._groups, scores, self._cost, self.latency, ms=target, keep=keep, size=size,
+                        self._groups, scores, self._cost, self.latency, ms=target, min_width=min_width, size=size,
                         curves=curves,
                     )
                 except Infeasible as error:
@@ -291,35 +288,5 @@ def _settled(tries: Sequence[_Try]) -> _Try:
     raise Infeasible(
         f"a latency of {_text(tries[-1][1].requested)} was not met: of {len(tries)} choices of widths that were "
         f"measured, the nearest take {shown}, of {_text(tries[-1][1].base)}. Remedy: ask for one of those, let nothing "
-        "else run meanwhile, or relax ignore= or keep=."
+        "else run meanwhile, or relax ignore= or min_width=."
     )
-
-
-def check_request(ratio: Any, latency_ms: Any, budget: str) -> None:
-    """Make sure that there is one request, and that it can be told from the others."""
-    if latency_ms is None:
-        if ratio is None:
-            raise InvalidArgument("give the ratio to remove, or latency_ms")
-        return
-    if ratio is not None:
-        raise InvalidArgument(f"ratio={ratio!r} and latency_ms={latency_ms!r}: give one of them")
-    if budget not in ("macs", "latency"):
-        raise InvalidArgument(f"latency_ms={latency_ms!r} is a budget of its own; leave budget={budget!r} out")
-
-
-def check_device(
-    timed: bool, *, align: Any, scope: str, device: Any, threads: Any, max_params: Any
-) -> None:
-    """Make sure that what is asked for goes with the kind of budget."""
-    if timed:
-        if align is not None:
-            raise InvalidArgument(f"align={align!r}: for a latency, the device's own rules say which widths are fast")
-        if scope != "global":
-            raise InvalidArgument(f"scope={scope!r}: for a latency, groups are always compared with one another")
-        if device is None and threads is not None:
-            threads_here("threads", threads)
-        return
-    for name, value in (("device", device), ("threads", threads), ("max_params", max_params)):
-        if value is not None:
-            shown = str(value) if isinstance(value, Path) else value
-            raise InvalidArgument(f'{name}={shown!r} is for a latency; ask for budget="latency" or latency_ms=')

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from torch import nn
 
 from surgeon.allocation.allocate import allocate
-from surgeon.allocation.limits import Keep
 from surgeon.allocation.reach import lowest, off_default
 from surgeon.calibration.data import Calibration, calibrate
-from surgeon.calibration.labels import Loss
 from surgeon.cost.alignment import Alignment
 from surgeon.cost.cost import Cost
-from surgeon.cost.target import Target
-from surgeon.deploy.profiling import profile_or_file
-from surgeon.frontend.ignore import Ignored
+from surgeon.cost.target import Target as Budget
+from surgeon.frontend.ignore import Ignored, named
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
 from surgeon.groups.analyze import analyse
 from surgeon.groups.coupling import Groups
 from surgeon.groups.weights import check_finite
-from surgeon.pipeline.latency_target import Device, LatencyTarget, Timing, check_device, check_request
+from surgeon.pipeline.latency_target import LatencyTarget, Timing
+from surgeon.pipeline.options import BY_CONCERN, Data, Options, Planning, Repair, Select, Shrinking, Target, flat
 from surgeon.plans.basis import basis_of
 from surgeon.plans.plan import PLAN, Plan, attach, choose
 from surgeon.projection.project import rotated
 from surgeon.recovery import Recovery, recover_groups
 from surgeon.reporting.report import Change, Report
-from surgeon.scoring import Criterion
 from surgeon.scoring.reconstruction import reconstruction
 from surgeon.scoring.registry import RECONSTRUCTION, score_groups, settle
-from surgeon.support.arguments import POSITIVE
 from surgeon.support.progress import collect, stage
 from surgeon.support.scratch import temporary_folder
 from surgeon.surgery import Operation
@@ -55,73 +51,26 @@ class _Decision:
     unaligned: dict[str, int] = field(default_factory=dict)
 
 
-@public(device=profile_or_file, threads=POSITIVE)
+@public(**BY_CONCERN)
 @undisturbed()
+@flat(Target, Data, Select, Repair)
 def shrink(
     model: nn.Module,
     ratio: float | None = None,
     *,
     example_inputs: Any = None,
-    budget: str = "macs",
-    ignore: Ignored | Iterable[Ignored] = (),
-    keep: Keep = None,
-    align: int | None = None,
-    importance: str | Criterion | None = None,
-    scope: str = "global",
-    seed: int = 0,
-    latency_ms: float | None = None,
-    device: Device = None,
-    threads: int | None = None,
-    max_params: int | None = None,
-    data: Any = None,
-    samples: int = 256,
-    loss: Loss | None = None,
-    project: bool = True,
-    compensate: bool = True,
-    distil: bool = True,
     form: Form = "auto",
     return_report: bool = False,
+    **options: Unpack[Shrinking],
 ) -> Any:
     """A physically smaller copy of `model`, proved to be the original less the removed units.
 
     Args:
         model: any module that `torch.export` can trace; it is left as it is. What it holds that can't be copied, such
             as a lock or an open file, the result shares with it.
-        ratio: the share of the budget to remove, at least 0 and less than 1. No less is removed; more, by at most 2 %
-            of what is to be left, or by one step of one group's widths where that is more.
+        options: those of `surgeon.pipeline.options`, each by its name.
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
             safe.
-        budget: "macs", "params", "channels" (that share of every group's units), or "latency": the share of the
-            milliseconds of one run in onnxruntime, one sample where the batch is free. Widths are chosen by what the
-            operators were measured to take, the result is measured, and widths are chosen anew until it takes 98 to
-            100 % of what was asked for, or one step of a group's widths less; where none do, that is an error.
-        ignore: module names, globs, modules or parameters to leave alone.
-        keep: what is left of a group at least: a share (float) or a width (int), for all groups or by glob of names.
-        align: widths are multiples of it; by default 16 where a group is at least 32 wide, less below, and less where
-            the budget can't be met so, which the report tells. 1 switches it off.
-        importance: the name of a criterion, or a function like those in `surgeon.importance`; by default
-            "reconstruction" where there are data, else "magnitude".
-        scope: "global" compares groups with one another, "local" takes the same share of each, "isomorphic" compares
-            groups of the same structure and takes the same share of each structure.
-        seed: seeds the criteria that draw at random.
-        latency_ms: instead of a ratio, the milliseconds that the result may take on `device`.
-        device: for a latency, the profile of the CPU where the model will run, or the file that it is in; by default
-            this CPU is profiled. On another CPU than this one nothing can be measured, only predicted.
-        threads: for a latency, onnxruntime's threads, no more than that CPU has; by default the profile's, or 1.
-        max_params: for a latency, how many parameters the result may have beside.
-        data: unlabeled inputs: a tensor, or an iterable of batches such as a DataLoader, read once. With them the units
-            that are rebuilt best from the others go, widths are chosen by what that does to the model's output, and
-            the layers that are left are fitted to make up for the rest: no labels, no training. "synthetic" does the
-            same with inputs that are made from the model alone, as `surgeon.synthesize` does.
-        samples: how many of them to use at most.
-        loss: a function of the model's output and of what each batch of `data` holds beside the inputs, such as
-            `loss(output, labels)`, that gives a scalar. "reconstruction" then weighs errors by the gradients of this
-            loss, instead of labels that it draws; the criteria "taylor", "fisher" and "gradient" are made of them.
-        project: whether, where data guide the selection, linear streams and attention heads are first rotated as
-            `surgeon.project` does, so that directions go instead of units. The rotated model computes the same; the
-            certificate, and the plan that the result carries, are then of that model.
-        compensate: whether layers are fitted; the certificate is always that of the cut alone.
-        distil: whether the layers that were fitted are then moved together, as `surgeon.recover` says.
         form: "module" or "graph" insists on the user's own class, or on a `torch.fx.GraphModule`.
         return_report: return `(slim, report)`.
 
@@ -141,18 +90,15 @@ def shrink(
     (True, 'Sequential')
     """
     with collect() as seconds:
-        made = decide(
-            model, ratio, example_inputs=example_inputs, budget=budget, ignore=ignore, keep=keep, align=align,
-            importance=importance, scope=scope, seed=seed, latency_ms=latency_ms, device=device, threads=threads,
-            max_params=max_params, data=data, samples=samples, loss=loss, project=project,
-        )
+        asked = Options.of(ratio=ratio, **options)
+        made = decide(model, asked, example_inputs)
         operation, certificate = carry_out(made.model, made.groups, made.keep, form)
         recovery = None
-        if made.data is not None and compensate:
+        if made.data is not None and asked.repair.compensate:
             with stage("recover"):
                 kept = made.groups.kept(made.keep)
                 module, recovery = recover_groups(
-                    made.model, operation.module, made.groups, kept, made.data, distil=distil
+                    operation.module, made.groups, kept, made.data, distill=asked.repair.distill
                 )
             operation = replace(operation, module=module)
         attach(operation.module, made.plan)
@@ -161,27 +107,11 @@ def shrink(
     return operation.module, _report(model, made, operation, certificate, recovery, seconds)
 
 
-@public(device=profile_or_file, threads=POSITIVE)
+@public(**BY_CONCERN)
 @undisturbed()
+@flat(Target, Data, Select)
 def plan(
-    model: nn.Module,
-    ratio: float | None = None,
-    *,
-    example_inputs: Any = None,
-    budget: str = "macs",
-    ignore: Ignored | Iterable[Ignored] = (),
-    keep: Keep = None,
-    align: int | None = None,
-    importance: str | Criterion | None = None,
-    scope: str = "global",
-    seed: int = 0,
-    latency_ms: float | None = None,
-    device: Device = None,
-    threads: int | None = None,
-    max_params: int | None = None,
-    data: Any = None,
-    samples: int = 256,
-    loss: Loss | None = None,
+    model: nn.Module, ratio: float | None = None, *, example_inputs: Any = None, **options: Unpack[Planning]
 ) -> Plan:
     """What `shrink` would remove, without touching a weight. Arguments and errors are those of `shrink`.
 
@@ -194,11 +124,7 @@ def plan(
     >>> [(cut.tensor, cut.axis, len(cut.keep)) for cut in made.cuts]
     [('0.weight', 0, 16), ('0.bias', 0, 16), ('2.weight', 1, 16)]
     """
-    return decide(
-        model, ratio, example_inputs=example_inputs, budget=budget, ignore=ignore, keep=keep, align=align,
-        importance=importance, scope=scope, seed=seed, latency_ms=latency_ms, device=device, threads=threads,
-        max_params=max_params, data=data, samples=samples, loss=loss,
-    ).plan
+    return decide(model, Options.of(ratio=ratio, project=False, **options), example_inputs).plan
 
 
 @public()
@@ -238,60 +164,55 @@ def verify(model: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any = 
     return plan.verify(model, slim, example_inputs)
 
 
-def decide(
-    model: nn.Module, ratio: float | None, *, example_inputs: Any, budget: str, ignore: Ignored | Iterable[Ignored],
-    keep: Keep, align: int | None, importance: str | Criterion | None, scope: str, seed: int,
-    latency_ms: float | None = None, device: Device = None, threads: int | None = None, max_params: int | None = None,
-    data: Any = None, samples: int = 256, loss: Loss | None = None, project: bool = False,
-) -> _Decision:
+def decide(model: nn.Module, options: Options, example_inputs: Any = None) -> _Decision:
     """Which units stay."""
-    check_request(ratio, latency_ms, budget)
-    timed = budget == "latency" or latency_ms is not None
-    check_device(timed, align=align, scope=scope, device=device, threads=threads, max_params=max_params)
-    importance = settle(importance, data, loss)
+    target, data, select = options.target, options.data, options.select
+    importance = settle(select.importance, data.source, data.loss)
     guided = importance == RECONSTRUCTION
-    groups = analyse(model, example_inputs, ignore)
+    groups = analyse(model, example_inputs, select.ignore)
     check_finite(groups.graph)
     cost = Cost(groups)
+    settings = options.settings() | {
+        "importance": importance if isinstance(importance, str) else getattr(importance, "__name__", "custom"),
+        "ignore": named(model, select.ignore),
+    }
     calibration = None
-    if data is not None:
+    if data.source is not None:
         with stage("read data"):
-            calibration = calibrate(data, groups.graph, model, samples, labelled=loss is not None, seed=seed)
-    if guided and project and calibration is not None:
-        model, groups = rotated(model, groups, calibration, ignore)
+            calibration = calibrate(
+                data.source, groups.graph, model, data.samples, labelled=data.loss is not None, seed=select.seed
+            )
+    if guided and options.repair.project and calibration is not None:
+        model, groups = rotated(model, groups, calibration, select.ignore)
         cost = Cost(groups)
     selection = None
     if guided and calibration is not None:
-        selection = reconstruction(model, groups, calibration, seed=seed, loss=loss)
+        selection = reconstruction(model, groups, calibration, seed=select.seed, loss=data.loss)
     with stage("plan"):
         scores = (
             selection.scores if selection is not None
-            else score_groups(model, groups, importance, calibration, loss, seed)
+            else score_groups(model, groups, importance, calibration, data.loss, select.seed)
         )
-    name = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")
-    settings: dict[str, Any] = {"ratio": ratio, "budget": budget, "importance": name, "seed": seed}
+    curves = selection.damages if selection is not None else None
     timing, possible, unaligned = None, None, {}
-    if timed:
+    if target.timed:
         with temporary_folder() as folder:
-            target = LatencyTarget(model, groups, cost, device, threads, folder)
-            curves = selection.damages if selection is not None else None
-            kept, timing = target.decide(scores, latency_ms, ratio, keep, max_params, curves)
-        settings |= {
-            "budget": "latency", "latency_ms": latency_ms, "device": timing.device, "threads": timing.threads,
-            "max_params": max_params,
-        }
+            timer = LatencyTarget(model, groups, cost, target.device, target.threads, folder)
+            kept, timing = timer.decide(
+                scores, target.latency_ms, target.ratio, select.min_width, target.max_params, curves
+            )
+        settings |= {"budget": "latency", "device": timing.device, "threads": timing.threads}
     else:
-        assert ratio is not None  # check_request has seen to that
+        assert target.ratio is not None  # a target has seen to that
         with stage("plan"):
             widths = allocate(
-                groups, scores, cost, budget=budget, ratio=ratio, scope=scope, align=align, keep=keep,
-                curves=selection.damages if selection is not None else None,
+                groups, scores, cost, budget=target.budget, ratio=target.ratio, scope=select.scope,
+                align=select.align, min_width=select.min_width, curves=curves,
             )
             kept = choose(groups, scores, widths)
-            alignment = Alignment(groups, cost)
-            possible = Target(cost, budget, ratio).removed(lowest(alignment, align, keep))
-            unaligned = off_default(alignment, widths) if align is None else {}
-        settings |= {"scope": scope, "align": align}
+            alignment, budget = Alignment(groups, cost), Budget(cost, target.budget, target.ratio)
+            possible = budget.removed(lowest(alignment, select.align, select.min_width))
+            unaligned = off_default(alignment, widths) if select.align is None else {}
     made = Plan.of(groups, kept, settings, model=model)
     return _Decision(model, groups, made, kept, cost, timing, calibration, possible, unaligned)
 

@@ -68,15 +68,15 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
     >>> basis_of(rotated).groups, torch.allclose(rotated(x), net(x), atol=1e-4)
     (('0',), True)
     """
-    return project_groups(model, analyse(model, example_inputs), data, samples=samples)
+    groups = analyse(model, example_inputs)
+    return project_groups(model, groups, calibrate(data, groups.graph, model, samples))
 
 
-def project_groups(model: nn.Module, groups: Groups, data: Any, *, samples: int = 256) -> nn.Module:
-    """As `project`, for a model that was traced and coupled already. `data` may be a Calibration.
+def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -> nn.Module:
+    """As `project`, for a model that was traced and coupled already.
 
     All that is decided is decided from the model as it is, before anything is changed.
     """
-    calibration = calibrate(data, groups.graph, model, samples)
     rotated = duplicate(model)
     tensors = {**dict(rotated.named_parameters(remove_duplicate=False)),
                **dict(rotated.named_buffers(remove_duplicate=False))}

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.deploy.inputs import read_call
-from surgeon.errors import InvalidArgument, InvalidInputs
+from surgeon.errors import InvalidInputs
+from surgeon.frontend.batches import check_finite, chosen
 from surgeon.frontend.parameters import tensor_of
 
 Feeds = dict[str, np.ndarray]
-#: What helps where a batch holds more than the inputs.
-LABELS = "leave labels out: (images for images, labels in loader)"
 
 _TYPES = {
     "tensor(float)": np.float32,
@@ -36,39 +38,6 @@ class Input:
     shape: tuple[int | None, ...]
 
 
-def batches(calibration: object) -> Iterator[object]:
-    """The batches of `calibration`; a lone tensor, array or dict is one batch.
-
-    Raises:
-        InvalidArgument: it can't be iterated over.
-        InvalidInputs: it holds no batch.
-    """
-    if isinstance(calibration, (Tensor, np.ndarray, Mapping)):
-        calibration = [calibration]
-    if isinstance(calibration, (str, bytes)) or not isinstance(calibration, Iterable):
-        raise InvalidArgument(
-            f"calibration is a {type(calibration).__name__}; pass an iterable of unlabeled batches, such as a list of "
-            "tensors"
-        )
-    iterator = iter(calibration)
-    try:
-        first = next(iterator)
-    except StopIteration:
-        used_up = "; a generator gives its batches once, this one is used up: make a new one, or pass a list"
-        raise InvalidInputs(f"calibration holds no batch{used_up if iterator is calibration else ''}") from None
-    yield first
-    yield from iterator
-
-
-def check_finite(batch: object, index: int) -> None:
-    """Raise InvalidInputs if any tensor or array of a batch holds NaN or infinity."""
-    for leaf in pytree.tree_leaves(batch):
-        known = isinstance(leaf, np.ndarray | Tensor)
-        value = tensor_of(leaf, f"batch {index} of calibration") if known else leaf
-        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
-            raise InvalidInputs(f"batch {index} of calibration holds NaN or infinity; remove those samples")
-
-
 def collect(
     calibration: Iterable[object], inputs: Sequence[Input], model: nn.Module | None, samples: int
 ) -> list[Feeds]:
@@ -84,7 +53,8 @@ def collect(
     collected: list[Feeds] = []
     rows = 0
     for index, batch in enumerate(calibration):
-        for piece in _fit(_check(_named(batch, inputs, model, index), inputs, index), inputs):
+        place = f"batch {index} of calibration"
+        for piece in _fit(_check(_named(batch, inputs, model, place), inputs, place), inputs):
             collected.append(piece)
             rows += _rows(piece)
             if rows >= samples:
@@ -111,47 +81,47 @@ def _halves(half: int) -> tuple[slice, slice]:
     return slice(None, half), slice(half, None)
 
 
-def _named(batch: object, inputs: Sequence[Input], model: nn.Module | None, index: int) -> Feeds:
-    """The tensors of a batch by the names of the inputs."""
-    if model is not None:
-        made = pytree.tree_map_only(np.ndarray, lambda array: tensor_of(array, f"batch {index} of calibration"), batch)
-        call = read_call(model, made)
-        return {name: tensor.numpy() for name, tensor in zip(call.names, call.tensors, strict=True)}
+def accepted(model: nn.Module, batch: Any) -> Any:
+    """What `forward` can take of a batch: no more values than it has arguments, of a dict those that it names."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    kinds = {each.kind for each in parameters}
     if isinstance(batch, Mapping):
-        return {str(name): _array(value, index) for name, value in batch.items()}
-    values = list(batch) if isinstance(batch, (tuple, list)) else [batch]
-    if len(values) != len(inputs):
-        raise InvalidInputs(_count(index, len(values), inputs))
-    return {each.name: _array(value, index) for each, value in zip(inputs, values, strict=True)}
+        names = {each.name for each in parameters}
+        anything = inspect.Parameter.VAR_KEYWORD in kinds
+        return {name: value for name, value in batch.items() if anything or name in names}
+    if not isinstance(batch, tuple | list) or inspect.Parameter.VAR_POSITIONAL in kinds:
+        return batch
+    return batch[: sum(each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) for each in parameters)]
 
 
-def _array(value: object, index: int) -> np.ndarray:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    if not isinstance(value, np.ndarray):
-        raise InvalidInputs(f"batch {index} of calibration holds a {type(value).__name__}, not a tensor or an array")
-    tensor_of(value, f"batch {index} of calibration")
-    return value
+def tensors(batch: Any, place: str) -> Any:
+    """A batch with tensors instead of arrays.
+
+    Raises:
+        InvalidInputs: one holds NaN or infinity.
+    """
+    made = pytree.tree_map_only((np.ndarray, Tensor), lambda value: tensor_of(value, place), batch)
+    pytree.tree_map_only(Tensor, lambda value: check_finite(value, place), made)
+    return made
 
 
-def _count(index: int, found: int, inputs: Sequence[Input]) -> str:
-    names = ", ".join(each.name for each in inputs)
-    return (
-        f"batch {index} of calibration holds {found} tensors, the model takes {len(inputs)} ({names}); {LABELS}"
-    )
+def _named(batch: Any, inputs: Sequence[Input], model: nn.Module | None, place: str) -> Feeds:
+    """The arrays of a batch by the names of the inputs; the rest of it, such as labels, is left out."""
+    names = [each.name for each in inputs]
+    if model is not None:
+        call = read_call(model, tensors(accepted(model, batch), place))
+        batch = dict(zip(call.names, call.tensors, strict=True))
+    return {
+        name: tensor_of(value, f"{place}: {name}").detach().cpu().numpy()
+        for name, value in zip(names, chosen(batch, names, place), strict=True)
+    }
 
 
-def _check(feeds: Feeds, inputs: Sequence[Input], index: int) -> Feeds:
-    names = {each.name for each in inputs}
-    if missing := names - feeds.keys():
-        raise InvalidInputs(f"batch {index} of calibration has no {', '.join(sorted(missing))}; it has {sorted(feeds)}")
-    # An input that the model doesn't read is not in the file; more tensors than that are labels.
-    if len(names) == 1 and len(feeds) > 1:
-        raise InvalidInputs(_count(index, len(feeds), inputs))
+def _check(feeds: Feeds, inputs: Sequence[Input], batch: str) -> Feeds:
     checked: Feeds = {}
     for each in inputs:
         value = feeds[each.name]
-        place = f"batch {index} of calibration: {each.name}"
+        place = f"{batch}: {each.name}"
         fits = value.ndim == len(each.shape) and all(
             want is None or size == want or (not axis and size % want == 0)
             for axis, (size, want) in enumerate(zip(value.shape, each.shape, strict=True))
@@ -162,8 +132,7 @@ def _check(feeds: Feeds, inputs: Sequence[Input], index: int) -> Feeds:
         wanted_type = np.dtype(_TYPES.get(each.type, value.dtype))
         if np.issubdtype(wanted_type, np.floating) != np.issubdtype(value.dtype, np.floating):
             raise InvalidInputs(f"{place} is {value.dtype}, the model wants {wanted_type}")
-        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
-            raise InvalidInputs(f"{place} holds NaN or infinity")
+        check_finite(torch.from_numpy(value), place)
         checked[each.name] = np.ascontiguousarray(value, dtype=wanted_type)
     return checked
 

@@ -6,28 +6,28 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import onnx
-import torch
 from torch import nn
 
+from surgeon.calibration.synthesis import synthesize
 from surgeon.deploy.export import SINGLE_FILE_BYTES, export
 from surgeon.deploy.inputs import read_call
 from surgeon.device.benchmark import Verdict, benchmark
 from surgeon.device.ort_session import make_feeds, open_session
 from surgeon.errors import InvalidArgument, InvalidInputs
+from surgeon.frontend.batches import batches
 from surgeon.frontend.infer_inputs import infer
 from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.parameters import SYNTHETIC, public
 from surgeon.frontend.parameters import data as calibration_data
-from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import MODULE
 from surgeon.quantization.accuracy import Accuracy, Judge, judge_by
-from surgeon.quantization.calibration import LABELS, Feeds, Input, batches, check_finite, collect, divide
+from surgeon.quantization.calibration import Feeds, Input, accepted, collect, divide, tensors
 from surgeon.quantization.quantizer import Method, Source, left_in_float
 from surgeon.quantization.recipes import Trial, search
 from surgeon.support.arguments import ABOVE_ZERO, UNIT, a_path, choice, either
@@ -104,7 +104,7 @@ class Quantized:
 @undisturbed()
 def quantize(
     model: nn.Module | str | os.PathLike[str],
-    calibration: Iterable[object] | None = None,
+    calibration: Any = None,
     *,
     path: str | os.PathLike[str] | None = None,
     example_inputs: Any = None,
@@ -127,8 +127,9 @@ def quantize(
 
     Args:
         model: a module, which is exported first, or an ONNX file.
-        calibration: unlabeled batches, read once, of which every other one is held back to judge accuracy by.
-            Without it only "dynamic" is possible, judged on random inputs.
+        calibration: unlabeled inputs, as `data` of `surgeon.shrink`; read once, every other batch is held back to judge
+            accuracy by. Labels beside the inputs are left out. Without it only "dynamic" is possible, judged on random
+            inputs.
         path: where to write, the whole or nothing; by default NAME.int8.onnx beside a file NAME.onnx, and for a module
             int8.onnx in the current folder; instead of int8 it says mixed where some operators with weights are left in
             float32, and float32 where all are.
@@ -154,11 +155,17 @@ def quantize(
     >>> quantize("slim.onnx", images.split(32), path="int8.onnx").accepted  # doctest: +SKIP
     True
     """
+    if isinstance(calibration, str):
+        if not isinstance(model, nn.Module):
+            raise InvalidArgument(
+                f'calibration="{SYNTHETIC}" is made from a module, not from a file; give the module, or batches'
+            )
+        calibration = synthesize(model, example_inputs, samples=samples, seed=seed)
     if kind == "static" and calibration is None:
         raise InvalidArgument("static int8 takes the ranges of activations from data: pass calibration")
     target = Path(path) if path is not None else _beside(model, "int8")
     with replace_beside(target) as scratch, temporary_folder() as folder:
-        given = None if calibration is None else batches(calibration)
+        given = None if calibration is None else batches("calibration", calibration)
         source, given = _float_file(model, example_inputs, given, folder)
         inputs = _inputs(source)
         notes: list[str] = []
@@ -233,9 +240,8 @@ def _float_file(
     first: object = None
     if example is None and given is not None:
         first = next(given)
-        check_finite(first, 0)
         given = itertools.chain([first], given)
-        call = read_call(model, torch.utils._pytree.tree_map_only(np.ndarray, torch.as_tensor, first))
+        call = read_call(model, tensors(accepted(model, first), "batch 0 of calibration"))
         small = call.with_batch(min(call.batch or 1, _EXPORTED))
         args, kwargs = small.bind(small.tensors)
         example = kwargs or args
@@ -248,7 +254,7 @@ def _float_file(
         except InvalidInputs as error:
             if not isinstance(first, tuple | list) or len(first) < 2:
                 raise
-            raise InvalidInputs(f"{error}; if batches hold labels beside the inputs, {LABELS}") from error
+            raise InvalidInputs(f"{error}; where batches hold more than the inputs, pass example_inputs=") from error
 
 
 def _inputs(path: Path) -> tuple[Input, ...]:

@@ -35,7 +35,7 @@ def recover(
     ridge: float = 1e-2,
     batch_norm: bool = True,
     compensate: bool = True,
-    distil: bool = True,
+    distill: bool = True,
     example_inputs: Any = None,
     return_report: bool = False,
 ) -> Any:
@@ -58,7 +58,7 @@ def recover(
             counts for more where a layer has more inputs than the data have rows.
         batch_norm: whether running statistics are estimated anew.
         compensate: whether weights and biases are fitted.
-        distil: whether all is moved together after that; never without `compensate`, and not by fewer than 64 samples.
+        distill: whether all is moved together after that; never without `compensate`, and not by fewer than 64 samples.
         example_inputs: by default like those that the plan was made with.
         return_report: return `(module, Recovery)`.
 
@@ -79,22 +79,22 @@ def recover(
     with collect() as seconds:
         inputs = plan.example_inputs() if example_inputs is None else normalise_inputs(example_inputs)
         groups = analyse_inputs(model, inputs)
+        kept = groups.kept(plan.keep(groups))
+        _check_slim(slim, groups, kept)
+        calibration = calibrate(data, groups.graph, model, samples)
         recovered, report = recover_groups(
-            model, slim, groups, groups.kept(plan.keep(groups)), data, samples=samples, ridge=ridge,
-            batch_norm=batch_norm, compensate=compensate, distil=distil,
+            slim, groups, kept, calibration, ridge=ridge, batch_norm=batch_norm, compensate=compensate, distill=distill
         )
     report = Recovery(**{**vars(report), "seconds": dict(seconds)})
     return (recovered, report) if return_report else recovered
 
 
 def recover_groups(
-    model: nn.Module, slim: nn.Module, groups: Groups, kept: Kept, data: Any, *, samples: int = 256,
-    ridge: float = 1e-2, batch_norm: bool = True, compensate: bool = True, distil: bool = True,
+    slim: nn.Module, groups: Groups, kept: Kept, calibration: Calibration, *,
+    ridge: float = 1e-2, batch_norm: bool = True, compensate: bool = True, distill: bool = True,
 ) -> tuple[nn.Module, Recovery]:
-    """As `recover`, for a model that was traced and coupled already. `data` may be a Calibration."""
-    _check_slim(slim, groups, kept)
+    """As `recover`, for a model that was traced and coupled already."""
     notes = []
-    calibration = calibrate(data, groups.graph, model, samples)
     before = _pass(groups, kept, _tensors(slim), calibration.judge, compensate=False, batch_norm=False)
     recovered = duplicate(slim)
     after = _pass(
@@ -109,7 +109,7 @@ def recover_groups(
         )
         after = Outcome(deviation=before.deviation)
     distilled = None
-    if distil and compensate and after.deviation > EXACT:
+    if distill and compensate and after.deviation > EXACT:
         recovered, distilled, why_not = _distilled(groups, kept, recovered, calibration, after.deviation)
         notes += [f"not distilled: {why_not}"] if why_not else []
     report = Recovery(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from torch import nn
 
-from surgeon.calibration.data import calibrate
+from surgeon.calibration.data import Calibration
 from surgeon.calibration.fisher import measure
 from surgeon.calibration.labels import Loss
 from surgeon.groups.coupling import Groups
@@ -42,7 +41,7 @@ class Selection:
 
 
 def reconstruction(
-    model: nn.Module, groups: Groups, data: Any, *, samples: int = 256, ridge: float = 1e-2, seed: int = 0,
+    model: nn.Module, groups: Groups, calibration: Calibration, *, ridge: float = 1e-2, seed: int = 0,
     loss: Loss | None = None,
 ) -> Selection:
     """Judge every unit by what its loss does after the units that are left were fitted to make up for it.
@@ -50,27 +49,23 @@ def reconstruction(
     Args:
         model: the model that `groups` are of.
         groups: the coupled units.
-        data: unlabeled inputs, as for `recover`, or a Calibration.
-        samples: how many of them to use at most.
+        calibration: inputs, with their labels where there is a `loss`.
         ridge: as for `recover`.
         seed: seeds the labels that are drawn from the model's own outputs.
-        loss: instead of these, the loss of the labels that `data`, a labelled Calibration, holds.
-
-    Raises:
-        InvalidInputs: the data are empty, used up, of the wrong shape, or hold NaN.
+        loss: instead of these, the loss of their labels.
 
     >>> import torch
+    >>> from surgeon.calibration.data import calibrate
     >>> from surgeon.groups.coupling import couple
     >>> from surgeon.frontend.trace import trace
     >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
     >>> with torch.no_grad():
     ...     _ = net[2].weight[:, 1].zero_()
     >>> groups = couple(trace(net, torch.zeros(2, 8)))
-    >>> found = reconstruction(net, groups, torch.randn(64, 8))
+    >>> found = reconstruction(net, groups, calibrate(torch.randn(64, 8), groups.graph, net))
     >>> found.choose({groups.groups[0].leaf.id: 3}) == {groups.groups[0].leaf.id: (0, 2, 3)}
     True
     """
-    calibration = calibrate(data, groups.graph, model, samples)
     labelled = likelihoods(model, calibration, loss) if loss is not None else None
     sensitivity = measure(groups, calibration.batches, seed, labelled)
     basis = basis_of(model)

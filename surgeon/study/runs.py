@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from surgeon.errors import InvalidArgument
-from surgeon.frontend.parameters import SCOPES
 from surgeon.scoring import CRITERIA, GRADIENT_CRITERIA
-from surgeon.support.arguments import SHARE
+from surgeon.support.arguments import SCOPES, SHARE
 
 #: What is done: prune a trained model; train the pruned architecture, or a dense network of equal size with all widths
 #: cut alike, from scratch; or train the dense model for as long.

@@ -34,11 +34,19 @@ import numpy as np
 from surgeon.errors import InvalidArgument
 
 Check = Callable[[str, Any], Any]
+MinWidth = float | int | Mapping[str, float | int] | None
 _T = TypeVar("_T", bound=Callable[..., Any])
 
 #: Beyond it neither torch nor onnxruntime reads an integer.
 LARGEST: Final = 2**63 - 1
 _LONGEST = 60
+
+#: The budgets that a ratio may be a share of.
+BUDGETS: Final = ("macs", "params", "channels")
+SCOPES: Final = ("global", "local", "isomorphic")
+
+#: What arguments were called, and what they are called now.
+RENAMED: Final[Mapping[str, str]] = {"keep": "min_width", "distil": "distill"}
 
 
 def shown(value: object) -> str:
@@ -246,6 +254,25 @@ def function(wanted: str, arguments: int | None = None, never: tuple[type, ...] 
     return check
 
 
+def min_width(name: str, value: Any) -> Any:
+    """What is left of a group at least: a share or a width, or a mapping from globs to them; or None.
+
+    >>> min_width("min_width", {"layer1*": 0.5, "*": np.int64(16)})
+    {'layer1*': 0.5, '*': 16}
+    """
+    if isinstance(value, Mapping):
+        return {text(f"a key of {name}", glob): _least(f"{name}[{shown(glob)}]", each) for glob, each in value.items()}
+    return None if value is None else _least(name, value)
+
+
+def _least(name: str, value: Any) -> int | float:
+    if is_integer(value) and value >= 1:
+        return int(value)
+    if is_number(value) and not is_integer(value) and 0 <= value <= 1:
+        return float(value)
+    raise refusal(name, value, "a share from 0.0 to 1.0, or a width as an integer of at least 1")
+
+
 def call(name: str, called: Callable[..., Any], *arguments: Any) -> Any:
     """Call a user's function. That it can't be called so is told as an error of the argument `name`.
 
@@ -342,11 +369,13 @@ def _guarded(
 
     @functools.wraps(inner)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        bound = None
-        with contextlib.suppress(TypeError):
+        for old in RENAMED.keys() & kwargs.keys() - signature.parameters.keys():
+            if RENAMED[old] in signature.parameters:
+                raise InvalidArgument(f"{old}= is called {RENAMED[old]}= now")
+        try:
             bound = signature.bind(*args, **kwargs)
-        if bound is None:
-            return inner(*args, **kwargs)  # Python says what is missing, or too much
+        except TypeError as error:
+            raise TypeError(f"{inner.__qualname__}() {error}") from None
         for name, value in bound.arguments.items():
             if name in rules and value is not rules[name][1]:
                 bound.arguments[name] = rules[name][0](name, value)

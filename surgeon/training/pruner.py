@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -13,17 +13,18 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from surgeon.allocation.allocate import allocate
-from surgeon.allocation.limits import Keep
 from surgeon.cost.cost import Cost
 from surgeon.errors import InvalidArgument, NotEquivalent, WeightsError
-from surgeon.frontend.ignore import Ignored
+from surgeon.frontend.ignore import named
 from surgeon.frontend.isolation import undisturbed
-from surgeon.frontend.parameters import BUDGETS, functions, module_in_place, public
+from surgeon.frontend.parameters import functions, module_in_place, public
+from surgeon.frontend.parameters import importance as criterion
 from surgeon.groups.analyze import analyse
 from surgeon.groups.weights import check_finite
+from surgeon.pipeline.options import BY_CONCERN, Select, Selecting, flat
 from surgeon.plans.plan import Plan, attach, choose
 from surgeon.scoring import GRADIENT_CRITERIA, Criterion, Gradients, score
-from surgeon.support.arguments import choice, instance, mapping
+from surgeon.support.arguments import BUDGETS, choice, instance, mapping
 from surgeon.support.progress import stage
 from surgeon.surgery.build import carry_out
 from surgeon.training import checkpoint
@@ -49,7 +50,7 @@ class Decision:
 
 
 @public(
-    model=module_in_place, budget=choice(*BUDGETS), schedule=SCHEDULE,
+    **BY_CONCERN | {"budget": choice(*BUDGETS), "importance": criterion}, model=module_in_place, schedule=SCHEDULE,
     optimizer=instance(torch.optim.Optimizer, "a torch.optim.Optimizer"),
     regularizer=functions("functions as in surgeon.training.regularizers", 1), state=mapping("what state_dict() gave"),
 )
@@ -67,11 +68,12 @@ class Pruner:
         target: the share of the budget to remove in the end, at least 0 and less than 1.
         schedule: a function from the step, 0 before the training, to the share of the target that is due: one of
             `surgeon.schedules`, or the user's own.
-        importance: the name of a criterion of `surgeon.importance`, "taylor", "fisher" or "gradient", which are made
+        importance: the name of a criterion of `surgeon.scoring`, "taylor", "fisher" or "gradient", which are made
             of the gradients since the last decision, or a function.
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
             safe.
-        scope, budget, align, ignore, keep, seed: as for `surgeon.shrink`; a budget in milliseconds is not taken.
+        budget: "macs", "params" or "channels".
+        scope, ignore, min_width, align, seed: as for `surgeon.shrink`.
         regularizer: one of `surgeon.training.regularizers`, or several.
 
     Raises:
@@ -99,6 +101,7 @@ class Pruner:
     """
 
     @undisturbed()
+    @flat(Select, but=("importance",))
     def __init__(
         self,
         model: nn.Module,
@@ -107,13 +110,9 @@ class Pruner:
         schedule: Schedule,
         importance: str | Criterion = "magnitude",
         example_inputs: Any = None,
-        scope: str = "global",
         budget: str = "macs",
-        align: int | None = None,
-        ignore: Ignored | Iterable[Ignored] = (),
-        keep: Keep = None,
         regularizer: Regularizer | Iterable[Regularizer] | None = None,
-        seed: int = 0,
+        **options: Unpack[Selecting],
     ) -> None:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             raise InvalidArgument(f"model is wrapped by {type(model).__name__}: give model.module to the pruner")
@@ -126,14 +125,18 @@ class Pruner:
                 "start at step 1 or later"
             )
         self.regularizers: tuple[Regularizer, ...] = regularizer or ()  # type: ignore[assignment]
-        self.model, self.importance, self.seed = model, importance, seed
-        self.groups = analyse(model, example_inputs, ignore)
+        select = Select(importance=importance, **options)
+        self.model, self.importance, self.seed = model, importance, select.seed
+        self.groups = analyse(model, example_inputs, select.ignore)
         check_finite(self.groups.graph)
         self.cost = Cost(self.groups)
         self._gradients = Gradients(self.groups) if observing else None
-        self._options: dict[str, Any] = {"budget": budget, "scope": scope, "align": align, "keep": keep}
+        self._options: dict[str, Any] = {
+            "budget": budget, "scope": select.scope, "align": select.align, "min_width": select.min_width,
+        }
+        self._settings = {"budget": budget, **select.settings(), "ignore": named(model, select.ignore)}
         if not observing:
-            score(self.groups, importance, seed)  # refuses what is no criterion before anything is trained
+            score(self.groups, importance, self.seed)  # refuses what is no criterion before anything is trained
         alike = {group.leaf.id: np.ones(group.size) for group in self.groups}
         allocate(self.groups, alike, self.cost, ratio=self.target, **self._options)  # refuses what is out of reach
         self._masks = UnitMasks(model, self.groups)
@@ -167,11 +170,7 @@ class Pruner:
     @property
     def plan(self) -> Plan:
         """What is masked now, as the plan that `commit` would carry out."""
-        settings = {
-            "ratio": self.target, "share": self._share, "schedule": self.schedule, "importance": self.importance,
-            "budget": self._options["budget"], "scope": self._options["scope"], "align": self._options["align"],
-            "seed": self.seed,
-        }
+        settings = {"ratio": self.target, "share": self._share, "schedule": self.schedule, **self._settings}
         return Plan.of(self.groups, self._kept, settings, model=self.model)
 
     def regularize(self) -> None:

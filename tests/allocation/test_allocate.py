@@ -151,12 +151,12 @@ def test_a_layer_keeps_an_eighth_unless_the_budget_needs_it(residual: Groups) ->
 
 
 def test_keep_holds(residual: Groups) -> None:
-    widths = widths_of(residual, keep={"a": 48, "[cd]*": 0.75}, ratio=0.4)
+    widths = widths_of(residual, min_width={"a": 48, "[cd]*": 0.75}, ratio=0.4)
     assert widths["a"] >= 48
     assert widths["c"] >= 54
     assert widths["down"] >= 72
     assert removed(residual, widths) == pytest.approx(0.4, abs=TOLERANCE)
-    assert min(widths_of(residual, keep=32, ratio=0.5).values()) >= 32
+    assert min(widths_of(residual, min_width=32, ratio=0.5).values()) >= 32
 
 
 def test_narrow_groups_have_choices() -> None:
@@ -212,11 +212,11 @@ def test_ratios_out_of_range_are_refused(residual: Groups, ratio: Any) -> None:
         ({"align": 0}, "at least 1"),
         ({"align": True}, "at least 1"),
         ({"align": 2.0}, "at least 1"),
-        ({"keep": 0}, "share from 0.0 to 1.0"),
-        ({"keep": 1.5}, "share from 0.0 to 1.0"),
-        ({"keep": True}, "share from 0.0 to 1.0"),
-        ({"keep": {"stem": "all"}}, "share from 0.0 to 1.0"),
-        ({"keep": {"nowhere*": 8}}, r"'nowhere\*'.*stem"),
+        ({"min_width": 0}, "share from 0.0 to 1.0"),
+        ({"min_width": 1.5}, "share from 0.0 to 1.0"),
+        ({"min_width": True}, "share from 0.0 to 1.0"),
+        ({"min_width": {"stem": "all"}}, "share from 0.0 to 1.0"),
+        ({"min_width": {"nowhere*": 8}}, r"'nowhere\*'.*stem"),
     ],
 )
 def test_arguments_out_of_range_are_refused(residual: Groups, options: dict[str, Any], message: str) -> None:
@@ -235,10 +235,10 @@ def test_out_of_reach_says_how_far_and_why() -> None:
     assert "at most 14.3% can go" in message  # 31 of the 32 hidden units, 108 MACs each, of 23,456
     assert "linear in 0" in message
     assert "left alone, as asked by ignore" in message
-    with pytest.raises(Infeasible, match=r"keep= holds 0 at 90 of 100"):
-        widths_of(groups, ratio=0.5, keep={"0": 0.9})
-    with pytest.raises(Infeasible, match=r"keep= holds 2\.0 at 30 of 32"):
-        widths_of(fixed, ratio=0.5, keep=30, budget="channels")
+    with pytest.raises(Infeasible, match=r"min_width= holds 0 at 90 of 100"):
+        widths_of(groups, ratio=0.5, min_width={"0": 0.9})
+    with pytest.raises(Infeasible, match=r"min_width= holds 2\.0 at 30 of 32"):
+        widths_of(fixed, ratio=0.5, min_width=30, budget="channels")
 
 
 def test_nothing_to_prune_names_the_reasons() -> None:

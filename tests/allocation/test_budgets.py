@@ -126,10 +126,10 @@ def test_the_users_own_options_are_kept_to_and_the_refusal_tells_what_they_cost(
     assert surgeon.shrink(net, 0.01, align=32, **options)[0].out_features == 32  # one step
     with pytest.raises(Infeasible, match=r"at most 75\.0% can go(?s:.*)met is 0\.75; (?s:.*)align=1 allows 0\.9843"):
         surgeon.shrink(net, 0.8, align=16, **options)
-    message = r"keep= holds 0 at 20 of 64(?s:.*)met is 0\.6875; (?s:.*)no keep= allows 0\.9843"
+    message = r"min_width= holds 0 at 20 of 64(?s:.*)met is 0\.6875; (?s:.*)no min_width= allows 0\.9843"
     with pytest.raises(Infeasible, match=message):
-        surgeon.shrink(net, 0.7, keep=20, **options)
-    assert surgeon.shrink(net, 0.6875, keep=20, **options)[0].out_features == 20
+        surgeon.shrink(net, 0.7, min_width=20, **options)
+    assert surgeon.shrink(net, 0.6875, min_width=20, **options)[0].out_features == 20
 
 
 def test_an_alignment_that_is_given_holds_for_the_narrowest_groups_too() -> None:

@@ -155,7 +155,7 @@ def test_a_size_binds_beside_the_latency() -> None:
 
 
 def test_keep_holds_and_an_eighth_stays() -> None:
-    widths, _ = allocated(0.5, keep={"a": 24, "c": 0.9})
+    widths, _ = allocated(0.5, min_width={"a": 24, "c": 0.9})
     assert widths["a"] == 24
     assert widths["c"] == 20
     wide = grouped(
@@ -176,8 +176,8 @@ def test_out_of_reach_names_what_holds() -> None:
     message = str(caught.value)
     assert "a latency of" in message and "ms in conv2d in a" in message and "Remedy:" in message
     assert caught.value.reachable == pytest.approx(1 - DEVICE.ms(dict.fromkeys(COST.sizes, 8)) / FULL)
-    with pytest.raises(Infeasible, match="keep= holds a at 24 of 24"):
-        allocated(0.3, keep=1.0)
+    with pytest.raises(Infeasible, match="min_width= holds a at 24 of 24"):
+        allocated(0.3, min_width=1.0)
 
 
 @pytest.mark.parametrize("option", [{"ms": 0}, {"ms": -1.0}, {"ms": float("nan")}, {"ms": True}, {"ms": "4"}])

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.numpy import save_file
 
 from surgeon.cli import data as batches
 from surgeon.errors import InvalidArgument
+from surgeon.frontend import parameters
 from tests.cli.commands import call
 
 NETS = '''
@@ -73,6 +75,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("own_nets", None)
 
 
+def read(spec: str) -> Any:
+    """The batches that `--data` names."""
+    return parameters.data("data", batches.read(spec))
+
+
 def shrunk(spec: str, data: str, *options: object) -> dict[str, object]:
     """The report of a network that was shrunk with data."""
     result = call("shrink", spec, "--ratio", 0.5, "--align", 1, "--no-bench", "-o", "out", "--data", data, *options)
@@ -87,7 +94,7 @@ SOURCES = [
 
 @pytest.mark.parametrize(("spec", "samples"), SOURCES)
 def test_sources(spec: str, samples: int) -> None:
-    assert sum(len(batch) for batch in batches.read(spec)) == samples
+    assert sum(len(batch) for batch in read(spec)) == samples
 
 
 def test_data_guide_the_cut() -> None:
@@ -101,7 +108,7 @@ def test_data_guide_the_cut() -> None:
 def test_several_inputs_go_by_name() -> None:
     report = shrunk("own_nets:Two", "both.npz", "--shape", "2,5", "--shape", "2,5", "--samples", 50)
     assert isinstance(report["recovery"], dict)
-    arrays, tensors = (next(iter(batches.read(f"both.{suffix}"))) for suffix in ("npz", "safetensors"))
+    arrays, tensors = (next(iter(read(f"both.{suffix}"))) for suffix in ("npz", "safetensors"))
     assert all(np.array_equal(arrays[name], tensors[name]) for name in ("x", "y"))
     assert report["recovery"]["samples"] == 50
 
@@ -161,7 +168,7 @@ def test_what_is_no_data_is_told(data: str, message: str) -> None:
 
 
 def test_files_are_read_in_order_and_in_batches() -> None:
-    found = list(batches.read("several"))
+    found = list(read("several"))
     assert [len(batch) for batch in found] == [32, 28, 32, 8]
     rows = np.load("rows.npy")
     assert np.array_equal(np.concatenate(found), np.concatenate([rows[40:], rows[:40]]))
@@ -170,5 +177,5 @@ def test_files_are_read_in_order_and_in_batches() -> None:
 def test_an_array_of_one_number_holds_no_rows() -> None:
     np.save("one.npy", np.float32(1.0))
     with pytest.raises(InvalidArgument, match="holds no rows"):
-        batches.read("one.npy")
-    assert torch.is_tensor(next(iter(batches.read("own_nets:load"))))
+        read("one.npy")
+    assert torch.is_tensor(next(iter(read("own_nets:load"))))

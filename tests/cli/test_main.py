@@ -154,7 +154,7 @@ def test_bench(made: Path) -> None:
 def test_shrink_takes_every_option(here: Path) -> None:
     good(
         "shrink", "nets:Two", "--shape", "2,5", "--shape", "2x5", "--ratio", 0.4, "--budget", "params", "--align", 1,
-        "--keep", 4, "--keep", "a=0.5", "--importance", "l1", "--scope", "local", "--seed", 3, "--no-bench",
+        "--min-width", 4, "--min-width", "a=0.5", "--importance", "l1", "--scope", "local", "--seed", 3, "--no-bench",
         "-o", here / "out",
     )  # fmt: skip
     plan = surgeon.Plan.load(here / "out" / "plan.json")
@@ -192,7 +192,7 @@ REFUSED = [
     ("inputs that don't fit", ("inspect", "nets:ready", "--shape", "2,6"), r"shapes \[\(2, 6\)\]"),
     ("no shape", ("inspect", "nets:ready", "--shape", "2,x,3"), "'2,x,3' is no shape"),
     ("a shape of nothing", ("inspect", "nets:ready", "--shape", "0,5"), "'0,5' is no shape"),
-    ("keep is no number", (*SHRINK, "--keep", "0=half"), "--keep '0=half' is neither a width"),
+    ("a least width is no number", (*SHRINK, "--min-width", "0=half"), "--min-width '0=half' is neither a width"),
     ("a ratio out of range", ("shrink", "nets:ready", "--ratio", "1.5", "-o", "out"), "1.5"),
     ("an unknown criterion", (*SHRINK, "--importance", "magic"), "magic"),
     ("ignore names nothing", (*SHRINK, "--ignore", "conv9"), "conv9"),

@@ -42,7 +42,7 @@ def deviation(net: nn.Module, slim: nn.Module) -> float:
 
 def test_data_restore_what_can_be_restored() -> None:
     net = Redundant().eval()
-    options: dict[str, Any] = {"example_inputs": TEST[:2], "keep": {"second": 1.0}, "align": 1}
+    options: dict[str, Any] = {"example_inputs": TEST[:2], "min_width": {"second": 1.0}, "align": 1}
     blind = surgeon.shrink(net, 0.4, **options)
     slim, report = surgeon.shrink(net, 0.4, data=DATA, return_report=True, **options)
     assert report.recovery is not None and report.recovery.after < report.recovery.before

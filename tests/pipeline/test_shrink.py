@@ -251,9 +251,9 @@ def test_what_is_ignored_is_left_alone(ignored: Callable[[nn.Sequential], Any], 
         assert {pin.reason for pin in groups.pinned} >= {"left alone, as asked by ignore"}
 
 
-@pytest.mark.parametrize(("keep", "least"), [(0.9, (29, 58)), (30, (30, 30)), ({"block.*": 60}, (1, 60))])
-def test_what_is_to_be_kept_is_kept(keep: Any, least: tuple[int, int]) -> None:
-    _, report = shrunk(Convolutions(), image(), 0.1, keep=keep)
+@pytest.mark.parametrize(("min_width", "least"), [(0.9, (29, 58)), (30, (30, 30)), ({"block.*": 60}, (1, 60))])
+def test_no_group_gets_narrower_than_its_least_width(min_width: Any, least: tuple[int, int]) -> None:
+    _, report = shrunk(Convolutions(), image(), 0.1, min_width=min_width)
     by_size = {change.before: change.after for change in report.groups.values()}
     assert by_size[32] >= least[0] and by_size[64] >= least[1]
 

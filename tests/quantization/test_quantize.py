@@ -230,16 +230,15 @@ def generator_used_up() -> Iterator[Tensor]:
 
 
 BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
-    "empty": (lambda: [], InvalidInputs, "holds no batch$"),
-    "used up": (generator_used_up, InvalidInputs, "this one is used up"),
+    "empty": (lambda: [], InvalidInputs, "calibration is empty"),
+    "used up": (generator_used_up, InvalidInputs, "nothing left"),
     "no iterable": (lambda: 3, InvalidArgument, "int; give a tensor of samples, an iterable"),
-    "text": (lambda: "images", InvalidArgument, "calibration is 'images'; give a tensor"),
+    "text": (lambda: "images", InvalidArgument, "calibration='images' names no inputs; give FILE"),
     "NaN": (lambda: [images()[0], images()[0] * float("nan")], InvalidInputs, "batch 1 of calibration: input .* NaN"),
     "shape": (lambda: [torch.randn(4, 1, 8, 8)], InvalidInputs, r"shape \(4, 1, 8, 8\), the model wants \(any, 3, 8"),
     "type": (lambda: [torch.ones(4, 3, 8, 8, dtype=torch.int64)], InvalidInputs, "is int64, the model wants float32"),
-    "labels": (lambda: [(images()[0], torch.ones(4))], InvalidInputs, "2 tensors, the model takes 1 .* leave labels"),
-    "name": (lambda: [{"image": images()[0]}], InvalidInputs, r"has no input; it has \['image'\]"),
-    "no tensor": (lambda: [["cat"]], InvalidInputs, "holds a str"),
+    "name": (lambda: [{"image": images()[0]}], InvalidInputs, "is a dict of 'image' without 'input'"),
+    "no tensor": (lambda: [["cat"]], InvalidInputs, "is a str; give a tensor"),
     "no rows": (lambda: [torch.ones(0, 3, 8, 8)], InvalidInputs, r"has shape \(0, 3, 8, 8\)"),
 }
 
@@ -248,20 +247,26 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 def test_bad_calibration(file: Path, tmp_path: Path, name: str) -> None:
     make, error, message = BAD[name]
     with pytest.raises(error, match=message):
-        quantize(file, make(), path=tmp_path / "out.onnx")  # type: ignore[arg-type]
+        quantize(file, make(), path=tmp_path / "out.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_module_and_a_first_batch_with_nan(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputs, match="batch 0 of calibration holds NaN or infinity; remove"):
+    with pytest.raises(InvalidInputs, match="batch 0 of calibration holds NaN or infinity in 768 of 768"):
         quantize(conv_net(), [images()[0] * float("nan")], path=tmp_path / "out.onnx")
 
 
-def test_a_module_with_labels(tmp_path: Path) -> None:
-    batches = [(images()[0], torch.ones(4))]
-    for example in (images()[0], None):
-        with pytest.raises(InvalidInputs, match="leave labels out"):
-            quantize(conv_net(), batches, path=tmp_path / "out.onnx", example_inputs=example)
+def test_what_shrink_takes_as_data_is_taken(decide: Any, file: Path, tmp_path: Path) -> None:
+    decide("faster")
+    np.savez(tmp_path / "images.npz", torch.cat(images()).numpy())
+    given = [tmp_path / "images.npz", torch.cat(images()), [(batch, torch.ones(4)) for batch in images()],
+             [{"input": batch, "label": 1} for batch in images()]]
+    for data in given:
+        quantize(file, data, path=tmp_path / "out.onnx")
+        quantize(conv_net(), data, path=tmp_path / "out.onnx")
+    quantize(conv_net(), "synthetic", path=tmp_path / "out.onnx", example_inputs=images()[0], samples=8)
+    with pytest.raises(InvalidArgument, match="made from a module, not from a file"):
+        quantize(file, "synthetic", path=tmp_path / "out.onnx")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

@@ -74,7 +74,7 @@ def test_outputs_are_nearer_on_inputs_never_seen(name: str) -> None:
     net = build().eval()
     data, unseen = draw(192), draw(4)
     before = copy.deepcopy(net.state_dict())
-    _, fitted, _ = recovered(net, example, data, distil=False)
+    _, fitted, _ = recovered(net, example, data, distill=False)
     _, moved, report = recovered(net, example, data)
     assert report.distilled is not None and report.distilled.steps > 0
     assert report.after == report.distilled.after < report.distilled.before
@@ -92,7 +92,7 @@ def test_it_is_the_same_again() -> None:
     torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("options", [{"distil": False}, {"compensate": False}])
+@pytest.mark.parametrize("options", [{"distill": False}, {"compensate": False}])
 def test_it_can_be_switched_off(options: dict[str, bool]) -> None:
     torch.manual_seed(0)
     net, data = images().eval(), torch.randn(128, 2, 8, 8)
@@ -113,7 +113,7 @@ def test_few_samples_and_noise_teach_nothing() -> None:
 def test_a_deviation_that_is_no_number_is_told(loss: float, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     net, data = images().eval(), torch.randn(128, 2, 8, 8)
-    _, fitted, _ = recovered(net, data[:2], data, distil=False)
+    _, fitted, _ = recovered(net, data[:2], data, distill=False)
     right, calls = distillation._Learner.deviation, []
 
     def deviation(learner: distillation._Learner, batch: Any) -> Tensor:
@@ -130,7 +130,7 @@ def test_a_deviation_that_is_no_number_is_told(loss: float, told: str, monkeypat
 def test_what_does_not_help_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     net, data = images().eval(), torch.randn(128, 2, 8, 8)
-    _, fitted, _ = recovered(net, data[:2], data, distil=False)
+    _, fitted, _ = recovered(net, data[:2], data, distill=False)
     monkeypatch.setattr(distillation, "RATE", 10.0)
     monkeypatch.setattr(distillation, "RELATIVE_RATE", 10.0)
     _, kept, report = recovered(net, data[:2], data)

@@ -126,7 +126,7 @@ def test_every_reader_counts() -> None:
 def test_curves_rise_and_agree_with_scores() -> None:
     net, x = Stream(), torch.randn(64, 5, 3)
     groups = couple(trace(net, x[:2]))
-    found = reconstruction(net, groups, x)
+    found = reconstruction(net, groups, calibrate(x, groups.graph, net))
     for group in groups:
         damage, scores = found.damages[group.leaf.id], found.scores[group.leaf.id]
         assert damage.shape == scores.shape == (group.size,)
@@ -134,7 +134,7 @@ def test_curves_rise_and_agree_with_scores() -> None:
         kept = found.choose({group.leaf.id: group.size - 1})[group.leaf.id]
         assert set(range(group.size)) - set(kept) == {int(scores.argmin())}
     assert found.choose({group.leaf.id: group.size for group in groups}) == {}
-    again = reconstruction(net, groups, x)
+    again = reconstruction(net, groups, calibrate(x, groups.graph, net))
     assert all((again.scores[leaf] == scores).all() for leaf, scores in found.scores.items())
 
 
@@ -142,7 +142,7 @@ def test_curves_rise_and_agree_with_scores() -> None:
 def test_any_network_is_judged(seed: int) -> None:
     net, inputs = random_network(seed)
     groups = couple(trace(net, inputs))
-    found = reconstruction(net, groups, [inputs] * 4)
+    found = reconstruction(net, groups, calibrate([inputs] * 4, groups.graph, net))
     assert set(found.scores) == {group.leaf.id for group in groups}
     assert all(np.isfinite(scores).all() and (scores >= 0).all() for scores in found.scores.values())
 
@@ -160,12 +160,12 @@ def test_the_best_widths_are_found() -> None:
         for i, j in product(range(1, 7), range(1, 6)) if cost.macs({a: i, b: j}) <= 0.5 * cost.macs({})
     )
     assert damages[a][widths[a] - 1] + damages[b][widths[b] - 1] == best
-    stepped = allocate_by_damage(groups, damages, cost, ratio=0.5, steps={a: 3}, keep={"2": 3})
+    stepped = allocate_by_damage(groups, damages, cost, ratio=0.5, steps={a: 3}, min_width={"2": 3})
     assert stepped[a] in (3, 6) and stepped[b] >= 3
     with pytest.raises(Infeasible):
-        allocate_by_damage(groups, damages, cost, ratio=0.5, keep=1.0)
+        allocate_by_damage(groups, damages, cost, ratio=0.5, min_width=1.0)
     with pytest.raises(InvalidArgument, match="no group is named"):
-        allocate_by_damage(groups, damages, cost, ratio=0.5, keep={"nothing": 4})
+        allocate_by_damage(groups, damages, cost, ratio=0.5, min_width={"nothing": 4})
 
 
 def test_a_selection_keeps_its_scores_to_itself() -> None:

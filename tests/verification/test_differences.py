@@ -70,6 +70,6 @@ def test_compensation_is_told() -> None:
     x = torch.randn(2, 4, 5)
     model = network(0)
     plan = surgeon.plan(model, 0.5, example_inputs=x, align=1)
-    slim = surgeon.recover(model, plan.apply(model, x), plan, torch.randn(64, 4, 5), example_inputs=x, distil=False)
+    slim = surgeon.recover(model, plan.apply(model, x), plan, torch.randn(64, 4, 5), example_inputs=x, distill=False)
     with pytest.raises(NotEquivalent, match="compensation from data"):
         plan.verify(model, slim, x)

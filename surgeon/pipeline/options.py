@@ -1,0 +1,375 @@
+"""The options of `shrink`, `plan`, `Pruner` and the command line: the name, type, default, check and help of each.
+
+Users give them flat, by keyword. Inside, they travel by concern, each a frozen value that has checked itself: how much
+is to go (`Target`), inputs (`Data`), which units may go (`Select`) and what makes up for them (`Repair`). `Options` are
+all four. The TypedDicts at the end tell type checkers and editors the same names and types.
+
+This file needs no torch, since `surgeon --help` reads it.
+
+>>> Options.of(ratio=0.5, min_width=16).settings()
+{'ratio': 0.5, 'budget': 'macs', 'scope': 'global', 'min_width': 16, 'seed': 0}
+>>> Select(min_width=-1)
+Traceback (most recent call last):
+    ...
+surgeon.errors.InvalidArgument: min_width=-1: give a share from 0.0 to 1.0, or a width as an integer of at least 1
+"""
+
+import inspect
+import os
+import re
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    ForwardRef,
+    NamedTuple,
+    Self,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    get_args,
+)
+
+from surgeon.errors import InvalidArgument
+from surgeon.support import arguments
+from surgeon.support.arguments import (
+    ABOVE_ZERO,
+    BUDGETS,
+    NATURAL,
+    OBJECT,
+    POSITIVE,
+    SCOPES,
+    SHARE,
+    Check,
+    MinWidth,
+    choice,
+    flag,
+    function,
+    path,
+    shown,
+    threads_here,
+)
+
+if TYPE_CHECKING:
+    from surgeon.calibration.labels import Loss
+    from surgeon.device.profile import Profile
+    from surgeon.frontend.ignore import Ignored
+    from surgeon.scoring import Criterion
+
+_T = TypeVar("_T", bound=Callable[..., Any])
+Device: TypeAlias = "Profile | str | os.PathLike[str] | None"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What an option may be, and what it does; the command line takes the first sentence of `help`.
+
+    Users call it `name`, by default as its field is called.
+    """
+
+    check: Check
+    help: str
+    name: str = ""
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the help."""
+        return re.split(r"(?<=\.)\s", self.help)[0]
+
+
+class Keyword(NamedTuple):
+    """An option as users give it: the field that it becomes, its type (text where that is torch's) and its default."""
+
+    field: str
+    type: Any
+    default: Any
+    option: Option
+
+
+def _by_torch(name: str, value: Any) -> Any:
+    """The check of values that may be torch's."""
+    from surgeon.frontend.parameters import PARAMETERS
+
+    return PARAMETERS[name](name, value)
+
+
+def _device(name: str, value: Any) -> Any:
+    """A profile, or the name of its file."""
+    if isinstance(value, str | os.PathLike):
+        return path(name, value)
+    from surgeon.device.profile import Profile
+
+    if not isinstance(value, Profile):
+        raise InvalidArgument(f"{name} is a {type(value).__name__}, neither a surgeon.Profile nor the file of one")
+    return value
+
+
+def keywords(*concerns: type["_Concern"]) -> dict[str, Keyword]:
+    """The options of these concerns by the names that users give them."""
+    found = {}
+    for each in (each for concern in concerns for each in fields(concern)):  # type: ignore[arg-type]
+        kind, option = get_args(each.type)
+        kind = kind.__forward_arg__ if isinstance(kind, ForwardRef) else kind
+        found[option.name or each.name] = Keyword(each.name, kind, each.default, option)
+    return found
+
+
+class _Concern:
+    """Options that belong together. What is not a default is checked when it is made, and kept as a plain value."""
+
+    def __post_init__(self) -> None:
+        for name, each in keywords(type(self)).items():
+            value = getattr(self, each.field)
+            if value is not each.default:
+                object.__setattr__(self, each.field, each.option.check(name, value))
+
+    @classmethod
+    def taken_from(cls, given: dict[str, Any]) -> Self:
+        """Of the keywords `given`, those that belong here; they are taken out."""
+        return cls(**{each.field: given.pop(name) for name, each in keywords(cls).items() if name in given})
+
+    def settings(self) -> dict[str, Any]:
+        """The options by name, for the file of a plan; without those that are left open."""
+        found = {name: getattr(self, each.field) for name, each in keywords(type(self)).items()}
+        return {name: value for name, value in found.items() if value is not None and value != ()}
+
+
+@dataclass(frozen=True)
+class Target(_Concern):
+    """How much is to go, or how fast the result has to be."""
+
+    ratio: Annotated[float | None, Option(
+        SHARE,
+        "The share of the budget to remove, at least 0 and less than 1. No less is removed; more, by at most 2 % of "
+        "what is to be left, or by one step of one group's widths where that is more.",
+    )] = None
+    latency_ms: Annotated[float | None, Option(
+        ABOVE_ZERO,
+        "Instead of a ratio: the milliseconds that the result may take on the device.",
+    )] = None
+    budget: Annotated[str, Option(
+        choice(*BUDGETS, "latency"),
+        'What the ratio is a share of: "macs", "params", "channels" or "latency". "channels" is that share of every '
+        "group's units. \"latency\" is the share of the milliseconds of one run in onnxruntime, one sample where the "
+        "batch is free: widths are chosen by what the operators were measured to take, the result is measured, and "
+        "widths are chosen anew until it takes 98 to 100 % of what was asked for, or one step of a group's widths "
+        "less; where none do, that is an error.",
+    )] = "macs"
+    device: Annotated[Device, Option(
+        _device,
+        "For a latency: the profile of the CPU where the model will run, or its file; by default this CPU is "
+        "profiled. On another CPU than this one nothing can be measured, only predicted.",
+    )] = None
+    threads: Annotated[int | None, Option(
+        POSITIVE,
+        "For a latency: onnxruntime's threads, by default the profile's, or 1. No more than that CPU has.",
+    )] = None
+    max_params: Annotated[float | None, Option(
+        ABOVE_ZERO,
+        "For a latency: how many parameters the result may have at most.",
+    )] = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether the budget is a latency."""
+        return self.budget == "latency" or self.latency_ms is not None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.latency_ms is None and self.ratio is None:
+            raise InvalidArgument("give the ratio to remove, or latency_ms")
+        if self.latency_ms is not None:
+            if self.ratio is not None:
+                raise InvalidArgument(f"ratio={self.ratio!r} and latency_ms={self.latency_ms!r}: give one of them")
+            if self.budget not in ("macs", "latency"):
+                raise InvalidArgument(
+                    f"latency_ms={self.latency_ms!r} is a budget of its own; leave budget={self.budget!r} out"
+                )
+        if self.timed:
+            if self.device is None and self.threads is not None:
+                threads_here("threads", self.threads)
+            return
+        for name in ("device", "threads", "max_params"):
+            if (value := getattr(self, name)) is not None:
+                raise InvalidArgument(
+                    f'{name}={shown(value)} is for a latency; ask for budget="latency" or latency_ms='
+                )
+
+
+@dataclass(frozen=True)
+class Data(_Concern):
+    """Inputs to choose units by and to fit layers on."""
+
+    source: Annotated[Any, Option(
+        _by_torch,
+        "Unlabeled inputs, as for inference: a tensor, an iterable of batches such as a DataLoader, or a .npy, .npz or "
+        ".safetensors file or a folder of them; read once. "
+        "With them the units that are rebuilt best from the others go, widths are chosen by what that does to the "
+        "model's output, and the layers that are left are fitted to make up for the rest: no labels, no training. "
+        '"synthetic" does the same with inputs that are made from the model alone, as `surgeon.synthesize` does.',
+        name="data",
+    )] = None
+    samples: Annotated[int, Option(POSITIVE, "How many of the data to use at most.")] = 256
+    loss: Annotated["Loss | None", Option(
+        function(
+            "a function of the model's output and the rest of each batch, such as torch.nn.functional.cross_entropy"
+        ),
+        "A function of the model's output and of what each batch of the data holds beside the inputs, that gives a "
+        'scalar. One is `loss(output, labels)`. "reconstruction" then weighs errors by the gradients of this loss, '
+        'instead of labels that it draws; the criteria "taylor", "fisher" and "gradient" are made of them.',
+    )] = None
+
+
+@dataclass(frozen=True)
+class Select(_Concern):
+    """Which units may go, and what ranks them."""
+
+    importance: Annotated["str | Criterion | None", Option(
+        _by_torch,
+        'What ranks units, by default "reconstruction" with data, else "magnitude". The name of a criterion, or a '
+        "function like those in `surgeon.scoring`.",
+    )] = None
+    scope: Annotated[str, Option(
+        choice(*SCOPES),
+        'Whether groups are compared with one another: "global" for all, "local" for none, "isomorphic" for those '
+        'of the same structure. "local" takes the same share of each group, "isomorphic" of each structure.',
+    )] = "global"
+    ignore: Annotated["Ignored | Iterable[Ignored]", Option(
+        _by_torch,
+        "What is left alone: module names, globs, modules or parameters.",
+    )] = ()
+    min_width: Annotated[MinWidth, Option(
+        arguments.min_width,
+        "What is left of a group at least: a width (16) or a share (0.25), for all groups or by glob of their "
+        "names.",
+    )] = None
+    align: Annotated[int | None, Option(
+        POSITIVE,
+        "Widths are multiples of this; 1 switches it off. By default 16 where a group is at least 32 wide, less "
+        "below, and less where the budget can't be met so, which the report tells.",
+    )] = None
+    seed: Annotated[int, Option(NATURAL, "Seeds the criteria that draw at random.")] = 0
+
+
+@dataclass(frozen=True)
+class Repair(_Concern):
+    """How a model with data is prepared for the cut, and what makes up for it."""
+
+    project: Annotated[bool, Option(
+        flag,
+        "With data: rotate linear streams and attention heads before the cut. As `surgeon.project` does, so that "
+        "directions go instead of units, where data guide the selection. The rotated model computes the same; the "
+        "certificate, and the plan that the result carries, are then of that model.",
+    )] = True
+    compensate: Annotated[bool, Option(
+        flag,
+        "With data: fit layers to make up for the cut. The certificate is always that of the cut alone.",
+    )] = True
+    distill: Annotated[bool, Option(
+        flag,
+        "With data: then move the fitted layers together. As `surgeon.recover` says.",
+    )] = True
+
+
+@dataclass(frozen=True)
+class Options:
+    """All options of one run, by concern; what one concern allows another is checked here."""
+
+    target: Target
+    data: Data = Data()
+    select: Select = Select()
+    repair: Repair = Repair()
+
+    @classmethod
+    def of(cls, **given: Any) -> "Options":
+        """The options that are given by keyword.
+
+        Raises:
+            InvalidArgument: one is not what it may be, or goes not with another.
+        """
+        made = cls(Target.taken_from(given), Data.taken_from(given), Select.taken_from(given), Repair.taken_from(given))
+        if given:
+            raise TypeError(f"there is no option {next(iter(given))!r}")
+        return made
+
+    def __post_init__(self) -> None:
+        if self.target.timed and (align := self.select.align) is not None:
+            raise InvalidArgument(f"align={align!r}: for a latency, the device's own rules say which widths are fast")
+        if self.target.timed and (scope := self.select.scope) != "global":
+            raise InvalidArgument(f"scope={scope!r}: for a latency, groups are always compared with one another")
+
+    def settings(self) -> dict[str, Any]:
+        """What decides a plan, by the names of the options; without what is left open, and without the data."""
+        samples = {} if self.data.source is None else {"samples": self.data.samples}
+        return self.target.settings() | samples | self.select.settings()
+
+
+CONCERNS: Final = (Target, Data, Select, Repair)
+
+
+#: For `public`, where a function is `flat`: its options are checked when their concerns are made.
+BY_CONCERN: Final = dict.fromkeys(keywords(*CONCERNS), OBJECT)
+
+
+def flat(*concerns: type[_Concern], but: tuple[str, ...] = ()) -> Callable[[_T], _T]:
+    """For a function of `**options`: `inspect.signature` and `help` show the options of `concerns`, all `but` some."""
+    taken = {name: each for name, each in keywords(*concerns).items() if name not in but}
+
+    def decorate(function: _T) -> _T:
+        signature = inspect.signature(function)
+        own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        by_name = inspect.Parameter.KEYWORD_ONLY
+        more = [
+            inspect.Parameter(name, by_name, default=each.default, annotation=each.type)
+            for name, each in taken.items() if name not in signature.parameters
+        ]
+        ordered = sorted([*more, *own], key=lambda each: each.kind)
+        function.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
+        told = "\n".join(_argument(name, each.option.help) for name, each in taken.items())
+        text = inspect.getdoc(function) or ""
+        function.__doc__ = re.sub(r"^    options: .*$", lambda _: told, text, flags=re.MULTILINE)
+        return function
+
+    return decorate
+
+
+def _argument(name: str, help: str) -> str:
+    """An entry of a docstring's Args."""
+    text = f"{name}: {help[0].lower()}{help[1:]}"
+    return textwrap.fill(text, 116, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
+
+
+class Selecting(TypedDict, total=False):
+    """The options of `Pruner`."""
+
+    scope: str
+    ignore: "Ignored | Iterable[Ignored]"
+    min_width: MinWidth
+    align: int | None
+    seed: int
+
+
+class Planning(Selecting, total=False):
+    """The options of `plan`, beside the ratio."""
+
+    latency_ms: float | None
+    budget: str
+    device: Device
+    threads: int | None
+    max_params: float | None
+    data: Any
+    samples: int
+    loss: "Loss | None"
+    importance: "str | Criterion | None"
+
+
+class Shrinking(Planning, total=False):
+    """The options of `shrink`, beside the ratio."""
+
+    project: bool
+    compensate: bool
+    distill: bool
