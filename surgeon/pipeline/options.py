@@ -309,8 +309,6 @@ class Options:
 
 
 CONCERNS: Final = (Target, Data, Select, Repair)
-
-
 #: For `public`, where a function is `flat`: its options are checked when their concerns are made.
 BY_CONCERN: Final = dict.fromkeys(keywords(*CONCERNS), OBJECT)
 

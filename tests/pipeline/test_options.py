@@ -150,3 +150,4 @@ def test_a_plan_tells_what_decided_it_by_the_names_of_the_options() -> None:
     pruner = surgeon.Pruner(net(), 0.5, schedule=schedules.one_shot(1), example_inputs=X, min_width=4)
     assert pruner.plan.settings["min_width"] == 4
     assert "min_width 4" in str(pruner.plan)
+    assert "keep 4" in str(surgeon.Plan("0", (), {}, {"keep": 4}))  # a plan of before the option was renamed
