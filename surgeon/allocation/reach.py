@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from surgeon.allocation.limits import allowed, floors
 from surgeon.cost.alignment import FINENESS, NARROW, Alignment
+from surgeon.cost.cost import Cost
 from surgeon.cost.target import Target, percent, rounded_down
 from surgeon.errors import Infeasible
+from surgeon.groups.coupling import Groups
 from surgeon.support.arguments import MinWidth
 
 _LISTED = 6
@@ -71,3 +73,13 @@ def off_default(alignment: Alignment, widths: Mapping[int, int]) -> dict[str, in
         if width < group.size and width % step:
             found[group.name] = step
     return found
+
+
+def outlook(
+    groups: Groups, cost: Cost, widths: Mapping[int, int], *, budget: str, ratio: float, align: int | None,
+    min_width: MinWidth,
+) -> tuple[float, dict[str, int]]:
+    """The share of the budget that can go at most, and the widths, by group, that the default alignment gave way to."""
+    alignment, target = Alignment(groups, cost), Target(cost, budget, ratio)
+    possible = target.removed(lowest(alignment, align, min_width))
+    return possible, off_default(alignment, widths) if align is None else {}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from surgeon.allocation.choose import choose
 from surgeon.allocation.latency_budget import allocate_latency, least_ms
 from surgeon.cost.cost import Cost
 from surgeon.deploy.profiling import export_groups, load_device, mark_of, profile_groups
@@ -19,7 +20,6 @@ from surgeon.groups.coupling import Groups
 from surgeon.latency.landing import AIM, Landed, next_target, where_landed
 from surgeon.latency.model import Latency
 from surgeon.pipeline.options import Device
-from surgeon.plans.plan import choose
 from surgeon.support.arguments import MinWidth
 from surgeon.support.progress import stage
 from surgeon.surgery import operate

@@ -9,11 +9,10 @@ from typing import Any, Literal, Unpack
 from torch import nn
 
 from surgeon.allocation.allocate import allocate
-from surgeon.allocation.reach import lowest, off_default
+from surgeon.allocation.choose import choose
+from surgeon.allocation.reach import outlook
 from surgeon.calibration.data import Calibration, calibrate
-from surgeon.cost.alignment import Alignment
 from surgeon.cost.cost import Cost
-from surgeon.cost.target import Target as Budget
 from surgeon.frontend.ignore import Ignored, named
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
@@ -23,7 +22,7 @@ from surgeon.groups.weights import check_finite
 from surgeon.pipeline.latency_target import LatencyTarget, Timing
 from surgeon.pipeline.options import BY_CONCERN, Data, Options, Planning, Repair, Select, Shrinking, Target, flat
 from surgeon.plans.basis import basis_of
-from surgeon.plans.plan import PLAN, Plan, attach, choose
+from surgeon.plans.plan import PLAN, Plan, attach
 from surgeon.projection.project import rotated
 from surgeon.recovery import Recovery, recover_groups
 from surgeon.reporting.report import Change, Report
@@ -42,13 +41,16 @@ Form = Literal["auto", "module", "graph"]
 class _Decision:
     model: nn.Module
     groups: Groups
-    plan: Plan
     keep: dict[int, Any]
+    settings: dict[str, Any]
     cost: Cost
     timing: Timing | None = None
     data: Calibration | None = None
     possible: float | None = None
     unaligned: dict[str, int] = field(default_factory=dict)
+
+    def plan(self) -> Plan:
+        return Plan.of(self.groups, self.keep, self.settings, model=self.model)
 
 
 @public(**BY_CONCERN)
@@ -96,12 +98,11 @@ def shrink(
         recovery = None
         if made.data is not None and asked.repair.compensate:
             with stage("recover"):
-                kept = made.groups.kept(made.keep)
                 module, recovery = recover_groups(
-                    operation.module, made.groups, kept, made.data, distill=asked.repair.distill
+                    operation.module, made.groups, made.groups.kept(made.keep), made.data, distill=asked.repair.distill
                 )
             operation = replace(operation, module=module)
-        attach(operation.module, made.plan)
+        attach(operation.module, made.plan())
     if not return_report:
         return operation.module
     return operation.module, _report(model, made, operation, certificate, recovery, seconds)
@@ -124,7 +125,7 @@ def plan(
     >>> [(cut.tensor, cut.axis, len(cut.keep)) for cut in made.cuts]
     [('0.weight', 0, 16), ('0.bias', 0, 16), ('2.weight', 1, 16)]
     """
-    return decide(model, Options.of(ratio=ratio, project=False, **options), example_inputs).plan
+    return decide(model, Options.of(ratio=ratio, project=False, **options), example_inputs).plan()
 
 
 @public()
@@ -169,13 +170,12 @@ def decide(model: nn.Module, options: Options, example_inputs: Any = None) -> _D
     target, data, select = options.target, options.data, options.select
     importance = settle(select.importance, data.source, data.loss)
     guided = importance == RECONSTRUCTION
-    groups = analyse(model, example_inputs, select.ignore)
-    check_finite(groups.graph)
-    cost = Cost(groups)
     settings = options.settings() | {
         "importance": importance if isinstance(importance, str) else getattr(importance, "__name__", "custom"),
         "ignore": named(model, select.ignore),
     }
+    groups = analyse(model, example_inputs, select.ignore)
+    check_finite(groups.graph)
     calibration = None
     if data.source is not None:
         with stage("read data"):
@@ -184,7 +184,7 @@ def decide(model: nn.Module, options: Options, example_inputs: Any = None) -> _D
             )
     if guided and options.repair.project and calibration is not None:
         model, groups = rotated(model, groups, calibration, select.ignore)
-        cost = Cost(groups)
+    cost = Cost(groups)
     selection = None
     if guided and calibration is not None:
         selection = reconstruction(model, groups, calibration, seed=select.seed, loss=data.loss)
@@ -210,11 +210,11 @@ def decide(model: nn.Module, options: Options, example_inputs: Any = None) -> _D
                 align=select.align, min_width=select.min_width, curves=curves,
             )
             kept = choose(groups, scores, widths)
-            alignment, budget = Alignment(groups, cost), Budget(cost, target.budget, target.ratio)
-            possible = budget.removed(lowest(alignment, select.align, select.min_width))
-            unaligned = off_default(alignment, widths) if select.align is None else {}
-    made = Plan.of(groups, kept, settings, model=model)
-    return _Decision(model, groups, made, kept, cost, timing, calibration, possible, unaligned)
+            possible, unaligned = outlook(
+                groups, cost, widths, budget=target.budget, ratio=target.ratio, align=select.align,
+                min_width=select.min_width,
+            )
+    return _Decision(model, groups, kept, settings, cost, timing, calibration, possible, unaligned)
 
 
 def _report(
@@ -223,14 +223,14 @@ def _report(
 ) -> Report:
     full = {group.leaf.id: group.size for group in made.groups}
     widths = {leaf: len(kept) for leaf, kept in made.keep.items()}
-    budget = str(made.plan.settings["budget"])
+    budget = str(made.settings["budget"])
     if made.timing is not None:
         timing = made.timing
         after = timing.measured if timing.measured is not None else timing.predicted
         requested, reached = 1 - timing.requested / timing.base, 1 - after / timing.base
     else:
         before, after = made.cost.of(budget)(full), made.cost.of(budget)(widths)
-        requested, reached = float(made.plan.settings["ratio"]), 1 - after / before if before else 0.0
+        requested, reached = float(made.settings["ratio"]), 1 - after / before if before else 0.0
     return Report(
         model=type(model).__name__,
         form="module" if operation.form == "module" else "graph",

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from surgeon.allocation.allocate import allocate
+from surgeon.allocation.choose import choose
 from surgeon.cost.cost import Cost
 from surgeon.errors import InvalidArgument, NotEquivalent, WeightsError
 from surgeon.frontend.ignore import named
@@ -22,7 +23,7 @@ from surgeon.frontend.parameters import importance as criterion
 from surgeon.groups.analyze import analyse
 from surgeon.groups.weights import check_finite
 from surgeon.pipeline.options import BY_CONCERN, Select, Selecting, flat
-from surgeon.plans.plan import Plan, attach, choose
+from surgeon.plans.plan import Plan, attach
 from surgeon.scoring import GRADIENT_CRITERIA, Criterion, Gradients, score
 from surgeon.support.arguments import BUDGETS, choice, instance, mapping
 from surgeon.support.progress import stage

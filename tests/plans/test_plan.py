@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surgeon.allocation.choose import choose
 from surgeon.errors import InvalidInputs, OutputError, PlanError
 from surgeon.frontend.input_spec import describe
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import Groups, couple
 from surgeon.ir.fingerprint import fingerprint
 from surgeon.plans.cuts import Cut
-from surgeon.plans.plan import Plan, choose
+from surgeon.plans.plan import Plan
 from surgeon.scoring import score
 
 
