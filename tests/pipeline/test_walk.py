@@ -27,8 +27,8 @@ CHECKS = ("support/arguments.py", "frontend/parameters.py")
 
 def place(frame: FrameType | None) -> str:
     """A frame's file below surgeon/; empty where it is in none."""
-    path = Path(frame.f_code.co_filename) if frame is not None else Path()
-    return path.relative_to(HOME).as_posix() if path.is_relative_to(HOME) else ""
+    path = frame.f_code.co_filename if frame is not None else ""
+    return path.removeprefix(f"{HOME}/") if path.startswith(f"{HOME}/") else ""
 
 
 def arguments(frame: FrameType) -> list[Any]:
@@ -46,8 +46,10 @@ class Walk:
         self.calls: list[str] = []
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        if event != "call":
+            return
         here = place(frame)
-        if event != "call" or not here or here in CHECKS or here.startswith("pipeline/"):
+        if not here or here in CHECKS or here.startswith("pipeline/"):
             return
         caller = frame.f_back
         while caller is not None and (not place(caller) or place(caller) in CHECKS):
