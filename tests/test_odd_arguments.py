@@ -144,6 +144,7 @@ USES: dict[str, Callable[[nn.Module], Any]] = {
     "prune_connections": lambda model: surgeon.prune_connections(model, 0.5, example_inputs=X),
     "project": lambda model: surgeon.project(model, ROWS, example_inputs=X),
     "synthesize": lambda model: surgeon.synthesize(model, X, samples=4),
+    "export": lambda model: surgeon.export(model, "never.onnx", example_inputs=X),
     "Pruner": lambda model: surgeon.Pruner(model, 0.5, schedule=schedules.one_shot(), example_inputs=X),
     "Plan.apply": lambda model: surgeon.plan(Net(), 0.5, example_inputs=X, align=1).apply(model),
 }

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from surgeon.calibration.footprint import bytes_backwards
-from surgeon.errors import InvalidModel
+from surgeon.errors import InvalidArgument, InvalidModel
 from surgeon.frontend.infer_inputs import infer
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
@@ -137,6 +137,7 @@ def synthesize_for(graph: Graph, samples: int = 256, seed: int = 0) -> Synthetic
     """Inputs of at least `samples` samples for a graph.
 
     Raises:
+        InvalidArgument: so many samples don't fit into memory.
         InvalidModel: no input is a batch of numbers or tokens, or the model computes NaN or infinity.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -145,6 +146,12 @@ def synthesize_for(graph: Graph, samples: int = 256, seed: int = 0) -> Synthetic
     if not graph.dynamic:
         samples = -(-samples // graph.batch) * graph.batch
     leaves = pytree.tree_leaves(graph.inputs)
+    one = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor)) / graph.batch
+    if one * samples > (most := share_of_memory(MEMORY)):
+        raise InvalidArgument(
+            f"samples={samples}: so many inputs take {one * samples / 1e9:,.0f} GB, which this machine can't hold "
+            f"beside what is computed from them; give at most {int(most / one)}"
+        )
     batched: list[int] = []
     moved: list[int] = []
     drawn: list[int] = []

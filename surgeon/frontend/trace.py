@@ -242,7 +242,8 @@ def check_dense(model: nn.Module) -> None:
     """Make sure that the model holds nothing that can't be handled, before anything of it is run.
 
     Raises:
-        InvalidModel: its code is gone, or a tensor is sparse, quantized, or without a shape or values.
+        InvalidModel: its code is gone, or a tensor is sparse, quantized, or without a shape or values, or a variance
+            is negative.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise InvalidModel(
@@ -252,6 +253,8 @@ def check_dense(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
             raise InvalidModel(f"{path or type(module).__name__} is quantized; prune the floating model, then quantize")
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_var is not None:
+            _check_variance(f"{path}.running_var".lstrip("."), module.running_var)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         fault = ""
         if is_lazy(value):
@@ -271,13 +274,18 @@ def _check_variances(graph: Graph) -> None:
             continue
         place = [argument.name for argument in node.target._schema.arguments].index("running_var")
         name = graph.tensors.get(getattr(node.args[place], "name", ""))
-        below = graph.tensor(name).detach() < 0 if name is not None else torch.zeros(0)
-        if bool(below.any()):
-            raise InvalidModel(
-                f"{name} holds negative variances in {int(below.sum())} of {below.numel()} channels, of which no batch "
-                "norm can take the root; load the weights again, or call reset_running_stats() and run the model in "
-                "train mode, before pruning"
-            )
+        if name is not None:
+            _check_variance(name, graph.tensor(name))
+
+
+def _check_variance(name: str, value: Tensor) -> None:
+    if is_lazy(value) or value.is_meta or value.layout is not torch.strided or value.is_quantized:
+        return
+    if bool((below := value.detach() < 0).any()):
+        raise InvalidModel(
+            f"{name} holds negative variances in {int(below.sum())} of {below.numel()} channels, of which no batch "
+            "norm can take the root; load the weights again, or call reset_running_stats() and run the model in train mode"
+        )
 
 
 def _graph(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: bool) -> Graph:

@@ -5,7 +5,7 @@
 ...     read_bytes(folder)
 Traceback (most recent call last):
     ...
-surgeon.opening.Unfit: it is a folder, not a file
+surgeon.support.opening.Unfit: it is a folder, not a file
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 >>> loads(b'{"a": 1, "a": 2}')
 Traceback (most recent call last):
     ...
-surgeon.opening.Unfit: it is no JSON: the entry "a" is there twice
+surgeon.support.opening.Unfit: it is no JSON: the entry "a" is there twice
 """
 
 from __future__ import annotations

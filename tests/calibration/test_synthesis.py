@@ -179,3 +179,9 @@ def test_what_can_not_be_synthesized() -> None:
         surgeon.synthesize(net, torch.randn(2, 2, 8, 8), samples=8)
     with pytest.raises(InvalidArgument, match="synthetic"):
         surgeon.shrink(Trained(), 0.5, example_inputs=torch.randn(2, 2, 8, 8), data="sinthetic")
+
+
+def test_more_samples_than_memory_holds_are_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(InvalidArgument, match=r"samples=1000000000000: so many inputs take .* GB.*give at most \d+"):
+        surgeon.synthesize(net, torch.zeros(2, 3, 32, 32), samples=10**12)

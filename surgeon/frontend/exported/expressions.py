@@ -52,7 +52,7 @@ def check_expression(text: str) -> None:
     >>> check_expression("__import__('os').system('true')")
     Traceback (most recent call last):
         ...
-    surgeon.opening.Unfit: a symbolic size holds "__import__('os').system('true')", which torch does not write
+    surgeon.support.opening.Unfit: a symbolic size holds "__import__('os').system('true')", which torch does not write
     """
     if len(text) > LENGTH:
         raise Unfit(f"a symbolic size is {len(text):,} characters long; at most {LENGTH:,} are read")

@@ -45,7 +45,7 @@ def check_operator(name: str) -> None:
     >>> check_operator("torch.hub.load")
     Traceback (most recent call last):
         ...
-    surgeon.opening.Unfit: 'torch.hub.load' is no operator that an exported program may call
+    surgeon.support.opening.Unfit: 'torch.hub.load' is no operator that an exported program may call
     """
     if name in _SIZES or name in _HIGHER:
         return

@@ -110,7 +110,7 @@ def checked(kind: Any, data: Any) -> Any:
     >>> checked(schema.TensorArgument, {"name": "x): evil()"})
     Traceback (most recent call last):
         ...
-    surgeon.opening.Unfit: name: 'x): evil()' is no name of a value
+    surgeon.frontend.exported.schema._Placed: name: 'x): evil()' is no name of a value
     """
     try:
         return _checked(kind, data, "")

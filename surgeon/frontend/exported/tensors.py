@@ -86,7 +86,7 @@ def extent(shape: Any, stride: Any, offset: Any, count: int) -> None:
     >>> extent((10**9,), (1,), 0, 6)
     Traceback (most recent call last):
         ...
-    surgeon.opening.Unfit: it claims values up to number 1,000,000,000 of 6
+    surgeon.support.opening.Unfit: it claims values up to number 1,000,000,000 of 6
     """
     if not all(isinstance(each, tuple) and all(type(n) is int and n >= 0 for n in each) for each in (shape, stride)):
         raise Unfit("its shape is none")

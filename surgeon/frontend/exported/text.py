@@ -85,7 +85,7 @@ def check_spec(text: str) -> None:
     >>> check_spec('[1, {"type": "collections.defaultdict", "context": {}, "children_spec": []}]')
     Traceback (most recent call last):
         ...
-    surgeon.opening.Unfit: inputs or outputs hold a 'collections.defaultdict'; only tuples, lists and dicts are read
+    surgeon.support.opening.Unfit: inputs or outputs hold a 'collections.defaultdict'; only tuples, lists and dicts ...
     """
     if len(text) > _SPEC:
         raise Unfit("inputs or outputs are nested in more than can be read")
