@@ -284,7 +284,7 @@ def _check_variance(name: str, value: Tensor) -> None:
     if bool((below := value.detach() < 0).any()):
         raise InvalidModel(
             f"{name} holds negative variances in {int(below.sum())} of {below.numel()} channels, of which no batch "
-            "norm can take the root; load the weights again, or call reset_running_stats() and run the model in train mode"
+            "norm can take the root; load the weights again, or call reset_running_stats() and run it in train mode"
         )
 
 

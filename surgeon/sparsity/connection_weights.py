@@ -21,7 +21,7 @@ def connection_weights(groups: Groups) -> dict[str, nn.Parameter]:
     That is what linear layers, convolutions, recurrent layers and products of matrices have as weights. Biases, norms,
     scales, and tables that are only looked up in, such as position embeddings, are none.
 
-    >>> import surgeon
+    >>> import surgeon, torch
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
     >>> list(connection_weights(surgeon.inspect(net, torch.randn(2, 3, 4, 4))))
     ['0.weight', '3.weight']

@@ -17,11 +17,11 @@ from safetensors.torch import save
 from torch import nn
 
 import surgeon
-from surgeon.cli import data as batches
 from surgeon.device.onnx_protobuf import read as read_graph
 from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
 from surgeon.errors import BenchmarkError
 from surgeon.frontend import model_loading as sources
+from surgeon.frontend.data_files import DataFiles
 from surgeon.plans.plan import Plan
 from surgeon.reporting import page
 from surgeon.study.runs import Run
@@ -177,7 +177,7 @@ def read_network(path: Path) -> None:
 
 
 def read_data(path: Path) -> None:
-    for batch in batches.read(str(path)):
+    for batch in DataFiles("data", path):
         assert batch is not None
 
 

@@ -339,7 +339,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any], type[Exce
         "m.onnx",
         {"example_inputs": X, "tolerance": float("nan")},
         InvalidArgument,
-        "positive",
+        "above 0",
     ),
     "untraceable": (Sorting, "m.onnx", {"example_inputs": X}, TraceError, "can't trace"),
     "NaN in the weights": (nan_net, "m.onnx", {"example_inputs": X}, ExportError, "nowhere finite"),

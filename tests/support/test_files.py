@@ -341,8 +341,7 @@ def test_a_signal_at_any_step_leaves_nothing_behind(number: int, tmp_path: Path)
 IMPORTING = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-sys.argv = ["-m"]
-sys.orig_argv = ["python", "-m", "surgeon"]
+sys.argv = ["surgeon", "inspect", "nowhere.pt2"]
 
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
@@ -350,7 +349,8 @@ class Interrupting:
             signal.raise_signal(signal.{})
 
 sys.meta_path.insert(0, Interrupting())
-import surgeon.cli.main
+from surgeon.__main__ import main
+main()
 """
 
 
