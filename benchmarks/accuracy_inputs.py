@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 SIZE = 224
-#: Pictures of scikit-image and scikit-learn, all that are of something and in colour.
+#: Pictures of scikit-image and scikit-learn, all that are of something and in color.
 PICTURES = {
     "skimage": (
         "data/astronaut.png", "data/chelsea.png", "data/coffee.png", "data/hubble_deep_field.jpg", "data/ihc.png",

@@ -28,7 +28,7 @@ HELD_CROPS = 20
 SAMPLES = 256
 TOKENS = 32
 """Sentences are padded, or cut, to so many."""
-UNLABELLED = tuple(
+UNLABELED = tuple(
     peers.Recipe(criterion, scope)
     for criterion, scope in (
         ("L2", "global"), ("L2", "local"), ("L2", "isomorphic"), ("L1", "global"), ("BatchNorm scale", "global"),
@@ -48,7 +48,7 @@ def lite0(ratio: float, seed: int) -> Row:
     def agreement(slim: nn.Module) -> float:
         return float((_chunked(slim, held).argmax(1) == before).float().mean())
 
-    row = _compared(model, data[:2], data, ratio, seed, agreement, UNLABELLED)
+    row = _compared(model, data[:2], data, ratio, seed, agreement, UNLABELED)
     return {**row, "classes": len(before.unique()), "held_back": len(held)}
 
 
@@ -90,7 +90,7 @@ def minilm(ratio: float, seed: int) -> Row:
     )
     recipes = [
         peers.Recipe(recipe.criterion, recipe.scope, ignored=ignored)
-        for recipe in UNLABELLED if recipe.criterion != "BatchNorm scale"
+        for recipe in UNLABELED if recipe.criterion != "BatchNorm scale"
     ]
     example = {name: value[:2] for name, value in data.items()}
     return {**_compared(model, example, data, ratio, seed, cosine, recipes), "held_back": len(before)}

@@ -21,8 +21,8 @@ from models.data import load_test, load_train
 
 SAMPLES = 1024
 """Unlabeled images, of the training set."""
-LABELLED = {"Taylor": 512, "Hessian": 16}
-"""Labelled ones, for the peer's criteria that want labels."""
+LABELED = {"Taylor": 512, "Hessian": 16}
+"""Labeled ones, for the peer's criteria that want labels."""
 COMPARED = 2000
 """Test images that the peer's criteria are compared on."""
 
@@ -178,7 +178,7 @@ def recipes(subject: Subject) -> list[peers.Recipe]:
     """All that the peer is asked for: every criterion ranked globally, and L2 by layer and by kind of layer too."""
     made = [peers.Recipe("L2", scope) for scope in ("local", "isomorphic")]
     for criterion in peers.CRITERIA:
-        chosen = subject.drawn[: LABELLED.get(criterion, 0)]
-        labelled = (subject.train[chosen], subject.train_labels[chosen]) if len(chosen) else None
-        made.append(peers.Recipe(criterion, labelled=labelled))
+        chosen = subject.drawn[: LABELED.get(criterion, 0)]
+        labeled = (subject.train[chosen], subject.train_labels[chosen]) if len(chosen) else None
+        made.append(peers.Recipe(criterion, labeled=labeled))
     return made

@@ -37,7 +37,7 @@ def _untrained(kinds: dict[str, Seeds]) -> list[str]:
         "**Without labels**: top-1 on the 10,000 test images of Fashion-MNIST, mean ± half the range over seeds (at "
         f"most {counts['free']} at any width, {counts['fast']} at fast ones, {counts['nodata']} without data), from "
         "unlabeled images of the training set. Lost: percentage points. Fast: widths that are fast in "
-        "onnxruntime, with the measured speed-up. No data: inputs synthesised from the network alone. Seconds: CPU, of "
+        "onnxruntime, with the measured speed-up. No data: inputs synthesized from the network alone. Seconds: CPU, of "
         "one core. Torch-Pruning: the best of its criteria. Zeroed: `torch.nn.utils.prune.ln_structured`, the same "
         "share of each layer's channels, which makes nothing smaller."
     )
@@ -99,7 +99,7 @@ def _criteria(kinds: dict[str, Seeds]) -> list[str]:
 def _tuned(kinds: dict[str, Seeds]) -> list[str]:
     rows = next(iter(kinds["tune"].values()))
     head = (
-        f"**After one epoch** on {rows[0]['images']:,} labelled images, one seed: the same loop, the better of the "
+        f"**After one epoch** on {rows[0]['images']:,} labeled images, one seed: the same loop, the better of the "
         "same peak rates for each, chosen on images held back. Torch-Pruning: its best straight after the cut."
     )
     columns = (

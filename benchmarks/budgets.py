@@ -27,7 +27,7 @@ import models
 from surgeon.allocation.allocate import allocate
 from surgeon.cost.cost import Cost
 from surgeon.errors import Infeasible
-from surgeon.groups.analyze import analyse
+from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Groups
 from surgeon.scoring.registry import score_groups
 from surgeon.solver.factors import polynomial_factors
@@ -238,7 +238,7 @@ def main() -> None:
     for name, build in NETWORKS.items():
         torch.manual_seed(0)
         model, inputs = build()
-        groups = analyse(model.eval(), inputs, ())
+        groups = analyze(model.eval(), inputs, ())
         cost, scores = Cost(groups), score_groups(model, groups, "magnitude", None, None, 0)
         for budget in BUDGETS:
             for scope in SCOPES if budget != "channels" else SCOPES[:1]:

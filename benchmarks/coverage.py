@@ -39,7 +39,7 @@ TABLE = Path(__file__).parent / "results" / "coverage.md"
 def redraw(model: nn.Module) -> int:
     """Draw parameters and buffers at random whose values are all the same; how many there were.
 
-    Libraries initialise gains, biases and heads with constants: with those, mistakes would cancel out or be switched
+    Libraries initialize gains, biases and heads with constants: with those, mistakes would cancel out or be switched
     off.
     """
     generator = torch.Generator().manual_seed(0)

@@ -206,7 +206,7 @@ def align(subject: Subject, seconds: float, plans: int = 3) -> Row:
 
 
 def int8(subject: Subject, seconds: float) -> Row:
-    """Pruned and quantised: the speed-up over the whole model in float32, of pruning alone and of both."""
+    """Pruned and quantized: the speed-up over the whole model in float32, of pruning alone and of both."""
     path, macs = reduced(subject, HALF_WIDTH)
     images = torch.randn(CALIBRATION, *subject.inputs[0].shape[1:], generator=torch.Generator().manual_seed(0))
     target = subject.files / f"{subject.name}_int8.onnx"

@@ -19,7 +19,7 @@ from surgeon.cost.cost import Cost
 from surgeon.deploy.profiling import mark_of, profile_groups
 from surgeon.device.profile import Profile
 from surgeon.errors import Infeasible
-from surgeon.groups.analyze import analyse
+from surgeon.groups.analyze import analyze
 from surgeon.latency.model import Latency
 from surgeon.scoring import score
 from surgeon.surgery import operate
@@ -51,7 +51,7 @@ class Subject:
     def __init__(self, name: str, files: Path) -> None:
         self.name, self.files = name, files
         self.model, self.inputs = load(name)
-        self.groups = analyse(self.model, self.inputs)
+        self.groups = analyze(self.model, self.inputs)
         self.cost = Cost(self.groups)
         self.mark = mark_of(self.model, self.groups)
         self.macs = self.cost.macs({})

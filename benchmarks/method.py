@@ -147,7 +147,7 @@ def draw(rows: dict[str, Row]) -> None:
 def _findings_table(rows: dict[str, Row]) -> Iterator[str]:
     yield (
         "**Published findings**: what a side gains over the other in points of accuracy on the 5,000 test images, seed "
-        "by seed: mean, its 95 % interval by Student's distribution, and the seeds in favour. Reproduced where the "
+        "by seed: mean, its 95 % interval by Student's distribution, and the seeds in favor. Reproduced where the "
         "interval is above zero, refuted where it is below, else open; nothing is corrected for the number of "
         "comparisons. Everything but what is compared is the same on both sides. *connected*: 196-128-64-10; "
         "*residual*: three stages of a block; both on 3,000 images of Fashion-MNIST at 14 × 14."
@@ -160,7 +160,7 @@ def _findings_table(rows: dict[str, Row]) -> Iterator[str]:
         if effects:
             yield f"| **{finding.claim}** | | | | | {summary(effects)} |"
         for each in effects:
-            cells = [_sides(each), str(each.case), f"{each.mean:+.2f}", _interval(each), _favour(each), each.verdict]
+            cells = [_sides(each), str(each.case), f"{each.mean:+.2f}", _interval(each), _favor(each), each.verdict]
             yield f"| {' | '.join(cells)} |"
 
 
@@ -211,7 +211,7 @@ def _interval(each: Effect) -> str:
     return f"{each.low:+.2f} to {each.high:+.2f}"
 
 
-def _favour(each: Effect) -> str:
+def _favor(each: Effect) -> str:
     return f"{sum(value > 0 for value in each.differences)} of {len(each.differences)}"
 
 

@@ -114,7 +114,7 @@ FINDINGS = (
         (KEPT,), ({"method": "scratch"},), (*CONNECTED, *RESIDUAL),
     ),
     Finding(
-        "survivors", "survivors kept beat re-initialised, after as much retraining",
+        "survivors", "survivors kept beat re-initialized, after as much retraining",
         (KEPT,), ({"survivors": "reinitialized"},), EVERY,
     ),
     Finding(
@@ -191,7 +191,7 @@ def figure(finding: Finding, effects: Sequence[Effect]) -> Any:
             )
         axes.set_yticks(range(len(effects)), [str(each.case) for each in effects], fontsize=8.5)
         axes.set_ylim(len(effects) - 0.4, -0.6)
-        axes.set_xlabel("points of accuracy in favour of the finding; each seed, mean, 95 % interval", fontsize=8.5)
+        axes.set_xlabel("points of accuracy in favor of the finding; each seed, mean, 95 % interval", fontsize=8.5)
         made.suptitle(textwrap.fill(finding.claim, 95), x=0.01, ha="left", fontsize=9.5)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", alpha=0.25)

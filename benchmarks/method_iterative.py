@@ -51,7 +51,7 @@ SEEDS = (0, 1, 2)
 PEER = "Torch-Pruning"
 #: Its names of the criteria, and how many images it takes gradients of at each cut.
 PEERS = {"taylor": "Taylor", "magnitude": "L2"}
-LABELLED = 512
+LABELED = 512
 METHODS = ("surgeon taylor", f"{PEER} taylor", f"{PEER} magnitude", "surgeon magnitude")
 
 Row = dict[str, Any]
@@ -168,8 +168,8 @@ def _peer(model: nn.Module, importance: str, total: int, learnt: Lesson, seed: i
     def cut(now: nn.Module, step: int) -> nn.Module:
         if step not in cuts:
             return now
-        chosen = torch.randperm(len(learnt.images), generator=generator)[:LABELLED]
-        recipe = peers.Recipe(PEERS[importance], labelled=(learnt.images[chosen], learnt.labels[chosen]))
+        chosen = torch.randperm(len(learnt.images), generator=generator)[:LABELED]
+        recipe = peers.Recipe(PEERS[importance], labeled=(learnt.images[chosen], learnt.labels[chosen]))
         share = TARGET * (cuts.index(step) + 1) / CUTS
         found = peers.land(
             lambda ratio: peers.cut(now, (example,), ratio, recipe),

@@ -34,20 +34,20 @@ CRITERIA: dict[str, Callable[[Any], Any]] = {
     "Hessian": lambda importance: importance.GroupHessianImportance(),
 }
 #: Those that learn from labels.
-LABELLED = ("Taylor", "Hessian")
+LABELED = ("Taylor", "Hessian")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How Torch-Pruning is asked: what ranks channels, across which of them, which layers stay as they are.
 
-    `labelled` is images and labels, for the criteria of `LABELLED`. `ignored` names modules.
+    `labeled` is images and labels, for the criteria of `LABELED`. `ignored` names modules.
     """
 
     criterion: str = "L2"
     scope: str = "global"
     round_to: int | None = None
-    labelled: tuple[Tensor, Tensor] | None = None
+    labeled: tuple[Tensor, Tensor] | None = None
     ignored: tuple[str, ...] = ()
     max_ratio: float = 1.0
 
@@ -110,7 +110,7 @@ def build(model: nn.Module, inputs: Any, ratio: float, recipe: Recipe = Recipe()
         num_heads={layer: heads for _, layers, heads in attentions(model) for layer in layers},
         unwrapped_parameters=tokens,
     )
-    if recipe.criterion in LABELLED:
+    if recipe.criterion in LABELED:
         _differentiate(model, recipe, importance)
     return made
 
@@ -129,9 +129,9 @@ def attentions(model: nn.Module) -> list[tuple[nn.Module, list[nn.Linear], int]]
 
 def _differentiate(model: nn.Module, recipe: Recipe, importance: Any) -> None:
     """Leave gradients of the loss on the model, and each image's with a criterion that wants it."""
-    if recipe.labelled is None:
+    if recipe.labeled is None:
         raise ValueError(f"{recipe.criterion} needs images and labels")
-    images, labels = recipe.labelled
+    images, labels = recipe.labeled
     losses = F.cross_entropy(model(images), labels, reduction="none")
     if recipe.criterion == "Taylor":
         losses.mean().backward()

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao et al., 2017, arXiv:1708.07747): grey images of ten kinds of clothing, 28 x 28."""
+"""Fashion-MNIST (Xiao et al., 2017, arXiv:1708.07747): gray images of ten kinds of clothing, 28 x 28."""
 
 import gzip
 import struct
@@ -20,10 +20,10 @@ MEAN = 0.2860
 STD = 0.3530
 
 
-def normalise(pixels: Tensor) -> Tensor:
+def normalize(pixels: Tensor) -> Tensor:
     """Pixels from 0 to 255, uint8, any shape, as the networks expect them: float32 of mean 0 and deviation 1.
 
-    >>> normalise(torch.tensor([0, 255], dtype=torch.uint8))
+    >>> normalize(torch.tensor([0, 255], dtype=torch.uint8))
     tensor([-0.8102,  2.0227])
     """
     return (pixels.float() / 255 - MEAN) / STD
@@ -66,17 +66,17 @@ def read(folder: Path, part: str) -> tuple[Tensor, Tensor]:
 
 
 def load_test(limit: int | None = None) -> tuple[Tensor, Tensor]:
-    """The 10,000 test images, or the first `limit`: normalised (N, 1, 28, 28) float32, and labels (N,) int64.
+    """The 10,000 test images, or the first `limit`: normalized (N, 1, 28, 28) float32, and labels (N,) int64.
 
     >>> images, labels = load_test(2)
     >>> images.shape, [CLASSES[label] for label in labels]
     (torch.Size([2, 1, 28, 28]), ['Ankle boot', 'Pullover'])
     """
     pixels, labels = read(TEST_FOLDER, "t10k")
-    return normalise(pixels[:limit]), labels[:limit]
+    return normalize(pixels[:limit]), labels[:limit]
 
 
 def load_train(folder: Path = TRAIN_FOLDER, limit: int | None = None) -> tuple[Tensor, Tensor]:
     """The 60,000 training images, or the first `limit`, as from `load_test`. Raises ValueError."""
     pixels, labels = read(folder, "train")
-    return normalise(pixels[:limit]), labels[:limit]
+    return normalize(pixels[:limit]), labels[:limit]

@@ -25,7 +25,7 @@ from models import data
 
 @dataclass(frozen=True)
 class Recipe:
-    """The optimiser, the peak of its one-cycle learning rate, its weight decay, epochs and number type."""
+    """The optimizer, the peak of its one-cycle learning rate, its weight decay, epochs and number type."""
 
     optimizer: str
     rate: float

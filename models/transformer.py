@@ -24,7 +24,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and a perceptron, each normalised before and added after: (B, N, `dim`) to (B, N, `dim`)."""
+    """Attention and a perceptron, each normalized before and added after: (B, N, `dim`) to (B, N, `dim`)."""
 
     def __init__(self, dim: int, num_heads: int, head_dim: int, hidden: int) -> None:
         super().__init__()

@@ -353,7 +353,7 @@ PINNED = [
     (Row("scatter", "scatter", lambda x, p: x.scatter(1, p.ids.expand(2, 1, 4), 1.0),
          more={"ids": torch.tensor([[[2]]])}), "scatter: positions are read or written by number"),
     (Row("tril", "tril", lambda x, p: x.tril()), "tril: depends on positions"),
-    (Row("reflected pad", "pad", lambda x, p: pads(x.mT, [1, 2], "reflect").mT), "pad: padded by its neighbours"),
+    (Row("reflected pad", "pad", lambda x, p: pads(x.mT, [1, 2], "reflect").mT), "pad: padded by its neighbors"),
     (Row("hstack of vectors", "hstack", lambda x, p: torch.hstack([x[0], x[1]]).unflatten(0, (2, 8)), spatial=()),
      "hstack: use cat, for which surgeon has a rule"),
     (Row("einsum of a diagonal", "einsum", lambda x, p: torch.einsum("bii->bi", x), spatial=(8,)),

@@ -250,7 +250,7 @@ class _Masks(TorchDispatchMode):
     def _safe_softmax_rule(self, func: Any, x: Tensor, dim: int, *rest: Any) -> tuple[Tensor, Tensor]:
         return self._softmax_rule(func, x, dim)
 
-    def _normalised(self, x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _normalized(self, x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """`x` less its mean, over its spread, both over what is left along `dims`; the mean; one over the spread."""
         count = self.of(x).sum(dims, keepdim=True).clamp_min(1)
         mean = self.filled(x).sum(dims, keepdim=True) / count
@@ -259,7 +259,7 @@ class _Masks(TorchDispatchMode):
         return (x - mean) * inverse, mean, inverse
 
     def _native_layer_norm_rule(self, func: Any, x: Tensor, shape: Any, w: Any, b: Any, eps: float) -> tuple[Any, Any]:
-        result, mean, inverse = self._normalised(x, list(range(-len(shape), 0)), eps)
+        result, mean, inverse = self._normalized(x, list(range(-len(shape), 0)), eps)
         kept = self.of(x)
         for parameter, operate in ((w, torch.mul), (b, torch.add)):
             if parameter is not None:
@@ -282,7 +282,7 @@ class _Masks(TorchDispatchMode):
         kept = self.of(x)
         grouped = x.reshape(n, groups, -1)
         self.kept[grouped] = kept.reshape(n, groups, -1)
-        result, mean, inverse = self._normalised(grouped, [-1], eps)
+        result, mean, inverse = self._normalized(grouped, [-1], eps)
         result = result.reshape(x.shape)
         line = [1, -1] + [1] * (x.dim() - 2)
         for parameter, operate in ((w, torch.mul), (b, torch.add)):

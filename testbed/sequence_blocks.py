@@ -88,7 +88,7 @@ class Attention(nn.Module):
 
 
 def rotate(x: Tensor, interleaved: bool) -> Tensor:
-    """The rotation by a right angle of the pairs of a head: halves, or neighbours."""
+    """The rotation by a right angle of the pairs of a head: halves, or neighbors."""
     if interleaved:
         return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
     half = x.shape[-1] // 2

@@ -266,10 +266,10 @@ def test_a_file_without_a_rank_is_told_to_get_one() -> None:
 
 
 @pytest.mark.parametrize("source", ["import models", "from models.data import load", "import tests", "import testbed"])
-def test_other_packages_are_recognised(source: str) -> None:
+def test_other_packages_are_recognized(source: str) -> None:
     assert len(reserved("surgeon/pipeline/shrink.py", source)) == 1
 
 
 @pytest.mark.parametrize("source", ["import pickle", "from pickle import loads", "torch.save(1, 'a')"])
-def test_pickle_is_recognised(source: str) -> None:
+def test_pickle_is_recognized(source: str) -> None:
     assert pickles("surgeon/plans/plan.py", source) != []

@@ -238,7 +238,7 @@ def batches(x: Tensor) -> list[Tensor]:
     return [torch.cat([x] * 4) for _ in range(4)]
 
 
-def labelled(x: Tensor) -> list[tuple[Tensor, Tensor]]:
+def labeled(x: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(batch, torch.zeros(len(batch))) for batch in batches(x)]
 
 
@@ -283,7 +283,7 @@ OFTEN: dict[str, Act] = {
     "inspect without inputs": lambda m, x, _: surgeon.inspect(m),
     "shrink": lambda m, x, _: surgeon.shrink(m, 0.4, example_inputs=x, align=1),
     "shrink with labels": lambda m, x, _: surgeon.shrink(
-        m, 0.4, example_inputs=x, align=1, data=labelled(x), loss=lambda output, _: output.float().mean(), distill=False
+        m, 0.4, example_inputs=x, align=1, data=labeled(x), loss=lambda output, _: output.float().mean(), distill=False
     ),
 }
 #: What is tried with a few.

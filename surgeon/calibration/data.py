@@ -34,7 +34,7 @@ FEWEST = 16
 #: One sample, or one fixed batch, in so many is held back.
 HELD_BACK = 8
 #: Samples that are run at once where there are labels: gradients are observed batch by batch.
-LABELLED_CHUNK = 8
+LABELED_CHUNK = 8
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,18 @@ class Calibration:
 
 
 def calibrate(
-    data: Any, graph: Graph, model: nn.Module, samples: int = 256, *, labelled: bool = False, seed: int = 0
+    data: Any, graph: Graph, model: nn.Module, samples: int = 256, *, labeled: bool = False, seed: int = 0
 ) -> Calibration:
     """At most `samples` samples of `data`, no more than the memory allows, as inputs of `graph`, which is `model`'s.
 
     `data` is a tensor or array of samples, a dict of them by keyword, or any iterable of batches, such as a DataLoader:
     each a tensor, an array, a dict by the names of the model's inputs, or a tuple or list that starts with the model's
-    inputs. What the model does not take, such as labels, is left out unless `labelled`. Nothing is read beyond what is
+    inputs. What the model does not take, such as labels, is left out unless `labeled`. Nothing is read beyond what is
     needed. "synthetic" stands for inputs that are synthesized from the model, by `seed`.
 
     Raises:
         InvalidArgument: `samples` is no positive integer, or `data` is nothing that yields batches.
-        InvalidModel: no inputs can be synthesised from the model.
+        InvalidModel: no inputs can be synthesized from the model.
         InvalidInputs: there is no batch, an iterator is used up, or a batch has another shape or type than the model's
             inputs, or holds NaN or infinity; the message names the batch.
 
@@ -105,7 +105,7 @@ def calibrate(
     with counter("calibration data") as progress:
         for index, batch in enumerate(batches("data", data)):
             leaves = reader.leaves(batch, f"batch {index} of data")
-            if labelled:
+            if labeled:
                 rest += per_sample(reader.rest(batch), len(leaves[0]), f"batch {index} of data")
             leaves = [leaf[: samples - count] for leaf in leaves]
             parts.append(leaves)
@@ -132,7 +132,7 @@ def _split(
         held = chunks[away::HELD_BACK]
         fit = [chunk for i, chunk in enumerate(chunks) if i % HELD_BACK != away]
     else:
-        size = LABELLED_CHUNK if rest else CHUNK
+        size = LABELED_CHUNK if rest else CHUNK
         away_ = every % HELD_BACK == min(HELD_BACK, count) - 1
         held, fit = ([part for part in chosen.split(size) if len(part)] for chosen in (every[away_], every[~away_]))
     if not fit:

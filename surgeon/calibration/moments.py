@@ -74,7 +74,7 @@ class Moments:
         return torch.where(weight > 0, weight, torch.ones_like(weight)).expand_as(diagonal)
 
     def solve(self, start: Tensor, ridge: float, shifted: bool = True) -> tuple[Tensor, Tensor]:
-        """The matrix W (G, f, o) and the shift b (G, o) that minimise E|xᵀW + b - y|² + λ|W - start|².
+        """The matrix W (G, f, o) and the shift b (G, o) that minimize E|xᵀW + b - y|² + λ|W - start|².
 
         λ is the `damping` of `ridge`. Without `shifted`, b is 0.
         """

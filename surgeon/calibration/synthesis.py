@@ -26,7 +26,7 @@ from surgeon.errors import InvalidArgument, InvalidModel
 from surgeon.frontend.infer_inputs import infer
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
-from surgeon.frontend.trace import Graph, normalise_inputs, trace_inputs
+from surgeon.frontend.trace import Graph, normalize_inputs, trace_inputs
 from surgeon.groups.interpreter import Interpreter, floating, single
 from surgeon.groups.weights import check_finite, check_real
 from surgeon.rules import arguments
@@ -121,7 +121,7 @@ def synthesize(model: nn.Module, example_inputs: Any = None, *, samples: int = 2
     >>> synthesize(net, torch.zeros(1, 2, 8), samples=16).shape
     torch.Size([16, 2, 8])
     """
-    inputs = infer(model) if example_inputs is None else normalise_inputs(example_inputs)
+    inputs = infer(model) if example_inputs is None else normalize_inputs(example_inputs)
     with stage("trace"):
         graph = trace_inputs(model, inputs)
     check_finite(graph)

@@ -1,4 +1,4 @@
-"""The commands about the device: profile it, carry a kit to it, measure, quantise, and draw what came of it."""
+"""The commands about the device: profile it, carry a kit to it, measure, quantize, and draw what came of it."""
 
 from __future__ import annotations
 

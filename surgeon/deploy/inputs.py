@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidInputs
 from surgeon.frontend.input_spec import by_argument
-from surgeon.frontend.trace import normalise_inputs
+from surgeon.frontend.trace import normalize_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def read_call(model: nn.Module, example_inputs: object) -> Call:
     The call's tensors are detached copies on the CPU, floating-point ones in float32. Raises
     `InvalidInputs` if there is no tensor among them or one of them is empty.
     """
-    args, kwargs = normalise_inputs(example_inputs)
+    args, kwargs = normalize_inputs(example_inputs)
     leaves, spec = pytree.tree_flatten((args, kwargs))
     names = [
         name if len(values) == 1 else f"{name}_{index}"

@@ -23,7 +23,7 @@ from surgeon.errors import InvalidArgument
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import batched
-from surgeon.groups.analyze import analyse
+from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Groups
 from surgeon.ir.fingerprint import fingerprint
 from surgeon.latency.operators import operators
@@ -64,7 +64,7 @@ def profile(
     >>> taken.threads, len(taken.samples) > 0
     (1, True)
     """
-    return profile_groups(model, analyse(model, example_inputs), threads=threads, path=path)
+    return profile_groups(model, analyze(model, example_inputs), threads=threads, path=path)
 
 
 def profile_groups(
@@ -105,7 +105,7 @@ def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = No
     """
     if Path(path).suffix != ".pyz":
         raise InvalidArgument(f"path={str(path)!r}: a kit is a Python archive; let its name end in .pyz")
-    groups = analyse(model, example_inputs)
+    groups = analyze(model, example_inputs)
     asked, probes = _asked(groups)
     return write_kit(path, asked, probes, models=_whole(model, groups), name=type(model).__name__)
 

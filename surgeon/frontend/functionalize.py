@@ -19,11 +19,11 @@ _MAY_ALIAS = {"aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "
 _MOVES_STATISTICS = {"aten::batch_norm", "aten::instance_norm"}
 
 
-def functionalise(program: ExportedProgram) -> fx.GraphModule:
+def functionalize(program: ExportedProgram) -> fx.GraphModule:
     """The program as a module whose operators have no side effects and stand in no regions.
 
     In-place operators on tensors that nothing else looks at become their functional variants. Where views are written
-    to, torch's own functionalisation does the work. What the model writes into its own tensors in the end, such as a
+    to, torch's own functionalization does the work. What the model writes into its own tensors in the end, such as a
     count of its calls, stays as an operator that nothing reads, see `own_writes`.
     """
     module = _unlifted(program)
@@ -32,7 +32,7 @@ def functionalise(program: ExportedProgram) -> fx.GraphModule:
             warnings.simplefilter("ignore")
             module = _unlifted(program.run_decompositions({}))
         if not _replace_in_place(module.graph):
-            raise TraceError("torch's functionalisation left an operator that writes into a view; please report this")
+            raise TraceError("torch's functionalization left an operator that writes into a view; please report this")
         _restore_batch_norm(module.graph)
     _inline_wrapped_regions(module)
     for node in own_writes(module.graph, _WRITE):
@@ -52,13 +52,13 @@ def own_writes(graph: fx.Graph, target: Any = _WRITTEN) -> list[fx.Node]:
 
 
 def write_again(graph: fx.Graph) -> None:
-    """Undo what `functionalise` makes of writes into the model's own tensors."""
+    """Undo what `functionalize` makes of writes into the model's own tensors."""
     for node in own_writes(graph):
         node.target = _WRITE
 
 
 def _restore_batch_norm(graph: fx.Graph) -> None:
-    """Functionalisation splits batch_norm in eval mode into an operator of three results, of which one is used."""
+    """Functionalization splits batch_norm in eval mode into an operator of three results, of which one is used."""
     split = torch.ops.aten._native_batch_norm_legit_no_training.default
     for node in graph.find_nodes(op="call_function", target=split):
         x, weight, bias, mean, variance, momentum, eps = node.args

@@ -20,7 +20,7 @@ BATCH = 2
 # Sides of square images that published models are trained on, most frequent first. Where a position table
 # or a flattened map fixes the side, a model fails at all others; where nothing does, any of them will do.
 SIDES = (224, 32, 64, 28, 256, 384, 128, 96, 112, 160, 192, 240, 288, 299, 336, 448, 512)
-GREY_SIDES = (28, 32, *SIDES)
+GRAY_SIDES = (28, 32, *SIDES)
 CLIPS = ((8, 112), (16, 112), (16, 224), (8, 224), (16, 32))
 LENGTHS = (256, 1024, 16000, 64)
 TOKENS = (16, 8, 4)
@@ -177,7 +177,7 @@ def _sides(value: Any) -> list[tuple[int, int]]:
 
 
 def _images(layer: nn.Conv2d) -> Iterator[Candidate]:
-    for side in GREY_SIDES if layer.in_channels == 1 else SIDES:
+    for side in GRAY_SIDES if layer.in_channels == 1 else SIDES:
         yield _of(layer, side, side)
 
 

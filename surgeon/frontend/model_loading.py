@@ -83,7 +83,7 @@ def _torchvision(name: str, pretrained: bool, seed: int) -> Loaded:
     torch.manual_seed(seed)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # some announce another initialisation
+            warnings.simplefilter("ignore", FutureWarning)  # some announce another initialization
             model = models.get_model(name, **options)
     except (RuntimeError, ValueError, OSError) as error:
         raise InvalidArgument(f"torchvision can't build {name!r}: {first_line(error)}") from error

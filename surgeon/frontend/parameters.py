@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.data_files import DataFiles
-from surgeon.frontend.trace import MODULE, normalise_inputs
+from surgeon.frontend.trace import MODULE, normalize_inputs
 from surgeon.support.arguments import (
     AT_LEAST_ZERO,
     COMMON,
@@ -42,7 +42,7 @@ from surgeon.support.arguments import (
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 
-#: What `data` is called instead of data, for inputs that are synthesised.
+#: What `data` is called instead of data, for inputs that are synthesized.
 SYNTHETIC: Final = "synthetic"
 
 TENSORS: Final = mapping("tensors by name, as state_dict() gives them", text, instance(Tensor, "a tensor"))
@@ -179,7 +179,7 @@ _CRITERION = function(
 
 def example_inputs(name: str, value: Any) -> Any:
     """A tensor, a tuple of positional inputs, or a dict of keyword inputs."""
-    normalise_inputs(value)
+    normalize_inputs(value)
     with torch.inference_mode(False):
         return pytree.tree_map_only(Tensor, lambda leaf: leaf.clone() if leaf.is_inference() else leaf, value)
 

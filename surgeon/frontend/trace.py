@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidInputs, InvalidModel, TraceError
 from surgeon.frontend.copies import duplicate
-from surgeon.frontend.functionalize import apart, functionalise
+from surgeon.frontend.functionalize import apart, functionalize
 from surgeon.frontend.isolation import quietly, untouched, with_masks_as_given, without_stack_traces
 from surgeon.support.arguments import instance
 from surgeon.support.process_wide import uncollected
@@ -94,7 +94,7 @@ def _depends_on_values(node: fx.Node) -> bool:
     return any(not isinstance(size, int) and not size.node.has_hint() for v in values for size in v.shape)
 
 
-def normalise_inputs(example_inputs: Any) -> Inputs:
+def normalize_inputs(example_inputs: Any) -> Inputs:
     """A tensor, a tuple of positional inputs or a dict of keyword inputs as `(args, kwargs)`."""
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
@@ -168,7 +168,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
         TraceError: `torch.export` can't trace the model.
     """
     MODULE("model", model)
-    return with_train_only(trace_inputs(model, normalise_inputs(example_inputs)), model)
+    return with_train_only(trace_inputs(model, normalize_inputs(example_inputs)), model)
 
 
 def trace_inputs(model: nn.Module, inputs: Inputs, dynamic: bool = True) -> Graph:
@@ -197,7 +197,7 @@ def _traced(shared: nn.Module, inputs: Inputs, wide: Inputs, dynamic: bool) -> G
     batches = _batches(program)
     dynamic = bool(batches) and all(size.node.maybe_as_int() is None for size in batches)
     try:
-        module = functionalise(program)
+        module = functionalize(program)
     except RuntimeError as error:  # forward writes into a constant, say
         raise TraceError(f"torch.export can't trace {type(shared).__name__}: {error}") from error
     graph = _graph(module, shared, wide, dynamic)
@@ -230,7 +230,7 @@ def with_train_only(graph: Graph, model: nn.Module) -> Graph:
         program = _export(shared, graph.inputs, graph.dynamic)
     except Exception:  # noqa: BLE001  (then the smaller model is tried in train mode before it is handed out)
         return graph
-    module = functionalise(program)
+    module = functionalize(program)
     found = _graph(module, shared, graph.inputs, graph.dynamic)
     if not set(unread(found, shared)) < set(idle):
         return graph

@@ -9,22 +9,22 @@ from torch import nn
 
 from surgeon.frontend.ignore import Ignored, ignoring
 from surgeon.frontend.infer_inputs import infer
-from surgeon.frontend.trace import MODULE, Inputs, normalise_inputs, trace_inputs, with_train_only
+from surgeon.frontend.trace import MODULE, Inputs, normalize_inputs, trace_inputs, with_train_only
 from surgeon.groups.coupling import Groups, couple
 from surgeon.support.progress import stage
 
 
-def analyse(model: nn.Module, example_inputs: Any, ignore: Ignored | Iterable[Ignored] = ()) -> Groups:
+def analyze(model: nn.Module, example_inputs: Any, ignore: Ignored | Iterable[Ignored] = ()) -> Groups:
     """Trace and couple."""
     MODULE("model", model)
     left_alone = ignoring(model, ignore)
     with stage("trace"):
-        inputs = infer(model) if example_inputs is None else normalise_inputs(example_inputs)
-    return analyse_inputs(model, inputs, left_alone)
+        inputs = infer(model) if example_inputs is None else normalize_inputs(example_inputs)
+    return analyze_inputs(model, inputs, left_alone)
 
 
-def analyse_inputs(model: nn.Module, inputs: Inputs, ignore: Callable[[str], bool] | None = None) -> Groups:
-    """As analyse, for inputs that are `(args, kwargs)` already, and a test of the names that are to be left alone."""
+def analyze_inputs(model: nn.Module, inputs: Inputs, ignore: Callable[[str], bool] | None = None) -> Groups:
+    """As analyze, for inputs that are `(args, kwargs)` already, and a test of the names that are to be left alone."""
     with stage("trace"):
         graph = with_train_only(trace_inputs(model, inputs), model)
     with stage("couple"):

@@ -10,8 +10,8 @@ from torch import nn
 from surgeon.allocation.fast_widths import round_up_to_fast_widths
 from surgeon.device.profile import Profile
 from surgeon.errors import InvalidArgument
-from surgeon.frontend.trace import normalise_inputs
-from surgeon.groups.analyze import analyse_inputs
+from surgeon.frontend.trace import normalize_inputs
+from surgeon.groups.analyze import analyze_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.latency.model import Latency
 from surgeon.plans.basis import require
@@ -56,5 +56,5 @@ def _couple(plan: Plan, model: nn.Module, example_inputs: Any) -> Groups:
     if not isinstance(model, nn.Module):
         raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
     plan.check(model)
-    inputs = plan.example_inputs() if example_inputs is None else normalise_inputs(example_inputs)
-    return analyse_inputs(model, inputs)
+    inputs = plan.example_inputs() if example_inputs is None else normalize_inputs(example_inputs)
+    return analyze_inputs(model, inputs)

@@ -16,7 +16,7 @@ from surgeon.cost.cost import Cost
 from surgeon.frontend.ignore import Ignored, named
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
-from surgeon.groups.analyze import analyse
+from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Groups
 from surgeon.groups.weights import check_finite
 from surgeon.pipeline.latency_target import LatencyTarget, Timing
@@ -144,7 +144,7 @@ def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iter
     pinned 2.weight axis 0 (4): an output of the model
     pinned 2.bias axis 0 (4): an output of the model
     """
-    return analyse(model, example_inputs, ignore)
+    return analyze(model, example_inputs, ignore)
 
 
 @public(plan=PLAN)
@@ -174,13 +174,13 @@ def decide(model: nn.Module, options: Options, example_inputs: Any = None) -> _D
         "importance": importance if isinstance(importance, str) else getattr(importance, "__name__", "custom"),
         "ignore": named(model, select.ignore),
     }
-    groups = analyse(model, example_inputs, select.ignore)
+    groups = analyze(model, example_inputs, select.ignore)
     check_finite(groups.graph)
     calibration = None
     if data.source is not None:
         with stage("read data"):
             calibration = calibrate(
-                data.source, groups.graph, model, data.samples, labelled=data.loss is not None, seed=select.seed
+                data.source, groups.graph, model, data.samples, labeled=data.loss is not None, seed=select.seed
             )
     if guided and options.repair.project and calibration is not None:
         model, groups = rotated(model, groups, calibration, select.ignore)
@@ -194,7 +194,9 @@ def decide(model: nn.Module, options: Options, example_inputs: Any = None) -> _D
             else score_groups(model, groups, importance, calibration, data.loss, select.seed)
         )
     curves = selection.damages if selection is not None else None
-    timing, possible, unaligned = None, None, {}
+    timing: Timing | None = None
+    possible: float | None = None
+    unaligned: dict[str, int] = {}
     if target.timed:
         with temporary_folder() as folder:
             timer = LatencyTarget(model, groups, cost, target.device, target.threads, folder)

@@ -23,7 +23,7 @@ from surgeon.frontend.ignore import Ignored, ignoring
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import Graph, Inputs
-from surgeon.groups.analyze import analyse, analyse_inputs
+from surgeon.groups.analyze import analyze, analyze_inputs
 from surgeon.groups.coupling import Group, Groups
 from surgeon.groups.interpreter import Interpreter, floating
 from surgeon.plans.basis import Basis, basis_of, mark
@@ -68,7 +68,7 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
     >>> basis_of(rotated).groups, torch.allclose(rotated(x), net(x), atol=1e-4)
     (('0',), True)
     """
-    groups = analyse(model, example_inputs)
+    groups = analyze(model, example_inputs)
     return project_groups(model, groups, calibrate(data, groups.graph, model, samples))
 
 
@@ -202,4 +202,4 @@ def rotated(
         turned = project_groups(model, groups, data)
     if turned is model:
         return model, groups
-    return turned, analyse_inputs(turned, groups.graph.inputs, ignoring(model, ignore))
+    return turned, analyze_inputs(turned, groups.graph.inputs, ignoring(model, ignore))

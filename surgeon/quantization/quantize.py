@@ -120,7 +120,7 @@ def quantize(
 ) -> Quantized:
     """Write `model` to `path` in int8 if that is faster on this CPU and accurate enough, else in float32.
 
-    The quantiser is onnxruntime's own: weights of 8 bits, a scale each output channel; activations with ranges from
+    The quantizer is onnxruntime's own: weights of 8 bits, a scale each output channel; activations with ranges from
     calibration ("static") or from each run ("dynamic": matrix products). Which operators stay float is found by
     measuring: how many at the start of the network, where few channels make int8 slow, and which kinds. Where int8
     is not accurate enough, other ways to take the ranges and weights of 7 bits are tried.
@@ -190,7 +190,7 @@ def quantize(
         accepted = False
         if best is None:
             reason = (
-                "the model has no operator with weights that can be quantised"
+                "the model has no operator with weights that can be quantized"
                 if not tried
                 else "no int8 file could be run"
             )

@@ -1,4 +1,4 @@
-"""onnxruntime's quantiser, told exactly which operators to leave in float, and kept quiet."""
+"""onnxruntime's quantizer, told exactly which operators to leave in float, and kept quiet."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "Attention")
 """The operators with weights, between which a file is cut into a float and an int8 part."""
 
 HISTOGRAM_ROWS = 16
-"""Rows of calibration that histograms are taken from: the quantiser holds every activation of theirs in memory."""
+"""Rows of calibration that histograms are taken from: the quantizer holds every activation of theirs in memory."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a file is quantised.
+    """How a file is quantized.
 
     `static` takes the ranges of activations from calibration, `dynamic` from each run. The first `float_until` heavy
     operators and what stands before the next one stay float, and so do all operators of the kinds `float_kinds` (see
@@ -60,7 +60,7 @@ class Recipe:
 
 
 class Source:
-    """A float file prepared for the quantiser: in one folder with all that the quantiser writes beside it."""
+    """A float file prepared for the quantizer: in one folder with all that the quantizer writes beside it."""
 
     def __init__(self, path: Path, folder: Path, calibration: Sequence[Feeds]) -> None:
         """Raises ExportError if the file can't be read or does not fit into one."""
@@ -75,7 +75,7 @@ class Source:
                 if not node.name or node.name in taken:
                     node.name = f"{node.name or node.op_type}_at_{index}"
                 taken.add(node.name)
-            # What the quantiser's own preparation leaves as its mark: the file comes optimised from export.
+            # What the quantizer's own preparation leaves as its mark: the file comes optimized from export.
             del model.metadata_props[:]
             model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
             onnx.save(model, self.path)
@@ -85,7 +85,7 @@ class Source:
                 onnx.save(model, self.folded)
         # onnx and protobuf raise ValueError, DecodeError and more for a file that is broken or too large.
         except Exception as error:
-            raise ExportError(f"{path} can't be prepared for quantisation: {error}") from error
+            raise ExportError(f"{path} can't be prepared for quantization: {error}") from error
         self.nodes = [(node.name, kind_of(node), node.op_type in HEAVY) for node in nodes]
         self.free = all(
             dims and not dims[0].HasField("dim_value")
@@ -100,23 +100,23 @@ class Source:
         return sum(heavy for _, _, heavy in self.nodes)
 
     def kinds(self, recipe: Recipe) -> tuple[str, ...]:
-        """The kinds of operators that the quantiser would quantise by `recipe`."""
+        """The kinds of operators that the quantizer would quantize by `recipe`."""
         known = _known(recipe.method)
         left = set(self.left_float(recipe))
         found = [kind for name, kind, _ in self.nodes if name not in left and kind.split()[-1] in known]
         return tuple(dict.fromkeys(found))
 
     def write(self, recipe: Recipe) -> Path:
-        """The file quantised by `recipe`; written once. Raises ExportError where the quantiser fails."""
+        """The file quantized by `recipe`; written once. Raises ExportError where the quantizer fails."""
         if recipe in self._made:
             return self._made[recipe]
         target = self.folder / f"int8-{len(self._made)}.onnx"
         try:
             with quietly(), contextlib.redirect_stdout(io.StringIO()):  # it prints too
-                _quantise(self, recipe, target)
-        # The quantiser raises whatever its parts do, ValueError, KeyError and RuntimeError among them.
+                _quantize(self, recipe, target)
+        # The quantizer raises whatever its parts do, ValueError, KeyError and RuntimeError among them.
         except Exception as error:
-            raise ExportError(f"onnxruntime's quantiser fails ({recipe}): {error}") from error
+            raise ExportError(f"onnxruntime's quantizer fails ({recipe}): {error}") from error
         self._made[recipe] = target
         return target
 
@@ -141,15 +141,15 @@ def kind_of(node: Any) -> str:
 
 
 def left_in_float(path: Path) -> tuple[list[str], int]:
-    """Of the heavy operators in a file that the quantiser wrote those in float, by name, and how many there are in all.
+    """Of the heavy operators in a file that the quantizer wrote those in float, by name, and how many there are in all.
 
-    What the quantiser does not know it leaves in float, whatever it was told. In int8 an operator has another name
+    What the quantizer does not know it leaves in float, whatever it was told. In int8 an operator has another name
     (MatMulInteger, QLinearConv), or reads what was int8 before (DequantizeLinear).
     """
     graph = onnx.load(path, load_external_data=False).graph
-    dequantised = {output for node in graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+    dequantized = {output for node in graph.node if node.op_type == "DequantizeLinear" for output in node.output}
     floating = [
-        node.name for node in graph.node if node.op_type in HEAVY and dequantised.isdisjoint(node.input[1:2])
+        node.name for node in graph.node if node.op_type in HEAVY and dequantized.isdisjoint(node.input[1:2])
     ]
     plain = sum(node.op_type in HEAVY for node in graph.node)
     other = sum(any(kind in node.op_type for kind in HEAVY) and node.op_type not in HEAVY for node in graph.node)
@@ -162,14 +162,14 @@ def _known(method: Method) -> set[str]:
     return {*IntegerOpsRegistry, "Gemm"} if method == "dynamic" else {*QLinearOpsRegistry, *QDQRegistry}
 
 
-def _quantise(source: Source, recipe: Recipe, target: Path) -> None:
+def _quantize(source: Source, recipe: Recipe, target: Path) -> None:
     from onnxruntime import quantization
 
     left = source.left_float(recipe)
     path = source.folded if recipe.folded else source.path
     types = sorted(_known(recipe.method) & source.types)
     if recipe.method == "dynamic":
-        # The quantiser takes every Gemm apart into a MatMul and an Add first.
+        # The quantizer takes every Gemm apart into a MatMul and an Add first.
         quantization.quantize_dynamic(
             path,
             target,

@@ -1,4 +1,4 @@
-"""Which operators to quantise: found by measuring, not by their names."""
+"""Which operators to quantize: found by measuring, not by their names."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def _depths(heavy: int) -> list[int]:
 
 
 def _steps(depth: int, depths: Sequence[int]) -> list[int]:
-    """To the middle between a depth and its neighbours among those tried."""
+    """To the middle between a depth and its neighbors among those tried."""
     place = depths.index(depth)
     below = depths[place - 1] - depth if place else 0
     above = (depths[place + 1] if place + 1 < len(depths) else depth) - depth

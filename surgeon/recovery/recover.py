@@ -11,8 +11,8 @@ from surgeon.errors import PlanError
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
-from surgeon.frontend.trace import normalise_inputs
-from surgeon.groups.analyze import analyse_inputs
+from surgeon.frontend.trace import normalize_inputs
+from surgeon.groups.analyze import analyze_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.plans.basis import require
 from surgeon.plans.plan import PLAN, Plan
@@ -77,8 +77,8 @@ def recover(
     plan.check(model)
     require(model, plan.settings.get("basis"))
     with collect() as seconds:
-        inputs = plan.example_inputs() if example_inputs is None else normalise_inputs(example_inputs)
-        groups = analyse_inputs(model, inputs)
+        inputs = plan.example_inputs() if example_inputs is None else normalize_inputs(example_inputs)
+        groups = analyze_inputs(model, inputs)
         kept = groups.kept(plan.keep(groups))
         _check_slim(slim, groups, kept)
         calibration = calibrate(data, groups.graph, model, samples)

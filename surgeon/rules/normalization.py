@@ -51,7 +51,7 @@ def layer_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     for name in ("weight", "bias"):
         if a.get(name) is not None:
             for axis, other in zip(normalized, c.of(a[name]), strict=True):
-                c.unify(axis, other, f"{where(node)}: {name} does not align with the normalised axes")
+                c.unify(axis, other, f"{where(node)}: {name} does not align with the normalized axes")
     shape = {"normalized_shape": lambda kept: kept.sizes(normalized, a["normalized_shape"])}
     if operator_name(node) == "native_layer_norm":
         return Typed([x, x[: -len(normalized)], x[: -len(normalized)]], reduced=normalized, args=shape)

@@ -255,7 +255,7 @@ def flip(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
       "replication_pad2d", "replication_pad3d", "_pad_circular")
 def pad(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """Constant padding adds units that no parameter computes; the other modes read neighbours, and so pin."""
+    """Constant padding adds units that no parameter computes; the other modes read neighbors, and so pin."""
     x = list(c.of(a["self"]))
     sizes = size_of(node)
     amounts = list(a["padding" if "padding" in a else "pad"])
@@ -267,7 +267,7 @@ def pad(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
         if not (isinstance(left, int) and isinstance(right, int)) or not constant or left < 0 or right < 0:
             if left == right == 0:
                 continue
-            c.pin((x[dim],), f"{where(node)}: padded by its neighbours, cropped, or by a computed amount")
+            c.pin((x[dim],), f"{where(node)}: padded by its neighbors, cropped, or by a computed amount")
             x[dim] = c.fresh(sizes[dim], f"output of {where(node)}")
             continue
         ends = [c.fresh(n) if n else concat([]) for n in (left, right)]

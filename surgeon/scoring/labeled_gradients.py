@@ -1,4 +1,4 @@
-"""The user's loss on labelled batches: gradients observed unit by unit, without touching the user's model."""
+"""The user's loss on labeled batches: gradients observed unit by unit, without touching the user's model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from surgeon.support.progress import counter
 
 
 def observe(model: nn.Module, groups: Groups, data: Calibration, loss: Loss) -> Gradients:
-    """One observation for each batch of labelled `data`, of a model in eval mode.
+    """One observation for each batch of labeled `data`, of a model in eval mode.
 
     Args:
         model: the model that `groups` are of; neither it nor the gradients that its parameters hold change.

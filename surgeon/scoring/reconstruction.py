@@ -66,8 +66,8 @@ def reconstruction(
     >>> found.choose({groups.groups[0].leaf.id: 3}) == {groups.groups[0].leaf.id: (0, 2, 3)}
     True
     """
-    labelled = likelihoods(model, calibration, loss) if loss is not None else None
-    sensitivity = measure(groups, calibration.batches, seed, labelled)
+    labeled = likelihoods(model, calibration, loss) if loss is not None else None
+    sensitivity = measure(groups, calibration.batches, seed, labeled)
     basis = basis_of(model)
     ranked = basis.ranked if basis is not None else ()
     curves: dict[int, Curve] = {}

@@ -32,7 +32,7 @@ def settle(importance: str | Criterion | None, data: Any, loss: Any) -> str | Cr
         InvalidArgument: there is no such criterion, or it is told by what is not given, or not by a loss that is.
     """
     if loss is not None and (data is None or (isinstance(data, str) and data == SYNTHETIC)):
-        raise InvalidArgument("loss= is taken of labelled data: pass batches such as (inputs, labels) as data=")
+        raise InvalidArgument("loss= is taken of labeled data: pass batches such as (inputs, labels) as data=")
     if importance is None:
         return "magnitude" if data is None else RECONSTRUCTION
     if not isinstance(importance, str):

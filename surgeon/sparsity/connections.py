@@ -13,7 +13,7 @@ from surgeon.frontend.copies import duplicate
 from surgeon.frontend.ignore import Ignored, ignoring
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
-from surgeon.groups.analyze import analyse
+from surgeon.groups.analyze import analyze
 from surgeon.groups.weights import check_finite
 from surgeon.sparsity.connection_weights import connection_weights
 from surgeon.support.arguments import choice, number
@@ -64,7 +64,7 @@ def prune_connections(
     """
     if (amount is None) == (threshold is None):
         raise InvalidArgument("give either amount=, the share of the connections to cut, or threshold=, a magnitude")
-    groups = analyse(model, example_inputs)
+    groups = analyze(model, example_inputs)
     check_finite(groups.graph)
     left_alone = ignoring(model, ignore)
     chosen = [name for name in connection_weights(groups) if not left_alone(name)]

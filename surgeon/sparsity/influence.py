@@ -289,11 +289,11 @@ def _windows(o: Operands, rank: int) -> Influence:
 def _live(o: Operands, x: Any) -> torch.Size:
     """The shape of an operand that is computed."""
     if not o.is_live(x):
-        raise RuleDoesNotApply("the normalised tensor is not computed")
+        raise RuleDoesNotApply("the normalized tensor is not computed")
     return o.live[x]
 
 
-def _normalised(o: Operands, a: Mapping[str, Any], x: Any, shape: Sequence[int], over: Sequence[int]) -> Influence:
+def _normalized(o: Operands, a: Mapping[str, Any], x: Any, shape: Sequence[int], over: Sequence[int]) -> Influence:
     """All elements that a statistic is taken over count, unless their scale is zero."""
     shape_of_x = _live(o, x)
     weight = a.get("weight")
@@ -311,18 +311,18 @@ def _batch_norm(o: Operands, a: Mapping[str, Any]) -> Influence:
     rank = len(_live(o, x))
     uses_input = a.get("training", a.get("use_input_stats")) or a["running_mean"] is None
     over = [*(() if operator_name(o.node) == "instance_norm" else (0,)), *range(2, rank)] if uses_input else []
-    return _normalised(o, a, x, [1, -1, *[1] * (rank - 2)], over)
+    return _normalized(o, a, x, [1, -1, *[1] * (rank - 2)], over)
 
 
 def _layer_norm(o: Operands, a: Mapping[str, Any]) -> Influence:
     count = len(a["normalized_shape"])
-    return _normalised(o, a, a["input"], a["normalized_shape"], list(range(-count, 0)))
+    return _normalized(o, a, a["input"], a["normalized_shape"], list(range(-count, 0)))
 
 
 def _group_norm(o: Operands, a: Mapping[str, Any]) -> Influence:
     x, groups = a["input"], a["num_groups"]
     shape = _live(o, x)
-    whole = _normalised(o, a, x, [1, -1, *[1] * (len(shape) - 2)], [])
+    whole = _normalized(o, a, x, [1, -1, *[1] * (len(shape) - 2)], [])
 
     def apply(masks: Masks) -> Tensor:
         grouped = masks[x].reshape(shape[0], groups, -1)

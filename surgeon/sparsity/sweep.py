@@ -14,7 +14,7 @@ from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import Graph, check_dense
-from surgeon.groups.analyze import analyse
+from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import Interpreter, double, precisely
 from surgeon.groups.weights import check_finite
@@ -70,7 +70,7 @@ def sweep(
             for parameter in work.parameters():
                 parameter.masked_fill_(parameter.abs() < threshold, 0)
     inputs = pytree.tree_map(lambda value: value.cpu() if isinstance(value, Tensor) else value, example_inputs)
-    groups = analyse(work, inputs)
+    groups = analyze(work, inputs)
     check_finite(groups.graph)
     swept = find(groups)
     slim, form, deviation = (_cut(work, groups, swept) if swept.keep else (work, "module", 0.0))

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from surgeon.deploy.export import export
-from surgeon.groups.analyze import analyse
+from surgeon.groups.analyze import analyze
 from surgeon.pipeline.shrink import plan, shrink
 from surgeon.scoring import GRADIENT_CRITERIA
 from surgeon.study.connections import Connections
@@ -87,7 +87,7 @@ def _pruner(task: Task, run: Run, base: Dense) -> Pruner:
 def _prune_connections(task: Task, run: Run, base: Dense, work: Path) -> tuple[nn.Module, float | None]:
     """The same of single connections: the model has its shape, and zeros."""
     sparse, regularizer = copy.deepcopy(base.model), penalty(run)
-    groups = analyse(sparse, task.inputs())
+    groups = analyze(sparse, task.inputs())
     pruner = Connections(
         sparse, groups, run.ratio, _schedule(task, run), scope=run.scope,
         seed=run.seed if run.criterion == "random" else None,

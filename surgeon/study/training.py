@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from surgeon.cost.cost import Cost
 from surgeon.errors import InvalidArgument
-from surgeon.groups.analyze import analyse
+from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Groups
 from surgeon.study.runs import Run, penalty_of
 from surgeon.study.task import Task
@@ -82,11 +82,11 @@ def measure(task: Task, model: nn.Module) -> float:
 
 def macs(task: Task, model: nn.Module) -> float:
     """Multiply-accumulate operations of one sample."""
-    return Cost(analyse(model, task.inputs())).macs({})
+    return Cost(analyze(model, task.inputs())).macs({})
 
 
 def penalty(run: Run) -> Regularizer | None:
-    """What a run's training is penalised by."""
+    """What a run's training is penalized by."""
     name, strength = penalty_of(run)
     made: Regularizer | None = getattr(regularizers, name)(strength) if name != "none" else None
     return made
@@ -108,7 +108,7 @@ def train(
     """
     regularizer = penalty(run)
     if pruner is None and regularizer is not None:
-        pruner = Penalty(regularizer, analyse(model, task.inputs()))
+        pruner = Penalty(regularizer, analyze(model, task.inputs()))
     first = max(1, round(EARLY * epochs * steps_of(task)))
 
     def remember(moment: Moment) -> None:

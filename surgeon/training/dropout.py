@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from surgeon.cost.cost import weights_of
 from surgeon.errors import InvalidArgument
 from surgeon.frontend.parameters import module_in_place, public
-from surgeon.frontend.trace import normalise_inputs, trace_inputs
+from surgeon.frontend.trace import normalize_inputs, trace_inputs
 from surgeon.groups.coupling import Groups, couple
 from surgeon.ir.operators import is_a
 from surgeon.plans.plan import PLAN, Plan, plan_of
@@ -63,7 +63,7 @@ def scale_dropout(slim: nn.Module, plan: Plan | None = None, example_inputs: Any
     plan = plan_of(slim, plan)
     if plan is None and example_inputs is None:
         raise InvalidArgument(f"{type(slim).__name__} carries no plan; pass example_inputs=")
-    inputs = normalise_inputs(example_inputs) if example_inputs is not None else _inputs(plan)
+    inputs = normalize_inputs(example_inputs) if example_inputs is not None else _inputs(plan)
     groups = couple(trace_inputs(slim, inputs))
     served: dict[str, set[str]] = {}
     for node in groups.graph.nodes:

@@ -20,7 +20,7 @@ from surgeon.frontend.ignore import named
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import functions, module_in_place, public
 from surgeon.frontend.parameters import importance as criterion
-from surgeon.groups.analyze import analyse
+from surgeon.groups.analyze import analyze
 from surgeon.groups.weights import check_finite
 from surgeon.pipeline.options import BY_CONCERN, Select, Selecting, flat
 from surgeon.plans.plan import Plan, attach
@@ -128,7 +128,7 @@ class Pruner:
         self.regularizers: tuple[Regularizer, ...] = regularizer or ()  # type: ignore[assignment]
         select = Select(importance=importance, **options)
         self.model, self.importance, self.seed = model, importance, select.seed
-        self.groups = analyse(model, example_inputs, select.ignore)
+        self.groups = analyze(model, example_inputs, select.ignore)
         check_finite(self.groups.graph)
         self.cost = Cost(self.groups)
         self._gradients = Gradients(self.groups) if observing else None

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from surgeon.errors import InvalidArgument, WeightsError
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import TENSORS, module_in_place, public
-from surgeon.groups.analyze import analyse
+from surgeon.groups.analyze import analyze
 from surgeon.sparsity.connection_weights import connection_weights
 from surgeon.support.arguments import mapping, text
 
@@ -78,7 +78,7 @@ class Masks:
         4
         """
         masks = cls(model)
-        weights = connection_weights(analyse(model, example_inputs))
+        weights = connection_weights(analyze(model, example_inputs))
         masks.set({name: weight.detach() != 0 for name, weight in weights.items()})
         return masks
 

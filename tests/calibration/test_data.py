@@ -44,7 +44,7 @@ FORMS = {
     "array": X.numpy(),
     "double precision": X.double().numpy(),
     "batches": X.split(7),
-    "labelled": [(part, torch.zeros(len(part))) for part in X.split(7)],
+    "labeled": [(part, torch.zeros(len(part))) for part in X.split(7)],
     "dicts": [{"input": part, "labels": torch.zeros(len(part))} for part in X.split(7)],
     "one dict": {"input": X},
     "arrays": [part.numpy() for part in X.split(7)],

@@ -1,4 +1,4 @@
-"""Rules are read off optimised graphs; what the graphs are made of is the CPU's business."""
+"""Rules are read off optimized graphs; what the graphs are made of is the CPU's business."""
 
 import pytest
 from onnx import NodeProto, TensorProto, helper

@@ -103,9 +103,9 @@ def pooled(kind: type[nn.Module], pool: nn.Module, channels: int) -> nn.Module:
 POSITIONAL = [
     ("convolution", pooled(nn.Conv2d, nn.AdaptiveAvgPool2d(1), 3), [(2, 3, 224, 224)]),
     ("five channels", pooled(nn.Conv2d, nn.AdaptiveAvgPool2d(1), 5), [(2, 5, 224, 224)]),
-    ("grey", pooled(nn.Conv2d, nn.AdaptiveAvgPool2d(1), 1), [(2, 1, 28, 28)]),
+    ("gray", pooled(nn.Conv2d, nn.AdaptiveAvgPool2d(1), 1), [(2, 1, 28, 28)]),
     ("flattened at 32", flat(32), [(2, 3, 32, 32)]),
-    ("flattened at 64, grey", flat(64, 1), [(2, 1, 64, 64)]),
+    ("flattened at 64, gray", flat(64, 1), [(2, 1, 64, 64)]),
     ("clip", pooled(nn.Conv3d, nn.AdaptiveAvgPool3d(1), 3), [(2, 3, 8, 112, 112)]),
     ("signal", pooled(nn.Conv1d, nn.AdaptiveAvgPool1d(1), 2), [(2, 2, 256)]),
     ("linear", nn.Sequential(nn.Flatten(), nn.Linear(7, 2)), [(2, 7)]),

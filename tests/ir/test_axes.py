@@ -138,7 +138,7 @@ class Machine:
         self.add(x.reshape(shape), new, lambda xs, w: xs[at].reshape([self.space.width(a, w) for a in new]))
 
     def merge(self, at: int, axis: int) -> None:
-        """A view of two neighbouring axes as one."""
+        """A view of two neighboring axes as one."""
         x, axes = self.arrays[at], self.axes[at]
         if axis + 1 < x.ndim:
             new = (*axes[:axis], prod(axes[axis : axis + 2]), *axes[axis + 2 :])
@@ -320,7 +320,7 @@ def test_pins_reach_what_a_leaf_is_refined_to_and_keep_their_first_reason() -> N
     assert space.kept(pinned, {}).size == 12
 
 
-def test_an_axis_that_is_its_own_neighbour_has_no_unit_to_lose() -> None:
+def test_an_axis_that_is_its_own_neighbor_has_no_unit_to_lose() -> None:
     space = Space()
     (axis,) = fresh(space, 3)
     assert space.unify(concat([axis, ONE]), concat([ONE, axis]))

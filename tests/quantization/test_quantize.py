@@ -1,4 +1,4 @@
-"""int8 files: what is quantised, what decides, and what lands at the path."""
+"""int8 files: what is quantized, what decides, and what lands at the path."""
 
 import json
 import logging
@@ -45,7 +45,7 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Path, Pa
             return verdict(decision)
 
         def times(paths: Sequence[Path], feeds: object, **options: object) -> list[float]:
-            return [cost(quantised(path)) for path in paths]
+            return [cost(quantized(path)) for path in paths]
 
         monkeypatch.setattr("surgeon.quantization.quantize.benchmark", measured)
         monkeypatch.setattr(recipes, "times", times)
@@ -54,7 +54,7 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Path, Pa
     return install
 
 
-def quantised(path: Path) -> Counter[str]:
+def quantized(path: Path) -> Counter[str]:
     """The operators with int8 weights, by kind; "grouped" counts depthwise ones, "dynamic" MatMulInteger."""
     graph = onnx.load(path).graph
     made = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
@@ -84,7 +84,7 @@ def test_accepted(decide: Any, file: Path, tmp_path: Path) -> None:
     result = quantize(file, images(), path=tmp_path / "int8.onnx", kind="static", base=file, agreement=0.5)
     assert result.accepted and "2.00 times as fast" in result.reason
     assert result.bytes == (tmp_path / "int8.onnx").stat().st_size
-    assert quantised(tmp_path / "int8.onnx")["Conv"] == 3
+    assert quantized(tmp_path / "int8.onnx")["Conv"] == 3
     assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
     assert asked[0][0] == asked[1][0] == file and result.overall is not None
     got, want = (run(path, images(1)[0])[0] for path in (tmp_path / "int8.onnx", file))
@@ -100,7 +100,7 @@ def test_float_is_kept_where_int8_is_not_faster(decide: Any, file: Path, tmp_pat
     decide(decision)
     result = quantize(file, images(), path=tmp_path / "out.onnx", kind="static", agreement=0.0)
     assert not result.accepted and decision in result.reason and "2.00x" in result.reason
-    assert not quantised(tmp_path / "out.onnx")["all"] and "float32 is kept" in str(result)
+    assert not quantized(tmp_path / "out.onnx")["all"] and "float32 is kept" in str(result)
     np.testing.assert_array_equal(run(tmp_path / "out.onnx", images(1)[0])[0], run(file, images(1)[0])[0])
     assert result.bytes == result.float_bytes
 
@@ -110,7 +110,7 @@ def test_float_is_kept_where_int8_is_inaccurate(decide: Any, file: Path, tmp_pat
     result = quantize(file, images(), path=tmp_path / "out.onnx", kind="static", judge="deviation", deviation=1e-9)
     assert not result.accepted and "not accurate enough" in result.reason
     assert result.accuracy is not None and result.accuracy.deviation > 1e-9
-    assert not quantised(tmp_path / "out.onnx")["all"]
+    assert not quantized(tmp_path / "out.onnx")["all"]
     assert result.verdict is not None
 
 
@@ -119,7 +119,7 @@ def test_what_int8_slows_down_stays_float(decide: Any, file: Path, tmp_path: Pat
     decide("faster", lambda kinds: 10 - kinds["Conv"] + 3 * kinds["grouped"])
     result = quantize(file, images(), path=tmp_path / "out.onnx", kind="static", agreement=0.0)
     assert "grouped Conv float" in result.recipe
-    kinds = quantised(tmp_path / "out.onnx")
+    kinds = quantized(tmp_path / "out.onnx")
     assert kinds["Conv"] == 2 and kinds["grouped"] == 0
     assert min(trial.share or 9 for trial in result.tried) == pytest.approx(0.8)
 
@@ -128,7 +128,7 @@ def test_the_start_stays_float_where_that_is_faster(decide: Any, file: Path, tmp
     decide("faster", lambda kinds: 10 - kinds["Gemm"] + 3 * max(0, kinds["Conv"] - 1))
     result = quantize(file, images(), path=tmp_path / "out.onnx", kind="static", agreement=0.0)
     assert "the first 2 of the heavy operators float" in result.recipe
-    assert quantised(tmp_path / "out.onnx")["Conv"] == 1
+    assert quantized(tmp_path / "out.onnx")["Conv"] == 1
 
 
 def test_auto_takes_the_better_kind(decide: Any, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_without_calibration(decide: Any, tmp_path: Path) -> None:
         quantize(net, path=tmp_path / "out.onnx", kind="static", example_inputs=torch.randn(2, 16))
 
 
-def test_a_model_without_anything_to_quantise(decide: Any, tmp_path: Path) -> None:
+def test_a_model_without_anything_to_quantize(decide: Any, tmp_path: Path) -> None:
     decide("faster")
     result = quantize(nn.Softplus(), [torch.randn(2, 4)] * 2, path=tmp_path / "out.onnx")
     assert not result.accepted and "no operator with weights" in result.reason and (tmp_path / "out.onnx").is_file()
@@ -176,12 +176,12 @@ def test_names_and_reports_say_what_a_file_is(
     assert (result.precision, len(result.floating), result.operators) == (precision, floating, 4)
     assert {path.name for path in tmp_path.iterdir()} == {"net.onnx", f"net.{precision}.onnx"}
     assert str(result).startswith(f"{tmp_path / f'net.{precision}.onnx'}: {precision}")
-    assert quantised(result.path)["Conv"] + quantised(result.path)["Gemm"] == 4 - floating
+    assert quantized(result.path)["Conv"] + quantized(result.path)["Gemm"] == 4 - floating
     asked = quantize(own, images(), path=tmp_path / "my.int8.onnx", kind="static", agreement=0.0)
     assert (f"but the file is {precision}" in str(asked)) == (precision != "int8")
 
 
-def test_operators_that_the_quantiser_renames_are_int8(decide: Any, tmp_path: Path) -> None:
+def test_operators_that_the_quantizer_renames_are_int8(decide: Any, tmp_path: Path) -> None:
     decide("faster")
     net = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8))
     result = quantize(net, path=tmp_path / "out.onnx", example_inputs=torch.randn(2, 16), agreement=0.5)
@@ -394,5 +394,5 @@ def test_the_first_convolution_is_folded_where_that_is_faster(decide: Any, tmp_p
     decide("faster", lambda kinds: 10 - kinds["Conv"] - kinds["folded"])
     result = quantize(net, batches, path=tmp_path / "out.onnx", kind="static", judge="deviation", deviation=0.5)
     assert result.accepted and "stride folded" in result.recipe
-    assert quantised(tmp_path / "out.onnx")["folded"] == 1
+    assert quantized(tmp_path / "out.onnx")["folded"] == 1
     assert result.accuracy is not None and 0 < result.accuracy.deviation < 0.1

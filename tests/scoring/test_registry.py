@@ -64,7 +64,7 @@ def test_the_loss_sees_each_sample_with_its_own_label() -> None:
 
     data = [(x, y, [str(i) for i in y.tolist()]) for x, y in BATCHES]
     graph = trace(net, X[:2])
-    observe(net, couple(graph), calibrate(data, graph, net, 40, labelled=True), loss)
+    observe(net, couple(graph), calibrate(data, graph, net, 40, labeled=True), loss)
     outputs, labels = torch.cat([each[0] for each in seen]), torch.cat([each[1] for each in seen])
     assert len(outputs) == 40 and [name for each in seen for name in each[2]] == [str(i) for i in labels.tolist()]
     wanted = {tuple(row.tolist()): int(y) for row, y in zip(net(X[:40]).detach().round(decimals=4), Y, strict=False)}
@@ -135,8 +135,8 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"importance": "activation"}, InvalidArgument, "data="),
     ({"importance": "nothing"}, InvalidArgument, "taylor"),
     ({"importance": "l1", "data": BATCHES, "loss": F.cross_entropy}, InvalidArgument, "no loss"),
-    ({"loss": F.cross_entropy}, InvalidArgument, "labelled data"),
-    ({"data": "synthetic", "loss": F.cross_entropy}, InvalidArgument, "labelled data"),
+    ({"loss": F.cross_entropy}, InvalidArgument, "labeled data"),
+    ({"data": "synthetic", "loss": F.cross_entropy}, InvalidArgument, "labeled data"),
     ({"data": BATCHES, "loss": 3}, InvalidArgument, "loss=3"),
     ({"data": X, "loss": F.cross_entropy}, InvalidArgument, r"\(inputs, labels\)"),
     ({"data": [(X, Y[:5])], "loss": F.cross_entropy}, InvalidInputs, "48 rows"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from surgeon.errors import InvalidArgument, InvalidModel, NothingToPrune
-from surgeon.groups.analyze import analyse
+from surgeon.groups.analyze import analyze
 from surgeon.sparsity.connection_weights import connection_weights
 from surgeon.sparsity.connections import prune_connections
 from surgeon.training.weight_masks import Masks
@@ -48,7 +48,7 @@ class Everything(nn.Module):
 
 def test_connections_are_what_inputs_are_multiplied_with() -> None:
     model = Everything().eval()
-    found = connection_weights(analyse(model, torch.randint(11, (2, 5))))
+    found = connection_weights(analyze(model, torch.randint(11, (2, 5))))
     assert set(found) == {
         "embed.weight",  # also the weight of the last product
         "recurrent.weight_ih_l0", "recurrent.weight_hh_l0",

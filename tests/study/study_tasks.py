@@ -12,15 +12,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Blobs:
-    """Points around four centres, told apart by a small network."""
+    """Points around four centers, told apart by a small network."""
 
     epochs, retraining = 3, 2
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self.labels = torch.randint(4, (300,), generator=generator)
-        centres = torch.randn(4, 8, generator=generator)
-        self.points = centres[self.labels] + torch.randn(300, 8, generator=generator)
+        centers = torch.randn(4, 8, generator=generator)
+        self.points = centers[self.labels] + torch.randn(300, 8, generator=generator)
 
     def model(self) -> nn.Module:
         hidden = (nn.Linear(8, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from surgeon.errors import InvalidArgument, SurgeryError, WeightsError
-from surgeon.groups.analyze import analyse
+from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Groups
 from surgeon.surgery.build import carry_out
 from surgeon.training.unit_masks import UnitMasks
@@ -49,7 +49,7 @@ def test_masked_networks_compute_what_surgery_makes_of_them(first: int) -> None:
     hooked = 0
     for seed in range(first, first + 10):
         network, inputs = random_network(seed)
-        groups = analyse(network, inputs)
+        groups = analyze(network, inputs)
         before = {name: value.clone() for name, value in network.state_dict().items()}
         masks = UnitMasks(network, groups)
         masks.set(random_plan(groups, Random(f"{seed}/0")))
@@ -65,7 +65,7 @@ def test_masked_networks_compute_what_surgery_makes_of_them(first: int) -> None:
 
 def test_training_the_masked_model_is_training_the_smaller_one() -> None:
     model = Convolutional().double().train()
-    groups = analyse(model, torch.randn(4, 3, 6, 6, dtype=torch.float64))
+    groups = analyze(model, torch.randn(4, 3, 6, 6, dtype=torch.float64))
     masks = UnitMasks(model, groups)
     masks.set(first_of(groups))
     operation, _ = carry_out(masks.bare(), groups, masks.keep)
@@ -87,7 +87,7 @@ def test_training_the_masked_model_is_training_the_smaller_one() -> None:
 
 def test_units_that_come_back_have_what_they_had_also_in_buffers() -> None:
     model = Convolutional().train()
-    groups = analyse(model, torch.randn(4, 3, 6, 6))
+    groups = analyze(model, torch.randn(4, 3, 6, 6))
     mean = model.batch.running_mean
     assert mean is not None
     before, masks = mean.clone(), UnitMasks(model, groups)
@@ -107,7 +107,7 @@ def test_units_that_come_back_have_what_they_had_also_in_buffers() -> None:
 def test_a_copy_computes_the_same_and_the_keys_of_the_state_stay() -> None:
     model, x = Convolutional().eval(), torch.randn(2, 3, 6, 6)
     keys = list(model.state_dict())
-    groups = analyse(model, x)
+    groups = analyze(model, x)
     masks = UnitMasks(model, groups)
     masks.set(first_of(groups))
     assert list(model.state_dict()) == keys and type(model) is Convolutional
@@ -119,14 +119,14 @@ def test_a_copy_computes_the_same_and_the_keys_of_the_state_stay() -> None:
 
 def test_state_is_resumed_from_a_file(tmp_path: Path) -> None:
     model, x = Convolutional(), torch.randn(2, 3, 6, 6)
-    masks = UnitMasks(model, analyse(model, x))
-    masks.set(first_of(analyse(model, x)))
+    masks = UnitMasks(model, analyze(model, x))
+    masks.set(first_of(analyze(model, x)))
     model.train()(torch.randn(4, 3, 6, 6))
     masks.enforce()
     save_file(model.state_dict(), tmp_path / "model")
     save_file(masks.state_dict(), tmp_path / "masks")
     other = Convolutional()
-    resumed = UnitMasks(other, analyse(other, x))
+    resumed = UnitMasks(other, analyze(other, x))
     resumed.load_state_dict(load_file(tmp_path / "masks"))
     other.load_state_dict(load_file(tmp_path / "model"))
     assert resumed.keep == masks.keep
@@ -135,12 +135,12 @@ def test_state_is_resumed_from_a_file(tmp_path: Path) -> None:
     resumed.release()
     assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), model.state_dict().values(), strict=True))
     with pytest.raises(WeightsError, match="the model has no group"):
-        UnitMasks(other, analyse(other, x)).load_state_dict({"units.nowhere": torch.tensor([0])})
+        UnitMasks(other, analyze(other, x)).load_state_dict({"units.nowhere": torch.tensor([0])})
 
 
 def test_half_precision_keeps_its_type() -> None:
     model, x = Convolutional().eval(), torch.randn(2, 3, 6, 6)
-    groups = analyse(model, x)
+    groups = analyze(model, x)
     masks = UnitMasks(model, groups)
     masks.set(first_of(groups))
     expected = model(x)
@@ -171,7 +171,7 @@ class Shared(nn.Module):
 
 def test_a_norm_on_different_units_is_noted_and_not_wrong_in_silence() -> None:
     model = Shared()
-    groups = analyse(model, torch.randn(2, 4))
+    groups = analyze(model, torch.randn(2, 4))
     masks = UnitMasks(model, groups)
     one, two = (group.leaf.id for group in groups)
     masks.set({one: range(4), two: range(4)})
@@ -197,7 +197,7 @@ class Changing(nn.Module):
 
 def test_code_that_is_not_what_was_traced_is_an_error() -> None:
     model = Changing()
-    groups = analyse(model, torch.randn(2, 4))
+    groups = analyze(model, torch.randn(2, 4))
     masks = UnitMasks(model.eval(), groups)
     masks.set(first_of(groups))
     model(torch.randn(2, 4))
@@ -219,7 +219,7 @@ BAD: dict[str, tuple[dict[int | None, list[int]], str]] = {
 def test_careless_units_are_refused_and_change_nothing(name: str) -> None:
     keep, message = BAD[name]
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    groups = analyse(model, torch.randn(2, 4))
+    groups = analyze(model, torch.randn(2, 4))
     masks = UnitMasks(model, groups)
     leaf = groups.groups[0].leaf.id
     with pytest.raises(InvalidArgument, match=message):
@@ -240,7 +240,7 @@ class SinglePrecision(nn.Module):
 
 def test_deviations_are_measured_where_code_names_a_type() -> None:
     model = SinglePrecision()
-    groups = analyse(model, torch.randn(2, 4))
+    groups = analyze(model, torch.randn(2, 4))
     masks = UnitMasks(model, groups)
     masks.set(first_of(groups))
     operation, _ = carry_out(masks.bare(), groups, masks.keep)
