@@ -27,7 +27,7 @@ from benchmarks import rows
 from surgeon.device.profile import Profile
 from surgeon.errors import SurgeonError
 from testbed import zoo
-from tests.latency.latency_tools import Dense, Transformer
+from testbed.latency_tools import Dense, Transformer
 
 RESULTS = Path(__file__).parent / "results" / "budgets_ms.jsonl"
 RATIOS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 0.9, 0.99, 0.9999)

@@ -19,7 +19,7 @@ from surgeon.deploy import export as exporting
 from surgeon.pipeline import storage
 from surgeon.reporting.page import write_page
 from surgeon.support import exchange
-from tests.study.study_tasks import Blobs
+from testbed.study_tasks import Blobs
 
 SINGLE_FILE_BYTES = exporting.SINGLE_FILE_BYTES
 X = torch.zeros(1, 8)

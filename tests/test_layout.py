@@ -194,9 +194,10 @@ def test_tests_mirror_the_rooms(path: str) -> None:
     assert folder == "tests" or f"{folder}/" in RANKS
 
 
-@pytest.mark.parametrize("path", sources("tests"))
-def test_tests_import_no_benchmark(path: str) -> None:
-    assert [name for _, name in imports(path, read(path)) if name.split(".")[0] == "benchmarks"] == []
+@pytest.mark.parametrize("path", sources("tests", "testbed", "benchmarks"))
+def test_tests_and_benchmarks_do_not_import_each_other(path: str) -> None:
+    others = {"tests", "benchmarks"} - {path.split("/")[0]}
+    assert [name for _, name in imports(path, read(path)) if name.split(".")[0] in others] == []
 
 
 @pytest.mark.parametrize("path", OURS)

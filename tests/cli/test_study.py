@@ -9,7 +9,7 @@ import pytest
 from tests.cli.commands import call
 
 pytest.importorskip("accelerate")
-TASK = f"{Path(__file__).parents[1] / 'study' / 'study_tasks.py'}:Blobs"
+TASK = f"{Path(__file__).parents[2] / 'testbed' / 'study_tasks.py'}:Blobs"
 
 
 def test_one_command_runs_a_study_and_goes_on(tmp_path: Path) -> None:

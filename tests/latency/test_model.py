@@ -14,7 +14,7 @@ from surgeon.latency.model import Latency
 from surgeon.latency.sample_points import COLD, COLD_WEIGHT
 from surgeon.latency.width_grid import MOST_STEPS
 from surgeon.solver.factors import total
-from tests.latency.latency_tools import Dense, Excited, Residual, Transformer, coupled, latency_of, without
+from testbed.latency_tools import Dense, Excited, Residual, Transformer, coupled, latency_of, without
 
 NETS: dict[str, tuple[type[nn.Module], int]] = {
     "residual": (Residual, 16), "excited": (Excited, 17), "dense": (Dense, 16), "transformer": (Transformer, 32),

@@ -15,7 +15,7 @@ from surgeon.device.ort_session import make_feeds, open_session
 from surgeon.ir.polynomial import evaluate
 from surgeon.latency.operators import Operator, operators
 from surgeon.latency.sample_points import CURVE_OF, point, sizes_at
-from tests.latency.latency_tools import coupled
+from testbed.latency_tools import coupled
 
 
 class Applied(nn.Module):

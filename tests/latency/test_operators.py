@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from surgeon.cost.cost import Cost
 from surgeon.latency.operators import Operator, operators
 from surgeon.latency.sample_points import sizes_at
-from tests.latency.latency_tools import Dense, Excited, Residual, Transformer, coupled
+from testbed.latency_tools import Dense, Excited, Residual, Transformer, coupled
 
 
 class Branches(nn.Module):

@@ -12,7 +12,7 @@ from surgeon.device.profile import Profile
 from surgeon.latency.operators import Operator
 from surgeon.latency.ort_layout import Paths, passes
 from surgeon.latency.width_grid import MOST_STEPS, fast_widths
-from tests.latency.latency_tools import RULES
+from testbed.latency_tools import RULES
 
 PATHS = Paths(dataclasses.replace(Profile.here(), block=16, rules=RULES))
 NOWHERE = Paths(Profile.here())

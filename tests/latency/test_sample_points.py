@@ -28,7 +28,7 @@ from surgeon.latency.sample_points import (
     sizes_at,
     variable,
 )
-from tests.latency.latency_tools import Dense, Excited, Residual, Transformer, coupled
+from testbed.latency_tools import Dense, Excited, Residual, Transformer, coupled
 
 #: Networks and the shape of their input.
 NETS: dict[str, tuple[type[nn.Module], int]] = {

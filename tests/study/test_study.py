@@ -23,11 +23,11 @@ from surgeon.study.store import Row
 from surgeon.study.table import markdown, points
 from surgeon.study.task import load
 from surgeon.training import loop
-from tests.study.study_tasks import Blobs, Broken
+from testbed.study_tasks import Blobs, Broken
 
 pytest.importorskip("accelerate")
 
-TASK = f"{Path(__file__).parent / 'study_tasks.py'}:Blobs"
+TASK = f"{Path(__file__).parents[2] / 'testbed' / 'study_tasks.py'}:Blobs"
 ROOT = Path(__file__).parents[2]
 
 # One of each kind.
@@ -254,7 +254,7 @@ def test_a_task_that_is_none_is_refused(spec: str, message: str) -> None:
 def test_a_task_is_loaded_from_a_file_with_a_dataclass_whose_annotations_are_text(tmp_path: Path) -> None:
     (tmp_path / "task.py").write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\n"
-        "from tests.study.study_tasks import Blobs\n@dataclass\nclass Few(Blobs):\n    epochs: int = 2\n"
+        "from testbed.study_tasks import Blobs\n@dataclass\nclass Few(Blobs):\n    epochs: int = 2\n"
     )
     assert load(f"{tmp_path}/task.py:Few").epochs == 2
 
