@@ -38,7 +38,12 @@ def ignoring(model: nn.Module, ignore: Ignored | Iterable[Ignored]) -> Callable[
 
 
 def named(model: nn.Module, ignore: Ignored | Iterable[Ignored]) -> list[str]:
-    """What `ignore` holds, each by its name in the model."""
+    """What `ignore` holds, each by its name in the model.
+
+    Raises:
+        InvalidArgument: something named is not in the model.
+    """
+    ignoring(model, ignore)
     parts = (*model.named_modules(), *model.named_parameters(), *model.named_buffers())
     names = {id(part): name for name, part in parts}
     entries = parameters.ignore("ignore", ignore)
