@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 #: What is measured over what was asked for: within these it is met; and what to aim at.
 NEAR, AIM = (0.98, 1.0), 0.99
+#: Beyond these an interval that reaches `NEAR` is so wide that it tells nothing.
+DOUBTFUL = (0.96, 1.02)
 # How close to widths that were measured already others are looked for, as a share of the way to the next ones.
 _INSIDE = 0.1
 
@@ -24,10 +26,13 @@ def where_landed(off: float, low: float, high: float) -> Landed:
 
     >>> where_landed(0.99, 0.97, 1.02), where_landed(1.01, 0.99, 1.03), where_landed(1.01, 1.005, 1.03)
     (<Landed.MET: 'met'>, <Landed.MAY_BE: 'may be'>, <Landed.NOT: 'not'>)
+    >>> where_landed(1.15, 0.9, 1.3)
+    <Landed.NOT: 'not'>
     """
     if NEAR[0] <= off <= NEAR[1]:
         return Landed.MET
-    return Landed.MAY_BE if low <= NEAR[1] and high >= NEAR[0] else Landed.NOT
+    reaches = low <= NEAR[1] and high >= NEAR[0]
+    return Landed.MAY_BE if reaches and DOUBTFUL[0] <= off <= DOUBTFUL[1] else Landed.NOT
 
 
 def next_target(landings: Sequence[tuple[float, float]], base: tuple[float, float]) -> float:
