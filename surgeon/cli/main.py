@@ -152,8 +152,6 @@ def recover(
 
     Writes slim.onnx, plan.json, weights.safetensors and report.json.
     """
-    from surgeon.reporting.report import document
-
     with replace_many(out) as scratch:
         model, inputs = load(spec, shape or [], pretrained, seed)
         slim, plan = load_slim(folder, model)
@@ -161,10 +159,7 @@ def recover(
             model, slim, plan, batches.read(data), samples=samples, example_inputs=inputs, return_report=True
         )
         surgeon.save(better, scratch, plan)
-        found = surgeon.export(better, scratch / "slim.onnx", example_inputs=inputs)
-        found = dataclasses.replace(found, path=out / "slim.onnx")
-        text = document("surgeon-recovery", recovery=report, exports={"slim": found})
-        write_text(scratch / "report.json", text + "\n")
+        found = _with_report(better, inputs, scratch, out, "surgeon-recovery", recovery=report)
     print(found)
     print(report)
 
@@ -188,20 +183,25 @@ def apply(
     seed: Seed = 0,
 ) -> None:
     """Replay a plan on a model of the same architecture; write what `surgeon recover` does."""
-    from surgeon.reporting.report import document
-
     with replace_many(out) as scratch:
         made = surgeon.Plan.load(plan)
         model, inputs = load(spec, shape or [], pretrained, seed)
         slim = made.apply(model, example_inputs=inputs)
         certificate = surgeon.verify(model, slim, made, example_inputs=inputs)
         surgeon.save(slim, scratch)
-        found = surgeon.export(slim, scratch / "slim.onnx", example_inputs=inputs)
-        found = dataclasses.replace(found, path=out / "slim.onnx")
-        text = document("surgeon-application", certificate=certificate, exports={"slim": found})
-        write_text(scratch / "report.json", text + "\n")
+        found = _with_report(slim, inputs, scratch, out, "surgeon-application", certificate=certificate)
     print(found)
     print(certificate)
+
+
+def _with_report(slim: Any, inputs: Any, scratch: Path, out: Path, kind: str, **said: Any) -> Any:
+    """Export a smaller model to `scratch`, which becomes `out`, and write what is said of it beside the file."""
+    from surgeon.reporting.report import document
+
+    found = surgeon.export(slim, scratch / "slim.onnx", example_inputs=inputs)
+    found = dataclasses.replace(found, path=out / "slim.onnx")
+    write_text(scratch / "report.json", document(kind, **said, exports={"slim": found}) + "\n")
+    return found
 
 
 @app.command()
