@@ -25,28 +25,37 @@ class Surface:
     least: float | None = None
 
     def at(self, dims: Sequence[np.ndarray | float]) -> np.ndarray:
-        """The milliseconds at sizes that broadcast; below the corners never less than the least corner's share of its
-        work, and never less than `least`: by default a quarter of the least corner.
+        """The milliseconds at sizes that broadcast; below the corners never more than at the nearest edge nor less than
+        its share of that work, and never less than `least`: by default a quarter of the least corner.
 
         >>> corners = {(16, 16): 1.0, (16, 64): 4.0, (64, 16): 4.0, (64, 64): 16.0}
         >>> surface = through(corners, (0, 1), block=16)
         >>> float(surface.at((32, 32))), float(surface.at((17, 32)))
         (4.0, 4.0)
         """
-        shares = []
+        sizes = [np.asarray(dims[place], dtype=np.float64) for place in self.places]
         work: np.ndarray = np.ones(())
-        for place, a, b in zip(self.places, self.low, self.high, strict=True):
-            size = np.asarray(dims[place], dtype=np.float64)
-            share = (filled(size, self.block) - a) / (b - a)
+        for size, a in zip(sizes, self.low, strict=True):
             work = work * np.minimum(1.0, size / a)
-            shares.append((1 - share, share))
-        total = sum(
-            math.prod((each[end] for each, end in zip(shares, corner, strict=True)), start=value)
-            for corner, value in np.ndenumerate(self.values)
-        )
+        edge = self._linear([np.maximum(size, a) for size, a in zip(sizes, self.low, strict=True)])
         low = self.values.min()
         least = low / 4 if self.least is None else min(self.least, low / 4)
-        return np.maximum(total, np.maximum(low * work, least))
+        return np.maximum(np.clip(self._linear(sizes), edge * work, edge), least)
+
+    def _linear(self, sizes: Sequence[np.ndarray]) -> np.ndarray:
+        """Linear in each size, through the corners and on beyond them."""
+        shares = []
+        for size, a, b in zip(sizes, self.low, self.high, strict=True):
+            share = (filled(size, self.block) - a) / (b - a)
+            shares.append((1 - share, share))
+        total: np.ndarray = sum(
+            (
+                math.prod((each[end] for each, end in zip(shares, corner, strict=True)), start=value)
+                for corner, value in np.ndenumerate(self.values)
+            ),
+            start=np.zeros(()),
+        )
+        return total
 
 
 def filled(size: np.ndarray | float, block: int) -> np.ndarray:

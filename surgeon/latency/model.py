@@ -67,6 +67,28 @@ class Latency:
         each = residual / (len(found.shares({})) - 1)
         return replace(found, run=run, scale=(measured - run - residual) / alone, each=each)
 
+    def fitted(self, measured: Sequence[tuple[Mapping[int, int], float]]) -> Latency:
+        """The same at full width, and as near as can be to what was measured in milliseconds at these widths.
+
+        How much of what the operators don't take alone grows with what they take, and how much with their number, is
+        a guess until smaller models were measured.
+        """
+        alone = replace(self, scale=1.0, each=0.0)
+        whole, share = self.ms({}) - self.run, len(self.shares({})) - 1
+        at_full = alone.ms({}) - self.run
+        if not measured or not at_full:
+            return self
+        rows = []
+        for widths, ms in measured:
+            count = (len(self.shares(widths)) - 1) / share
+            own = alone.ms(widths) - self.run
+            rows.append(((own - at_full * count) / ms, (self.run + whole * count) / ms - 1))
+        slopes, rests = np.array(rows).T
+        if not slopes.any():
+            return self
+        scale = float(np.clip(-(slopes @ rests) / (slopes @ slopes), 0.0, whole / at_full))
+        return replace(self, scale=scale, each=(whole - scale * at_full) / share)
+
     def ms(self, widths: Mapping[int, int]) -> float:
         """The latency at these widths, fast or not; leaves that are not named keep their size."""
         return sum(ms for _, ms in self.shares(widths))

@@ -33,7 +33,7 @@ _SHORT = 400_000
 _MOST_COPIES = 16
 #: How many convolutions, each with weights of its own, stand one after the other to find out what cold weights cost;
 #: and their channels and spatial size.
-COLD = ((1, 8, 32, 128, 384), 256, 7)
+COLD = ((1, 8, 32, 64, 128, 384), 256, 7)
 COLD_WEIGHT = 4 * COLD[1] ** 2
 #: A weight that is used in so few positions at most is read from memory for as long as it is computed with.
 FEW_POSITIONS = 8

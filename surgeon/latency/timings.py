@@ -67,6 +67,7 @@ class Timings:
         samples = {dims: self._sample(operator, dims) for dims in corners(operator, full, odd=False)}
         known = {dims: sample.us / 1e3 for dims, sample in samples.items()}
         if operator.kind not in DECIDED:
+            known = {dims: max(ms / 4, ms - float(self._own(operator, dims))) for dims, ms in known.items()}
             return OperatorTime(through(known, places, least=self._a_node).at)
         # the last corner is the widest: a narrow one may not fill a block
         *_, widest = samples.values()
@@ -82,12 +83,23 @@ class Timings:
         the caches."""
         curve = self.cold_curve(operator)
         own = weight_bytes(operator.kind, dims, operator.static)
-        return 0.0 if curve is None else own * np.maximum(0.0, curve(total) - curve(own))
+        if curve is None:
+            return 0.0
+        return np.maximum(0.0, own * curve(total) - (0.0 if self._streams(operator) else own * curve(own)))
+
+    def _own(self, operator: Operator, dims: Sequence[Any]) -> Any:
+        """What an operator's own weights cost it, measured alone, where it reads them from memory as it computes: what
+        remains grows with its sizes, which this does not."""
+        own = weight_bytes(operator.kind, dims, operator.static)
+        return own * self._stream(own) if self._stream is not None and self._streams(operator) else 0.0
 
     def cold_curve(self, operator: Operator) -> Callable[[Any], np.ndarray] | None:
         """Milliseconds a byte of weights by the bytes read in between; more where nothing is computed meanwhile."""
-        few = self._stream is not None and few_positions(operator, sizes_at(operator, self.sizes))
-        return self._stream if few else self._cold
+        return self._stream if self._streams(operator) else self._cold
+
+    def _streams(self, operator: Operator) -> bool:
+        """Whether the bytes that it reads say what an operator takes."""
+        return self._stream is not None and few_positions(operator, sizes_at(operator, self.sizes))
 
     def reorder(self, elements: Any) -> np.ndarray:
         """What it takes to bring a tensor of so many elements into the NCHWc layout, or out of it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +26,13 @@ from surgeon.surgery import operate
 
 Kept = dict[int, tuple[int, ...]]
 _Try = tuple[Kept, "Timing"]
-_Solve = Callable[[float, float], _Try]
+_Solve = Callable[[Latency, float], _Try]
 
 #: Up to how many choices of widths are measured, each for so many seconds.
-_MOST = 7
+_MOST = 9
 _SECONDS = 2.0
 # Up to how many times what was asked for the least that is predicted is measured before it is believed.
-_DOUBTED = 2.0
+_DOUBTED = 10.0
 _ROUNDING = 1e-6
 # From what share of the whole on it is said that a run of nothing takes as much.
 _MUCH = 0.1
@@ -140,63 +140,66 @@ class LatencyTarget:
             given = f"latency_ms={ms:g}" if ms is not None else f"ratio={ratio:g}"
             raise InvalidArgument(f"{given}: the whole model takes {_text(self.base)} already; ask for less")
         possible = least_ms(self._groups, self.latency, min_width)
-        solve = self._solver(scores, min_width, size, curves, possible)
-        if not self.here:
-            kept, timing = solve(requested, requested)
-            return kept, timing if timing.landed is Landed.MET else _a_step_short(timing)
-        tries = self._tried(solve, requested, possible, relative=ms is None)
+
+        def solve(latency: Latency, target: float) -> _Try:
+            with stage("allocate"):
+                widths, found = allocate_latency(
+                    self._groups, scores, self._cost, latency, ms=target, min_width=min_width, size=size,
+                    curves=curves,
+                )
+            timing = Timing(
+                self.profile.cpu, self.profile.threads, requested, self.base, self.latency.ms(widths), bound=found.gap,
+                notes=(*self.notes, *found.notes), possible=possible,
+            )
+            return choose(self._groups, scores, widths), timing
+
+        def narrowest(latency: Latency) -> _Try:
+            return solve(latency, least_ms(self._groups, latency, min_width) * (1 + _ROUNDING))
+
         try:
+            if not self.here:
+                kept, timing = solve(self.latency, requested)
+                return kept, timing if timing.landed is Landed.MET else _a_step_short(timing)
+            tries = self._tried(solve, narrowest, requested, possible, relative=ms is None)
             kept, timing = _settled(tries)
         except Infeasible as error:
             raise self._explained(error) from error
         return kept, replace(timing, corrections=[each for each, _ in tries].index(kept))
 
-    def _tried(self, solve: _Solve, requested: float, possible: float, relative: bool) -> list[_Try]:
-        """Widths and what they were measured to take, until some meet what was asked for or none are left to try."""
+    def _tried(
+        self, solve: _Solve, narrowest: Callable[[Latency], _Try], requested: float, possible: float, relative: bool
+    ) -> list[_Try]:
+        """Widths and what they were measured to take, until some meet what was asked for or none are left to try.
+
+        What was measured corrects the prediction.
+        """
         tries: list[_Try] = []
-        target = requested
+        latency, target = self.latency, requested
         for _ in range(_MOST):
+            known = [kept for kept, _ in tries]
             try:
-                found = _untried(solve, requested, target, [(each, timing.predicted) for each, timing in tries])
+                found = _untried(partial(solve, latency), target, known, [latency.ms(_widths(kept)) for kept in known])
             except Infeasible:
-                if possible > _DOUBTED * requested:
+                if not tries and possible > _DOUBTED * requested:
                     raise
                 # The prediction is no proof: every group at its floor may be quick enough.
-                found = solve(requested, possible * (1 + _ROUNDING))
-            if found is None:
+                found = narrowest(latency)
+            if found is None or found[0] in known:
                 break
             tries.append((found[0], self._measured(*found, relative=relative)))
             if tries[-1][1].landed is Landed.MET:
                 break
-            landings = [(timing.predicted, _off(timing)) for _, timing in tries]
+            # Shares of the base: what the machine does to both models meanwhile says nothing about the widths.
+            measured = [
+                (_widths(kept), self.base * (timing.measured or timing.predicted) / timing.base)
+                for kept, timing in tries
+            ]
+            latency = self.latency.fitted(measured)
+            landings = [(latency.ms(_widths(kept)), _off(timing)) for kept, timing in tries]
             # At full width it takes what the base was measured to take.
             base = tries[-1][1].base / tries[-1][1].requested
             target = next_target(landings, (self.base, base))
         return tries
-
-    def _solver(
-        self, scores: Mapping[int, np.ndarray], min_width: MinWidth, size: float | None,
-        curves: Mapping[int, np.ndarray] | None, possible: float,
-    ) -> _Solve:
-        def solve(requested: float, target: float) -> _Try:
-            with stage("allocate"):
-                try:
-                    widths, found = allocate_latency(
-                        self._groups, scores, self._cost, self.latency, ms=target, min_width=min_width, size=size,
-                        curves=curves,
-                    )
-                except Infeasible as error:
-                    raise self._explained(error) from error
-            predicted = self.latency.ms(widths)
-            device, threads = self.profile.cpu, self.profile.threads
-            notes = (*self.notes, *found.notes)
-            timing = Timing(
-                device, threads, requested, self.base, predicted, bound=found.gap, notes=notes,
-                possible=possible,
-            )
-            return choose(self._groups, scores, widths), timing
-
-        return solve
 
     def _explained(self, error: Infeasible) -> Infeasible:
         """With what of the latency is not the model's, where that is much."""
@@ -233,6 +236,11 @@ def _text(ms: float) -> str:
     return f"{ms:.3g} ms" if ms < 100 else f"{ms:.0f} ms"
 
 
+def _widths(kept: Kept) -> dict[int, int]:
+    """How many units of each leaf stay."""
+    return {leaf: len(units) for leaf, units in kept.items()}
+
+
 def _off(timing: Timing) -> float:
     """What was measured over what was asked for."""
     return (timing.predicted if timing.measured is None else timing.measured) / timing.requested
@@ -245,23 +253,30 @@ def _a_step_short(timing: Timing) -> Timing:
     return replace(timing, notes=(*timing.notes, note))
 
 
-def _untried(solve: _Solve, requested: float, target: float, tried: Sequence[tuple[Kept, float]]) -> _Try | None:
-    """The widths for `target` or, where those were tried, others near it; nothing if there are none."""
-    known = [kept for kept, _ in tried]
-    above = min((ms for _, ms in tried if ms > target), default=target)
-    below = max((ms for _, ms in tried if ms <= target), default=target)
+def _untried(
+    solve: Callable[[float], _Try], target: float, known: Sequence[Kept], predicted: Sequence[float]
+) -> _Try | None:
+    """The widths for `target` or, where those are known, others near it; nothing if there are none.
+
+    Raises:
+        Infeasible: none are predicted to take so little.
+    """
+    above = min((ms for ms in predicted if ms > target), default=target)
+    below = max((ms for ms in predicted if ms <= target), default=target)
+    refused: Infeasible | None = None
     for step in (0.0, 0.5, 0.8, -0.5, -0.8):
         at = target + (step * (above - target) if step > 0 else -step * (below - target))
         if step and at == target:
             continue
         try:
-            found = solve(requested, at)
-        except Infeasible:
-            if not tried:
-                raise
+            found = solve(at)
+        except Infeasible as error:
+            refused = refused or error
             continue
         if found[0] not in known:
             return found
+    if refused is not None:
+        raise refused
     return None
 
 

@@ -57,6 +57,10 @@ def test_far_below_the_corners_a_share_of_the_work_is_left() -> None:
     surface = through({(a, b): float(a * b) ** 2 for a in (10, 20) for b in (10, 20)}, (0, 1), least=50.0)
     assert float(surface.at((5, 5))) == 2500.0
     assert float(surface.at((1, 10))) == 1000.0
+    assert float(surface.at((5, 15))) == float(surface.at((10, 15))) / 2
+    # Linear in each size, the product of both turns up again below.
+    steep = through({(10, 10): 1.0, (10, 20): 2.0, (20, 10): 2.0, (20, 20): 30.0}, (0, 1))
+    assert float(steep.at((2, 2))) == 1.0
     assert float(through({(10,): 1e4, (20,): 9e4}, (0,), least=2000.0).at((1,))) == 2000.0
 
 

@@ -214,4 +214,20 @@ def test_weights_from_memory_take_longer_the_more_there_are() -> None:
     warm = Latency.of(groups, dataclasses.replace(found.timings.profile, samples=samples))
     assert found.ms({}) > warm.ms({})
     (hidden,) = found.sizes
-    assert found.ms({hidden: 16}) == pytest.approx(warm.ms({hidden: 16}))
+    assert found.ms({hidden: 16}) <= warm.ms({hidden: 16})
+
+
+def test_what_smaller_models_were_measured_to_take_corrects_the_prediction() -> None:
+    """How much of what no operator takes alone grows with the widths is known once a smaller model was measured."""
+    groups = coupled(nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512)), 512)
+    alone = latency_of(groups)
+    (hidden,) = alone.sizes
+    narrow, wide = {hidden: 64}, {hidden: 512}
+    steep = dataclasses.replace(alone, scale=3.0)
+    whole = steep.ms({})
+    guessed = dataclasses.replace(alone, each=(whole - alone.ms({})) / (len(alone.shares({})) - 1))
+    fitted = guessed.fitted([(narrow, steep.ms(narrow)), (wide, steep.ms(wide))])
+    assert fitted.ms({}) == pytest.approx(guessed.ms({})) == pytest.approx(whole)
+    assert fitted.ms(narrow) == pytest.approx(steep.ms(narrow))
+    assert guessed.ms(narrow) > steep.ms(narrow)
+    assert guessed.fitted([]) is guessed
