@@ -1,10 +1,12 @@
 """Random networks under random plans, held against an oracle that shares nothing with the code that slices.
 
     python -m benchmarks.fuzz --networks 1000 --seed 0
+    python -m benchmarks.fuzz --networks 2000 --sizes
 
 Each network is pruned by a plan that keeps a random part of every group, run in float64 at another batch size than it
-was traced with, and compared with the original in which everything that was removed is ignored. One line is printed a
-failure, and a summary at the end, which goes to `benchmarks/results/fuzz.json` too.
+was traced with, and compared with the original in which everything that was removed is ignored. With `--sizes` the networks
+take several sizes, and are run at three of them and in bfloat16, in the user's own class and as a graph. One line is
+printed a failure, and a summary at the end, which goes to `benchmarks/results/fuzz.json`, or `fuzz_sizes.json`, too.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from pathlib import Path
 
 import torch
 
+from testbed.sized_trial import examine_sizes
 from testbed.trial import Outcome, examine
 
-RESULTS = Path(__file__).parent / "results" / "fuzz.json"
+RESULTS = Path(__file__).parent / "results"
+
 
 def _until_interrupted(batches: Iterator[list[Outcome]]) -> Iterator[list[Outcome]]:
     """What is done by the time of Ctrl-C is reported as well."""
@@ -41,8 +45,8 @@ def _ignore_interrupts() -> None:
     torch.set_num_threads(1)
 
 
-def _worker(seed: int, plans: int) -> list[Outcome]:
-    return list(examine(seed, plans))
+def _worker(seed: int, plans: int, sizes: bool) -> list[Outcome]:
+    return list(examine_sizes(seed) if sizes else examine(seed, plans))
 
 
 def _report(outcomes: list[Outcome], seconds: float) -> dict[str, object]:
@@ -67,14 +71,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first network's seed (default 0)")
     parser.add_argument("--plans", type=int, default=1, help="random plans a network (default 1)")
     parser.add_argument("--processes", type=int, default=2, help="default 2")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--sizes", action="store_true", help="networks of several sizes, each at three of them")
+    parser.add_argument("--output", type=Path, help="where the summary goes")
     options = parser.parse_args(arguments)
+    output: Path = options.output or RESULTS / ("fuzz_sizes.json" if options.sizes else "fuzz.json")
     started = time.perf_counter()
     outcomes: list[Outcome] = []
     context = multiprocessing.get_context("spawn")
     with context.Pool(options.processes, initializer=_ignore_interrupts) as pool:
         seeds = range(options.seed, options.seed + options.networks)
-        work = partial(_worker, plans=options.plans)
+        work = partial(_worker, plans=options.plans, sizes=options.sizes)
         for done, batch in enumerate(_until_interrupted(pool.imap_unordered(work, seeds, chunksize=4)), start=1):
             outcomes += batch
             for o in batch:
@@ -87,12 +93,12 @@ def main(arguments: list[str] | None = None) -> int:
     for key, value in report.items():
         print(f"{key:26} {value}")
     failures = sorted((o for o in outcomes if o.verdict not in ("right", "nothing")), key=lambda o: (o.seed, o.plan))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.output.with_name(options.output.name + ".part")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(output.name + ".part")
     content = {"first seed": options.seed, "torch": torch.__version__, **report}
     content["failures"] = [asdict(outcome) for outcome in failures]
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, options.output)
+    os.replace(temporary, output)
     return 1 if report["wrong"] or report["crashed"] else 0
 
 

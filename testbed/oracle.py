@@ -241,6 +241,11 @@ class _Masks(TorchDispatchMode):
         count = self.of(x).sum(over, keepdim)
         return self.filled(x).sum(over, keepdim) / count.clamp_min(1), count > 0
 
+    def _cumsum_rule(self, func: Any, x: Tensor, dim: int, **kw: Any) -> tuple[Tensor, Tensor]:
+        kept = self.of(x)
+        assert bool((kept == kept.select(dim, 0).unsqueeze(dim)).all()), "a running sum over what is left in part"
+        return func(self.filled(x), dim, **kw), kept
+
     def _amax_rule(self, func: Any, x: Tensor, dim: Any, keepdim: bool = False) -> tuple[Tensor, Tensor]:
         return self.filled(x, -torch.inf).amax(dim, keepdim), self.of(x).double().amax(dim, keepdim) > 0.5
 

@@ -6,7 +6,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -74,10 +74,10 @@ def examine(seed: int, plans: int = 1) -> Iterator[Outcome]:
     name = type(network).__name__
     before = {key: value.clone() for key, value in network.state_dict().items()}
     try:
-        with _only_failures_of_rules():
+        with only_failures_of_rules():
             groups = couple(trace(network, inputs))
     except Exception as error:  # noqa: BLE001  (whatever goes wrong is what the fuzz is after)
-        yield Outcome(seed, 0, name, _kind(error), message=_message(error))
+        yield failure(Outcome(seed, 0, name, ""), error)
         return
     if not len(groups):
         yield Outcome(seed, 0, name, "nothing")
@@ -87,17 +87,17 @@ def examine(seed: int, plans: int = 1) -> Iterator[Outcome]:
         about = partial(Outcome, seed, plan, name, groups=len(groups),
                         removed=sum(group.size - len(keep[group.leaf.id]) for group in groups))
         try:
-            with _only_failures_of_rules():
+            with only_failures_of_rules():
                 yield _compare(network, groups, keep, inputs, about)
         except Exception as error:  # noqa: BLE001
-            yield about(_kind(error), message=_message(error))
+            yield failure(about(""), error)
     after = network.state_dict()
     if not all(torch.equal(value, after[key]) for key, value in before.items()):
         yield Outcome(seed, 0, name, "wrong", message="the original network was changed")
 
 
 @contextmanager
-def _only_failures_of_rules() -> Iterator[None]:
+def only_failures_of_rules() -> Iterator[None]:
     """Of all warnings, the one that a rule failed is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -124,10 +124,8 @@ def _compare(
     return about("right" if right else "wrong", operation.form, deviation=deviation, message=operation.reason)
 
 
-def _kind(error: Exception) -> str:
-    return "refused" if isinstance(error, SurgeonError) else "crashed"
-
-
-def _message(error: Exception) -> str:
+def failure(about: Outcome, error: Exception) -> Outcome:
+    """What an error makes of a trial: surgeon's own is a refusal."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {error}"
+    message = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {error}"
+    return replace(about, verdict="refused" if isinstance(error, SurgeonError) else "crashed", message=message)
