@@ -4,9 +4,9 @@
     python -m benchmarks.fuzz --networks 2000 --sizes
 
 Each network is pruned by a plan that keeps a random part of every group, run in float64 at another batch size than it
-was traced with, and compared with the original in which everything that was removed is ignored. With `--sizes` the networks
-take several sizes, and are run at three of them and in bfloat16, in the user's own class and as a graph. One line is
-printed a failure, and a summary at the end, which goes to `benchmarks/results/fuzz.json`, or `fuzz_sizes.json`, too.
+was traced with, and compared with the original in which everything that was removed is ignored. With `--sizes` the
+networks take several sizes, and are run at three of them and in bfloat16, in the user's own class and as a graph. One
+line is printed a failure, and a summary at the end; it goes to `benchmarks/results/fuzz.json`, or `fuzz_sizes.json`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Blocks whose code reads sizes: (B, C, H, W) -> (B, C, H, W) and (B, L, D) -> (B, L, D), for any H, W and L that they take.
+"""Blocks whose code reads sizes: (B, C, H, W) -> (B, C, H, W) and (B, L, D) -> (B, L, D), for any that they take.
 
 Each does something that goes wrong in silence where a size of the example is taken for a constant, as users write it.
 """

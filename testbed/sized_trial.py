@@ -74,7 +74,7 @@ def _at(network: nn.Module, slim: nn.Module, cuts: oracle.Cuts, inputs: Inputs, 
     if not expected:
         return about(verdict="wrong", message=f"at {shapes} it answers, where the original fails: {why}")
     if [x.shape for x in found] != [y.shape for y in expected]:
-        return about(verdict="wrong", message=f"at {shapes} its outputs have the shapes {[tuple(x.shape) for x in found]}")
+        return about(verdict="wrong", message=f"at {shapes} its outputs are {[tuple(x.shape) for x in found]}")
     deviation = oracle.deviation(found, expected)
     right = deviation <= TOLERANCE
     return about(verdict="right" if right else "wrong", deviation=deviation, message="" if right else f"at {shapes}")
