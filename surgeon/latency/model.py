@@ -25,6 +25,8 @@ from surgeon.latency.width_grid import fast_widths
 from surgeon.solver.factors import Factor
 
 _RUN = "onnxruntime itself"
+# How many times less than predicted may grow with the widths, by what smaller models were measured to take.
+_LESS = 4
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ class Latency:
         slopes, rests = np.array(rows).T
         if not slopes.any():
             return self
-        scale = float(np.clip(-(slopes @ rests) / (slopes @ slopes), 0.0, whole / at_full))
+        found = -(slopes @ rests) / (slopes @ slopes)
+        # A smaller model that was as slow as the whole one was so by chance.
+        scale = float(np.clip(found, min(self.scale, whole / at_full) / _LESS, whole / at_full))
         return replace(self, scale=scale, each=(whole - scale * at_full) / share)
 
     def ms(self, widths: Mapping[int, int]) -> float:
