@@ -16,15 +16,13 @@ from surgeon.frontend.copies import duplicate
 from surgeon.frontend.input_spec import by_argument
 from surgeon.frontend.isolation import quietly, undisturbed, untouched, without_fast_attention
 from surgeon.frontend.trace import Inputs
+from surgeon.ir.size_conditions import Place
 
 #: Runs that are made at most, and the seconds after which none is begun: a large model is asked less.
 MOST_RUNS = 40
 MOST_SECONDS = 5.0
 #: How many other sizes of an axis are tried before it counts as fixed.
 ROUNDS = 4
-
-#: An axis of an input: which leaf of the inputs, and which of its axes.
-Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,10 @@ class FreeSizes:
         others = {each.place: each.other for each in self.axes if each.other is not None}
         return resized(inputs, others) if others else None
 
+    def at(self, others: Mapping[Place, int]) -> FreeSizes:
+        """The same with other second sizes of free axes."""
+        return FreeSizes(tuple(replace(each, other=others[each.place]) if each.free else each for each in self.axes))
+
     def fixing(self, places: Iterable[Place], reason: str) -> FreeSizes:
         """The same with some axes, and those that go with them, fixed for a reason."""
         gone = set(places)
@@ -128,13 +130,13 @@ def free_sizes(model: nn.Module, inputs: Inputs) -> FreeSizes:
     [(1, True), (3, False), (16, True), (16, True)]
     """
     axes = [
-        Size(name, leaf, axis, size)
+        Size(name, leaf, axis, size, reason="" if size else "it is empty")
         for name, leaf, value in _named(model, inputs)
         for axis, size in enumerate(value.shape)
-        if size > 0
     ]
-    search = _Search(Original(model), inputs, axes)
-    return FreeSizes(tuple(search.found()))
+    search = _Search(Original(model), inputs, [each for each in axes if each.size])
+    found = {each.place: each for each in search.found()}
+    return FreeSizes(tuple(found.get(each.place, each) for each in axes))
 
 
 def _named(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, int, Tensor]]:
