@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from surgeon.frontend.trace import Graph
 from surgeon.ir.axes import Axis, Leaf
 from surgeon.ir.space import Space
-from surgeon.rules import Axes, Context, Kept, RuleDoesNotApply, Typed, arguments, failed, find, where
+from surgeon.rules import Axes, Context, Kept, RuleDoesNotApply, Typed, example_arguments, failed, find, where
 from surgeon.rules.base import size_of, sizes_of
 from surgeon.support.arguments import instance
 
@@ -168,7 +168,7 @@ def _operator(node: fx.Node, c: Context) -> Typed:
     reason = f"{where(node)}: surgeon has no rule for this operator"
     if rule is not None:
         try:
-            typed = rule(node, arguments(node), c)
+            typed = rule(node, example_arguments(node), c)
         # What the rule unified before it gave up couples more than it must, which is safe; the rest is pinned.
         except RuleDoesNotApply as error:
             reason = f"{where(node)}: the rule does not cover these arguments ({error})"
