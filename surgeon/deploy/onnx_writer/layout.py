@@ -235,13 +235,16 @@ def _picked(
 
 def _expand(node: ir.Node, state: State) -> None:
     x = _operand(node)
-    state.need(node, 0, {})
+    copies = state.copies.get(node.outputs[0].name or "", {})
     masks = state.of(x)
-    if not masks:
+    if not masks and not copies:
+        state.need(node, 0, {})
         return
-    shift = len(sizes(node.outputs[0], node)) - len(sizes(x, node))
+    old = sizes(x, node)
+    shift = len(sizes(node.outputs[0], node)) - len(old)
+    state.need(node, 0, {at - shift: mask for at, mask in copies.items() if at >= shift and old[at - shift] != 1})
     (length,) = sizes(node.inputs[1], node) if node.inputs[1] is not None else (0,)
-    out = {axis + shift: mask for axis, mask in masks.items()}
+    out = {axis + shift: mask for axis, mask in masks.items()} | copies
     if isinstance(length, str):
         raise Unwritable(f"{place(node)}: how many axes it is given is not known")
     # The operand may have more axes than it is expanded to.
@@ -250,6 +253,22 @@ def _expand(node: ir.Node, state: State) -> None:
     numbers = {axis - less: count(mask) for axis, mask in out.items() if axis >= less}
     state.renumber(node, 1, {at: n for at, n in numbers.items() if written is None or written[at] != 1})
     state.give(node, out)
+
+
+def _gather_nd(node: ir.Node, state: State) -> None:
+    """Constant places in the first axes, each of which gives all of the axes that follow."""
+    x, index = _operand(node), node.inputs[1]
+    assert index is not None
+    state.need(node, 0, {})
+    if state.of(index) or (state.of(x) and integer(node, "batch_dims", 0)):
+        raise Unwritable(f"{place(node)}: positions are lost where it takes places")
+    masks = state.of(x)
+    if not masks:
+        return
+    *more, taken = sizes(index, node)
+    if isinstance(taken, str) or any(axis < taken for axis in masks):
+        raise Unwritable(f"{place(node)}: positions are lost on an axis that it takes places of")
+    state.give(node, {axis - taken + len(more): mask for axis, mask in masks.items()})
 
 
 def _tile(node: ir.Node, state: State) -> None:
@@ -337,6 +356,7 @@ RULES: dict[str, Callable[[ir.Node, State], None]] = {
     "Expand": _expand,
     "Flatten": _reshape,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "Pad": _pad,
     "Reshape": _reshape,
     "Resize": _resize,

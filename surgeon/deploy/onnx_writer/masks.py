@@ -97,7 +97,7 @@ def reshaped(masks: Masks, old: Sequence[Size], new: Sequence[Size]) -> dict[int
 def _aligned(old: Sequence[Size], new: Sequence[Size]) -> tuple[list[tuple[list[int], list[int]]], list[int]]:
     """Runs of axes of `old` and of `new` that hold as many elements, from both ends; and the axes of `old` between."""
     left, i, j = _runs(old, new)
-    right, k, m = _runs(old[i:][::-1], new[j:][::-1])
+    right, k, _ = _runs(old[i:][::-1], new[j:][::-1])
     spans = left + [
         (sorted(len(old) - 1 - axis for axis in axes), sorted(len(new) - 1 - axis for axis in onto))
         for axes, onto in right

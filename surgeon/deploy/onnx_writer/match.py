@@ -22,8 +22,8 @@ def known_cuts(
 ) -> dict[str, Positions]:
     """The kept positions in `cuts`, which are those of the model's tensors, by the names of the weights in a file.
 
-    An exporter keeps the name of a tensor or, where it reorders the axes, as for a linear layer, the values: a weight is
-    a tensor of its name and shape, or the one tensor that holds the same values in some order of its axes.
+    An exporter keeps the name of a tensor or, where it reorders the axes, as for a linear layer, the values: a weight
+    is a tensor of its name and shape, or the one tensor that holds the same values in some order of its axes.
     """
     found: dict[str, Positions] = {}
     by_shape: dict[tuple[int, ...], list[str]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""What becomes of lost positions at each ONNX operator: one rule an operator, those that move axes in a file of their own.
+"""What becomes of lost positions at each ONNX operator: one rule an operator, those that move axes in `layout`.
 
 A rule says which parts of its weights an operator wants, rewrites its numbers, and gives the masks of its outputs.
 """
@@ -248,8 +248,8 @@ _UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh Bernoulli BitwiseNot Cast Ceil 
     Floor Gelu HardSigmoid HardSwish Hardmax Identity IsInf IsNaN LeakyRelu Log LogSoftmax LpNormalization Mish Neg Not
     Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Tan Tanh ThresholdedRelu
     Trilu""".split()
-_ELEMENTWISE = """Add And BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean
-    Min Mod Mul Or PRelu Pow Sub Sum Where Xor""".split()
+_ELEMENTWISE = """Add And BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max
+    Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor""".split()
 _POOLS = "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool".split()
 
 RULES: dict[str, Rule] = {

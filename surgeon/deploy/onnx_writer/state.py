@@ -15,15 +15,24 @@ class Unwritable(ExportError):
     """The smaller file can't be made from the larger one; the message names the operator or the weight."""
 
 
+class Unlike(Unwritable):
+    """A value that is computed has other masks than its reader needs."""
+
+    def __init__(self, message: str, value: ir.Value, wanted: Mapping[int, Mask | None]) -> None:
+        super().__init__(message)
+        self.value, self.wanted = value, wanted
+
+
 class State:
     """The masks of every value so far, and for each weight which part of it each of its readers wants.
 
-    `weights` are the masks of the weights that the caller knows.
+    `weights` are the masks of the weights that the caller knows, `copies` those of axes that consist of copies, by the
+    name of the value.
     """
 
-    def __init__(self, graph: ir.Graph, weights: Mapping[str, Masks]) -> None:
+    def __init__(self, graph: ir.Graph, weights: Mapping[str, Masks], copies: Mapping[str, Masks]) -> None:
         self.graph = graph
-        self.weights = weights
+        self.weights, self.copies = weights, copies
         self.masks: dict[ir.Value, dict[int, Mask]] = {}
         self.wanted: dict[tuple[ir.Node, int], dict[int, Mask]] = {}
         self._names = {value.name for value in _values(graph) if value.name is not None}
@@ -56,9 +65,9 @@ class State:
             if same(have.get(axis), mask):
                 continue
             if not value.is_initializer():
-                raise Unwritable(
+                raise Unlike(
                     f"{place(node)}: axis {axis} of its operand {value.name!r} keeps {_kept(have.get(axis))}, where "
-                    f"{_kept(mask)} are to be kept"
+                    f"{_kept(mask)} are to be kept", value, masks,
                 )
             if mask is not None and sizes(value, node)[axis] != mask.size:
                 raise Unwritable(
@@ -74,6 +83,8 @@ class State:
 
     def give(self, node: ir.Node, masks: Masks, output: int = 0) -> None:
         """Let an output of a node have these masks."""
+        if not all(mask.any() for mask in masks.values()):
+            raise Unwritable(f"{place(node)}: nothing would stay of what it computes")
         if output < len(node.outputs) and masks:
             self.masks[node.outputs[output]] = lossy(masks)
 
@@ -96,7 +107,8 @@ class State:
         if key not in self._constants:
             name = self.name("number" if array.dtype.kind in "iu" else "constant")
             tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+            kind = ir.TensorType(tensor.dtype)
+            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor)
             self.graph.register_initializer(value)
             self._constants[key] = value
         return self._constants[key]
@@ -157,7 +169,10 @@ def sizes(value: ir.Value, node: ir.Node) -> list[Size]:
     """
     if value.shape is None:
         raise Unwritable(f"{place(node)}: the file doesn't tell the shape of {value.name!r}")
-    return [size if isinstance(size, int) else str(size.value or f"?{value.name}.{axis}") for axis, size in enumerate(value.shape)]
+    return [
+        size if isinstance(size, int) else str(size.value or f"?{value.name}.{axis}")
+        for axis, size in enumerate(value.shape)
+    ]
 
 
 def array_of(value: ir.Value | None) -> np.ndarray | None:

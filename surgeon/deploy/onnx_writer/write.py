@@ -8,12 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass, ShapeInferencePass
 from onnxscript import ir
 
-from surgeon.deploy.onnx_writer.masks import Masks, count, of_positions
+from surgeon.deploy.onnx_writer.masks import Mask, Masks, count, of_positions
+from surgeon.deploy.onnx_writer.origin import origin
 from surgeon.deploy.onnx_writer.rules import apply
-from surgeon.deploy.onnx_writer.state import State, Unwritable, array_of
+from surgeon.deploy.onnx_writer.state import State, Unlike, Unwritable, array_of
+
+# What onnx's shape inference calls a size of which it finds nothing.
+_UNKNOWN = "unk__"
 
 Cuts = Mapping[str, Mapping[int, Sequence[int] | np.ndarray]]
 
@@ -40,30 +44,53 @@ def write(base: str | os.PathLike[str], path: str | os.PathLike[str], cuts: Cuts
     >>> [(each.name, onnx.numpy_helper.to_array(each).tolist()) for each in slim.graph.initializer]
     [('a', [[1.0, 3.0], [4.0, 6.0]]), ('b', [[1.0, 2.0], [5.0, 6.0]])]
     """
+    copies: dict[str, dict[int, Mask]] = {}
+    while True:
+        model, state = _prepared(base, cuts, copies)
+        try:
+            for node in list(model.graph):
+                apply(node, state)
+            break
+        except Unlike as error:
+            # Known only now that the walk has come to the reader: it begins anew, from the file as it is.
+            more = origin(error.value, error.wanted, state)
+            if not more or more.keys() <= copies.keys():
+                raise
+            copies |= more
+    _finish(model, state)
+    ir.save(model, path)
+
+
+def _prepared(base: str | os.PathLike[str], cuts: Cuts, copies: Mapping[str, Masks]) -> tuple[ir.Model, State]:
     model = ir.load(base)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    if any(output.shape is None for node in model.graph for output in node.outputs):
-        ShapeInferencePass()(model)
+    if not all(_is_known(output.shape) for node in model.graph for output in node.outputs):
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     known = {}
     for name, kept in cuts.items():
         weight = model.graph.initializers.get(name)
         if weight is None or weight.const_value is None:
             raise Unwritable(f"{Path(base).name} has no weight {name!r}")
         known[name] = of_positions(kept, [int(size) for size in weight.const_value.shape])
-    _shrink(model, known)
-    ir.save(model, path)
+    return model, State(model.graph, known, copies)
 
 
-def _shrink(model: ir.Model, known: Mapping[str, Masks]) -> None:
-    state = State(model.graph, known)
-    for node in list(model.graph):
-        apply(node, state)
+def _is_known(shape: ir.Shape | None) -> bool:
+    """Whether a shape says of each size how much it is, or what it is called, other than by shape inference."""
+    if shape is None:
+        return False
+    return all(isinstance(size, int) or not (size.value or _UNKNOWN).startswith(_UNKNOWN) for size in shape)
+
+
+def _finish(model: ir.Model, state: State) -> None:
+    """Cut the weights, and correct the shapes that the file tells."""
     for output in model.graph.outputs:
         if state.of(output):
             raise Unwritable(f"the output {output.name!r} would lose positions")
     _slice(state)
     for value, masks in state.masks.items():
         value.shape = _smaller(value.shape, masks)
+    RemoveUnusedNodesPass()(model)
 
 
 def _slice(state: State) -> None:
