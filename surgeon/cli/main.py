@@ -12,6 +12,7 @@ import typer
 import surgeon
 from surgeon.cli import data as batches
 from surgeon.cli import device as device_commands
+from surgeon.cli import export as export_commands
 from surgeon.cli import study as study_commands
 from surgeon.cli import sweep as sweep_commands
 from surgeon.cli.options import (
@@ -223,5 +224,6 @@ def verify(
 
 
 device_commands.add_commands(app)
+export_commands.add_commands(app)
 study_commands.add_commands(app)
 sweep_commands.add_commands(app)

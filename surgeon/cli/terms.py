@@ -56,11 +56,12 @@ PHRASES = (
     (r"call fresh_model\.to_empty\(device='cpu'\) first", "build it on a device with values"),
     (r"\bfresh_model\b", "SPEC"),
     (r"\bpath='([^']*)'", r"-o \1"),
+    (r"^dynamic: ", "--axis and --fix: "),
 )
 
 #: What a command does that goes by another name in Python.
 COMMANDS = {
-    "plan": "shrink", "save": "shrink", "export": "shrink", "Plan.apply": "apply", "load": "apply",
+    "plan": "shrink", "save": "shrink", "Plan.apply": "apply", "load": "apply",
     "benchmark": "bench", "prune_connections": "sweep --amount",
 }  # fmt: skip
 

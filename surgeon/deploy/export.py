@@ -1,257 +1,324 @@
 """From a PyTorch module to an ONNX file that is known to compute the same."""
 
+from __future__ import annotations
+
+import contextlib
 import dataclasses
+import json
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
-from onnxscript import ir
 from torch import Tensor, nn
 
-from surgeon.deploy.graph import has_fixed_batch, tidy, unfused_batch_norms
-from surgeon.deploy.inputs import Call, named_outputs, read_call, unique
-from surgeon.deploy.lowering import copy_before_views, write_out_attention
-from surgeon.deploy.parity import check_parity
-from surgeon.errors import ExportError, InvalidInputs, OutputError, TraceError, first_line
-from surgeon.frontend.copies import duplicate
-from surgeon.frontend.isolation import quietly, undisturbed, untouched
+from surgeon.deploy.conversion import OPSETS, save, to_onnx
+from surgeon.deploy.flat import Flat, cause, flatten
+from surgeon.deploy.free_axes import Dynamic, FreeAxes, dynamic, find_free_axes
+from surgeon.deploy.graph import fixed_axes, tidy, unfused_batch_norms
+from surgeon.deploy.inputs import Call, Place, read_call
+from surgeon.deploy.parity import Parity, check_parity
+from surgeon.device.ort_session import EXAMPLE
+from surgeon.errors import ExportError, InvalidArgument, SurgeonError, TraceError, first_line
+from surgeon.frontend.infer_inputs import infer
+from surgeon.frontend.isolation import quietly, undisturbed, untouched, without_stack_traces
 from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import check_dense
-from surgeon.support.arguments import ABOVE_ZERO, flag
-from surgeon.support.files import free_name, replace_beside
+from surgeon.support.arguments import ABOVE_ZERO, integer, listed, refusal
+from surgeon.support.files import replace_beside
+from surgeon.support.time_limit import TimeIsUp, limited
 
 OPSET = 20
 """The newest opset torch.onnx converts to by default; onnxruntime reads it since 1.17."""
 
-SINGLE_FILE_BYTES = 2**31 - 2**24
-"""Weights below this go inside the file: protobuf ends at 2 GiB, and the graph takes some of it."""
+SECONDS, SECONDS_A_MODULE = 20.0, 0.1
+"""How long a trace in which more than the batch is free may take: some of them never end."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
     """What was written, and how closely it follows PyTorch.
 
-    `bytes` counts weights in a file beside it too; `deviation` is the largest max |a - b| / max |b| of an
-    output over all inputs tried, of the batch sizes `batches_checked`; `notes` say what may be unexpected.
+    `bytes` counts weights in a file beside it too; `inputs` are the sizes of the inputs' axes, a name where an axis is
+    free; `deviation` is the largest max |a - b| / max |b| of an output over all inputs tried, which were of the shapes
+    `shapes_checked`; `notes` say what may be unexpected, and why an axis that the model leaves free is fixed.
     """
 
     path: Path
     bytes: int
     opset: int
-    dynamic_batch: bool
+    inputs: Mapping[str, tuple[int | str, ...]]
     deviation: float
-    batches_checked: tuple[int, ...]
+    shapes_checked: tuple[Mapping[str, tuple[int, ...]], ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def dynamic_batch(self) -> bool:
+        """Whether the first axis of an input is free."""
+        return any(bool(shape) and isinstance(shape[0], str) for shape in self.inputs.values())
+
     def __str__(self) -> str:
-        batch = "any batch size" if self.dynamic_batch else "fixed batch size"
-        checked = ", ".join(map(str, self.batches_checked))
+        names = list(dict.fromkeys(size for shape in self.inputs.values() for size in shape if isinstance(size, str)))
+        free = f"free: {', '.join(names)}" if names else "all sizes fixed"
         lines = [
-            f"{self.path}: {self.bytes / 1e6:.2f} MB, opset {self.opset}, {batch}, "
-            f"deviation from PyTorch {self.deviation:.1e} (batches of {checked})"
+            f"{self.path}: {self.bytes / 1e6:.2f} MB, opset {self.opset}, {free}, deviation from PyTorch "
+            f"{self.deviation:.1e} (largest of {len(self.shapes_checked)} shapes)"
         ]
+        lines += [f"  {name} ({', '.join(map(str, shape))})" for name, shape in self.inputs.items()]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
-@public(dynamic_batch=flag, tolerance=ABOVE_ZERO)
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    found = listed(value)
+    if isinstance(value, str) or found is None or not all(isinstance(each, str) and each for each in found):
+        raise refusal(name, value, "names, one for each tensor, in a list or tuple")
+    if len(set(found)) != len(found):
+        raise InvalidArgument(f"{name} holds a name twice: {', '.join(found)}")
+    return tuple(found)
+
+
+@public(
+    dynamic=dynamic, tolerance=ABOVE_ZERO, opset=integer(OPSETS.start, OPSETS.stop - 1, ", which torch.onnx writes"),
+    input_names=_names, output_names=_names,
+)
 @undisturbed()
 def export(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
-    example_inputs: object,
-    dynamic_batch: bool | None = None,
+    example_inputs: object = None,
+    dynamic: Dynamic = None,
+    opset: int = OPSET,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> ExportReport:
     """Write `model` in eval mode to an ONNX file, optimized, and hold the file against PyTorch.
 
-    `example_inputs` is a tensor, a tuple of positional inputs or a dict of keyword inputs. With
-    `dynamic_batch=None` the first axis of every input of the batch's size is made dynamic if the model
-    allows it; `True` insists on it, `False` fixes the example's sizes. BatchNorm is folded into
-    convolutions. Weights and inputs of other floating-point types are exported as float32. `model` is not
-    changed, and is read in eval mode whatever mode it is in.
+    `example_inputs` is a tensor, a tuple of positional inputs or a dict of keyword inputs; left out, they are inferred
+    where that is safe. BatchNorm is folded into convolutions. Weights and inputs of other floating-point types are
+    exported as float32. `model` is not changed, and is read in eval mode whatever mode it is in.
 
-    The file is compared with PyTorch on the example and on random inputs like it (`sample_like`), and with
-    a dynamic batch on batches of 1, 2 and 3: each output must satisfy max |a - b| / max |b| <= `tolerance`.
-    Only a file that passed takes the place of `path`.
+    Every axis of an input that the model leaves free, which running it at other sizes tells, is free in the file:
+    height, width and length as well as the batch. Where not all can be, fewer are, and the report says which and why.
+    `dynamic=False` fixes the example's sizes, `dynamic="batch"` all but the batch. A mapping names axes, which are
+    insisted on, or fixes them, by input and axis: `{"x": {2: "height", 3: "width"}, "mask": False}`; axes of one name
+    are of one size.
 
-    Raises `InvalidArgument` for a tolerance that is not positive, `OutputError` if `path` can't be written
-    (before any work), `InvalidModel` if a tensor of the model has no shape or values, `InvalidInputs` if the
-    model does not run on the example, `TraceError` if `torch.export` can't trace it, and `ExportError` if it
-    can't be written as ONNX or the file deviates.
+    The file is compared with PyTorch on the example, on random inputs like it (`sample_like`), at another size of all
+    free axes at once, and with a free batch on batches of 1 and 3 too: each output must satisfy
+    max |a - b| / max |b| <= `tolerance`. Only a file that passed takes the place of `path`.
+
+    Raises `InvalidArgument` for a tolerance that is not positive, an opset that torch.onnx does not write, names that
+    are not as many as there are tensors, and axes that are not there or that the model fixes; `OutputError` if `path`
+    can't be written (before any work), `InvalidModel` if a tensor of the model has no shape or values, `InvalidInputs`
+    if the model does not run on the example, `TraceError` if `torch.export` can't trace it, and `ExportError` if it
+    can't be written as ONNX, an axis that is insisted on can't be free, or the file deviates.
 
     >>> import tempfile
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     report = export(nn.Linear(4, 2), f"{folder}/linear.onnx", example_inputs=torch.randn(1, 4))
-    >>> report.dynamic_batch, report.batches_checked, report.deviation < 1e-5
-    (True, (1, 2, 3), True)
+    ...     report = export(net, f"{folder}/net.onnx", example_inputs=torch.randn(1, 3, 8, 8))
+    >>> report.inputs, report.deviation < 1e-5
+    ({'input': ('batch', 3, 'height', 'width')}, True)
     """
     target = Path(path)
     with replace_beside(target) as scratch, untouched(model):
-        call = read_call(model, example_inputs)
+        if example_inputs is None:
+            args, kwargs = infer(model)
+            example_inputs = args or kwargs
+        call = _renamed(read_call(model, example_inputs), input_names)
         check_dense(model)
-        frozen, notes = _float32_copy(model)
-        wrapped = _Flat(frozen, call)
-        wrapped.learn_outputs()
-        notes += [f"output {name} is a {kind}, not a tensor, and left out" for name, kind in wrapped.left_out]
-        attempts = [True, False] if dynamic_batch is None else [dynamic_batch]
-        for index, dynamic in enumerate(attempts):
-            try:
-                opset, deviation, batches, more = _attempt(
-                    wrapped, call, scratch / target.name, dynamic, tolerance, seed
-                )
-                break
-            except (TraceError, ExportError) as error:
-                if index == len(attempts) - 1:
-                    raise
-                notes.append(f"the batch is fixed, because a dynamic one failed: {_first_line(error)}")
-                for left in scratch.iterdir():
-                    left.unlink()
-        size = sum(file.stat().st_size for file in scratch.iterdir())
-    return ExportReport(target, size, opset, dynamic, deviation, batches, (*notes, *more))
-
-
-class _Flat(nn.Module):
-    """`model` as a function from tensors to a tuple of tensors, whatever it takes and returns."""
-
-    def __init__(self, model: nn.Module, call: Call) -> None:
-        super().__init__()
-        self.model = model
-        self.call = call
-        self.output_names: tuple[str, ...] = ()
-        self.left_out: list[tuple[str, str]] = []
-        self.training = False
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        args, kwargs = self.call.bind(tensors)
-        leaves = named_outputs(self.model(*args, **kwargs))
-        return tuple(leaf for _, leaf in leaves if isinstance(leaf, Tensor))
-
-    def in_double(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The same outputs, computed in float64 throughout."""
-        double = _Flat(duplicate(self.model).double(), self.call)
-        return double(*tensors)
-
-    def learn_outputs(self) -> None:
-        """Run the model on the example and note its outputs' names; `InvalidInputs` if it does not run."""
-        args, kwargs = self.call.bind(tuple(tensor.clone() for tensor in self.call.tensors))
-        try:
-            with torch.no_grad():
-                leaves = list(named_outputs(self.model(*args, **kwargs)))
-        # A user's forward may raise anything.
-        except Exception as error:
-            shapes = self.call.shapes(self.call.tensors)
-            raise InvalidInputs(
-                f"the model does not run on the example inputs {shapes}: {_first_line(error)}"
-            ) from error
-        names = [name for name, leaf in leaves if isinstance(leaf, Tensor)]
-        if not names:
-            raise ExportError("the model returns no tensor, so there is nothing to export")
-        self.output_names = unique(names, self.call.names)
-        self.left_out = [(name, type(leaf).__name__) for name, leaf in leaves if not isinstance(leaf, Tensor)]
-
-
-def _attempt(
-    wrapped: _Flat, call: Call, path: Path, dynamic: bool, tolerance: float, seed: int
-) -> tuple[int, float, tuple[int, ...], list[str]]:
-    """Export and check; the opset, the deviation, the batch sizes checked, and notes."""
-    with quietly():
-        program = _trace(wrapped, call, dynamic)
-        model = _to_onnx(program)
-        found, expected = len(model.graph.outputs), len(wrapped.output_names)
-        if found != expected:
-            raise ExportError(f"torch.onnx wrote {found} outputs, the model has {expected}")
-        if dynamic and any(has_fixed_batch(model.graph.inputs[index]) for index in call.batched):
-            raise ExportError("torch.export fixed the batch size of an input that should be dynamic")
-        tidy(model, call.names, wrapped.output_names)
-        _write(model, path)
-    generator = torch.Generator().manual_seed(seed)
-    samples = [call.tensors, call.sample(generator), call.sample(generator)]
-    if dynamic:
-        samples += [call.with_batch(batch).sample(generator) for batch in (1, 2, 3)]
-    parity = check_parity(
-        path, wrapped, samples, input_names=call.names, tolerance=tolerance, precise=wrapped.in_double
+        flat, notes = flatten(model, call)
+        if output_names is not None:
+            flat.output_names = _fitting("output_names", output_names, flat.output_names)
+            if both := set(output_names) & set(call.names):
+                raise InvalidArgument(f"output_names: {', '.join(sorted(both))} is an input's name too")
+        axes = find_free_axes(flat.model, call, dynamic)
+        file = _Export(flat, call, scratch / target.name, opset, tolerance, seed)
+        written = _settle(file, axes, notes)
+        size = sum(each.stat().st_size for each in scratch.iterdir())
+    return ExportReport(
+        target, size, opset, written.inputs, written.parity.deviation, written.shapes, (*notes, *written.notes)
     )
-    first = call.batched[0] if call.batched else None
-    batches = set() if first is None else {sample[first].shape[0] for sample in samples}
-    notes = list(parity.notes)
-    if left := unfused_batch_norms(model.graph):
-        notes.append(f"{len(left)} BatchNorm could not be folded into the convolution before it")
-    return model.opset_imports[""], parity.deviation, tuple(sorted(batches)), notes
 
 
-def _trace(wrapped: _Flat, call: Call, dynamic: bool) -> torch.export.ExportedProgram:
-    shapes: tuple[Any, ...] | None = None
-    if dynamic:
-        if not call.batched:
-            raise TraceError("no input has an axis that could be a dynamic batch")
-        # A batch of 1 is specialized away and gets baked into reshapes.
-        call = call.with_batch(max(2, call.batch or 0))
-        batched = set(call.batched)
-        shapes = (tuple({0: torch.export.Dim.AUTO} if i in batched else None for i in range(len(call.tensors))),)
-    try:
-        with torch.no_grad():
-            return torch.export.export(wrapped, call.tensors, dynamic_shapes=shapes, strict=False)
-    # torch.export raises errors of many unrelated kinds, the user's own among them.
-    except Exception as error:
-        raise TraceError(f"torch.export can't trace the model: {_first_line(error)}") from error
+def _renamed(call: Call, names: Sequence[str] | None) -> Call:
+    return call if names is None else dataclasses.replace(call, names=_fitting("input_names", names, call.names))
 
 
-def _to_onnx(program: torch.export.ExportedProgram) -> ir.Model:
-    try:
-        write_out_attention(program)
+def _fitting(argument: str, names: Sequence[str], found: tuple[str, ...]) -> tuple[str, ...]:
+    if len(names) != len(found):
+        raise InvalidArgument(f"{argument} holds {len(names)} names for {len(found)} tensors: {', '.join(found)}")
+    return tuple(names)
+
+
+def _settle(file: _Export, axes: FreeAxes, notes: list[str]) -> _Written:
+    """Write the file with as many of these axes free as can be; what can't be is told in `notes`."""
+    left: list[FreeAxes] = [axes, *axes.less()]
+    tried: list[frozenset[Place]] = []
+    while True:
+        each = left.pop(0)
+        if frozenset(each.names) in tried:
+            continue
+        tried.append(frozenset(each.names))
         try:
-            return _convert(program)
-        # torch.onnx raises errors of many unrelated kinds.
-        except Exception:
-            if not copy_before_views(program):
+            written = file.write(each)
+        except (TraceError, ExportError) as error:
+            if isinstance(error, _NotFree):
+                left.insert(0, each.only(each.names.keys() - error.places))
+            left = [other for other in left if axes.insisted <= other.names.keys()]
+            if not any(frozenset(other.names) not in tried for other in left):
                 raise
-            return _convert(program)
-    except Exception as error:
-        raise ExportError(f"torch.onnx can't translate the model: {_first_line(error)}") from error
+            reason = first_line(error)
+            file.clear()
+            continue
+        if each.names.keys() != axes.names.keys():
+            notes += _lost(file.call, axes, each, reason)
+        return written
 
 
-def _convert(program: torch.export.ExportedProgram) -> ir.Model:
-    result = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True, opset_version=OPSET)
-    assert result is not None  # because dynamo=True
-    model: ir.Model = result.model
-    return model
+def _lost(call: Call, wanted: FreeAxes, got: FreeAxes, reason: str) -> Iterator[str]:
+    """What the model leaves free and the file fixes."""
+    gone = [place for place in sorted(wanted.names) if place not in got.names]
+    sizes = [(axis, call.names[tensor], call.tensors[tensor].shape[axis]) for tensor, axis in gone]
+    shown = ", ".join(f"axis {axis} of {name} ({size})" for axis, name, size in sizes)
+    yield f"fixed, though the model leaves {'it' if len(gone) == 1 else 'them'} free: {shown}, because {reason}"
 
 
-def _write(model: ir.Model, path: Path) -> None:
-    weights = (value.const_value for value in model.graph.initializers.values())
-    size = sum(tensor.nbytes for tensor in weights if tensor is not None)
-    external = free_name(path) if size >= SINGLE_FILE_BYTES else None
-    try:
-        ir.save(model, path, external_data=external)
-    except OSError as error:
-        raise OutputError(f"{path.name} could not be written ({error})") from error
-    try:
-        onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        raise ExportError(f"onnx's checker refuses the exported file: {_first_line(error)}") from error
+class _NotFree(ExportError):
+    """Some axes can't be free."""
+
+    def __init__(self, message: str, places: set[Place]) -> None:
+        super().__init__(message)
+        self.places = places
 
 
-def _float32_copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """A copy of the model in eval mode, float32, on the CPU, and a note on what was converted."""
-    result = duplicate(model)
-    tensors = [*model.parameters(), *model.buffers()]
-    kinds = {str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()} - {"float32"}
-    result.to("cpu")
-    if kinds:
-        result.float()
-    # Set directly: `eval()` is refused by the modules that torch.export returns.
-    for module in result.modules():
-        module.training = False
-    notes = [f"exported in float32, the model is in {', '.join(sorted(kinds))}"] if kinds else []
-    return result, notes
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    inputs: Mapping[str, tuple[int | str, ...]]
+    parity: Parity
+    shapes: tuple[Mapping[str, tuple[int, ...]], ...]
+    notes: tuple[str, ...]
 
 
-def _first_line(error: BaseException) -> str:
-    """The first line of what went wrong at the bottom: torch.onnx wraps the reason in advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return first_line(error)
+@dataclasses.dataclass(frozen=True)
+class _Export:
+    """One file that is to be written, and what of."""
+
+    flat: Flat
+    call: Call
+    path: Path
+    opset: int
+    tolerance: float
+    seed: int
+
+    def clear(self) -> None:
+        """Take away what was written."""
+        for left in self.path.parent.iterdir():
+            left.unlink()
+
+    def write(self, axes: FreeAxes) -> _Written:
+        """Write the file with these axes free, and check it.
+
+        Raises:
+            TraceError, ExportError: it can't be written so, or deviates.
+        """
+        with quietly():
+            model = to_onnx(self._trace(axes), self.opset)
+            found, expected = len(model.graph.outputs), len(self.flat.output_names)
+            if found != expected:
+                raise ExportError(f"torch.onnx wrote {found} outputs, the model has {expected}")
+            if fixed := fixed_axes(model.graph, axes.names):
+                shown = ", ".join(f"axis {axis} of {self.call.names[tensor]}" for tensor, axis in sorted(fixed))
+                raise _NotFree(f"torch.export takes {shown} for fixed", fixed)
+            tidy(model, self.call.names, self.flat.output_names, axes.names)
+            model.metadata_props[EXAMPLE] = json.dumps(self._example(axes))
+            save(model, self.path)
+        parity, shapes = self._check(axes)
+        notes = list(parity.notes)
+        if left := unfused_batch_norms(model.graph):
+            notes.append(f"{len(left)} BatchNorm could not be folded into the convolution before it")
+        inputs = {
+            name: tuple(axes.names.get((index, axis), size) for axis, size in enumerate(tensor.shape))
+            for index, (name, tensor) in enumerate(zip(self.call.names, self.call.tensors, strict=True))
+        }
+        return _Written(inputs, parity, shapes, tuple(notes))
+
+    def _example(self, axes: FreeAxes) -> dict[str, list[int]]:
+        """The example's shapes, one sample where the batch is free: what the file is timed at."""
+        one = self.call.at(dict.fromkeys(axes.batch, 1))
+        return {name: list(shape) for name, shape in one.shapes(one.tensors).items()}
+
+    def _trace(self, axes: FreeAxes) -> torch.export.ExportedProgram:
+        call = self.call.at(_unlike(self.call, axes))
+        shapes: tuple[Any, ...] | None = None
+        if axes.names:
+            auto = torch.export.Dim.AUTO
+            shapes = (tuple(
+                {axis: auto for tensor, axis in axes.names if tensor == index} or None
+                for index in range(len(call.tensors))
+            ),)
+        spare = len(axes.names) - len(axes.batch)
+        seconds = SECONDS + SECONDS_A_MODULE * sum(1 for _ in self.flat.modules()) if spare else None
+        try:
+            with torch.no_grad(), without_stack_traces(), _in_time(seconds):
+                return torch.export.export(self.flat, call.tensors, dynamic_shapes=shapes, strict=False)
+        # torch.export raises errors of many unrelated kinds, the user's own among them.
+        except Exception as error:
+            raise TraceError(f"torch.export can't trace the model: {cause(error)}") from error
+        except TimeIsUp as error:
+            raise TraceError(f"torch.export didn't get done with so many free sizes in {seconds:.0f} s") from error
+
+    def _check(self, axes: FreeAxes) -> tuple[Parity, tuple[Mapping[str, tuple[int, ...]], ...]]:
+        """Hold the file against PyTorch, at other sizes too. Raises ExportError, which tells what can't be free."""
+        generator = torch.Generator().manual_seed(self.seed)
+        samples = [self.call.tensors, self.call.sample(generator)]
+        parity = self._parity(samples)
+        free: list[tuple[Tensor, ...]] = []
+        if axes.names:
+            free.append(self.call.at(axes.others).sample(generator))
+        if axes.batch:
+            free += [self.call.at(dict.fromkeys(axes.batch, size)).sample(generator) for size in (1, 3)]
+        try:
+            other = self._parity(free)
+        except ExportError as error:
+            raise _NotFree(f"at other sizes, {first_line(error)}", self._to_blame(axes)) from error
+        shapes = {repr(shape): shape for shape in map(self.call.shapes, [*samples, *free])}
+        notes = tuple(dict.fromkeys((*parity.notes, *other.notes)))
+        deviation = max(parity.deviation, other.deviation)
+        return Parity(deviation, parity.outputs, notes), tuple(shapes.values())
+
+    def _to_blame(self, axes: FreeAxes) -> set[Place]:
+        """The axes at other sizes of which the file is wrong; all but the batch where none is alone."""
+        generator = torch.Generator().manual_seed(self.seed)
+        found: set[Place] = set()
+        for each in axes.classes():
+            sizes = {place: axes.others[place] for place in each}
+            try:
+                self._parity([self.call.at(sizes).sample(generator)])
+            except SurgeonError:
+                found |= each
+        return found or (set(axes.names) - axes.batch) or set(axes.names)
+
+    def _parity(self, samples: Sequence[Sequence[Tensor]]) -> Parity:
+        return check_parity(
+            self.path, self.flat, samples, input_names=self.call.names, tolerance=self.tolerance,
+            precise=self.flat.in_double,
+        )
+
+
+def _unlike(call: Call, axes: FreeAxes) -> dict[Place, int]:
+    """The sizes to trace with: the example's where all free ones are above 1 and unlike each other, else all others.
+
+    A size of 1 is taken for fixed, and of equal sizes nobody can tell which is which.
+    """
+    sizes = {each: call.tensors[min(each)[0]].shape[min(each)[1]] for each in axes.classes()}
+    alike = len(set(sizes.values())) < len(sizes) or min(sizes.values(), default=2) < 2
+    return dict(axes.others) if alike else {}
+
+
+def _in_time(seconds: float | None) -> Any:
+    return contextlib.nullcontext() if seconds is None else limited(seconds, ("/sympy/",))

@@ -1,7 +1,7 @@
 """What is put in order in an ONNX graph after torch.onnx has written it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from onnxscript import ir
 from onnxscript.rewriter import rewrite
@@ -21,8 +21,12 @@ _FUSIONS = (
 )
 
 
-def tidy(model: ir.Model, input_names: Sequence[str], output_names: Sequence[str]) -> None:
-    """Fuse what is left to fuse, give inputs, outputs and parameters their names, clear metadata, in place.
+def tidy(
+    model: ir.Model, input_names: Sequence[str], output_names: Sequence[str], axes: Mapping[tuple[int, int], str]
+) -> None:
+    """Fuse what is left to fuse, give inputs, outputs, free axes and parameters their names, clear metadata, in place.
+
+    `axes` are the names of free axes, by input and axis.
 
     torch.onnx notes the Python stack of every node in the file; the paths of the machine that exported a
     model are nobody else's business.
@@ -31,13 +35,14 @@ def tidy(model: ir.Model, input_names: Sequence[str], output_names: Sequence[str
     _register_constants(model.graph)
     _restore_names(model.graph)
     _name_ends(model.graph, input_names, output_names)
-    _name_batch_axis(model.graph)
+    _name_axes(model.graph, axes)
     _clear_metadata(model)
 
 
-def has_fixed_batch(value: ir.Value) -> bool:
-    """Is the size of the first axis a number?"""
-    return value.shape is not None and isinstance(value.shape[0], int)
+def fixed_axes(graph: ir.Graph, axes: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Those of the axes, by input and axis, whose size is a number."""
+    shapes = [value.shape for value in graph.inputs]
+    return {(index, axis) for index, axis in axes if isinstance((shapes[index] or ())[axis], int)}
 
 
 def unfused_batch_norms(graph: ir.Graph) -> list[ir.Node]:
@@ -117,13 +122,14 @@ def _name_ends(graph: ir.Graph, input_names: Sequence[str], output_names: Sequen
         value.name = name
 
 
-def _name_batch_axis(graph: ir.Graph) -> None:
-    """The symbol of the inputs' first axis is called `batch`, alone and inside expressions like `49*s77`."""
+def _name_axes(graph: ir.Graph, axes: Mapping[tuple[int, int], str]) -> None:
+    """Free axes get their names, in the inputs and inside of expressions like `49*s77`."""
     symbols: dict[str, str] = {}
-    for value in graph.inputs:
-        first = value.shape[0] if value.shape is not None and len(value.shape) else None
-        if isinstance(first, ir.SymbolicDim) and first.value is not None and first.value not in symbols:
-            symbols[first.value] = "batch" if not symbols else f"batch_{len(symbols)}"
+    for (index, axis), name in axes.items():
+        shape = graph.inputs[index].shape
+        size = shape[axis] if shape is not None else None
+        if isinstance(size, ir.SymbolicDim) and size.value is not None:
+            symbols.setdefault(size.value, name)
     if not symbols:
         return
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")

@@ -9,8 +9,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidInputs
+from surgeon.frontend.free_sizes import resized
 from surgeon.frontend.input_spec import by_argument
 from surgeon.frontend.trace import normalize_inputs
+
+#: An axis of an input: which of a call's tensors, and which of its axes.
+Place = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +56,20 @@ class Call:
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
         return args, kwargs
 
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Where each tensor stands among the leaves."""
+        return tuple(index for index, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor))
+
+    def at(self, sizes: Mapping[Place, int]) -> "Call":
+        """The example at other sizes of some axes, by rows that stand there already, see `resized`."""
+        inputs = resized(self.bind(self.tensors), {(self.places[i], axis): size for (i, axis), size in sizes.items()})
+        leaves = pytree.tree_leaves(inputs)
+        return dataclasses.replace(self, tensors=tuple(leaves[place] for place in self.places))
+
     def with_batch(self, batch: int) -> "Call":
-        """The example repeated, or cut, along the first axis to `batch` rows."""
-        rows = torch.arange(batch)
-        chosen = {i: self.tensors[i].index_select(0, rows % self.tensors[i].shape[0]) for i in self.batched}
-        return dataclasses.replace(self, tensors=tuple(chosen.get(i, tensor) for i, tensor in enumerate(self.tensors)))
+        """The example with so many rows."""
+        return self.at({(i, 0): batch for i in self.batched})
 
     def sample(self, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Random inputs of the example's shapes, types and value ranges, see `sample_like`."""

@@ -11,6 +11,11 @@ _aten = torch.ops.aten
 
 _ATTENTION = _aten.scaled_dot_product_attention.default
 
+# Products of rows with the matrix of their group: rows, matrices, and where each group ends.
+_GROUPED = {"aten::_grouped_mm", "transformers::grouped_mm_fallback"}
+
+_END = 2**63 - 1
+
 _VIEWS = (_aten.view.default, _aten.reshape.default)
 
 
@@ -26,10 +31,23 @@ def write_out_attention(program: torch.export.ExportedProgram) -> int:
     for node in nodes:
         with node.graph.inserting_before(node):
             result = _attention(node)
-        node.replace_all_uses_with(result)
-        if node.graph is program.graph:
-            program.graph_signature.replace_all_uses(node.name, result.name)
-        node.graph.erase_node(node)
+        _put_in_place(program, node, result)
+    _recompile(program)
+    return len(nodes)
+
+
+def write_out_grouped_products(program: torch.export.ExportedProgram) -> int:
+    """Replace every product of rows with the matrix of their group by ordinary products, in place; how many.
+
+    A mixture of experts sorts its tokens by expert and multiplies rows `(T, K)` with matrices `(E, K, N)`, those from
+    `offs[e - 1]` up to `offs[e]` with the matrix `e`. Here each matrix is multiplied with all rows, the other experts'
+    being zeroed, which takes E times as many operations. Other forms of the operator are left alone.
+    """
+    nodes = [node for node in _nodes(program) if _is_grouped_product(node)]
+    for node in nodes:
+        with node.graph.inserting_before(node):
+            result = _grouped_product(node)
+        _put_in_place(program, node, result)
     _recompile(program)
     return len(nodes)
 
@@ -62,6 +80,43 @@ def _nodes(program: torch.export.ExportedProgram) -> list[fx.Node]:
 def _recompile(program: torch.export.ExportedProgram) -> None:
     for module in _modules(program):
         module.recompile()
+
+
+def _put_in_place(program: torch.export.ExportedProgram, node: fx.Node, result: fx.Node) -> None:
+    node.replace_all_uses_with(result)
+    if node.graph is program.graph:
+        program.graph_signature.replace_all_uses(node.name, result.name)
+    node.graph.erase_node(node)
+
+
+def _is_grouped_product(node: fx.Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.name not in _GROUPED:
+        return False
+    given = _arguments(node)
+    rows, matrices = (each.meta["val"] for each in node.args[:2])  # type: ignore[union-attr]
+    return rows.dim() == 2 and matrices.dim() == 3 and given["offs"] is not None and given.get("bias") is None
+
+
+def _grouped_product(node: fx.Node) -> fx.Node:
+    rows, matrices = node.args[:2]
+    ends = _arguments(node)["offs"]
+
+    def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return _call(node, target, *args, **kwargs)
+
+    ones = call(_aten.ones_like.default, call(_aten.select.int, rows, 1, 0), dtype=torch.int64)
+    number = call(_aten.sub.Tensor, call(_aten.cumsum.default, ones, 0), 1)
+    ends = call(_aten.unsqueeze.default, call(_aten.to.dtype, ends, torch.int64), 1)
+    before = call(_aten.lt.Tensor, number, ends)  # of the groups up to each, so that a group's are those of no earlier
+    first = call(_aten.slice.Tensor, before, 0, 0, 1)
+    earlier = call(_aten.slice.Tensor, before, 0, 0, -1)
+    later = call(_aten.slice.Tensor, before, 0, 1, _END)
+    later = call(_aten.logical_and.default, later, call(_aten.logical_not.default, earlier))
+    own = call(_aten.unsqueeze.default, call(_aten.cat.default, [first, later]), -1)
+    parts = call(_aten.where.ScalarOther, own, call(_aten.unsqueeze.default, rows, 0), 0.0)
+    result = call(_aten.sum.dim_IntList, call(_aten.matmul.default, parts, matrices), [0])
+    dtype = node.meta["val"].dtype
+    return result if result.meta["val"].dtype is dtype else call(_aten.to.dtype, result, dtype)
 
 
 def _can_be_written_out(node: fx.Node) -> bool:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.cost.cost import Cost
 from surgeon.deploy.export import export
+from surgeon.deploy.free_axes import BATCH
 from surgeon.deploy.kit import write_kit
 from surgeon.device.layout_probes import Probe
 from surgeon.device.microbenchmark import Point
@@ -161,4 +162,4 @@ def export_groups(model: nn.Module, groups: Groups, path: Path) -> Path:
     """Export a model on the inputs that `groups` were traced with."""
     args, kwargs = groups.graph.inputs
     with stage(f"export {path.stem}"):
-        return export(model, path, example_inputs=args or kwargs).path
+        return export(model, path, example_inputs=args or kwargs, dynamic=BATCH).path

@@ -138,7 +138,7 @@ def benchmark(
     """
     base, slim, control = (open_session(path, threads=threads) for path in (base_path, slim_path, base_path))
     _same_inputs(base, slim, Path(base_path), Path(slim_path))
-    inputs = make_feeds(base, seed=seed, feeds=feeds)
+    inputs = make_feeds(base, slim, seed=seed, feeds=feeds)
     clock: Clock = time.thread_time if threads == 1 else time.process_time
     sessions = (base, slim, control)
     try:
@@ -215,14 +215,19 @@ def _latency(cpu: np.ndarray, wall: np.ndarray) -> Latency:
 
 
 def _same_inputs(base: ort.InferenceSession, slim: ort.InferenceSession, base_path: Path, slim_path: Path) -> None:
-    signatures = []
-    for session in (base, slim):
-        inputs = session.get_inputs()
-        signatures.append(
-            {i.name: (i.type, [size if isinstance(size, int) else "any" for size in i.shape]) for i in inputs}
-        )
-    if signatures[0] != signatures[1]:
+    signatures = [
+        {i.name: (i.type, [size if isinstance(size, int) else "any" for size in i.shape]) for i in session.get_inputs()}
+        for session in (base, slim)
+    ]
+    first, second = signatures
+    if first.keys() != second.keys() or not all(_alike(first[name], second[name]) for name in first):
         raise InvalidArgument(
             f"{base_path} takes {signatures[0]}, {slim_path} {signatures[1]}; "
             "only models with the same inputs can be compared"
         )
+
+
+def _alike(one: tuple[str, list[int | str]], other: tuple[str, list[int | str]]) -> bool:
+    """Whether two inputs are of a type and can be of a shape."""
+    sizes = zip(one[1], other[1], strict=False)
+    return one[0] == other[0] and len(one[1]) == len(other[1]) and all(a == b or "any" in (a, b) for a, b in sizes)

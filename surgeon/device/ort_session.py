@@ -1,8 +1,9 @@
 """onnxruntime sessions with everything fixed that would make two runs differ."""
 
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,9 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     UnicodeDecodeError,
 )
 """What onnxruntime raises for a file it can read but can't run."""
+
+EXAMPLE = "surgeon.example"
+"""The metadata of a file that holds the shapes of its inputs to run it at, as JSON, by input."""
 
 _UNREADABLE = (ort_errors.InvalidProtobuf, ort_errors.NoSuchFile, ort_errors.NoModel)
 
@@ -140,14 +144,15 @@ def _check_file(path: str | os.PathLike[str]) -> None:
 
 def make_feeds(
     session: ort.InferenceSession,
-    *,
+    *others: ort.InferenceSession,
     seed: int = 0,
     feeds: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Inputs for a session: those given in `feeds`, the others made from the model's signature.
+    """Inputs for a session, and others of its inputs: those given in `feeds`, the rest made from their signatures.
 
-    Dynamic dimensions get size 1, floats are standard normal, integers and booleans zero (a valid index
-    into any table). Raises `InvalidArgument` for a name the model does not have, a shape or type that does
+    A dimension that is dynamic in all of them is as in the example that the file was exported with, one sample, where
+    the file tells, and else 1. Floats are standard normal, integers and booleans zero (a valid index into any table).
+    Raises `InvalidArgument` for a name the model does not have, a shape or type that does
     not fit, and for an input whose type can't be made up.
     """
     given = dict(feeds or {})
@@ -167,7 +172,7 @@ def make_feeds(
             continue
         if kind not in _NUMPY_TYPES:
             raise InvalidArgument(f"input {item.name!r} is a {item.type}; pass it in feeds")
-        shape = [size if isinstance(size, int) else 1 for size in item.shape]
+        shape = _shape(item.name, (session, *others))
         if math.prod(shape) > _MADE_UP or min((*shape, 0)) < 0:
             raise InvalidArgument(f"input {item.name!r} is said to be of shape {shape}; pass it in feeds")
         dtype = _NUMPY_TYPES[kind]
@@ -176,6 +181,30 @@ def make_feeds(
         else:
             result[item.name] = np.zeros(shape, dtype)
     return result
+
+
+def _shape(name: str, sessions: Sequence[ort.InferenceSession]) -> list[int]:
+    """The shape of an input that all of the sessions take."""
+    declared = [item.shape for session in sessions for item in session.get_inputs() if item.name == name]
+    example = next(filter(None, (_example(session).get(name) for session in sessions)), None)
+    shape = []
+    for axis, sizes in enumerate(zip(*declared, strict=False)):
+        known = [size for size in sizes if isinstance(size, int)]
+        shape.append(known[0] if known else example[axis] if example and axis < len(example) else 1)
+    return shape
+
+
+def _example(session: ort.InferenceSession) -> dict[str, list[int]]:
+    """The shapes that a file says to run it at; what is none is left out."""
+    try:
+        found = json.loads(session.get_modelmeta().custom_metadata_map.get(EXAMPLE, "{}"))
+    except ValueError:
+        return {}
+    shapes = found.items() if isinstance(found, dict) else ()
+    return {
+        name: shape for name, shape in shapes
+        if isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape)
+    }
 
 
 def _check_feed(name: str, value: np.ndarray, declared: list[int | str | None], kind: str) -> None:

@@ -14,8 +14,9 @@ from surgeon.allocation.choose import choose
 from surgeon.allocation.latency_budget import allocate_latency, least_ms
 from surgeon.cost.cost import Cost
 from surgeon.deploy.profiling import export_groups, load_device, mark_of, profile_groups
+from surgeon.deploy.slim_file import write_slim
 from surgeon.device.benchmark import Verdict, benchmark
-from surgeon.errors import Infeasible, InvalidArgument
+from surgeon.errors import ExportError, Infeasible, InvalidArgument
 from surgeon.groups.coupling import Groups
 from surgeon.latency.landing import AIM, Landed, next_target, where_landed
 from surgeon.latency.model import Latency
@@ -210,10 +211,20 @@ class LatencyTarget:
             "onnxruntime's own overhead, which widths can't touch.", error.reachable,
         )
 
+    def _file(self, slim: nn.Module, kept: Kept) -> Path:
+        """The smaller model as ONNX: written from the base's file or, where that can't be, exported."""
+        path = self._folder / "slim.onnx"
+        with stage("write slim"):
+            try:
+                write_slim(self._base, path, slim, self._groups, kept)
+            except ExportError:
+                return export_groups(slim, self._groups, path)
+        return path
+
     def _measured(self, kept: Kept, timing: Timing, relative: bool) -> Timing:
         """With what the smaller model takes against the base, measured here and now."""
         slim = operate(self._model, self._groups, kept).module
-        path = export_groups(slim, self._groups, self._folder / "slim.onnx")
+        path = self._file(slim, kept)
         with stage("measure"):
             verdict = benchmark(self._base, path, threads=self.profile.threads, seconds=_SECONDS)
         if not relative:

@@ -15,7 +15,9 @@ import onnx
 from torch import nn
 
 from surgeon.calibration.synthesis import synthesize
-from surgeon.deploy.export import SINGLE_FILE_BYTES, export
+from surgeon.deploy.conversion import SINGLE_FILE_BYTES
+from surgeon.deploy.export import export
+from surgeon.deploy.free_axes import BATCH
 from surgeon.deploy.inputs import read_call
 from surgeon.device.benchmark import Verdict, benchmark
 from surgeon.device.ort_session import make_feeds, open_session
@@ -250,7 +252,7 @@ def _float_file(
         example = args or kwargs
     with stage("export"):
         try:
-            return export(model, folder / "float.onnx", example_inputs=example).path, given
+            return export(model, folder / "float.onnx", example_inputs=example, dynamic=BATCH).path, given
         except InvalidInputs as error:
             if not isinstance(first, tuple | list) or len(first) < 2:
                 raise

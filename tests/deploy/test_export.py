@@ -14,6 +14,7 @@ import torch
 from onnxscript import ir
 from torch import Tensor, nn
 
+from surgeon.deploy import conversion
 from surgeon.deploy import export as export_module
 from surgeon.deploy.export import ExportReport, export
 from surgeon.deploy.lowering import write_out_attention
@@ -43,9 +44,10 @@ def test_report_and_file(tmp_path: Path) -> None:
     report = export(net, tmp_path / "net.onnx", example_inputs=x)
     assert report.path == tmp_path / "net.onnx"
     assert report.bytes == report.path.stat().st_size
-    assert report.dynamic_batch and report.batches_checked == (1, 2, 3)
+    checked = {shape["input"] for shape in report.shapes_checked}
+    assert report.dynamic_batch and checked == {(1, 3, 8, 8), (2, 3, 24, 16), (3, 3, 8, 8)}
     assert report.deviation < 1e-5 and report.notes == ()
-    assert "any batch size" in str(report)
+    assert "free: batch, height, width" in str(report)
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
     model = onnx.load(report.path)
     assert report.opset == next(entry.version for entry in model.opset_import if entry.domain == "")
@@ -223,7 +225,7 @@ def test_attention_written_out_is_a_program_like_any_other() -> None:
 
 
 def test_views_are_copied_where_their_strides_are_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    convert, clones = export_module._convert, []
+    convert, clones = conversion._convert, []
 
     def fail_at_first(program: torch.export.ExportedProgram) -> ir.Model:
         clones.append(sum(node.target is torch.ops.aten.clone.default for node in program.graph.nodes))
@@ -233,7 +235,7 @@ def test_views_are_copied_where_their_strides_are_in_the_way(tmp_path: Path, mon
 
     inputs = (torch.randn(2, 5, 32), torch.randn(1, 4, 5, 5))
     export(Attention(), tmp_path / "plain.onnx", example_inputs=inputs)
-    monkeypatch.setattr(export_module, "_convert", fail_at_first)
+    monkeypatch.setattr(conversion, "_convert", fail_at_first)
     report = export(Attention(), tmp_path / "copied.onnx", example_inputs=inputs)
     assert report.dynamic_batch and report.deviation < 1e-5 and clones[0] == 0 < clones[1]
     assert operators(tmp_path / "copied.onnx") == operators(tmp_path / "plain.onnx")
@@ -242,20 +244,20 @@ def test_views_are_copied_where_their_strides_are_in_the_way(tmp_path: Path, mon
 def test_graph_modules(tmp_path: Path) -> None:
     net, x = conv_net(), torch.rand(2, 3, 8, 8)
     for index, module in enumerate([torch.fx.symbolic_trace(net), torch.export.export(net, (x,)).module()]):
-        export(module, tmp_path / f"{index}.onnx", example_inputs=x, dynamic_batch=False)
+        export(module, tmp_path / f"{index}.onnx", example_inputs=x, dynamic=False)
         assert operators(tmp_path / f"{index}.onnx")["Conv"] == 3
 
 
 def test_batch_modes(tmp_path: Path) -> None:
     x = torch.randn(2, 6)
     report = export(FixedBatch(), tmp_path / "m.onnx", example_inputs=x)
-    assert not report.dynamic_batch and report.batches_checked == (2,)
-    assert "fixed batch size" in str(report) and "because" in str(report)
+    assert not report.dynamic_batch and [*report.shapes_checked] == [{"x": (2, 6)}]
+    assert "all sizes fixed" in str(report)
     with pytest.raises((TraceError, ExportError)):
-        export(FixedBatch(), tmp_path / "n.onnx", example_inputs=x, dynamic_batch=True)
+        export(FixedBatch(), tmp_path / "n.onnx", example_inputs=x, dynamic={"x": {0: "batch"}})
     assert not (tmp_path / "n.onnx").exists()
-    report = export(conv_net(), tmp_path / "s.onnx", example_inputs=torch.rand(1, 3, 8, 8), dynamic_batch=False)
-    assert not report.dynamic_batch and report.batches_checked == (1,) and not report.notes
+    report = export(conv_net(), tmp_path / "s.onnx", example_inputs=torch.rand(1, 3, 8, 8), dynamic=False)
+    assert not report.dynamic_batch and [*report.shapes_checked] == [{"input": (1, 3, 8, 8)}] and not report.notes
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -290,7 +292,7 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
 
 
 def test_too_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_module, "SINGLE_FILE_BYTES", 100)
+    monkeypatch.setattr(conversion, "SINGLE_FILE_BYTES", 100)
     net, x = conv_net(), torch.rand(1, 3, 8, 8)
     report = export(net, tmp_path / "m.onnx", example_inputs=x)
     files = sorted(tmp_path.iterdir())
@@ -302,13 +304,13 @@ def test_too_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytes
 def test_a_deviating_file_never_replaces_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "m.onnx"
     target.write_bytes(b"the old file")
-    write = export_module._write
+    write = export_module.save
 
     def tampering_write(model: ir.Model, path: Path) -> None:
         write(model, path)
         tamper(path, "10.weight")
 
-    monkeypatch.setattr(export_module, "_write", tampering_write)
+    monkeypatch.setattr(export_module, "save", tampering_write)
     with pytest.raises(ExportError, match=r"output 'output' deviates from PyTorch by .* tolerance 0.001"):
         export(conv_net(), target, example_inputs=torch.rand(1, 3, 8, 8))
     assert target.read_bytes() == b"the old file"

@@ -1,0 +1,79 @@
+"""From a program of torch.export to an ONNX model, and to a file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import onnx
+import torch
+from onnxscript import ir
+
+from surgeon.deploy.flat import cause
+from surgeon.deploy.lowering import copy_before_views, write_out_attention, write_out_grouped_products
+from surgeon.errors import ExportError, OutputError
+from surgeon.support.files import free_name
+
+OPSETS = range(18, 24)
+"""What torch.onnx writes."""
+
+SINGLE_FILE_BYTES = 2**31 - 2**24
+"""Weights below this go inside the file: protobuf ends at 2 GiB, and the graph takes some of it."""
+
+_LACKING = re.compile(r"No (?:ONNX function|decompositions?)\b.*?OpOverload\(op='([\w.:]+)', overload='(\w+)'\)")
+
+
+def to_onnx(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
+    """The program as an ONNX model of an opset; the program is changed.
+
+    Raises:
+        ExportError: ONNX has nothing for an operator, which the message names, or torch.onnx fails.
+    """
+    try:
+        write_out_attention(program)
+        write_out_grouped_products(program)
+        try:
+            model = _convert(program, opset)
+        # torch.onnx raises errors of many unrelated kinds.
+        except Exception:
+            if not copy_before_views(program):
+                raise
+            model = _convert(program, opset)
+    except Exception as error:
+        reason = cause(error)
+        if found := _LACKING.search(reason):
+            raise ExportError(
+                f"torch.onnx can't translate the operator {'.'.join(found.groups())}; write what it computes with "
+                "others, or leave its part of the model out"
+            ) from error
+        raise ExportError(f"torch.onnx can't translate the model: {reason}") from error
+    if model.opset_imports[""] != opset:
+        raise ExportError(f"torch.onnx can't write the model in opset {opset}, but in {model.opset_imports['']}")
+    return model
+
+
+def _convert(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
+    result = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True, opset_version=opset)
+    assert result is not None  # because dynamo=True
+    model: ir.Model = result.model
+    return model
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write a model to a file, its weights inside or, where they are too large, to a second one beside it.
+
+    Raises:
+        OutputError: it can't be written.
+        ExportError: onnx's checker refuses it.
+    """
+    weights = (value.const_value for value in model.graph.initializers.values())
+    size = sum(tensor.nbytes for tensor in weights if tensor is not None)
+    external = free_name(path) if size >= SINGLE_FILE_BYTES else None
+    try:
+        ir.save(model, path, external_data=external)
+    except OSError as error:
+        raise OutputError(f"{path.name} could not be written ({error})") from error
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"onnx's checker refuses the exported file: {cause(error)}") from error
