@@ -87,9 +87,7 @@ def held_up(groups: Groups, least: Mapping[int, int]) -> list[str]:
 
 def cost_factors(cost: Cost, budget: str) -> tuple[Factor, ...]:
     """The cost of a budget as factors for the solver."""
-    return tuple(
-        factor for share in cost.shares(budget) for factor in polynomial_factors(share.terms, share.label)
-    )
+    return tuple(factor for share in cost.shares(budget) for factor in polynomial_factors(share.terms, share.label))
 
 
 def nothing_to_prune(groups: Groups) -> NothingToPrune:

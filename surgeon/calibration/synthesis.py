@@ -138,7 +138,7 @@ def synthesize_for(graph: Graph, samples: int = 256, seed: int = 0) -> Synthetic
     """Inputs of at least `samples` samples for a graph.
 
     Raises:
-        InvalidArgument: so many samples don't fit into memory.
+        InvalidArgument: the samples don't fit into memory.
         InvalidModel: no input is a batch of numbers or tokens, or the model computes NaN or infinity.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -151,7 +151,7 @@ def synthesize_for(graph: Graph, samples: int = 256, seed: int = 0) -> Synthetic
     if one * samples > (most := share_of_memory(MEMORY)):
         raise InvalidArgument(
             f"samples={samples}: so many inputs take {one * samples / 1e9:,.0f} GB, which this machine can't hold "
-            f"beside what is computed from them; give at most {int(most / one)}"
+            f"besides what is computed from them; give at most {int(most / one)}"
         )
     batched: list[int] = []
     moved: list[int] = []

@@ -76,7 +76,7 @@ class Profile:
         PROFILE("other", other)
         differences = [f"{name} {mine} against {theirs}" for name, mine, theirs in _differences(self, other)]
         if differences:
-            raise ProfileError(f"only profiles taken alike can be merged; they differ in {', '.join(differences)}")
+            raise ProfileError(f"profiles can only be merged if taken alike; these differ in {', '.join(differences)}")
         samples = dict(self.samples)
         for key, sample in other.samples.items():
             if key not in samples or sample.rounds >= samples[key].rounds:

@@ -70,9 +70,7 @@ def compare_timings(
     ratio = _bootstrap(base, slim, rounds)
     others = {"medians": float(np.median(base) / np.median(slim)), **(others or {})}
     against = _contradiction(ratio, others)
-    ratio = dataclasses.replace(
-        ratio, low=min(ratio.low, others["medians"]), high=max(ratio.high, others["medians"])
-    )
+    ratio = dataclasses.replace(ratio, low=min(ratio.low, others["medians"]), high=max(ratio.high, others["medians"]))
     same = _bootstrap(base, control, rounds)
     margin = max(abs(np.log(same.low)), abs(np.log(same.high)))
     decision: Decision = NO_DIFFERENCE

@@ -21,11 +21,11 @@ FED = 64
 @dataclass(frozen=True)
 class Recipe:
     """How to build copies of an operator: the shapes of their common inputs, a function that adds a copy to the graph
-    and returns the name of its output, and the output's shape."""
+    and returns the name of its output, and the output's shape for kinds that elementwise operators are fused with."""
 
     inputs: Sequence[Sizes]
     add: Callable[..., str]
-    out: Sizes
+    out: Sizes = ()
 
 
 @dataclass(frozen=True)
@@ -157,15 +157,6 @@ def _grouped(b: Builder, static: Static, dims: Sizes) -> Recipe:
 
 
 def _conv_transpose(b: Builder, static: Static, dims: Sizes) -> Recipe:
-    rank = len(static["kernel"])
-    out = [
-        (n - 1) * s - p - q + d * (k - 1) + 1 + o
-        for n, s, p, q, d, k, o in zip(
-            static["spatial"], static["stride"], static["pads"][:rank], static["pads"][rank:], static["dilation"],
-            static["kernel"], static["output_padding"], strict=True,
-        )
-    ]
-
     def add(x: str) -> str:
         return b.node(
             "ConvTranspose", [x, b.weight([*dims, *static["kernel"]])], kernel_shape=static["kernel"],
@@ -173,7 +164,7 @@ def _conv_transpose(b: Builder, static: Static, dims: Sizes) -> Recipe:
             output_padding=static["output_padding"],
         )
 
-    return Recipe([[static["batch"], dims[0], *static["spatial"]]], add, (static["batch"], dims[1], *out))
+    return Recipe([[static["batch"], dims[0], *static["spatial"]]], add)
 
 
 def _linear(b: Builder, static: Static, dims: Sizes) -> Recipe:
@@ -213,7 +204,7 @@ def _attention(b: Builder, static: Static, dims: Sizes) -> Recipe:
 
     shapes = [[1, heads, queries, inner], [1, heads, keys, inner], [1, heads, keys, outer]]
     masks = [[1, 1, queries, keys]] if static["mask"] else []
-    return Recipe([*shapes, *masks], add, (1, heads, queries, outer))
+    return Recipe([*shapes, *masks], add)
 
 
 def _normalized(b: Builder, operator: str, shape: Sizes, parameter: Sizes, count: int, **attributes: Any) -> Recipe:
@@ -224,7 +215,7 @@ def _normalized(b: Builder, operator: str, shape: Sizes, parameter: Sizes, count
 
 def _same_shape(operator: str) -> Callable[[Builder, Static, Sizes], Recipe]:
     """An operator of one input, by its attributes."""
-    return lambda b, static, dims: Recipe([dims], lambda x: b.node(operator, [x], **static["attributes"]), dims)
+    return lambda b, static, dims: Recipe([dims], lambda x: b.node(operator, [x], **static["attributes"]))
 
 
 def _pool(b: Builder, static: Static, dims: Sizes) -> Recipe:
@@ -232,23 +223,19 @@ def _pool(b: Builder, static: Static, dims: Sizes) -> Recipe:
     settings["ceil_mode"] = int(static["ceil"])
     if static["operator"] == "MaxPool":
         settings["dilations"] = static["dilation"]
-    channels = (static["batch"], dims[0])
-    return Recipe(
-        [(*channels, *static["spatial"])], lambda x: b.node(static["operator"], [x], **settings),
-        (*channels, *static["out"]),
-    )
+    shape = (static["batch"], dims[0], *static["spatial"])
+    return Recipe([shape], lambda x: b.node(static["operator"], [x], **settings))
 
 
 def _reduce(b: Builder, static: Static, dims: Sizes) -> Recipe:
     axes = [axis % len(dims) for axis in static["axes"]]
-    out = tuple(1 if axis in axes else size for axis, size in enumerate(dims))
-    return Recipe([dims], lambda x: b.node(static["operator"], [x, b.integers(axes)], keepdims=1), out)
+    return Recipe([dims], lambda x: b.node(static["operator"], [x, b.integers(axes)], keepdims=1))
 
 
 def _copy(b: Builder, static: Static, dims: Sizes) -> Recipe:
     """A copy of elements: dims is their number."""
     half = max(1, dims[0] // 2)
-    return Recipe([[half], [half]], lambda *parts: b.node("Concat", parts, axis=0), (2 * half,))
+    return Recipe([[half], [half]], lambda *parts: b.node("Concat", parts, axis=0))
 
 
 def _work(b: Builder, static: Static, dims: Sizes) -> Recipe:

@@ -141,7 +141,7 @@ def find(groups: Groups, slots: Slots, free: Container[int]) -> tuple[list[Value
 def _values(groups: Groups, source: _Source, attended: list[Use], slots: Slots) -> list[Values]:
     found = []
     for use in attended:
-        leaf = _leaf(groups, use.operand, -1)
+        leaf = _leaf(groups, use.operand)
         if leaf is None:
             continue
         for rows in _blocks(use.places):
@@ -151,11 +151,9 @@ def _values(groups: Groups, source: _Source, attended: list[Use], slots: Slots) 
     return list({each.rows: each for each in found}.values())
 
 
-def _matches(
-    groups: Groups, query: tuple[_Source, Use], key: tuple[_Source, Use]
-) -> list[Match]:
+def _matches(groups: Groups, query: tuple[_Source, Use], key: tuple[_Source, Use]) -> list[Match]:
     (left, asked), (right, kept) = query, key
-    leaf = _leaf(groups, asked.operand, -1)
+    leaf = _leaf(groups, asked.operand)
     ours, theirs = asked.places, kept.places
     if operator_name(kept.user) in _PRODUCTS:
         theirs = theirs.transpose(-1, -2)
@@ -230,10 +228,10 @@ def _apart(blocks: list[Rows]) -> bool:
     return len(set(every)) == len(every)
 
 
-def _leaf(groups: Groups, node: fx.Node, dim: int) -> int | None:
-    """The leaf of the group that an axis consists of, if it is a single one."""
+def _leaf(groups: Groups, node: fx.Node) -> int | None:
+    """The leaf of the group that the last axis of a value is, if any."""
     axes = groups.axes[node]
-    axis = groups.space.resolve(axes[dim]) if isinstance(axes, tuple) else None
+    axis = groups.space.resolve(axes[-1]) if isinstance(axes, tuple) else None
     return next((group.leaf.id for group in groups if group.leaf == axis), None)
 
 

@@ -124,9 +124,7 @@ class Compensation:
         if errors["nothing"] < EXACT:
             return
         best = min(errors, key=lambda name: errors[name])
-        self.outcome.layers.append(
-            Layer(where(layer.node), start.shape[1], errors["nothing"], errors[best], best)
-        )
+        self.outcome.layers.append(Layer(where(layer.node), start.shape[1], errors["nothing"], errors[best], best))
         if best == "nothing":
             return
         matrix, shift = candidates[best]

@@ -72,9 +72,7 @@ def scores(groups: Groups, batches: Sequence[Inputs], criterion: str) -> dict[in
         found[value.leaf].append(nonzero / count if criterion == "apoz" else np.sqrt(squares / count))
     if criterion == "activation":
         return {group.leaf.id: averaged(found[group.leaf.id], group.size) for group in groups}
-    return {
-        group.leaf.id: np.mean(found[group.leaf.id] or [np.zeros(group.size)], axis=0) for group in groups
-    }
+    return {group.leaf.id: np.mean(found[group.leaf.id] or [np.zeros(group.size)], axis=0) for group in groups}
 
 
 def _values(groups: Groups) -> dict[fx.Node, list[_Value]]:

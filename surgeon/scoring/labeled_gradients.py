@@ -62,9 +62,7 @@ def likelihoods(model: nn.Module, data: Calibration, loss: Loss) -> Likelihoods:
         with torch.no_grad(), untouched(model):
             leaves, form = pytree.tree_flatten(free(*args, **kwargs))
         traced = iter(outputs)
-        filled = [
-            next(traced) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf for leaf in leaves
-        ]
+        filled = [next(traced) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf for leaf in leaves]
         value = evaluate(loss, pytree.tree_unflatten(filled, form), data.rest[number], outputs[0].device)
         yield -value * batch_size((args, kwargs))
 

@@ -139,9 +139,7 @@ class Problem:
         """A part's cost at the point, with the variables in `free` at these broadcastable indices instead."""
         if part.table is not None:
             return part.table[tuple(free.get(variable, point[variable]) for variable in part.variables)]
-        widths = [
-            self.candidates[variable][free.get(variable, point[variable])] for variable in part.variables
-        ]
+        widths = [self.candidates[variable][free.get(variable, point[variable])] for variable in part.variables]
         value = sum(np.asarray(factor.function(*widths), dtype=np.float64) for factor in part.factors)
         shape = np.broadcast_shapes(*(each.shape for each in free.values())) if free else ()
         return np.broadcast_to(np.asarray(value), shape)

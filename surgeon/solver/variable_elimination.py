@@ -48,9 +48,7 @@ class Elimination:
             for part in parts:
                 assert part.table is not None
                 at = min(position[variable] for variable in part.variables)
-                self._buckets[at].rows.append(
-                    (row, _aligned(part.table, part.variables, self._buckets[at].scope))
-                )
+                self._buckets[at].rows.append((row, _aligned(part.table, part.variables, self._buckets[at].scope)))
         for at, bucket in enumerate(self._buckets):
             if len(bucket.scope) > 1:
                 self._buckets[position[bucket.scope[1]]].messages.append(at)
@@ -65,9 +63,7 @@ class Elimination:
             own = problem.damage[bucket.scope[0]] * damage
             terms = [own.reshape(-1, *[1] * (len(bucket.scope) - 1))]
             terms += [table * multipliers[row] for row, table in bucket.rows if multipliers[row]]
-            terms += [
-                _aligned(messages[at], self._buckets[at].scope[1:], bucket.scope) for at in bucket.messages
-            ]
+            terms += [_aligned(messages[at], self._buckets[at].scope[1:], bucket.scope) for at in bucket.messages]
             joint = np.zeros(tuple(problem.sizes[variable] for variable in bucket.scope))
             for term in terms:
                 joint += term
