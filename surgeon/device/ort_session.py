@@ -63,7 +63,8 @@ def open_session(
     """
     if threads < 1:
         raise InvalidArgument(f"threads is {threads}; at least 1 is needed")
-    place = "the model" if isinstance(model, bytes) else os.fspath(model)
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    place = "the model" if isinstance(source, bytes) else source
     if not isinstance(model, bytes):
         _check_file(model)
     elif not model:
@@ -85,7 +86,6 @@ def open_session(
             )
     if profile_to is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
-    source = model if isinstance(model, bytes) else os.fspath(model)
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except _UNREADABLE as error:
