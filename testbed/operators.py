@@ -364,7 +364,7 @@ PINNED = [
      "pixel_shuffle: positions within a block"),
     (Row("lstm with projections", "lstm", lambda x, p: p.rnn(x.mT)[0].mT,
          more={"rnn": nn.LSTM(8, 6, batch_first=True, proj_size=3)}), "lstm in rnn: a recurrent layer with proj"),
-    (Row("cumprod", "cumprod", lambda x, p: torch.cumprod(x, 1)), "cumprod: every position has a part in those that"),
+    (Row("cumprod", "cumprod", lambda x, p: torch.cumprod(x, 1)), "cumprod: every position contributes to those that"),
     (Row("reshape of nothing", "reshape", lambda x, p: x + x[:, :, :0].reshape(len(x), 0, 5).sum()),
      "reshape: the rule does not cover these arguments (a tensor without elements)"),
     (Row("renorm", "renorm", lambda x, p: torch.renorm(x, 2, 1, 1.0)), "renorm: surgeon has no rule for this operator"),

@@ -137,7 +137,7 @@ ARGUMENTS: list[tuple[str, dict[str, Any], type[SurgeonError], str]] = [
     ("ignore a module of another model", {"ignore": nn.Linear(2, 2)}, InvalidArgument, "not a part of the model"),
     ("ignore a number", {"ignore": [3]}, InvalidArgument, "ignore holds a int"),
     ("ignore a number alone", {"ignore": 3}, InvalidArgument, "ignore"),
-    ("unknown importance", {"importance": "hessian"}, InvalidArgument, "'hessian' is no criterion; .*magnitude"),
+    ("unknown importance", {"importance": "hessian"}, InvalidArgument, "'hessian' is not a criterion; .*magnitude"),
     ("importance that is a number", {"importance": 3}, InvalidArgument, "importance is a int"),
     ("importance of another size", {"importance": lambda groups, group, rng: [1.0]}, InvalidArgument,
      r"expected scores of shape \(32,\)"),

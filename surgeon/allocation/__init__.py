@@ -1,1 +1,1 @@
-"""How many units of each group stay: widths for a budget."""
+"""Allocation: the width of each group for a budget."""

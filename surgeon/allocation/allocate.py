@@ -1,16 +1,16 @@
-"""How many units of each group stay, so that a given share of a budget goes.
+"""How many units of each group are kept, so that a given share of a budget is removed.
 
-- `scope="global"` seeks the widths that do the least damage to the model within the budget (`least_damage`), by what
-  data tell of it, or by what the units' importance lets one guess (`damage`). Where units are worth alike, groups keep
-  about the same share of them.
-- `scope="local"` takes the same share of every group's units, whatever they are worth.
-- `scope="isomorphic"` compares units with those of groups of the same structure alone, so that each structure loses the
+- `scope="global"` looks for the widths that do the least damage to the model within the budget (`optimal`), as
+  measured on data, or as estimated from the units' importance (`damage_curves`). Where all units are worth the same,
+  groups keep about the same share of them.
+- `scope="local"` removes the same share of every group's units, whatever they are worth.
+- `scope="isomorphic"` compares units only with those of groups of the same structure, so that each structure loses the
   same share of its units (Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024, arXiv:2407.04616).
 
 The last two, and a share of the channels, follow greedy width schedules (`greedy`).
 
-A budget is met or refused. Met: what is left is at most what the ratio leaves of it, and at least 98 % of that, or less
-by no more than one step of one group's widths. Refused: every group is at its least width, and more is left (`reach`).
+A budget is met or refused. Met: at most what the ratio allows is left, and at least 98 % of that, or less by no more
+than one step of one group's widths. Refused: more is left although every group is at its least width (`reach`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from surgeon.allocation.damage_curves import damages
-from surgeon.allocation.greedy import Schedules, meet
-from surgeon.allocation.limits import LEAST_SHARE, floors, nothing_to_prune
+from surgeon.allocation.greedy import meet, places_of, schedule
+from surgeon.allocation.limits import LEAST_SHARE, choices, floors, nothing_to_prune
 from surgeon.allocation.optimal import aligned_by_damage
 from surgeon.allocation.reach import check_reach
 from surgeon.cost.alignment import FINENESS, Alignment
@@ -31,7 +31,7 @@ from surgeon.cost.time_saved import for_speed
 from surgeon.groups.coupling import Groups
 from surgeon.support.arguments import POSITIVE, SCOPES, SHARE, MinWidth, choice, optional
 
-# With 0, what computes for long for its MACs is nearly emptied before others are touched; from 1 on, time is lost.
+# With 0, groups that are slow for their MACs are nearly emptied before others are touched; from 1 on, time is lost.
 _STEEPNESS = 0.5
 
 
@@ -52,21 +52,21 @@ def allocate(
 
     Args:
         groups: what may be removed.
-        scores: a number a unit, by leaf: `(units,)`.
+        scores: a number for each unit, by leaf: `(units,)`.
         cost: the costs of the same groups.
-        budget: "macs", "params", or "channels": that share of each group's units, to the nearest width; where a group
-            can't be made so narrow, the others lose more, so that it is that share of all units together.
-        ratio: the share to remove, at least 0 and less than 1. No less is removed, and more by at most 2 % of what is
-            to be left, or by one step of one group's widths.
+        budget: "macs", "params", or "channels": the same share of each group's units, to the nearest width; where a
+            group can't be made that narrow, the others lose more, so that it is that share of all units together.
+        ratio: the share to remove, at least 0 and less than 1. No less is removed, and more by at most 2 % of what
+            should be left, or by one step of one group's widths.
         scope: "global" compares groups by importance, "local" takes the same share of each, "isomorphic" the same share
             of all groups that are of one structure, of which it compares the units.
-        align: widths are multiples of it; what a unit is made of counts, so that heads of 64 are aligned at any number.
-            By default 16 for groups of 32 and more, 8 from 24, 4 from 8, and any width below; finer only where the
-            budget can't be met so. 1 allows every width. The full width is always allowed.
-        min_width: what is left of a group at least, a share (float) or a width (int), for all or by glob of names.
-        ceilings: what is left of a group at most, by leaf, such as after an earlier allocation.
-        curves: what keeping the best 1, 2, … units of a leaf does to the model, `(units,)`; by default a guess from the
-            scores. Globally compared are these.
+        align: widths are multiples of it, in channels, so that any number of heads of 64 is aligned. By default 16 for
+            groups of 32 and more, 8 from 24, 4 from 8, and any width below; finer only where the budget can't be met
+            otherwise. 1 allows every width. The full width is always allowed.
+        min_width: the least that is kept of a group, a share (float) or a width (int), for all or by glob of names.
+        ceilings: the most that is kept of a group, by leaf, such as after an earlier allocation.
+        curves: the damage of keeping only the best 1, 2, … units of a leaf, `(units,)`, for the scope "global"; by
+            default estimated from the scores.
 
     Raises:
         InvalidArgument: an argument is out of range, or `min_width` names no group.
@@ -94,22 +94,24 @@ def allocate(
     tops = {group.leaf.id: group.size for group in groups} | dict(ceilings or {})
     if ratio == 0:
         return tops
-    target = Target(cost, budget, ratio)
-    check_reach(target, Alignment(groups, cost), align, min_width, tops)
+    target, alignment = Target(cost, budget, ratio), Alignment(groups, cost)
+    check_reach(target, alignment, align, min_width, tops)
     if scope == "global" and budget != "channels":
         if curves is None:
             curves = for_speed(damages(groups, scores, cost, _STEEPNESS), groups, cost, budget, align)
         return aligned_by_damage(
             groups, curves, cost, budget=budget, ratio=ratio, align=align, min_width=min_width, tops=tops
         )
-    schedules = Schedules(groups, scores, cost, budget, scope, align, tops)
+    places = places_of(groups, scores) if scope == "isomorphic" and budget != "channels" else {}
+    inner = alignment.inner if budget != "channels" else ()
     for finest in FINENESS if align is None else (align,):
+        steps = alignment.steps(align, finest)
         for least in (LEAST_SHARE, 0.0):
-            widths = meet(target, schedules.of(finest, least, held), refine=budget != "channels")
+            may = choices(groups, held, least, steps, tops)
+            schedules = [schedule(group, may[group.leaf.id], places, group.leaf.id in inner) for group in groups]
+            widths = meet(target, schedules, refine=budget != "channels")
             if 0 <= target.unused(widths) <= TOLERANCE:
                 return widths
             if target.unused(widths) > 0:
                 break
     return widths
-
-

@@ -1,4 +1,4 @@
-"""Which units stay, once it is known how many."""
+"""Which units are kept, once it is known how many."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from surgeon.groups.coupling import Groups
 
 
 def choose(groups: Groups, scores: Mapping[int, np.ndarray], widths: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
-    """The best units of each leaf that gets narrower, ascending; of equals the first are kept.
+    """The best units of each leaf that gets narrower, ascending; of equals, the first.
 
     >>> from surgeon.scoring.weight_criteria import _example
     >>> groups, group = _example()

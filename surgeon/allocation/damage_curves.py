@@ -1,4 +1,4 @@
-"""What removing units does to a model, guessed from their importance alone."""
+"""The damage of removing units, estimated from their importance alone."""
 
 from __future__ import annotations
 
@@ -11,25 +11,19 @@ from surgeon.allocation.limits import retained
 from surgeon.cost.cost import Cost
 from surgeon.groups.coupling import Groups
 
-# Of the importance, this share is spread evenly over a group's units: what scores 0 is not removed without need.
+# This share of the importance is spread evenly over a group's units, so that units that score 0 count for something.
 _EVEN = 0.01
 
 
 def damages(
     groups: Groups, scores: Mapping[int, np.ndarray], cost: Cost, steepness: float = 0.0
 ) -> dict[int, np.ndarray]:
-    """What keeping only the best 1, 2, … units of a group does to the model, by leaf: `(units,)`, 0 where all stay.
+    """The damage of keeping only the best 1, 2, … units of a group, by leaf: `(units,)`, 0 where all are kept.
 
-    The damage of a group that retains the share r of its importance is -log r: losses are spread over groups, and none
-    is emptied. The steepness s makes of it (r^-s - 1) / s, which spreads them more evenly. It counts by the share of
-    the model's MACs that go when the group goes: what a residual stream loses, each of its blocks is without; and where
-    all groups counted alike, those that compute the most would be cut the deepest, for being dear.
-
-    Args:
-        groups: what may be removed.
-        scores: a number a unit, by leaf: `(units,)`.
-        cost: the costs of the same groups.
-        steepness: at least 0.
+    The damage of a group that retains the share r of its importance is -log r, so that losses are spread over groups,
+    and none is emptied. With the steepness s it is (r^-s - 1) / s, which spreads them more evenly. It is weighted by
+    the share of the model's MACs that depend on the group: all blocks on a residual stream lose what it loses; and if
+    all groups counted the same, those with the most MACs would be cut the deepest, since they cost most.
     """
     stakes = _stakes(cost)
     found = {}
@@ -50,5 +44,5 @@ def _stakes(cost: Cost) -> dict[int, float]:
             part = factor * math.prod(cost.sizes[leaf] for leaf in leaves) / whole
             for leaf in leaves:
                 found[leaf] += part
-    # what nothing multiplies still has a worth
+    # groups without MACs still count for something
     return {leaf: stake or 1.0 / len(found) for leaf, stake in found.items()}

@@ -1,4 +1,4 @@
-"""The cheapest plan that removes no more than a given one: odd widths go up to fast ones, where that is no slower."""
+"""Rounds a plan's widths up to widths that are fast on a device, where that makes the model no slower."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from surgeon.groups.coupling import Groups
 from surgeon.solver.factors import LatencyModel
 from surgeon.solver.solve import cheapest
 
-#: A width is left odd only where that saves more than this share of the latency: less is within what a prediction can
-#: tell, and the units that come back are a gain.
+#: A width that is not fast is only kept if that saves more than this share of the latency: less is within the error of
+#: the prediction, and units that come back are a gain.
 _WORTH = 1e-3
 _SWEEPS = 3
 
@@ -23,22 +23,21 @@ def round_up_to_fast_widths(
     latency: LatencyModel,
     scores: Mapping[int, np.ndarray] | None = None,
 ) -> dict[int, tuple[int, ...]]:
-    """The kept units, ascending, of every leaf that still loses some; each leaf keeps at least what `keep` says.
+    """The kept units, ascending, of every leaf that still loses some; each leaf keeps at least those of `keep`.
 
     Args:
-        groups: the groups of the plan's model.
-        keep: the units that the plan keeps, by leaf; leaves that are not named stay whole.
+        keep: the units that the plan keeps, by leaf; other leaves stay whole.
         latency: the milliseconds of the same groups on some device.
-        scores: a number a unit, by leaf: of the removed units the best come back. Without it, the first do.
+        scores: a number for each unit, by leaf: of the removed units the best come back; by default the first.
 
     Raises:
-        InvalidArgument: `keep` names a leaf or a unit that the groups don't have, or leaves one without units.
+        InvalidArgument: `keep` has a leaf or a unit that the groups don't have, or a leaf without units.
 
-    How wide a group is best depends on the widths of those that share operators with it. Among fast widths alone the
-    cheapest of all combinations is found by elimination. An odd width takes the operators that touch it out of the
-    fast layout, together with those that hang on theirs; no sum over operators says what that costs, so from the
-    cheapest fast plan each odd width is tried in turn on the latency of the whole. It is seldom worth it, which is why
-    the search starts there rather than at the plan, where what rounding up several at once would save does not show.
+    The best width of a group depends on the widths of those that share operators with it. Among fast widths, the
+    cheapest combination is found by variable elimination. Any other width takes the operators that read it, and those
+    that depend on their layout, out of the fast layout. No sum over operators gives that cost, so each of the plan's
+    own widths is tried in turn on the latency of the whole, from the cheapest fast combination: from the plan itself,
+    the gain of rounding up several widths at once would not show.
     """
     kept = _checked(groups, keep)
     sizes = {group.leaf.id: group.size for group in groups}
@@ -62,7 +61,7 @@ def round_up_to_fast_widths(
 def _descend(
     latency: LatencyModel, own: Mapping[int, int], widths: dict[int, int], fast: Mapping[int, tuple[int, ...]]
 ) -> dict[int, int]:
-    """The widths after replacing single ones by the plan's own or the next fast one, as long as that is faster."""
+    """The widths after replacing single ones by the plan's own, or the next fast one, as long as that is faster."""
     least = latency.ms(widths)
     for _ in range(_SWEEPS):
         before = dict(widths)
@@ -78,7 +77,7 @@ def _descend(
 
 
 def _returned(kept: tuple[int, ...], width: int, size: int, scores: np.ndarray | None) -> tuple[int, ...]:
-    """The kept units and as many of the removed ones as the width asks for."""
+    """The kept units, and as many of the removed ones as it takes for the width."""
     removed = np.setdiff1d(np.arange(size), kept)
     if scores is not None:
         removed = removed[np.argsort(-scores[removed], kind="stable")]
@@ -92,11 +91,7 @@ def _checked(groups: Groups, keep: Mapping[int, Iterable[int]]) -> dict[int, tup
         found[leaf] = tuple(sorted({int(unit) for unit in units}))
         size = sizes.get(leaf)
         if size is None:
-            raise InvalidArgument(
-                f"keep: the model has no group of leaf {leaf}; take the kept units of its own plan"
-            )
+            raise InvalidArgument(f"keep: the model has no group of leaf {leaf}; take the kept units of its own plan")
         if not found[leaf] or found[leaf][0] < 0 or found[leaf][-1] >= size:
-            raise InvalidArgument(
-                f"keep: {groups.names[leaf]} has units 0 to {size - 1}, and one of them must stay"
-            )
+            raise InvalidArgument(f"keep: {groups.names[leaf]} has units 0 to {size - 1}, and one of them must stay")
     return found

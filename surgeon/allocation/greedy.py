@@ -1,9 +1,9 @@
-"""Greedy width schedules: every group steps down through the widths that it may take until a budget is met.
+"""Greedy width schedules: every group steps down through its allowed widths until a budget is met.
 
 The steps of all groups are taken in one order (`meet`):
 
-- locally, and for a share of the channels, by the share of the group's units that goes,
-- isomorphically by the place of the step's units among all units of groups of the same structure.
+- for the scope "local", and for a share of the channels, by the share of the group's units that is removed,
+- for the scope "isomorphic", by the rank of the step's units among all units of groups of the same structure.
 
 Of leaves whose product forms one axis of a weight, such as heads · head size or groups · channels in a group, the
 outermost is cut first: removing heads saves time in proportion, making heads smaller saves half as much.
@@ -11,7 +11,7 @@ outermost is cut first: removing heads saves time in proportion, making heads sm
 
 from __future__ import annotations
 
-import math
+import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,9 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from surgeon.allocation.limits import allowed
-from surgeon.cost.alignment import Alignment
-from surgeon.cost.cost import Cost
 from surgeon.cost.target import TOLERANCE, Target
 from surgeon.groups.coupling import Group, Groups
 
@@ -33,50 +30,33 @@ _ROUNDS = 40
 
 @dataclass(frozen=True)
 class WidthSchedule:
-    """The widths that a group may take, ascending, and the order in which stepping down to each is taken."""
+    """The widths that a group can take, ascending, and the key by which the step down to each is ordered."""
 
     group: Group
     widths: tuple[int, ...]
     orders: np.ndarray
 
 
-class Schedules:
-    """Makes the schedules of the groups."""
+def schedule(
+    group: Group, widths: tuple[int, ...], places: Mapping[int, np.ndarray], inner: bool
+) -> WidthSchedule:
+    """The schedule of a group that may take these widths; an `inner` one steps down after all others.
 
-    def __init__(
-        self, groups: Groups, scores: Mapping[int, np.ndarray], cost: Cost, budget: str, scope: str, align: int | None,
-        tops: Mapping[int, int],
-    ) -> None:
-        self.groups, self.budget, self.scope, self.align, self.tops = groups, budget, scope, align, tops
-        self.alignment = Alignment(groups, cost)
-        self.places = _places(groups, scores) if scope == "isomorphic" else {}
-
-    def of(self, finest: int, least: float, floors: Mapping[int, int]) -> list[WidthSchedule]:
-        """`finest` bounds the default alignment from above; groups without a floor keep the share `least`."""
-        return [
-            self._schedule(group, finest, floors.get(group.leaf.id, max(1, math.ceil(least * group.size))))
-            for group in self.groups
-        ]
-
-    def _schedule(self, group: Group, finest: int, floor: int) -> WidthSchedule:
-        leaf, size, top = group.leaf.id, group.size, self.tops[group.leaf.id]
-        step = self.alignment.step(group, self.align, finest)
-        widths = allowed(top, step, floor)
-        inner = leaf in self.alignment.inner
-        if self.scope == "isomorphic" and self.budget != "channels":
-            found = [float(self.places[leaf][a:b].mean()) for a, b in pairwise(widths)]
-            return WidthSchedule(group, widths, np.array([*found, -1.0]) + float(inner))
+    `places` are those of `places_of`, where units are compared with those of groups of the same structure.
+    """
+    if group.leaf.id in places:
+        orders = [float(places[group.leaf.id][a:b].mean()) for a, b in pairwise(widths)]
+    else:
         # A share p of the group is removed, rounded: the step is taken where (1 - p) · size is nearer to it.
-        orders = [1 - (a + b) / 2 / size for a, b in pairwise(widths)]
-        later = 1.0 if inner and self.budget != "channels" else 0.0
-        return WidthSchedule(group, widths, np.array([*orders, -1.0]) + later)
+        orders = [1 - (a + b) / 2 / group.size for a, b in pairwise(widths)]
+    return WidthSchedule(group, widths, np.array([*orders, -1.0]) + float(inner))
 
 
 def meet(target: Target, schedules: list[WidthSchedule], refine: bool = True) -> dict[int, int]:
-    """The widths after the first step at which the budget is met, so that one step fewer would exceed it.
+    """The widths after the first step at which the budget is met: one step less would exceed it.
 
-    Single steps are then taken and put back, to use more of what may be left; where `refine` is False, only if more
-    than the tolerance is unused. Where the budget can't be met, every step is taken.
+    Single steps are then taken or undone, to use more of the budget; without `refine`, only if more than the tolerance
+    is unused. If the budget can't be met, all steps are taken.
     """
     polynomial, limit = target.polynomial, target.limit
     steps = sorted(
@@ -94,24 +74,20 @@ def meet(target: Target, schedules: list[WidthSchedule], refine: bool = True) ->
         np.minimum.at(found, places[:count], indices[:count])
         return found
 
-    low, high = 0, len(steps)
-    while low < high:
-        middle = (low + high) // 2
-        if polynomial(_widths(schedules, standing(middle))) <= limit:
-            high = middle
-        else:
-            low = middle + 1
-    at = standing(low)
+    count = bisect.bisect_left(
+        range(len(steps)), True, key=lambda count: polynomial(_widths(schedules, standing(count))) <= limit
+    )
+    at = standing(count)
     left = polynomial(_widths(schedules, at))
     if left <= limit and (refine or left < (1 - TOLERANCE) * limit):
-        at = _refine(target, schedules, at, steps[low - 1][0] if low else 0.0)
+        at = _refine(target, schedules, at, steps[count - 1][0] if count else 0.0)
     return {schedule.group.leaf.id: schedule.widths[index] for schedule, index in zip(schedules, at, strict=True)}
 
 
 def _refine(target: Target, schedules: list[WidthSchedule], at: np.ndarray, level: float) -> np.ndarray:
-    """Take or put back single steps, and pairs of them, for as long as less of the limit is left unused.
+    """Take or undo single steps, and pairs of them, as long as that leaves less of the limit unused.
 
-    A move far from the `level` of order that was reached must use the more, unless too much is unused without.
+    A step far from the key `level` that was reached must use more, unless too much is unused without it.
     """
     polynomial, whole = target.polynomial, target.whole
     close = min(_CLOSE, TOLERANCE * target.limit / whole)
@@ -143,7 +119,7 @@ def _refine(target: Target, schedules: list[WidthSchedule], at: np.ndarray, leve
             _moved(at, [moves[index] for index in divmod(int(flat), len(moves))])
             for flat in nearest if pairs.flat[flat] < unused
         ]
-        # What two moves of factors of one cost change together is only known now.
+        # Only now is it known how two steps of groups that share an operator change the cost together.
         left = [target.limit - polynomial(_widths(schedules, trial)) for trial in trials]
         better = [trial for trial, each in zip(trials, left, strict=True) if 0 <= each < unused * whole]
         if not better:
@@ -163,8 +139,8 @@ def _widths(schedules: list[WidthSchedule], at: np.ndarray) -> np.ndarray:
     return np.array([schedule.widths[index] for schedule, index in zip(schedules, at, strict=True)], dtype=np.float64)
 
 
-def _places(groups: Groups, scores: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """For the units of each leaf, the best first, their place from 0 to 1 among those of groups of its structure."""
+def places_of(groups: Groups, scores: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """For the units of each leaf, the best first, their rank from 0 to 1 among those of groups of its structure."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     for group in groups:
         alike.setdefault(_structure(groups, group), []).append(group.leaf.id)
@@ -179,7 +155,7 @@ def _places(groups: Groups, scores: Mapping[int, np.ndarray]) -> dict[int, np.nd
 
 
 def _structure(groups: Groups, group: Group) -> tuple[Any, ...]:
-    """What operators read the group's members, and in which of their axes the units stand; sizes do not count."""
+    """The operators that read the group's members, and the axes that contain the units, whatever their sizes."""
     graph = groups.graph
     readers: dict[str, list[str]] = {}
     for node in graph.nodes:

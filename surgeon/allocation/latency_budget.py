@@ -1,32 +1,30 @@
-"""A width of every group for a latency in milliseconds, by what the units are worth."""
+"""The width of every group for a latency in milliseconds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from surgeon.allocation.damage_curves import damages
-from surgeon.allocation.limits import LEAST_SHARE, floors, nothing_to_prune
+from surgeon.allocation.limits import LEAST_SHARE, cost_factors, floors, held_up, nothing_to_prune
 from surgeon.cost.cost import Cost
-from surgeon.errors import Infeasible, InvalidArgument
+from surgeon.errors import Infeasible
 from surgeon.groups.coupling import Groups
 from surgeon.latency.filling import filled_up
-from surgeon.solver.factors import LatencyModel, polynomial_factors, scaled, total
+from surgeon.solver.factors import LatencyModel, scaled, total
 from surgeon.solver.problem import Budget
 from surgeon.solver.solve import Allocation, solve
-from surgeon.support.arguments import MinWidth
+from surgeon.support.arguments import ABOVE_ZERO, MinWidth, optional
 
-# Up to how many times the factors are scaled to the latency of the whole, and from what share of it they differ.
+# How often the factors are scaled to the latency of the whole at most, and the relative difference that is ignored.
 _ROUNDS = 5
 _AGREE = 0.002
 _USED = 0.99
 _ROUNDING = 1e-9
-_LISTED = 6
-# From what share of the latency on nothing is given back.
+# From this share of the latency on, no units are given back.
 _FULL = 0.99
 
 
@@ -41,36 +39,27 @@ def allocate_latency(
     size: float | None = None,
     curves: Mapping[int, np.ndarray] | None = None,
 ) -> tuple[dict[int, int], Allocation]:
-    """The width of every group, by leaf, that loses the least of the model within `ms`; and how it was found.
+    """The width of every group, by leaf, with the least damage within `ms`; and the solver's result.
 
     Args:
-        groups: what may be removed.
-        scores: a number a unit, by leaf: `(units,)`.
-        cost: the costs of the same groups.
+        scores: a number for each unit, by leaf: `(units,)`.
         latency: the milliseconds of the same groups on some device.
         ms: how long the model may take, by `latency.ms`.
-        min_width: what is left of a group at least, as in `surgeon.allocation.allocate`. Groups that it does not name
-            keep the share `LEAST_SHARE`, unless the budget can't be met so.
-        size: how many parameters the model may have, all in all, at the same time.
-        curves: what keeping the best 1, 2, … units of a leaf does to the model; by default `damages` of the scores.
+        min_width: the least that is kept of a group, as in `surgeon.allocation.allocate`. Groups that it does not name
+            keep the share `LEAST_SHARE`, unless the budget can't be met otherwise.
+        size: how many parameters the model may have in total, at the same time.
+        curves: the damage of keeping only the best 1, 2, … units of a leaf; by default `damages` of the scores.
 
     Raises:
         InvalidArgument: an argument is out of range, or `min_width` names no group.
         NothingToPrune: there are no groups.
         Infeasible: a budget can't be met; the message says how far it could go and what holds the rest.
     """
-    limits = {"latency": _check("ms", ms)} | ({} if size is None else {"size": _check("size", size)})
+    ms, size = ABOVE_ZERO("ms", ms), optional(ABOVE_ZERO)("size", size)
     least = floors(groups, min_width)
     if not groups.groups:
         raise nothing_to_prune(groups)
-    sized: list[Budget] = []
-    if size is not None:
-        factors = [
-            factor
-            for share in cost.shares("params")
-            for factor in polynomial_factors(share.terms, share.label)
-        ]
-        sized = [Budget("size", "parameters", tuple(factors), limits["size"])]
+    sized = [Budget("size", "parameters", cost_factors(cost, "params"), size)] if size is not None else []
     curves = damages(groups, scores, cost) if curves is None else curves
     refused: Infeasible | None = None
     for share in (LEAST_SHARE, 0.0):
@@ -82,15 +71,15 @@ def allocate_latency(
         }
         at = {leaf: curves[leaf][np.array(each) - 1] for leaf, each in widths.items()}
         try:
-            found = _consistent(groups, widths, at, latency, limits["latency"], sized)
+            found = _consistent(groups, widths, at, latency, ms, sized)
         except Infeasible as error:
             refused = error
             continue
-        found = _filled(found, groups, widths, latency, limits["latency"], sized, curves)
+        found = _filled(found, groups, widths, latency, ms, sized, curves)
         return found.widths, found
     assert refused is not None
     reached = least_ms(groups, latency, min_width)
-    raise _with_remedy(refused, groups, least, reached if reached > limits["latency"] else None, latency.ms({}))
+    raise _with_remedy(refused, groups, least, reached if reached > ms else None, latency.ms({}))
 
 
 def least_ms(groups: Groups, latency: LatencyModel, min_width: MinWidth = None) -> float:
@@ -111,7 +100,7 @@ def _filled(
     others: list[Budget],
     curves: Mapping[int, np.ndarray],
 ) -> Allocation:
-    """With what it leaves of the budget given to single groups, in steps as fine as the device has them."""
+    """The allocation with the unused budget given to single groups, in the finest fast steps of the device."""
     if found.ms >= _FULL * ms:
         return found
 
@@ -145,8 +134,8 @@ def _consistent(
 ) -> Allocation:
     """An allocation whose latency as a whole is `ms`, or just below it.
 
-    What a model takes is not quite a sum over its operators: how much of it stays in the cache depends on all of it. So
-    the factors are scaled to the whole at the widths that they led to, and those are sought again.
+    The latency of a model is not quite a sum over its operators: how much stays in the caches depends on all of them.
+    So the factors are scaled to the latency of the whole at the widths found, and the widths are solved for again.
     """
     tried: list[Allocation] = []
     low = {leaf: each[0] for leaf, each in candidates.items()}
@@ -185,31 +174,20 @@ def _candidates(latency: LatencyModel, leaf: int, size: int, floor: float) -> tu
     return tuple(sorted(steps | {size}))
 
 
-def _check(name: str, value: Any) -> float:
-    number = isinstance(value, int | float | np.floating | np.integer) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
-        raise InvalidArgument(f"{name}={value!r}: give a number above 0")
-    return float(value)
-
-
 def _with_remedy(
     error: Infeasible, groups: Groups, least: Mapping[int, int], reached: float | None, whole: float
 ) -> Infeasible:
-    """The error with what holds widths and, where it is the latency that is out of reach, the nearest in reach."""
+    """The error with the widths that `min_width` holds and, if the latency can't be reached, the nearest that can."""
     nearest = []
     if reached is not None:
         share = math.floor(1e4 * (1 - reached / whole)) / 1e4
         nearest = [f"  the nearest that can be met: latency_ms={_up(reached)}, or the share {share:g}"]
-    held = [group for group in groups if least.get(group.leaf.id, 1) > 1]
-    lines = [
-        f"  min_width= holds {group.name} at {least[group.leaf.id]} of {group.size}" for group in held[:_LISTED]
-    ]
     remedy = "Remedy: raise the budget, or relax ignore= or min_width=."
-    return Infeasible("\n".join([str(error), *lines, *nearest, remedy]), error.reachable)
+    return Infeasible("\n".join([str(error), *held_up(groups, least), *nearest, remedy]), error.reachable)
 
 
 def _up(ms: float) -> str:
-    """Milliseconds of four digits, rounded up.
+    """Milliseconds with four digits, rounded up.
 
     >>> _up(0.0123412), _up(12.341)
     ('0.01235', '12.35')

@@ -1,4 +1,4 @@
-"""What stays of every group at least, what its best units hold of its importance, and why nothing can go."""
+"""Limits on widths, and the errors for models where nothing can be removed."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
+from surgeon.cost.cost import Cost
 from surgeon.errors import InvalidArgument, NothingToPrune
 from surgeon.groups.coupling import Groups
+from surgeon.solver.factors import Factor, polynomial_factors
 from surgeon.support import arguments
 from surgeon.support.arguments import MinWidth
 
-#: The share of a group's units that stays unless the budget can't be met otherwise: a layer never collapses unasked.
+#: The share of a group's units that is kept unless the budget can't be met otherwise, so that no layer collapses.
 LEAST_SHARE = 0.125
 
 _LISTED = 6
 
 
 def floors(groups: Groups, min_width: MinWidth) -> dict[int, int]:
-    """The least width that `min_width` asks for, by leaf: a share (float) or a width (int), for all groups or by glob.
+    """The least widths by leaf, from `min_width`: a share (float) or a width (int), for all groups or by glob.
 
     Raises:
         InvalidArgument: a value is out of range, or a glob names no group.
@@ -42,12 +44,27 @@ def floors(groups: Groups, min_width: MinWidth) -> dict[int, int]:
 
 
 def allowed(top: int, step: int, floor: int) -> tuple[int, ...]:
-    """The widths that a group may take: multiples of `step` of at least `floor` below `top`, and `top` itself.
+    """The widths that a group can take: multiples of `step` from `floor` to below `top`, and `top` itself.
 
     >>> allowed(20, 8, 1), allowed(20, 8, 9), allowed(20, 32, 1)
     ((8, 16, 20), (16, 20), (20,))
     """
     return (*(width for width in range(step, top, step) if width >= floor), top)
+
+
+def choices(
+    groups: Groups, held: Mapping[int, int], least: float, steps: Mapping[int, int], tops: Mapping[int, int]
+) -> dict[int, tuple[int, ...]]:
+    """The widths that each group may take, by leaf: multiples of its step, from its floor to its top.
+
+    A group that `held` gives no floor keeps the share `least` of its units.
+    """
+    return {
+        leaf.id: allowed(
+            tops.get(leaf.id, leaf.size), steps.get(leaf.id, 1), held.get(leaf.id, max(1, math.ceil(least * leaf.size)))
+        )
+        for leaf in (group.leaf for group in groups)
+    }
 
 
 def retained(scores: np.ndarray, size: int) -> np.ndarray:
@@ -62,10 +79,20 @@ def retained(scores: np.ndarray, size: int) -> np.ndarray:
     return np.minimum(np.cumsum(np.sort(scores)[::-1]) / total, 1.0)
 
 
+def held_up(groups: Groups, least: Mapping[int, int]) -> list[str]:
+    """The groups that `min_width` keeps at a least width, as lines of a message."""
+    held = [group for group in groups if least.get(group.leaf.id, 1) > 1]
+    return [f"  min_width= holds {group.name} at {least[group.leaf.id]} of {group.size}" for group in held[:_LISTED]]
+
+
+def cost_factors(cost: Cost, budget: str) -> tuple[Factor, ...]:
+    """The cost of a budget as factors for the solver."""
+    return tuple(factor for share in cost.shares(budget) for factor in polynomial_factors(share.terms, share.label))
+
+
 def nothing_to_prune(groups: Groups) -> NothingToPrune:
     """The error for a model without groups, with the largest pinned axes and their reasons."""
     pins = sorted(groups.pinned, key=lambda pin: -pin.size)[:_LISTED]
     lines = [f"  {pin.tensor} axis {pin.axis} ({pin.size}): {pin.reason}" for pin in pins]
     text = "\n".join(lines or ["  the model has no parameters"])
     return NothingToPrune(f"nothing can be pruned, every axis is pinned:\n{text}")
-

@@ -1,24 +1,24 @@
-"""The widths that do the least damage of all that fit a budget."""
+"""The widths that do the least damage within a budget."""
 
 from __future__ import annotations
 
-import math
+import bisect
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
-from surgeon.allocation.limits import LEAST_SHARE, allowed, floors, nothing_to_prune
+from surgeon.allocation.limits import LEAST_SHARE, choices, cost_factors, floors, nothing_to_prune
 from surgeon.cost.alignment import FINENESS, Alignment
 from surgeon.cost.cost import Cost
 from surgeon.cost.target import TOLERANCE, Target
 from surgeon.errors import Infeasible
 from surgeon.groups.coupling import Groups
-from surgeon.solver.factors import polynomial_factors
 from surgeon.solver.problem import Budget
 from surgeon.solver.solve import solve
 from surgeon.support.arguments import MinWidth
 
-# By how many of its widths a group is moved to use more of a budget, and pairs of moves that are tried.
+# Moves of a group, in steps of its widths, to use more of a budget, and how many pairs of moves are tried.
 _MOVES = (-3, -2, -1, 1, 2, 3)
 _TRIES = 100
 
@@ -29,17 +29,14 @@ def allocate_by_damage(
 ) -> dict[int, int]:
     """The widths, by leaf, that do the least damage of all that remove at least `ratio` of the budget.
 
-    Where they leave more of the budget unused than the tolerance, others near them are taken that do not, if there are.
+    If they leave more of the budget unused than the tolerance, widths near them are taken that don't, if there are any.
 
     Args:
-        groups: what may be removed.
-        damages: what keeping 1, 2, … units of a leaf does, not rising: `(units,)`.
-        cost: the costs of the same groups.
+        damages: the damage of keeping 1, 2, … units of a leaf, never increasing: `(units,)`.
         budget: "macs" or "params".
-        ratio: the share to remove.
-        steps: what the width of a leaf must be a multiple of; by default any width will do. The full width always does.
-        min_width: what is left of a group at least, as for `surgeon.shrink`.
-        tops: what is left of a leaf at most; that width is always allowed too.
+        steps: the width of a leaf must be a multiple of this, by default 1. The full width is always allowed.
+        min_width: the least that is kept of a group, as for `surgeon.shrink`.
+        tops: the most that is kept of a leaf; that width is always allowed too.
 
     Raises:
         InvalidArgument: `min_width` is out of range, or names no group.
@@ -49,18 +46,10 @@ def allocate_by_damage(
     held = floors(groups, min_width)
     if not groups.groups:
         raise nothing_to_prune(groups)
-    factors = [factor for share in cost.shares(budget) for factor in polynomial_factors(share.terms, share.label)]
     target = Target(cost, budget, ratio)
-    limits = [Budget("budget", budget, tuple(factors), target.limit, (1 - TOLERANCE) * target.limit)]
+    limits = [Budget("budget", budget, cost_factors(cost, budget), target.limit, (1 - TOLERANCE) * target.limit)]
     for least in (LEAST_SHARE, 0.0):
-        widths = {
-            group.leaf.id: allowed(
-                (tops or {}).get(group.leaf.id, group.size), (steps or {}).get(group.leaf.id, 1),
-                held.get(group.leaf.id, max(1, math.ceil(least * group.size))),
-            )
-            for group in groups
-        }
-        widths = _within(target, widths)
+        widths = _within(target, choices(groups, held, least, steps or {}, tops or {}))
         at = {leaf: np.asarray(damages[leaf])[np.array(each) - 1] for leaf, each in widths.items()}
         try:
             found = solve(widths, at, limits, names=groups.names)
@@ -76,9 +65,9 @@ def aligned_by_damage(
     groups: Groups, damages: Mapping[int, np.ndarray], cost: Cost, *, budget: str, ratio: float, align: int | None,
     min_width: MinWidth, tops: Mapping[int, int] | None = None,
 ) -> dict[int, int]:
-    """The same at the coarsest default alignment that uses all but 2 % of what may be left, or at `align`.
+    """The same at the coarsest default alignment that uses all but 2 % of the budget, or at `align`.
 
-    Where none does, at the finest: no group can take one more step.
+    If none does, at the finest: no group can be one step wider.
 
     Raises:
         Infeasible: the budget can't be met.
@@ -102,29 +91,23 @@ def aligned_by_damage(
 
 
 def _within(target: Target, widths: Mapping[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
-    """The widths that fit the budget where all other groups are at their least."""
+    """The widths that fit the budget when all other groups are at their least."""
     cost, polynomial = target.cost, target.polynomial
     least = cost.vector({leaf: each[0] for leaf, each in widths.items()})
     free = target.limit - polynomial(least)
     found = {}
     for leaf, each in widths.items():
-        low, high = 1, len(each)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if polynomial.change(least, cost.order[leaf], each[middle - 1]) <= free:
-                low = middle
-            else:
-                high = middle - 1
-        found[leaf] = each[:low]
+        change = partial(polynomial.change, least, cost.order[leaf])
+        found[leaf] = each[: max(1, bisect.bisect_right(each, free, key=change))]
     return found
 
 
 def _filled(
     target: Target, start: Mapping[int, int], widths: Mapping[int, tuple[int, ...]], damages: Mapping[int, np.ndarray]
 ) -> dict[int, int]:
-    """`start`, if more than the tolerance is unused there, after the one or two moves that end that with least damage.
+    """`start`, or, if more than the tolerance is unused there, widths one or two moves away with the least damage.
 
-    Where there are none, single steps up are taken, the largest first, until the next would exceed the budget.
+    If there are none, single steps up are taken, the largest first, until the next would exceed the budget.
     """
     found, polynomial = dict(start), target.polynomial
     while target.unused(found) > TOLERANCE:
@@ -152,7 +135,7 @@ def _filled(
 def _closing(
     target: Target, widths: Mapping[int, int], moves: list[tuple[int, int]], changes: np.ndarray, harms: np.ndarray
 ) -> dict[int, int] | None:
-    """The widths after the move, or the pair of moves, that does the least damage of those that meet the budget."""
+    """The widths after the move, or pair of moves, that meets the budget with the least damage."""
     if not moves:
         return None
     free = target.limit * target.unused(widths)
@@ -168,7 +151,7 @@ def _closing(
             break
         chosen = [moves[index] for index in divmod(int(flat), len(change)) if index < len(moves)]
         trial = {**widths, **dict(chosen)}
-        # What two moves of groups that share an operator change together is only known now.
+        # Only now is it known how two moves of groups that share an operator change the cost together.
         if 0 <= target.unused(trial) <= TOLERANCE:
             return trial
     return None

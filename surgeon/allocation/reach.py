@@ -1,10 +1,10 @@
-"""How far a budget can go under the options that a user gave, and the error where it is asked to go further."""
+"""How much of a budget can be removed under the user's options, and the error for asking more."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from surgeon.allocation.limits import allowed, floors
+from surgeon.allocation.limits import allowed, floors, held_up
 from surgeon.cost.alignment import FINENESS, NARROW, Alignment
 from surgeon.cost.cost import Cost
 from surgeon.cost.target import Target, percent, rounded_down
@@ -21,15 +21,13 @@ def lowest(
     """The least width of each leaf that `align` and `min_width` allow; where `align` is None, at any width."""
     held, steps = floors(alignment.groups, min_width), alignment.steps(align, FINENESS[-1])
     full = {group.leaf.id: group.size for group in alignment.groups}
-    return {
-        leaf: allowed((tops or full)[leaf], steps[leaf], held.get(leaf, 1))[0] for leaf in full
-    }
+    return {leaf: allowed((tops or full)[leaf], steps[leaf], held.get(leaf, 1))[0] for leaf in full}
 
 
 def check_reach(
     target: Target, alignment: Alignment, align: int | None, min_width: MinWidth, tops: Mapping[int, int]
 ) -> None:
-    """Costs fall with every width, so that what the least widths exceed, all widths exceed.
+    """Check that a budget can be met: costs fall with every width, so it must be met at the least widths.
 
     Raises:
         Infeasible: not even the least widths remove what is asked; the message says what the nearest budgets are.
@@ -45,11 +43,7 @@ def check_reach(
             "Remedy: choose another budget.", reachable=0.0,
         )
     lines = [f"  {line}" for line in cost.explain(budget, least, _LISTED)]
-    held = floors(alignment.groups, min_width)
-    raised = [group for group in alignment.groups if held.get(group.leaf.id, 1) > 1]
-    lines += [
-        f"  min_width= holds {group.name} at {held[group.leaf.id]} of {group.size}" for group in raised[:_LISTED]
-    ]
+    lines += held_up(alignment.groups, floors(alignment.groups, min_width))
     freed = {
         "align=1": target.removed(lowest(alignment, 1, min_width, tops)),
         "no min_width=": target.removed(lowest(alignment, align, None, tops)),
@@ -66,7 +60,7 @@ def check_reach(
 
 
 def off_default(alignment: Alignment, widths: Mapping[int, int]) -> dict[str, int]:
-    """What the widths of groups are multiples of by default, by name, for those whose widths are not."""
+    """The default step, by name, of the groups whose widths are not multiples of it."""
     found = {}
     for group in alignment.groups:
         width, step = widths.get(group.leaf.id, group.size), alignment.step(group, None, NARROW)
@@ -79,7 +73,7 @@ def outlook(
     groups: Groups, cost: Cost, widths: Mapping[int, int], *, budget: str, ratio: float, align: int | None,
     min_width: MinWidth,
 ) -> tuple[float, dict[str, int]]:
-    """The share of the budget that can go at most, and the widths, by group, that the default alignment gave way to."""
+    """The share of the budget that can be removed at most, and the groups with widths between the default's steps."""
     alignment, target = Alignment(groups, cost), Target(cost, budget, ratio)
     possible = target.removed(lowest(alignment, align, min_width))
     return possible, off_default(alignment, widths) if align is None else {}

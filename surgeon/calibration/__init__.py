@@ -1,1 +1,1 @@
-"""What unlabeled inputs tell about a model: batches, moments, sensitivities, inputs made from the model alone."""
+"""Calibration: batches of inputs, moments, sensitivities, and inputs synthesized from the model alone."""

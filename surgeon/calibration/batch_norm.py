@@ -1,14 +1,15 @@
-"""BatchNorm's running statistics, estimated anew where a smaller model's activations are no longer the original's."""
+"""BatchNorm's running statistics, re-estimated where a smaller model's activations differ from the original's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
 from surgeon.calibration.parameter_slots import Finder, Slot
+from surgeon.ir.operators import operator_name
 from surgeon.rules import arguments
 
 
@@ -20,14 +21,14 @@ class BatchNorm:
     source: fx.Node
     mean: Slot
     variance: Slot
-    eps: float = field(default=1e-5)
-    weight: Slot | None = None
-    bias: Slot | None = None
+    eps: float
+    weight: Slot | None
+    bias: Slot | None
 
 
 def find(node: fx.Node, find_slot: Finder) -> BatchNorm | None:
     """The batch norm that a node is; None for anything else, and where it has no running statistics of its own."""
-    if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.name != "aten::batch_norm":
+    if operator_name(node) != "batch_norm":
         return None
     given = arguments(node)
     mean, variance = find_slot(given["running_mean"], node), find_slot(given["running_var"], node)
@@ -38,12 +39,12 @@ def find(node: fx.Node, find_slot: Finder) -> BatchNorm | None:
 
 
 def statistics(values: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and variance a channel, (C,) at double precision, of all batches (B, C, …) together."""
+    """Mean and variance of each channel, (C,) at double precision, over all batches (B, C, …)."""
     total = square = None
     count = 0
     for value in values:
         flat = value.transpose(0, 1).flatten(1)
-        # About the batch's own mean, at the values' precision; the means are put together at double precision.
+        # Around the batch's own mean, at the values' precision; the means are combined at double precision.
         mean = flat.double().mean(1) if flat.dtype == torch.float64 else flat.mean(1).double()
         spread = ((flat - mean.to(flat)[:, None]) ** 2).sum(1).double()
         n = flat.shape[1]
@@ -61,14 +62,14 @@ def statistics(values: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 def match(
     original: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Running mean and variance with which the smaller model's channels come out as the original's do.
+    """Running mean and variance with which the smaller model's channels are normalized as the original's are.
 
     Args:
         original: the original's running mean and variance, (C,).
         wanted: mean and variance of what the original's batch norm reads on some inputs.
         found: the same of what the smaller model's reads on the same inputs.
 
-    That the inputs are few thus shows in both alike, and where nothing changed nothing changes.
+    Since both are of the same inputs, it matters less that these are few, and unchanged activations change nothing.
 
     >>> one, two = torch.ones(1), torch.full((1,), 2.0)
     >>> match((one, one), (one, one), (one, one), eps=0.0)

@@ -1,4 +1,4 @@
-"""Calibration data: a bounded number of inputs from whatever yields batches, checked, in one pass."""
+"""Calibration data: a bounded number of checked inputs from anything that yields batches, in one pass."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from surgeon.frontend.input_spec import by_argument
 from surgeon.frontend.parameters import SYNTHETIC
 from surgeon.frontend.trace import Graph, Inputs
 from surgeon.groups.weights import check_finite, check_real
+from surgeon.ir.fingerprint import named_tensors
 from surgeon.support.arguments import POSITIVE
 from surgeon.support.memory import share_of_memory
 from surgeon.support.progress import counter
 
 #: Samples that are run at once.
 CHUNK = 32
-#: The share of the memory that values held at one time may take; fewer samples are used where they would take more.
+#: The share of the memory that activations may take at a time; fewer samples are used if they would take more.
 MEMORY = 1 / 8
-#: Samples that are used whatever they take.
+#: Samples that are used whatever memory they take.
 FEWEST = 16
-#: One sample, or one fixed batch, in so many is held back.
+#: One sample, or one fixed batch, in this many is held back.
 HELD_BACK = 8
 #: Samples that are run at once where there are labels: gradients are observed batch by batch.
 LABELED_CHUNK = 8
@@ -39,10 +40,10 @@ LABELED_CHUNK = 8
 
 @dataclass(frozen=True)
 class Calibration:
-    """Inputs `(args, kwargs)` for a traced graph: what is fitted on, and what is held back to judge the fit by.
+    """Inputs `(args, kwargs)` for a traced graph: those to fit on, and those held back to validate the fit.
 
-    `rest` is what each of `batches` holds beside the inputs, such as labels, where that was asked for; `noise` says
-    that the inputs are drawn at random, and tell nothing of what the model was trained on.
+    `rest` is what each of `batches` holds besides the inputs, such as labels, if that was asked for; `noise` says
+    that the inputs are random, and unrelated to what the model was trained on.
     """
 
     fit: tuple[Inputs, ...] = field(repr=False)
@@ -54,12 +55,12 @@ class Calibration:
 
     @property
     def batches(self) -> tuple[Inputs, ...]:
-        """All of them, those to fit on first."""
+        """All batches, those to fit on first."""
         return (*self.fit, *self.held_back)
 
     @property
     def judge(self) -> Calibration:
-        """The part held back alone."""
+        """Only the part held back."""
         return Calibration((), self.held_back, self.samples)
 
 
@@ -70,14 +71,14 @@ def calibrate(
 
     `data` is a tensor or array of samples, a dict of them by keyword, or any iterable of batches, such as a DataLoader:
     each a tensor, an array, a dict by the names of the model's inputs, or a tuple or list that starts with the model's
-    inputs. What the model does not take, such as labels, is left out unless `labeled`. Nothing is read beyond what is
-    needed. "synthetic" stands for inputs that are synthesized from the model, by `seed`.
+    inputs. The rest of a batch, such as labels, is ignored unless `labeled`. No more is read than needed. "synthetic"
+    stands for inputs that are synthesized from the model, by `seed`.
 
     Raises:
-        InvalidArgument: `samples` is no positive integer, or `data` is nothing that yields batches.
+        InvalidArgument: `samples` is not a positive integer, or `data` does not yield batches.
         InvalidModel: no inputs can be synthesized from the model.
-        InvalidInputs: there is no batch, an iterator is used up, or a batch has another shape or type than the model's
-            inputs, or holds NaN or infinity; the message names the batch.
+        InvalidInputs: there is no batch, an iterator is exhausted, or a batch has another shape or type than the
+            model's inputs, or holds NaN or infinity; the message names the batch.
 
     >>> from surgeon.frontend.trace import trace
     >>> net = nn.Linear(3, 2)
@@ -122,7 +123,7 @@ def calibrate(
 def _split(
     whole: list[Tensor], reader: _Reader, count: int, notes: list[str], rest: list[tuple[Any, ...]] | None = None
 ) -> Calibration:
-    """Samples spread over all of the data are held back, since data are often sorted."""
+    """Hold back samples that are spread over all of the data, since data are often sorted."""
     every = torch.arange(count)
     if reader.fixed:
         if count < reader.fixed:
@@ -137,7 +138,7 @@ def _split(
         held, fit = ([part for part in chosen.split(size) if len(part)] for chosen in (every[away_], every[~away_]))
     if not fit:
         fit = held
-        notes = [*notes, "there is one batch or sample only, so the fit is judged on what it was made from"]
+        notes = [*notes, "there is only one batch or sample, so the fit is validated on the data that it was made from"]
 
     def inputs(chunks: list[Tensor]) -> tuple[Inputs, ...]:
         return tuple(reader.inputs([leaf[chunk] for leaf in whole]) for chunk in chunks)
@@ -149,7 +150,7 @@ def _split(
 
 
 class _Reader:
-    """Brings batches into the form of a graph's inputs."""
+    """Converts batches to a graph's inputs."""
 
     def __init__(self, graph: Graph, model: nn.Module) -> None:
         self._leaves, self._spec = pytree.tree_flatten(graph.inputs)
@@ -159,22 +160,21 @@ class _Reader:
         ]
         self.fixed = 0 if graph.dynamic else graph.batch
         self._names = [name for name, leaves in by_argument(model, graph.inputs) for _ in leaves]
-        tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
-        self._device = tensor.device if tensor is not None else torch.device("cpu")
+        self._device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
 
     def inputs(self, leaves: list[Tensor]) -> Inputs:
-        """The graph's inputs, those that have no batch axis as it was traced with."""
+        """The graph's inputs; those without a batch axis are the example inputs."""
         found = list(self._leaves)
         for place, leaf in zip(self._batched, leaves, strict=True):
             found[place] = leaf.to(self._device)
         return pytree.tree_unflatten(found, self._spec)
 
     def batched(self, leaves: list[Any]) -> list[Tensor]:
-        """Of all leaves of inputs, those that have a batch axis."""
+        """The leaves of inputs that have a batch axis."""
         return [leaves[at].detach().cpu() for at in self._batched]
 
     def rest(self, batch: Any) -> tuple[Any, ...]:
-        """What a batch holds beside the inputs; of a dict, one dict of the entries that the model does not take."""
+        """What a batch holds besides the inputs; for a dict, one dict of the entries that the model does not take."""
         if isinstance(batch, Mapping):
             taken = {self._names[at] for at in self._batched}
             return ({name: value for name, value in batch.items() if name not in taken},)

@@ -1,4 +1,4 @@
-"""What the output depends on: input moments and gradient moments of every operator that reads prunable units.
+"""Sensitivity of the output: input moments and gradient moments of every operator that reads prunable units.
 
 Gradients are those of the log-likelihood of labels that are drawn from the model's own softmax, so that their second
 moments are the Fisher information and no labels are needed (Martens and Grosse, "Optimizing Neural Networks with
@@ -28,12 +28,12 @@ from surgeon.support.progress import counter
 
 #: How often labels are drawn for each batch.
 DRAWS = 2
-#: Rows that moments are taken of, for each input of an operator.
+#: Rows that moments are computed from, for each input of an operator.
 ROWS_PER_INPUT = 40
 FEWEST_ROWS = 4096
 
 
-# From the outputs of the graph and the number of the batch to log-likelihoods that are summed over its samples.
+# From the outputs of the graph and the index of the batch to log-likelihoods, summed over its samples.
 Likelihoods = Callable[[list[Tensor], int, torch.Generator], Iterable[Tensor]]
 
 
@@ -41,8 +41,8 @@ Likelihoods = Callable[[list[Tensor], int, torch.Generator], Iterable[Tensor]]
 class Reader:
     """An operator that multiplies prunable units by a parameter.
 
-    `moments` are those of its inputs, `gradients` (G, o, o) the mean of g gᵀ over the positions of its output, of which
-    there are `positions` a sample. `units` gives, by leaf, the unit that each input belongs to, or -1: (G, f).
+    `moments` are those of its inputs; `gradients` (G, o, o) is the sum of g gᵀ over `count` positions of its output,
+    which has `positions` for each sample. `units` gives, by leaf, the unit that each input belongs to, or -1: (G, f).
     """
 
     layer: Contraction
@@ -54,16 +54,16 @@ class Reader:
 
     @property
     def metric(self) -> Tensor:
-        """The Fisher information (G, o, o) of the operator's output, all positions of a sample together."""
+        """The Fisher information (G, o, o) of the operator's output, summed over the positions of a sample."""
         return self.gradients * (self.positions / max(self.count, 1))
 
 
 @dataclass(frozen=True)
 class Loose:
-    """A value that prunable units are part of, and which is no input of a reader.
+    """A value with prunable units that is not the input of a reader.
 
-    `energy`, by leaf, is the sum over samples of the squared effect, to first order, that the loss of each unit has on
-    the log-likelihood: `(units,)`.
+    `energy`, by leaf, is the sum over samples of the squared effect, to first order, of removing each unit on the
+    log-likelihood: `(units,)`.
     """
 
     node: fx.Node
@@ -72,7 +72,7 @@ class Loose:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Readers and loose values of a model, and how many samples, times draws, they were measured on, by what."""
+    """Readers and loose values of a model, the number of samples times draws, and the likelihoods they are based on."""
 
     readers: tuple[Reader, ...]
     loose: tuple[Loose, ...]
@@ -83,7 +83,7 @@ class Sensitivity:
 def measure(
     groups: Groups, batches: Sequence[Inputs], seed: int = 0, likelihoods: Likelihoods | None = None
 ) -> Sensitivity:
-    """Run the model forwards and backwards on `batches`; without `likelihoods`, those of labels that are drawn."""
+    """Run the model forward and backward on `batches`; `likelihoods` are by default those of drawn labels."""
     readers, loose = _find(groups)
     found = Sensitivity(tuple(readers), tuple(loose), 0, likelihoods or _drawn)
     samples = 0
@@ -98,9 +98,9 @@ def measure(
 
 @dataclass(frozen=True)
 class Run:
-    """One batch of `size` samples, run forwards, and backwards for one draw of labels.
+    """One batch of `size` samples, run forward, and backward for one draw of labels.
 
-    `operands` are those of readers, `values` the outputs of readers and loose values, `gradients` with regard to these.
+    `operands` are those of readers, `values` the outputs of readers and loose values, `gradients` those of `values`.
     """
 
     size: int
@@ -111,12 +111,11 @@ class Run:
     interpreter: Interpreter
 
     def input(self, layer: Contraction) -> Tensor:
-        """What a layer reads."""
         value: Tensor = self.operands[layer.node][layer.source]
         return value
 
     def respond(self, layer: Contraction, matrix: Tensor) -> Tensor:
-        """What a layer computes of its input with another matrix, and without a bias."""
+        """The output of a layer for its input, with another matrix and without a bias."""
         weight, given = layer.unmatrix(matrix), self.operands[layer.node]
 
         def evaluate(weight: Tensor) -> Tensor:
@@ -128,7 +127,7 @@ class Run:
 
 
 def backwards(groups: Groups, sensitivity: Sensitivity, batches: Sequence[Inputs], seed: int) -> Iterator[Run]:
-    """Run the model on every batch, forwards once and backwards for every draw of labels."""
+    """Run the model on every batch, forward once and backward for every draw of labels."""
     generator = torch.Generator().manual_seed(seed)
     with counter("sensitivity") as progress:
         for done, batch in enumerate(batches):
@@ -142,7 +141,8 @@ def _find(groups: Groups) -> tuple[list[Reader], list[Loose]]:
     for node, typed in groups.typed.items():
         if node.op != "call_function":
             continue
-        wanted = [group for group in groups if _holds(groups, typed.contracted, group)]
+        summed = groups.leaves(typed.contracted)
+        wanted = [group for group in groups if group.leaf in summed]
         if not wanted:
             continue
         layer = layers.find(node, node, slots.find)
@@ -156,19 +156,15 @@ def _find(groups: Groups) -> tuple[list[Reader], list[Loose]]:
     return readers, loose
 
 
-def _holds(groups: Groups, axes: Iterable[object], group: Group) -> bool:
-    return any(leaf.id == group.leaf.id for axis in axes for leaf in groups.space.leaves(axis))  # type: ignore[arg-type]
-
-
 def _in(groups: Groups, node: fx.Node, wanted: Iterable[Group]) -> bool:
     axes = groups.axes[node]
-    return isinstance(axes, tuple) and all(_holds(groups, axes, group) for group in wanted)
+    return isinstance(axes, tuple) and {group.leaf for group in wanted} <= groups.leaves(axes)
 
 
 def _units(groups: Groups, layer: Contraction, group: Group) -> Tensor | None:
-    """The unit of a group that each input of a layer belongs to, or -1: (G, f). None where it is read in no way known.
+    """The unit of a group that each input of a layer belongs to, or -1: (G, f). None where that is not clear.
 
-    Found from where the positions of the weight's axes end up when it is brought into the form of a matrix.
+    Found from where positions along the weight's axes end up when the weight is converted to a matrix.
     """
     axes, shape = groups.axes[layer.weight.node], layer.weight.places.shape
     assert isinstance(axes, tuple)
@@ -178,7 +174,7 @@ def _units(groups: Groups, layer: Contraction, group: Group) -> Tensor | None:
         wide[dim] = shape[dim]
         places = layer.matrix(torch.arange(shape[dim]).reshape(wide).expand(shape).contiguous())
         if bool((places != places[:, :, :1]).any()) or bool((places == places[:, :1]).all()):
-            continue  # it tells outputs apart, or groups
+            continue  # an axis of outputs, or of groups
         for units in groups.space.units(axis, group.leaf):
             here = torch.as_tensor(units)[places[:, :, 0]]
             found = here if found is None else torch.where(here >= 0, here, found)
@@ -215,9 +211,9 @@ def _batch(
 
 
 def _drawn(outputs: list[Tensor], number: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Log-likelihoods to be differentiated, each with labels of its own draw.
+    """Log-likelihoods to differentiate, each for another draw of labels.
 
-    One output of a row a sample is taken for logits; anything else has noise of its own spread.
+    A single output with one row for each sample is taken for logits; anything else gets noise of its own scale.
     """
     wanted = [output for output in outputs if output.requires_grad]
     for _ in range(DRAWS if wanted else 0):
@@ -235,7 +231,7 @@ def _drawn(outputs: list[Tensor], number: int, generator: torch.Generator) -> It
 
 
 def _added(reader: Reader, run: Run, batches: int) -> Reader:
-    """The reader with what one run of several shows of it."""
+    """The reader with the moments of one more run."""
     x, gradient = run.input(reader.layer), run.gradients[reader.layer.node]
     groups, inputs, outputs = reader.layer.matrix(reader.layer.weight.places).shape
     total = gradient.numel() // (groups * outputs)
@@ -250,7 +246,7 @@ def _added(reader: Reader, run: Run, batches: int) -> Reader:
 
 
 def loose_effects(groups: Groups, loose: Loose, run: Run) -> dict[int, Tensor]:
-    """What the loss of each unit of a loose value does to the log-likelihood, to first order: (samples, units)."""
+    """The effect of removing each unit of a loose value on the log-likelihood, to first order: (samples, units)."""
     axes = groups.axes[loose.node]
     assert isinstance(axes, tuple)
     effect = -(run.values[loose.node] * run.gradients[loose.node]).double()
@@ -258,7 +254,7 @@ def loose_effects(groups: Groups, loose: Loose, run: Run) -> dict[int, Tensor]:
     for group in groups:
         if group.leaf.id not in loose.energy:
             continue
-        dim = next(d for d, axis in enumerate(axes) if _holds(groups, (axis,), group))
+        dim = next(d for d, axis in enumerate(axes) if group.leaf in groups.leaves((axis,)))
         flat = per_sample(effect.movedim(dim, -1), run.size if dim else 1)
         sums = torch.zeros(len(flat), group.size + 1, dtype=torch.float64)
         for units in groups.space.units(axes[dim], group.leaf):

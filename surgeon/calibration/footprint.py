@@ -1,9 +1,8 @@
-"""The memory that the values of one sample take while a graph is run."""
+"""The memory for the values of one sample while a graph is run."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import Tensor, fx
 
@@ -13,16 +12,16 @@ from surgeon.rules.base import size_of, sizes_of
 
 
 def bytes_per_sample(graph: Graph) -> int:
-    """What the values of one sample take at most, in the original and the smaller model together."""
+    """The peak bytes for the values of one sample, in the original and the smaller model together."""
     sizes: dict[fx.Node, int] = {}
     held = most = 0
     drop = last_uses(graph.module.graph)
     for node in graph.nodes:
         if node.op != "get_attr":
             value = node.meta.get("val")
-            several = sizes_of(node) if isinstance(value, tuple | list) else []
-            shapes = [size_of(node)] if isinstance(value, Tensor) else several
-            sizes[node] = sum(max(4, _item(value)) * math.prod(shape) for shape in shapes)
+            sizes[node] = 4 * sum(map(math.prod, sizes_of(node))) if isinstance(value, tuple | list) else 0
+            if isinstance(value, Tensor):
+                sizes[node] = max(4, value.element_size()) * math.prod(size_of(node))
             held += sizes[node]
             most = max(most, held)
         held -= sum(sizes.pop(dead, 0) for dead in drop[node])
@@ -30,10 +29,6 @@ def bytes_per_sample(graph: Graph) -> int:
 
 
 def bytes_backwards(graph: Graph) -> int:
-    """What the values of one sample take that a step backwards needs."""
+    """The bytes of the values of one sample that a backward pass needs."""
     total = sum(math.prod(size_of(node)) for node in graph.nodes if node.op != "get_attr")
     return max(4 * total // max(graph.batch, 1), 1)
-
-
-def _item(value: Any) -> int:
-    return value.element_size() if isinstance(value, Tensor) else 4

@@ -1,4 +1,4 @@
-"""A convolution as a product of rows and a matrix: its windows, one row each."""
+"""A convolution as a matrix product: its windows as rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What batches hold beside the inputs, such as labels: cut into samples, joined again, and handed to a loss."""
+"""What batches hold besides the inputs, such as labels: split into samples, joined again, and passed to a loss."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidArgument, InvalidInputs
 
@@ -16,9 +17,9 @@ Loss = Callable[..., Tensor]
 
 
 def per_sample(rest: tuple[Any, ...], count: int, place: str) -> list[tuple[Any, ...]]:
-    """What a batch of `count` samples holds beside its inputs, as `count` batches of one.
+    """What a batch of `count` samples holds besides its inputs, as `count` batches of one.
 
-    Tensors are cut along their first axis, and so are lists of one entry a sample; what is neither goes to each.
+    Tensors are split along their first axis, and so are lists with one entry for each sample; all else goes to each.
 
     >>> per_sample((torch.tensor([3, 4]), ["a", "b"], 0.1), 2, "batch 0")
     [(tensor([3]), ['a'], 0.1), (tensor([4]), ['b'], 0.1)]
@@ -36,7 +37,7 @@ def _cut(value: Any, index: int, count: int, place: str) -> Any:
         case Tensor() if value.dim():
             if len(value) != count:
                 raise InvalidInputs(
-                    f"{place}: an entry beside the inputs has shape {tuple(value.shape)}; expected {count} rows, one "
+                    f"{place}: an entry besides the inputs has shape {tuple(value.shape)}; expected {count} rows, one "
                     "for each sample"
                 )
             return value[index : index + 1]
@@ -63,7 +64,7 @@ def joined(samples: Sequence[Any]) -> Any:
         case Tensor() if first.dim():
             shapes = sorted({tuple(each.shape[1:]) for each in samples})
             if len(shapes) > 1:
-                raise InvalidInputs(f"entries beside the inputs have different shapes: {shapes}; pad them alike")
+                raise InvalidInputs(f"entries besides the inputs have different shapes: {shapes}; pad them")
             return torch.cat(list(samples))
         case Mapping():
             return {key: joined([each[key] for each in samples]) for key in first}
@@ -75,37 +76,33 @@ def joined(samples: Sequence[Any]) -> Any:
 
 
 def evaluate(loss: Loss, output: Any, rest: tuple[Any, ...], device: torch.device) -> Tensor:
-    """`loss(output, *rest)`, a finite scalar that gradients can be taken of.
+    """`loss(output, *rest)`, a finite scalar that can be differentiated.
 
     Raises:
-        InvalidArgument: the loss takes other arguments, fails, or gives something else than a scalar that depends on
-            the output.
+        InvalidArgument: the loss takes other arguments, fails, or returns something other than a scalar that depends
+            on the output.
         InvalidInputs: it is NaN or infinite.
     """
-    rest = _moved(rest, device)
+    rest = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), rest)
     try:
         inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(output, *rest)
     except TypeError as error:
         raise InvalidArgument(
             f"loss takes other arguments than the model's output and the {len(rest)} entries that each batch of data "
-            f"holds beside the inputs ({error}); give batches such as (inputs, labels)"
+            f"holds besides the inputs ({error}); give batches such as (inputs, labels)"
         ) from error
     except ValueError:
-        pass  # a function that is not written in Python may not tell its signature
+        pass  # functions that are not written in Python may have no signature
     try:
         value = loss(output, *rest)
     except Exception as error:
         raise InvalidArgument(f"loss fails on the model's output and the rest of a batch of data: {error}") from error
     if not isinstance(value, Tensor):
-        raise InvalidArgument(f"loss gives a {type(value).__name__}; expected a scalar tensor, to differentiate")
+        raise InvalidArgument(f"loss returns a {type(value).__name__}; expected a scalar tensor, to differentiate")
     if value.numel() != 1:
-        raise InvalidArgument(f"loss gives shape {tuple(value.shape)}; expected a scalar, such as its mean")
+        raise InvalidArgument(f"loss returns shape {tuple(value.shape)}; expected a scalar, such as its mean")
     if not value.requires_grad:
-        raise InvalidArgument("loss gives a constant; it must be computed from the model's output, without detaching")
+        raise InvalidArgument("loss returns a constant; it must be computed from the model's output, without detaching")
     if not bool(torch.isfinite(value)):
         raise InvalidInputs(f"loss is {float(value.detach())} on a batch of data; check its labels and its scale")
     return value.reshape(())
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    return torch.utils._pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, value)

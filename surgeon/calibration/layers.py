@@ -1,6 +1,6 @@
-"""Operators that multiply their input by a parameter, in one form: rows (G, n, f) times a matrix (G, f, o).
+"""Operators that multiply their input by a parameter, in a common form: rows (G, n, f) times a matrix (G, f, o).
 
-G is the number of groups that are independent of one another: of a convolution, or the batch of a matrix product.
+G is the number of independent groups: those of a convolution, or the batch of a matrix product.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from torch import Tensor, fx
 
 from surgeon.calibration.im2col import at_positions, windows
 from surgeon.calibration.parameter_slots import Finder, Slot
+from surgeon.ir.operators import operator_name
 from surgeon.rules import arguments
 from surgeon.rules.base import size_of
 
-# From an input and an output to rows of both, given the share of the rows that is wanted.
+# From an input and an output to rows of both, given the share of the rows to take.
 Rows = Callable[[Tensor, Tensor, float, torch.Generator], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Contraction:
-    """An operator `node` that reads `source` and multiplies it by what stands in `weight`.
+    """An operator `node` that reads `source` and multiplies it by `weight`.
 
-    `rows` takes an input and an output apart; `matrix` and `unmatrix` go between the weight's own shape and (G, f, o);
-    `along` brings a number an output unit, (G, o), into a shape that can be added to the output, and is None where the
-    output has no axis of its own for units. `bias` is the operator's own.
+    `rows` converts an input and an output to rows; `matrix` and `unmatrix` convert between the weight's own shape and
+    (G, f, o); `along` converts one number for each output unit, (G, o), to a shape that can be added to the output, and
+    is None where the output has no separate axis for units. `bias` is the operator's own.
     """
 
     node: fx.Node
@@ -43,18 +44,15 @@ class Contraction:
 
     @property
     def biased(self) -> bool:
-        """Whether the operator adds a bias."""
         return self.bias is not None or self.unknown_bias
 
 
 def find(node: fx.Node, copy: fx.Node, find_slot: Finder) -> Contraction | None:
-    """The contraction that a node of the original graph is; None for anything else, or where the weight is computed.
+    """A node of the original graph as a contraction; None for anything else, or where the weight is computed.
 
-    `copy` is the same operator in the smaller graph, which has its own numbers.
+    `copy` is the same operator in the smaller graph, whose arguments may differ.
     """
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return None
-    reader = _READERS.get(node.target._schema.name.removeprefix("aten::"))
+    reader = _READERS.get(operator_name(node))
     if reader is None:
         return None
     given, printed = arguments(node), arguments(copy)
@@ -84,7 +82,7 @@ def _matmul(node: fx.Node, a: dict[str, Any], find_slot: Finder) -> Contraction 
     if weight.places.dim() == 2:
         return _plain(node, a["self"], weight, None, find_slot, transposed=False)
     if weight.places.dim() == 3 and size_of(a["self"])[:-2] == size_of(weight.node)[:-2]:
-        return Contraction(node, a["self"], weight, _batched_rows, _same, _same, along=None)
+        return Contraction(node, a["self"], weight, _batched_rows, lambda w: w, lambda m: m, along=None)
     return None
 
 
@@ -95,7 +93,7 @@ def _plain(
     slot = find_slot(bias, node)
     if slot is not None and slot.places.squeeze().dim() > 1:
         slot = None
-    turn: Callable[[Tensor], Tensor] = (lambda w: w.t()) if transposed else _same
+    turn: Callable[[Tensor], Tensor] = Tensor.t if transposed else lambda w: w
     return Contraction(
         node, source, weight, _token_rows, lambda w: turn(w)[None], lambda m: turn(m[0]), along=lambda v: v[0],
         bias=slot, unknown_bias=bias is not None and slot is None,
@@ -178,26 +176,15 @@ def _batched_rows(x: Tensor, y: Tensor, share: float, generator: torch.Generator
 
 
 def _some(count: int, share: float, generator: torch.Generator, device: torch.device) -> Tensor:
-    """At least one of `count` places, ascending, drawn at random unless all are wanted."""
+    """A share of `count` places, at least one, ascending, drawn at random unless all are taken."""
     wanted = math.ceil(count * min(share, 1.0))
     if wanted >= count:
         return torch.arange(count, device=device)
     return torch.randperm(count, generator=generator)[:wanted].sort().values.to(device)
 
 
-def _same(value: Tensor) -> Tensor:
-    return value
-
-
 _READERS: dict[str, Callable[[fx.Node, dict[str, Any], Finder], Contraction | None]] = {
-    "linear": _linear,
-    "addmm": _addmm,
-    "mm": _matmul,
-    "bmm": _matmul,
-    "matmul": _matmul,
-    "einsum": _einsum,
-    "conv1d": _convolution,
-    "conv2d": _convolution,
-    "conv3d": _convolution,
-    "convolution": _convolution,
+    "linear": _linear, "addmm": _addmm, "einsum": _einsum,
+    **dict.fromkeys(("mm", "bmm", "matmul"), _matmul),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _convolution),
 }

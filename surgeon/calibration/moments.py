@@ -1,4 +1,4 @@
-"""First and second moments of what an operator reads, and least squares from them.
+"""First and second moments of an operator's inputs, and least squares from them.
 
 >>> x = torch.randn(1, 50, 3, generator=torch.Generator().manual_seed(0))
 >>> y = x @ torch.ones(1, 3, 2) + 1
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from surgeon.errors import InvalidInputs
 
-#: Rows of inputs, for each of their number, below which a covariance shows more order than there is.
+#: Rows for each input, below which a covariance shows correlations that are not there.
 ENOUGH = 8
 
 
 class Moments:
-    """Sums over rows, at double precision, of inputs x and wanted outputs y and of x xᵀ and x yᵀ.
+    """Sums over rows, at double precision, of inputs x, wanted outputs y, x xᵀ and x yᵀ.
 
-    Rows come as x (G, n, f) and y (G, n, o), with G independent problems, such as the groups of a convolution. No row
-    is kept. Sums are taken about the mean of the first rows, so that little is lost where the mean is large.
+    Rows come as x (G, n, f) and y (G, n, o), for G independent problems, such as the groups of a convolution. They are
+    not kept. Sums are taken around the mean of the first rows, so that little precision is lost where it is large.
     """
 
     def __init__(self) -> None:
@@ -32,12 +32,11 @@ class Moments:
         self._origin: tuple[Tensor, Tensor] | None = None
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Add rows."""
         if self._origin is None:
             self._origin = (x.mean(1, keepdim=True), y.mean(1, keepdim=True))
-            groups, inputs, outputs = len(x), x.shape[2], y.shape[2]
-            self._x, self._y = _zeros(x, groups, inputs), _zeros(x, groups, outputs)
-            self._xx, self._xy = _zeros(x, groups, inputs, inputs), _zeros(x, groups, inputs, outputs)
+            shape, double = (len(x), x.shape[2]), torch.float64
+            self._x, self._y = x.new_zeros(shape, dtype=double), x.new_zeros((len(x), y.shape[2]), dtype=double)
+            self._xx, self._xy = (x.new_zeros((*shape, each.shape[2]), dtype=double) for each in (x, y))
         x, y = x - self._origin[0], y - self._origin[1]
         self.count += x.shape[1]
         self._x += x.sum(1)
@@ -64,10 +63,10 @@ class Moments:
         return xx, xy
 
     def damping(self, diagonal: Tensor, ridge: float) -> Tensor:
-        """What is added to the diagonal (G, f) of E x xᵀ: `ridge` times its mean, and more where rows are few.
+        """What to add to the diagonal (G, f) of E x xᵀ: `ridge` times its mean, and more where rows are few.
 
-        With fewer rows than inputs any output can be made up from any inputs, on those rows: both the fit and what it
-        promises would be of them alone. Inputs that never vary say nothing: their weights stay as they are.
+        With fewer rows than inputs, any output can be fitted exactly on those rows, which says nothing about others.
+        Weights of inputs that never vary stay as they are.
         """
         scarce = max(1.0, ENOUGH * diagonal.shape[1] / self.count)
         weight = ridge * scarce * diagonal.mean(1, keepdim=True)
@@ -89,17 +88,13 @@ class Moments:
             factor, failed = torch.linalg.cholesky_ex(system)
             if bool(failed.any()):
                 raise InvalidInputs(
-                    "the second moments of the calibration data are not finite or not positive; give other data, or a "
+                    "the second moments of the calibration data are not finite or not positive; use other data, or a "
                     "larger ridge"
                 )
         matrix = start + torch.cholesky_solve(right, factor)
         return matrix, self.shift(matrix) if shifted else torch.zeros_like(self._y)
 
     def shift(self, matrix: Tensor) -> Tensor:
-        """The shift (G, o) that makes the mean output right for this matrix."""
+        """The shift (G, o) with which this matrix gives the right mean output."""
         x, y = self.means
         return y - (x[:, None, :] @ matrix.double())[:, 0]
-
-
-def _zeros(like: Tensor, *shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float64, device=like.device)

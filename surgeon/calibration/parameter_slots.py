@@ -1,4 +1,4 @@
-"""Where an operator's weight or bias stands in the model's tensors, so that it can be written back."""
+"""Where an operator's weight or bias is in the model's tensors, so that it can be written back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from surgeon.ir.operators import is_a
 
 @dataclass(frozen=True)
 class Slot:
-    """The operand `node` of an operator: the elements `places` of the model's tensor `name`."""
+    """An operand `node`: the elements `places` of the model's tensor `name`."""
 
     node: fx.Node
     name: str
@@ -23,11 +23,9 @@ class Slot:
     places: Tensor = field(repr=False)
 
     def read(self) -> Tensor:
-        """The operand's value."""
         return self.tensor.detach().flatten()[self.places]
 
     def write(self, value: Tensor) -> None:
-        """Set the operand's value, in place."""
         flat = self.tensor.detach().clone().flatten()
         flat[self.places.flatten()] = value.detach().to(flat).flatten()
         with torch.no_grad():
@@ -37,8 +35,8 @@ class Slot:
 class Slots:
     """Finds the slots of a smaller model.
 
-    `copies` gives for each node of the original graph the smaller graph's, `tensors` the tensors of the model that may
-    be written, by name.
+    `copies` maps each node of the original graph to the smaller graph's; `tensors` are those of the model that may be
+    written, by name.
     """
 
     def __init__(self, groups: Groups, copies: Mapping[fx.Node, fx.Node], tensors: Mapping[str, Tensor]) -> None:
@@ -52,7 +50,7 @@ class Slots:
                 self._uses.setdefault(id(tensor), []).extend(_ends(node))
 
     def find(self, operand: object, user: fx.Node) -> Slot | None:
-        """The slot of `user`'s operand; None where it is computed, or where another operator reads elements of it."""
+        """The slot of `user`'s operand; None if it is computed, or if another operator reads elements of it."""
         if not isinstance(operand, fx.Node):
             return None
         source = _source(operand)
@@ -77,7 +75,7 @@ class Slots:
         return self._tensors.get(name, self._tensors.get(self._graph.canonical.get(name, "")))
 
     def _places(self, node: fx.Node, tensor: Tensor) -> object:
-        """What `node` makes of the tensor's positions."""
+        """The tensor's positions, moved as `node` moves its elements."""
         if node.op == "get_attr":
             return torch.arange(tensor.numel(), device=tensor.device).reshape(tensor.shape)
         run = self._copies[node]
@@ -100,7 +98,7 @@ def _source(node: fx.Node) -> fx.Node | None:
 
 
 def _ends(node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
-    """Each pair of a node that hands the tensor on, moved, and an operator that computes with it."""
+    """Pairs of a node that holds the tensor, perhaps moved, and an operator that computes with it."""
     found = []
     for user in node.users:
         found += _ends(user) if _moves(user) else [(node, user)]

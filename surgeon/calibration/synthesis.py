@@ -1,13 +1,13 @@
-"""Inputs made up from the model alone, for when there are no data: such as its batch norms remember.
+"""Inputs synthesized from the model alone, for when there are no data: they match its batch norms' statistics.
 
-Noise is moved, by gradient descent, until each batch norm sees about the mean and the variance that it kept from
+Noise is optimized, by gradient descent, until each batch norm sees about the mean and variance that it stored in
 training (Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework", CVPR 2020, arXiv:2001.00281), and until the
-model is as sure of a class, each in turn, as of what it was trained on (Yin et al., "Dreaming to Distill: Data-free
-Knowledge Transfer via DeepInversion", CVPR 2020, arXiv:1912.08795). Both are found from the graph's operators.
+model is as confident of a class, each in turn, as for what it was trained on (Yin et al., "Dreaming to Distill:
+Data-free Knowledge Transfer via DeepInversion", CVPR 2020, arXiv:1912.08795). Both are found from the graph.
 
-Without batch norms the noise stays noise, and tokens are drawn from the rows of their embedding: what the units make of
-it still tells which of them can stand in for which, as their weights alone do (Srinivas and Babu, "Data-free Parameter
-Pruning for Deep Neural Networks", BMVC 2015, arXiv:1507.06149), through whatever stands between.
+Without batch norms the noise stays noise, and tokens are drawn from the rows of their embedding: the units' activations
+still show which of them can replace which, as their weights alone do (Srinivas and Babu, "Data-free Parameter
+Pruning for Deep Neural Networks", BMVC 2015, arXiv:1507.06149).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import Graph, normalize_inputs, trace_inputs
 from surgeon.groups.interpreter import Interpreter, floating, single
 from surgeon.groups.weights import check_finite, check_real
+from surgeon.ir.operators import operator_name
 from surgeon.rules import arguments
 from surgeon.rules.base import size_of
 from surgeon.support.memory import share_of_memory
@@ -37,17 +38,17 @@ from surgeon.support.progress import counter, stage
 #: Steps of Adam, and the rate of the first.
 STEPS = 50
 RATE = 0.2
-#: What cross-entropy counts for beside the batch norms' mean divergence, in nats.
+#: The weight of cross-entropy besides the batch norms' mean divergence, in nats.
 CLASSES = 0.02
-#: Samples that batch norms see at once, as in training; fewer where the values that gradients need would take more
-#: than the share `MEMORY` of the memory.
+#: Samples that batch norms see at once, as in training; fewer if the values that gradients need would take more than
+#: the share `MEMORY` of the memory.
 TOGETHER = 64
 MEMORY = 1 / 8
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """The leaves of inputs for a graph, and whether they are no more than noise."""
+    """The leaves of inputs for a graph, and whether they are only noise."""
 
     leaves: list[Any]
     noise: bool
@@ -56,14 +57,14 @@ class Synthetic:
 
 @dataclass(frozen=True)
 class Norm:
-    """A batch norm that reads `source`, and what it remembers: mean and variance of each channel, (C,)."""
+    """A batch norm that reads `source`, and its running mean and variance, (C,)."""
 
     source: fx.Node
     mean: Tensor
     variance: Tensor
 
     def divergence(self, x: Tensor) -> Tensor:
-        """How far the channels of x (B, C, …) are from what is remembered: nats a channel, of normal distributions."""
+        """How far the channels of x (B, C, …) are from these: nats per channel, as of normal distributions."""
         others = [0, *range(2, x.dim())]
         mean, variance = x.mean(others), x.var(others, unbiased=False)
         # A channel that hardly ever varied would outweigh all others.
@@ -73,7 +74,7 @@ class Norm:
 
 
 def norms(graph: Graph) -> list[Norm]:
-    """The batch norms of a graph that remember statistics.
+    """The batch norms of a graph that have running statistics.
 
     >>> from torch import nn
     >>> from surgeon.frontend.trace import trace
@@ -83,7 +84,7 @@ def norms(graph: Graph) -> list[Norm]:
     """
     found = []
     for node in graph.nodes:
-        if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.name != "aten::batch_norm":
+        if operator_name(node) != "batch_norm":
             continue
         given = arguments(node)
         names = [graph.tensors.get(getattr(given[name], "name", "")) for name in ("running_mean", "running_var")]
@@ -99,13 +100,13 @@ def norms(graph: Graph) -> list[Norm]:
 def synthesize(model: nn.Module, example_inputs: Any = None, *, samples: int = 256, seed: int = 0) -> Any:
     """Inputs made from the model alone, for `data=` of `surgeon.shrink` and `surgeon.recover` when there are none.
 
-    Noise is moved until the model's batch norms see what they remember of training, which takes a minute for a small
-    network and long for a large one. Without batch norms it stays noise, of the mean and the spread that the example
-    inputs have; tokens are drawn at random.
+    Noise is optimized until the model's batch norms see the statistics that they stored in training, which takes a
+    minute for a small network and longer for a large one. Without batch norms it stays noise, with the mean and the
+    spread of the example inputs; tokens are drawn at random.
 
     Args:
         model: the trained model; it is left as it is, and runs in eval mode.
-        example_inputs: as for `surgeon.shrink`; inputs that are no noise, such as masks, are like these.
+        example_inputs: as for `surgeon.shrink`; inputs that can't be noise, such as masks, are like these.
         samples: how many of them.
         seed: of the noise.
 
@@ -114,7 +115,7 @@ def synthesize(model: nn.Module, example_inputs: Any = None, *, samples: int = 2
 
     Raises:
         InvalidArgument: an argument is out of range.
-        InvalidModel: the model takes nothing that could be drawn, or computes NaN or infinity.
+        InvalidModel: the model has no input that could be drawn, or computes NaN or infinity.
         TraceError: `torch.export` can't trace the model.
 
     >>> net = nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.ReLU())
@@ -137,7 +138,7 @@ def synthesize_for(graph: Graph, samples: int = 256, seed: int = 0) -> Synthetic
     """Inputs of at least `samples` samples for a graph.
 
     Raises:
-        InvalidArgument: so many samples don't fit into memory.
+        InvalidArgument: the samples don't fit into memory.
         InvalidModel: no input is a batch of numbers or tokens, or the model computes NaN or infinity.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -150,7 +151,7 @@ def synthesize_for(graph: Graph, samples: int = 256, seed: int = 0) -> Synthetic
     if one * samples > (most := share_of_memory(MEMORY)):
         raise InvalidArgument(
             f"samples={samples}: so many inputs take {one * samples / 1e9:,.0f} GB, which this machine can't hold "
-            f"beside what is computed from them; give at most {int(most / one)}"
+            f"besides what is computed from them; give at most {int(most / one)}"
         )
     batched: list[int] = []
     moved: list[int] = []
@@ -181,7 +182,7 @@ def synthesize_for(graph: Graph, samples: int = 256, seed: int = 0) -> Synthetic
 
 
 def _noise(example: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Normal noise of the mean and the spread of an example; of a standard normal where the example is constant."""
+    """Normal noise with the mean and the spread of an example; standard normal if the example is constant."""
     noise = torch.randn(shape, generator=generator).to(example.device)
     values = example.float()
     spread, mean = values.std(unbiased=False), values.mean()
@@ -192,7 +193,7 @@ def _noise(example: Tensor, shape: tuple[int, ...], generator: torch.Generator) 
 def _descend(
     graph: Graph, remembered: list[Norm], leaves: list[Any], batched: list[int], moved: list[int], samples: int
 ) -> float:
-    """Move the leaves at the places `moved`, of those that are `batched`; the divergence that is left, in nats."""
+    """Optimize the leaves `moved`, of those that are `batched`; returns the divergence that is left, in nats."""
     affordable = share_of_memory(MEMORY) // bytes_backwards(graph)
     together = max(1, min(TOGETHER, affordable)) if graph.dynamic else graph.batch
     parts = torch.arange(samples).split(together)
@@ -240,7 +241,7 @@ def _objective(graph: Graph, remembered: list[Norm], leaves: list[Any], part: Te
 
 
 def _cross_entropy(outputs: list[Tensor], part: Tensor) -> Tensor:
-    """Of one output of a row a sample, taken for logits, with another class for each sample; else 0."""
+    """Of a single output with one row for each sample, taken for logits, with another class for each; else 0."""
     if len(outputs) != 1 or outputs[0].dim() != 2 or outputs[0].shape[1] < 2 or len(outputs[0]) != len(part):
         return torch.zeros(())
     return F.cross_entropy(outputs[0].float(), part.to(outputs[0].device) % outputs[0].shape[1])
@@ -259,11 +260,6 @@ def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def _rows(graph: Graph, node: fx.Node) -> int | None:
-    """How many rows the smallest embedding has that a placeholder's values are looked up in; None without any."""
-    found = []
-    for user in node.users:
-        if isinstance(user.target, torch._ops.OpOverload) and user.target._schema.name == "aten::embedding":
-            given = arguments(user)
-            if given["indices"] is node:
-                found.append(size_of(given["weight"])[0])
-    return min(found, default=None)
+    """The rows of the smallest embedding that a placeholder's values are looked up in; None if there is none."""
+    looked_up = [arguments(user) for user in node.users if operator_name(user) == "embedding"]
+    return min((size_of(given["weight"])[0] for given in looked_up if given["indices"] is node), default=None)

@@ -1,10 +1,11 @@
-"""How much faster is one ONNX file than another on this CPU, and can the answer be trusted?"""
+"""How much faster one ONNX file is than another on this CPU, and how reliable that is."""
 
 import dataclasses
 import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,24 +15,16 @@ from surgeon.device.explain import Explanation, explain
 from surgeon.device.layout import Comparison as LayoutComparison
 from surgeon.device.layout import compare as compare_layouts
 from surgeon.device.layout import layout
-from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
+from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session, quickest_run
 from surgeon.device.statistics import LOW, NO_DIFFERENCE, Decision, Ratio, compare_timings
 from surgeon.errors import BenchmarkError, InvalidArgument
-from surgeon.support.arguments import (
-    COMMON,
-    checked,
-    function,
-    integer,
-    mapping,
-    path,
-    text,
-)
+from surgeon.support.arguments import COMMON, checked, function, integer, mapping, path, text
 from surgeon.support.process_wide import uncollected
 
 MIN_RUNS = 30
 MAX_RUNS = 2000
 MIN_SAMPLE_SECONDS = 5e-4
-"""A timing shorter than this repeats the model, because the clock itself takes a microsecond."""
+"""A timing shorter than this repeats the model: reading the clock takes about a microsecond."""
 
 _WARM_UP = 3
 
@@ -123,14 +116,14 @@ def benchmark(
 ) -> Verdict:
     """Measure two ONNX files against each other with onnxruntime, in this process.
 
-    Every round times the base, the slim model and a second session of the base in an order drawn anew.
-    What is timed is CPU time: of the calling thread with one thread, which does all the work then, and of
-    the whole process with more, that of all threads together. `runs` is the number of rounds; by default as
-    many as fit into `seconds`, at least 30. `feeds` gives inputs by name (batch and sizes too), otherwise see
-    `make_feeds`. `progress` is called with the rounds done and their number.
+    Each round times the base, the slim model and a second session of the base in a random order. CPU time is
+    measured: with one thread, that of the calling thread, which does all the work then; with more, that of the
+    whole process. `runs` is the number of rounds; by default as many as fit into `seconds`, at least 30. `feeds`
+    are inputs by name, which also set the batch and sizes; without them, see `make_feeds`. `progress` is called
+    with the number of rounds done and their total.
 
     Raises `InvalidArgument` for an argument out of range, more threads than this process has CPUs, a file that
-    is missing or not ONNX, or two models with different inputs, and `BenchmarkError` if a model can't be run.
+    is missing or not ONNX, or two models with different inputs; and `BenchmarkError` if a model can't be run.
 
     >>> verdict = benchmark("base.onnx", "slim.onnx", seconds=10)  # doctest: +SKIP
     >>> verdict.decision, verdict.ratio.low > 1                    # doctest: +SKIP
@@ -142,7 +135,7 @@ def benchmark(
     clock: Clock = time.thread_time if threads == 1 else time.process_time
     sessions = (base, slim, control)
     try:
-        estimates = [_warm_up(session, inputs) for session in sessions]
+        estimates = [quickest_run(partial(session.run, None, inputs), _WARM_UP) for session in sessions]
         repeats = max(1, int(np.ceil(MIN_SAMPLE_SECONDS / max(min(estimates), 1e-9))))
         if runs is None:
             runs = int(np.clip(seconds / (repeats * sum(estimates)), MIN_RUNS, MAX_RUNS))
@@ -153,10 +146,7 @@ def benchmark(
     comparison = compare_timings(cpu[0], cpu[1], cpu[2], seed=seed, others=others)
     layouts = compare_layouts(layout(base_path, threads), layout(slim_path, threads))
     return Verdict(
-        decision=comparison.decision,
-        ratio=comparison.ratio,
-        control=comparison.control,
-        noise=comparison.noise,
+        **vars(comparison),
         base=_latency(cpu[0], wall[0]),
         slim=_latency(cpu[1], wall[1]),
         threads=threads,
@@ -164,7 +154,6 @@ def benchmark(
         repeats=repeats,
         layout=layouts,
         explanation=explain(layouts, base_path, slim_path, threads),
-        doubt=comparison.doubt,
     )
 
 
@@ -196,16 +185,6 @@ def _measure(
     return cpu, wall
 
 
-def _warm_up(session: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> float:
-    """Wall seconds of the quickest of a few first runs."""
-    quickest = float("inf")
-    for _ in range(_WARM_UP):
-        start = time.perf_counter()
-        session.run(None, feeds)
-        quickest = min(quickest, time.perf_counter() - start)
-    return quickest
-
-
 def _latency(cpu: np.ndarray, wall: np.ndarray) -> Latency:
     return Latency(
         low=float(np.percentile(cpu, LOW)) * 1e3,
@@ -215,15 +194,13 @@ def _latency(cpu: np.ndarray, wall: np.ndarray) -> Latency:
 
 
 def _same_inputs(base: ort.InferenceSession, slim: ort.InferenceSession, base_path: Path, slim_path: Path) -> None:
-    signatures = [
+    first, second = (
         {i.name: (i.type, [size if isinstance(size, int) else "any" for size in i.shape]) for i in session.get_inputs()}
         for session in (base, slim)
-    ]
-    first, second = signatures
+    )
     if first.keys() != second.keys() or not all(_alike(first[name], second[name]) for name in first):
         raise InvalidArgument(
-            f"{base_path} takes {signatures[0]}, {slim_path} {signatures[1]}; "
-            "only models with the same inputs can be compared"
+            f"{base_path} takes {first}, {slim_path} {second}; only models with the same inputs can be compared"
         )
 
 

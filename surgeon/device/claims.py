@@ -1,4 +1,4 @@
-"""Constants that an ONNX file makes large out of few bytes: onnxruntime computes them while it loads the file."""
+"""Constants that a small ONNX file makes large: onnxruntime computes them while it loads the file."""
 
 import math
 import struct
@@ -15,13 +15,13 @@ _VALUES: Final = 1 << 27
 _NUMBERS: Final = 64
 """The most numbers of a tensor that is taken for a shape."""
 
-# Which input of an operator is the shape of what it makes, or how often it repeats what it is given
+# Which input of an operator is the shape of its output, or the number of repetitions of its input
 _SHAPES: Final[Mapping[str, int]] = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 _RANDOM: Final = ("RandomNormal", "RandomUniform")
 
 
 def check_claims(model: Buffer) -> None:
-    """Make sure that no constant is of a shape, written in the file, of more values than memory should be taken for.
+    """Make sure that no constant has a shape, written in the file, of more values than may be allocated.
 
     Raises `InvalidArgument` if one is, or the bytes aren't an ONNX model.
     """

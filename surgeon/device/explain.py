@@ -1,4 +1,4 @@
-"""Why a model is no faster than it is: which widths took its convolutions out of the NCHWc layout."""
+"""Why a model is not faster: which widths took its convolutions out of the NCHWc layout."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from surgeon.device.layout import Comparison, Convolution
-from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, convolution
+from surgeon.device.onnx_protobuf import convolution
 from surgeon.device.ort_session import optimized_graph
 
 Width = Literal["in_channels", "out_channels", "channels", "in_channels per group", "out_channels per group"]
@@ -23,7 +23,7 @@ _SIDE = 4
 class BlockingWidth:
     """A width that takes a convolution out of the NCHWc layout, and the nearest ones that would not.
 
-    `above` is None where not even the base's width would do, `below` where no smaller one does.
+    `above` is None if no width up to the base's would keep it, `below` if no smaller one would.
     """
 
     width: Width
@@ -57,9 +57,9 @@ class LostBlockedLayout:
 class Explanation:
     """What of the NCHWc layout the slim model lost.
 
-    `fallen` are convolutions that run in the NCHW layout although the base's are in NCHWc; `added` counts the
-    reorders that the slim model makes and the base does not, and `before` in front of which operators
-    tensors leave the NCHWc layout more often than in the base.
+    `fallen` are convolutions that run in the NCHW layout although the base's are in NCHWc. `added` counts the
+    additional reorders of the slim model, and `before` names the operators in front of which tensors leave the
+    NCHWc layout more often than in the base.
     """
 
     fallen: tuple[LostBlockedLayout, ...] = ()
@@ -85,8 +85,8 @@ def explain(
 ) -> Explanation:
     """Which convolutions of `slim` left the NCHWc layout of `base`, through which widths; and what is reordered.
 
-    A width is found at fault by asking onnxruntime about that convolution alone, with the base's width in its place:
-    no rule about multiples is assumed. `comparison` is that of the two files.
+    Whether a width is the cause is found by asking onnxruntime about that convolution alone, with the base's other
+    widths: no rule about multiples is assumed. `comparison` is that of the two files.
 
     Raises what `open_session` raises for a file that is missing, not ONNX or can't be run.
     """
@@ -109,7 +109,7 @@ def explain(
 
 
 def _blocking_widths(slim: Convolution, base: Convolution, threads: int) -> Iterator[BlockingWidth]:
-    """The widths of `slim` that fail alone, the others being the base's."""
+    """The widths of `slim` that lose the layout even if all others are the base's."""
     fits: Callable[[int], bool]
     for width, size, limit, fits in _widths(slim, base, threads):
         if fits(size):
@@ -122,11 +122,9 @@ def _blocking_widths(slim: Convolution, base: Convolution, threads: int) -> Iter
 def _widths(
     slim: Convolution, base: Convolution, threads: int
 ) -> Iterator[tuple[Width, int, int, Callable[[int], bool]]]:
-    """Each width of a convolution: its name, its size, the base's, and whether a size of it alone stays blocked."""
+    """Each width of a convolution: its name, its size, the base's size, and whether it stays blocked at some size."""
 
-    def ask(in_channels: int, out_channels: int, group: int) -> bool:
-        return stays_blocked(in_channels, out_channels, group, threads)
-
+    ask = functools.partial(stays_blocked, threads=threads)
     if slim.group == 1:
         yield "in_channels", slim.in_channels, base.in_channels, lambda size: ask(size, base.out_channels, 1)
         yield "out_channels", slim.out_channels, base.out_channels, lambda size: ask(base.in_channels, size, 1)
@@ -147,14 +145,10 @@ def stays_blocked(in_channels: int, out_channels: int, group: int = 1, threads: 
 
 
 def _left_before(path: str | os.PathLike[str], threads: int) -> Counter[str]:
-    """The operators in front of which channels leave their blocks, counted by kind."""
-    return Counter(_readers(optimized_graph(path, threads)))
-
-
-def _readers(graph: Graph) -> Iterator[str]:
-    for node in graph.nodes:
-        if (node.domain, node.op_type) == (BLOCKED_DOMAIN, "ReorderOutput"):
-            yield next((other.op_type for other in graph.readers.get(node.outputs[0], ())), "the output")
+    """How often tensors leave the NCHWc layout in front of each kind of operator."""
+    graph = optimized_graph(path, threads)
+    readers = [graph.readers.get(node.outputs[0]) for node in graph.nodes if node.is_blocked("ReorderOutput")]
+    return Counter(each[0].op_type if each else "the output" for each in readers)
 
 
 def _s(count: int) -> str:

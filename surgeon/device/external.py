@@ -1,6 +1,6 @@
-"""The weights that an ONNX file keeps in other files: which files those are, and that they are there.
+"""The weights that an ONNX file keeps in other files: their paths are checked.
 
-A file names them by paths, and onnxruntime opens what is named. Here a path stays in the file's own folder.
+onnxruntime opens whatever path a file names; here, paths must stay in the file's own folder.
 """
 
 import os
@@ -14,7 +14,7 @@ from surgeon.support.opening import Unfit, require_file
 
 _DEPTH: Final = 60
 
-# What each message holds that leads to tensors: field number to the kind of message, from onnx.proto
+# For each message, the fields that lead to tensors: from number to kind of message, from onnx.proto
 _INSIDE: Final[Mapping[str, Mapping[int, str]]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -29,16 +29,16 @@ _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 
 
 def check_external(model: Buffer, folder: str | os.PathLike[str]) -> None:
-    """Make sure that what the tensors of an ONNX model name lies in `folder`, in files that are large enough.
+    """Make sure that the external data of an ONNX model's tensors lie in `folder`, in files that are large enough.
 
-    Raises `InvalidArgument` if a path leads elsewhere, or a file is missing, no file or too short.
+    Raises `InvalidArgument` if a path leads elsewhere, or a file is missing, not a regular file, or too short.
     """
     for entries in _tensors(model, 0, len(model), "model", 0):
         _check(entries, Path(folder))
 
 
 def _tensors(model: Buffer, start: int, end: int, kind: str, depth: int) -> Iterator[dict[str, str]]:
-    """What each tensor says about the file that its values are in."""
+    """Each tensor's entries about the file that holds its values."""
     if depth > _DEPTH:
         raise InvalidArgument("not an ONNX model (its graphs are nested too deeply)")
     if kind == "tensor":
@@ -73,6 +73,6 @@ def _check(entries: Mapping[str, str], folder: Path) -> None:
     except Unfit as error:
         raise InvalidArgument(f"{shown}: {error}") from error
     except ValueError as error:
-        raise InvalidArgument(f"{shown} begin at no number of a byte ({error})") from error
+        raise InvalidArgument(f"{shown} have an offset or a length that is not a number ({error})") from error
     if offset < 0 or length < 0 or offset + length > size:
         raise InvalidArgument(f"{shown}: {length:,} bytes from {offset:,} on are claimed, and it has {size:,}")

@@ -1,4 +1,4 @@
-"""The commands of a kit, on the device: measure and write the profile, or compare two files."""
+"""The commands of a kit on the device: take the profile, or compare two files."""
 
 import argparse
 import os
@@ -15,9 +15,9 @@ _BENCH = "bench"
 
 
 def main(archive: str | os.PathLike[str], arguments: Sequence[str] | None = None) -> int:
-    """Run the kit in `archive` with the arguments of the command line; the exit status.
+    """Run the kit in `archive` with the arguments of the command line; returns the exit status.
 
-    A message about what went wrong goes to stderr, and the status is 1, or 130 after an interruption.
+    Error messages go to stderr; the status is 1 then, and 130 after an interruption.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     name = os.path.basename(os.fspath(archive))
@@ -29,7 +29,7 @@ def main(archive: str | os.PathLike[str], arguments: Sequence[str] | None = None
         print(f"\n{name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted; the same command goes on from here", file=sys.stderr)
+        print(f"\n{name}: interrupted; the same command resumes from here", file=sys.stderr)
         return 130
 
 
@@ -39,19 +39,14 @@ def _profile(archive: str | os.PathLike[str], name: str, arguments: Sequence[str
         description="Measure what this CPU takes for a model's operators, and write the profile.",
         epilog=f"python {name} {_BENCH} base.onnx slim.onnx compares two files; see {_BENCH} --help.",
     )
-    parser.add_argument("-o", "--output", default="profile.json", help="the profile; one that is there is resumed")
+    parser.add_argument("-o", "--output", default="profile.json", help="the profile; an existing one is resumed")
     parser.add_argument("--threads", type=_positive(int), default=1, help="threads inside an operator (default 1)")
     options = parser.parse_args(arguments)
     kit = read(archive)
     contents = f"points {len(kit.points)}, rules {len(kit.probes)}, models {len(kit.models)}"
     print(f"{kit.name}: {contents}", file=sys.stderr)
     profile = take(
-        kit.points,
-        kit.probes,
-        models=kit.models,
-        threads=options.threads,
-        path=options.output,
-        progress=_Progress(),
+        kit.points, kit.probes, models=kit.models, threads=options.threads, path=options.output, progress=_Progress()
     )
     print(f"{options.output}: {profile}")
     return 0
@@ -86,7 +81,7 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
 
 
 class _Progress:
-    """A line on stderr that is drawn anew on a terminal, or else written once for every tenth that is done."""
+    """A line on stderr, redrawn on a terminal, else printed after every tenth of the work."""
 
     def __init__(self) -> None:
         self._start = self._drawn = time.monotonic()

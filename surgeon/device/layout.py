@@ -1,16 +1,18 @@
-"""Which convolutions onnxruntime runs in the NCHWc layout: a look at a file's speed without any noise."""
+"""Which convolutions onnxruntime runs in the NCHWc layout: what decides speed, without measurement noise."""
 
 import dataclasses
 import os
 from collections.abc import Sequence
 
-from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, Node, read
+from surgeon.device.onnx_protobuf import Graph, Node, read
 from surgeon.device.ort_session import optimized_graph
+
+_PLAIN = (("", "Conv"), ("ai.onnx", "Conv"), ("com.microsoft", "FusedConv"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """A convolution of a file, by the name of its weight, and whether onnxruntime blocked it."""
+    """A convolution of a file, by the name of its weight, and whether it runs in the NCHWc layout (blocked)."""
 
     name: str
     in_channels: int
@@ -25,11 +27,11 @@ class Convolution:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The convolutions and layout changes of the graph onnxruntime makes of a file on this CPU.
+    """The convolutions and layout changes of onnxruntime's optimized graph of a file, on this CPU.
 
-    `fused` counts the plain convolutions that took in their activation (FusedConv), `plain` the others;
-    `blocked` those in the NCHWc layout. `reorders_in` and `reorders_out` count the changes into and out
-    of it.
+    `blocked` counts those in the NCHWc layout; of the others, `fused` counts those that are fused with their
+    activation (FusedConv), and `plain` the rest. `reorders_in` and `reorders_out` count the changes into and out
+    of the NCHWc layout.
     """
 
     convolutions: tuple[Convolution, ...]
@@ -65,16 +67,15 @@ def layout(path: str | os.PathLike[str], threads: int = 1) -> Layout:
 
     Raises what `open_session` raises for a file that is missing, not ONNX or can't be run.
     """
-    optimized, original = optimized_graph(path, threads), read(path)
-    kinds = [(node.domain, node.op_type) for node in optimized.nodes]
-    plain = [node for node in optimized.nodes if _is_plain(node)]
+    nodes, original = optimized_graph(path, threads).nodes, read(path)
+    plain = [node for node in nodes if (node.domain, node.op_type) in _PLAIN]
     return Layout(
         convolutions=tuple(_convolutions(original, plain)),
-        blocked=kinds.count((BLOCKED_DOMAIN, "Conv")),
+        blocked=sum(node.is_blocked("Conv") for node in nodes),
         plain=sum(node.op_type == "Conv" for node in plain),
         fused=sum(node.op_type == "FusedConv" for node in plain),
-        reorders_in=kinds.count((BLOCKED_DOMAIN, "ReorderInput")),
-        reorders_out=kinds.count((BLOCKED_DOMAIN, "ReorderOutput")),
+        reorders_in=sum(node.is_blocked("ReorderInput") for node in nodes),
+        reorders_out=sum(node.is_blocked("ReorderOutput") for node in nodes),
     )
 
 
@@ -91,16 +92,12 @@ def compare(base: Layout, slim: Layout) -> Comparison:
     return Comparison(base, slim, fallen)
 
 
-def _is_plain(node: Node) -> bool:
-    return (node.domain, node.op_type) in (("", "Conv"), ("ai.onnx", "Conv"), ("com.microsoft", "FusedConv"))
-
-
 def _convolutions(graph: Graph, plain: Sequence[Node]) -> list[Convolution]:
-    """The convolutions of the file as written; blocked is each one that is not among the plain ones.
+    """The convolutions of the file as written; those that are not found among the plain ones are blocked.
 
-    A blocked convolution has neither its weight's nor its output's name any more. A plain one has kept its
-    weight's, or, where onnxruntime computed its weight anew, the name of its output or of the output of the
-    BatchNorm or activation that it took in.
+    A blocked convolution has lost the names of its weight and its output. A plain one keeps its weight's name, or,
+    where onnxruntime recomputed the weight, the name of its output, or of the output of the BatchNorm or activation
+    that was fused with it.
     """
     sizes = graph.initializers
     convolutions = [node for node in graph.nodes if node.op_type == "Conv" and node.inputs[1] in sizes]
@@ -110,11 +107,9 @@ def _convolutions(graph: Graph, plain: Sequence[Node]) -> list[Convolution]:
     result: list[Convolution] = []
     for node in convolutions:
         weight = node.inputs[1]
+        blocked = weight not in weights and outputs.isdisjoint(_chain(node.outputs[0], graph))
         if weight in weights:
             weights.remove(weight)
-            blocked = False
-        else:
-            blocked = outputs.isdisjoint(_chain(node.outputs[0], graph))
         group = node.integer("group", 1)
         out_channels, per_group = sizes[weight][:2]
         result.append(Convolution(weight, per_group * group, out_channels, group, blocked))
@@ -122,7 +117,7 @@ def _convolutions(graph: Graph, plain: Sequence[Node]) -> list[Convolution]:
 
 
 def _chain(value: str, graph: Graph) -> list[str]:
-    """`value` and the outputs of the next two operators, as long as each is the only reader."""
+    """`value` and the outputs of the next two operators, as long as each value has a single reader."""
     chain = [value]
     while len(chain) < 3 and len(readers := graph.readers.get(chain[-1], [])) == 1:
         chain.append(readers[0].outputs[0])

@@ -1,12 +1,12 @@
-"""Which widths keep onnxruntime's fast layout: read off optimized graphs, so that no clock is needed."""
+"""Which widths keep onnxruntime's NCHWc layout: read from optimized graphs, without timing."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, assert_never, get_args
 
 from surgeon.device.onnx_editing import strip
-from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, Node, parse
+from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, parse
 from surgeon.device.ort_session import open_optimized
 from surgeon.errors import InvalidArgument, SurgeonError
 
@@ -15,17 +15,17 @@ Question = Literal["multiple", "direct", "block"]
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A question to onnxruntime, and a tiny ONNX graph for every width at which it is asked.
+    """A question about onnxruntime, with a tiny ONNX graph for each width to look at.
 
-    - "multiple": the smallest m such that every width asked about that m divides is fast: the graph holds an
-      operator in the NCHWc layout, no convolution in the NCHW layout, and no reorder but at its
-      inputs and outputs. The widths should run over every residue of the multiples in question.
+    - "multiple": the smallest m such that all of these widths that m divides are fast: the graph holds an
+      operator in the NCHWc layout, no convolution in the NCHW layout, and no reorder except at its
+      inputs and outputs. The widths should cover all residues of the multiples in question.
     - "direct": the largest width at which a convolution reads the NCHW layout and writes NCHWc, without a
       reorder before it.
     - "block": how many channels a block holds. The graphs are convolutions; their output widths should
-      differ by odd numbers, for it is the greatest divisor that the padded widths have in common.
+      differ by odd numbers, since the answer is the greatest common divisor of the padded widths.
 
-    The answer 0 means: no such width.
+    The answer 0 means that there is none.
     """
 
     name: str
@@ -34,13 +34,13 @@ class Probe:
 
 
 def answer(probe: Probe, threads: int = 1) -> int:
-    """What the graphs of the probe answer on this CPU.
+    """The answer to a probe on this CPU.
 
     Raises `InvalidArgument` for a probe without candidates, with a width below 1, or with a graph that is no
     ONNX model, and `BenchmarkError` if onnxruntime can't run one.
     """
-    if probe.question not in _ANSWERS:
-        raise InvalidArgument(f"probe {probe.name!r}: question {probe.question!r} is none of {sorted(_ANSWERS)}")
+    if probe.question not in (known := get_args(Question)):
+        raise InvalidArgument(f"probe {probe.name!r}: question {probe.question!r} is none of {sorted(known)}")
     if not probe.candidates or min(probe.candidates) < 1:
         raise InvalidArgument(f"probe {probe.name!r}: widths are {sorted(probe.candidates)}; they start at 1")
     dumps = {}
@@ -49,12 +49,17 @@ def answer(probe: Probe, threads: int = 1) -> int:
             dumps[width] = open_optimized(model, threads)[1]
         except SurgeonError as error:
             raise type(error)(f"probe {probe.name!r} at width {width}: {error}") from error
-    return _ANSWERS[probe.question](dumps)
-
-
-def answer_all(probes: Iterable[Probe], threads: int = 1) -> dict[str, int]:
-    """The answer to every probe, by its name."""
-    return {probe.name: answer(probe, threads) for probe in probes}
+    match probe.question:
+        case "multiple":
+            return smallest_multiple({width: is_fast(dump) for width, dump in dumps.items()})
+        case "direct":
+            return max((width for width, dump in dumps.items() if _is_direct(parse(dump))), default=0)
+        case "block":
+            graphs = [parse(dump) for dump in dumps.values()]
+            weights = [(graph, node.inputs[1]) for graph in graphs for node in graph.nodes if node.is_blocked("Conv")]
+            return math.gcd(*(graph.initializers[weight][0] for graph, weight in weights))
+        case _:
+            assert_never(probe.question)
 
 
 def smallest_multiple(fast: Mapping[int, bool]) -> int:
@@ -83,28 +88,6 @@ def is_fast(optimized: bytes) -> bool:
     return graph.blocked and not broken
 
 
-def _multiple(dumps: Mapping[int, bytes]) -> int:
-    return smallest_multiple({width: is_fast(dump) for width, dump in dumps.items()})
-
-
-def _direct(dumps: Mapping[int, bytes]) -> int:
-    def is_direct(graph: Graph) -> bool:
-        return any(node.inputs[0] in graph.inputs for node in _blocked_convolutions(graph))
-
-    return max((width for width, dump in dumps.items() if is_direct(parse(dump))), default=0)
-
-
-def _block(dumps: Mapping[int, bytes]) -> int:
-    graphs = [parse(dump) for dump in dumps.values()]
-    return math.gcd(*(g.initializers[node.inputs[1]][0] for g in graphs for node in _blocked_convolutions(g)))
-
-
-def _blocked_convolutions(graph: Graph) -> list[Node]:
-    return [node for node in graph.nodes if (node.domain, node.op_type) == (BLOCKED_DOMAIN, "Conv")]
-
-
-_ANSWERS: dict[str, Callable[[Mapping[int, bytes]], int]] = {
-    "multiple": _multiple,
-    "direct": _direct,
-    "block": _block,
-}
+def _is_direct(graph: Graph) -> bool:
+    """Whether a convolution in the NCHWc layout reads an input as it is."""
+    return any(node.inputs[0] in graph.inputs for node in graph.nodes if node.is_blocked("Conv"))

@@ -1,4 +1,4 @@
-"""What one operator costs at given widths: tiny graphs, timed in turn."""
+"""What single operators cost at given widths: tiny graphs, timed in turn."""
 
 import dataclasses
 import itertools
@@ -10,41 +10,41 @@ import onnxruntime as ort
 
 from surgeon.device.onnx_editing import entry, strip
 from surgeon.device.onnx_protobuf import elementwise, parse
-from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_optimized, open_session
+from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_optimized, open_session, quickest_run
 from surgeon.device.statistics import LOW
 from surgeon.errors import BenchmarkError, InvalidArgument, SurgeonError
 from surgeon.support.process_wide import uncollected
 
 ROUNDS = 12
-"""Timings of a point, at the least; one that scatters gets up to twice as many."""
+"""The least number of timings of a point; if they scatter, up to twice as many are taken."""
 
 MIN_SECONDS = 5e-4
 """A timing shorter than this repeats the graph."""
 
 COLD_FLUSH = 16 << 20
-"""Bytes read before a run that should find nothing of its own in the caches: a model is not run without pause, and
-where two are compared by turns, each finds what the other left there."""
+"""Bytes to read before a run that should find cold caches: a model is not run without pauses, and where two are
+compared in turn, each finds the other's data there."""
 
 _ROUNDS_A_PASS = 3
 _SCATTER = 0.1  # from this spread on, a point gets further passes
 _WARM_UP = 2
-_KEPT_BYTES = 256 << 20  # graphs up to this size in all stay open from pass to pass
-_COARSE = 1e-4  # a clock that ticks more rarely than this can't time a point
+_KEPT_BYTES = 256 << 20  # graphs up to this total size stay open from pass to pass
+_COARSE = 1e-4  # seconds; a clock with longer ticks can't time a point
 
 Key = tuple[str, tuple[int, ...]]
-Layout = tuple[bool, bool]  # runs in the NCHWc layout, and hands its result on in it
+Layout = tuple[bool, bool]  # runs in the NCHWc layout, and returns its result in it
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
     """An operator at given widths, as a tiny ONNX graph.
 
-    `inputs` gives the shapes of the graph's inputs where it leaves them open. `copies` is how many independent
-    copies of the operator the graph holds: one alone may be too short to be timed. Before each timed run,
-    `flush` bytes of other memory are read, so that the operator finds nothing in the caches. What leads to a
-    value that is named `feed_…` isn't timed; see `surgeon.device.onnx_editing.strip`. A `whole` model is timed as
-    `surgeon.benchmark` does it: its time includes what any run costs, and where it is so short that a timing takes
-    several runs, the `flush` comes before the first of them.
+    `inputs` gives the shapes of the graph's inputs where it leaves them open. `copies` is the number of independent
+    copies of the operator in the graph: one alone may be too short to be timed. Before each timed run, `flush` bytes
+    of other memory are read, so that the operator finds cold caches. Operators that lead to a value named `feed_…`
+    aren't timed; see `surgeon.device.onnx_editing.strip`. A `whole` model is timed as by `surgeon.benchmark`: its time
+    includes the overhead of a run, and where it is so short that a timing takes several runs, `flush` comes before
+    the first of them.
     """
 
     operator: str
@@ -57,7 +57,7 @@ class Point:
 
     @property
     def key(self) -> Key:
-        """What a point's sample is found by."""
+        """The key of a point's sample."""
         return self.operator, self.widths
 
     def __str__(self) -> str:
@@ -65,19 +65,19 @@ class Point:
 
 
 def whole_point(operator: str, widths: tuple[int, ...], model: bytes, size: int = 0) -> Point:
-    """A whole model that finds in the caches what two others of its size, run by turns with it, have left there.
+    """A whole model, timed with the caches in the state that two others of its size, run in turn with it, leave.
 
-    `size` are its bytes, where the model does not hold its weights.
+    `size` is the number of its bytes, where `model` does not hold the weights.
     """
     return Point(operator, widths, model, flush=min(COLD_FLUSH, 2 * (size or len(model))) // 8 * 8, whole=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Microseconds of CPU time a copy, the 10th percentile of `rounds` timings, less what any run of operators costs.
+    """Microseconds of CPU time per copy: the 10th percentile of `rounds` timings, without the overhead of a run.
 
-    `spread` is the median's relative distance from it. `blocked` says that onnxruntime runs the graph on
-    channels in blocks (NCHWc), `ends_blocked` that it hands its result on in that layout too.
+    `spread` is the median's relative distance from it. `blocked` says that onnxruntime runs the graph in the NCHWc
+    layout, `ends_blocked` that its result is in that layout too.
     """
 
     us: float
@@ -100,10 +100,10 @@ def measure_all(
 ) -> dict[Key, Sample]:
     """The samples of the points, by their keys.
 
-    Every pass times all points a few times, in an order drawn anew, so that a drift of the machine spreads
-    over all of them. After each point `on_sample` is called with its key, its sample so far, how many of all
-    timings' turns are done and how many there are: what it keeps is what an interrupted measurement is
-    resumed from, as `known`. Points of which `known` holds enough rounds aren't measured again.
+    Each pass times all points a few times, in a random order, so that a drift of the machine spreads over all of
+    them. After each point `on_sample` is called with its key, its sample so far, how many turns are done and how
+    many there are. The samples that it gets can be passed as `known` to resume an interrupted measurement: points
+    with enough rounds there aren't measured again.
 
     Raises `InvalidArgument` for points that share a key or hold no ONNX model, and `BenchmarkError` if
     onnxruntime can't run one.
@@ -136,7 +136,7 @@ def measure_all(
                     on_sample(point.key, samples[point.key], done, total)
             bench.time_nothing(flushes)
             todo = [point for point in todo if _turns(samples[point.key])]
-    # what a run costs is known best at the end
+    # the overhead of a run is known best at the end
     for point in points:
         if timings.get(point.key):
             known_layout = samples[point.key].blocked, samples[point.key].ends_blocked
@@ -146,7 +146,7 @@ def measure_all(
 
 
 def count_turns(points: Sequence[Point], known: Mapping[Key, Sample]) -> int:
-    """How many turns `measure_all` will take, if no point scatters."""
+    """How many turns `measure_all` will take, unless points scatter."""
     return sum(_turns(known.get(point.key)) for point in points)
 
 
@@ -160,15 +160,13 @@ def _turns(sample: Sample | None) -> int:
 
 
 def _join(before: Sample | None, now: Sample) -> Sample:
-    """One sample of two measurements of a point, each counted by its rounds."""
+    """Two measurements of a point as one sample, weighted by their rounds."""
     if before is None:
         return now
     rounds = before.rounds + now.rounds
-    us, spread = (
-        (a * before.rounds + b * now.rounds) / rounds
-        for a, b in ((before.us, now.us), (before.spread, now.spread))
-    )
-    return Sample(us, spread, now.blocked, rounds, now.ends_blocked)
+    us = (before.us * before.rounds + now.us * now.rounds) / rounds
+    spread = (before.spread * before.rounds + now.spread * now.rounds) / rounds
+    return dataclasses.replace(now, us=us, spread=spread, rounds=rounds)
 
 
 @dataclasses.dataclass
@@ -178,14 +176,13 @@ class _Loaded:
     session: ort.InferenceSession
     binding: ort.IOBinding
     layout: Layout
-    flush: np.ndarray | None = None
+    flush: np.ndarray
     repeats: int = 1
-    feeds: dict[str, np.ndarray] | None = None  # a whole model's, which is handed them anew in each run
+    feeds: dict[str, np.ndarray] | None = None  # of a whole model, which gets them in each run
 
     def chill(self) -> None:
-        """Push what the graph reads out of the caches."""
-        if self.flush is not None:
-            self.flush.sum()
+        """Evict what the graph reads from the caches."""
+        self.flush.sum()
 
     def run(self) -> None:
         for _ in range(self.repeats):
@@ -196,7 +193,7 @@ class _Loaded:
 
 
 class _Bench:
-    """Times points; remembers their sessions as far as memory allows, and what a run of nothing takes."""
+    """Times points; keeps their sessions as far as memory allows, and measures the overhead of a run."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -209,7 +206,7 @@ class _Bench:
         self._flush: dict[int, np.ndarray] = {}
 
     def time(self, point: Point) -> tuple[list[float], Layout]:
-        """Seconds a run, of a few timings; and whether the graph runs, and ends, in the NCHWc layout."""
+        """Seconds per run of a few timings, and whether the graph runs, and ends, in the NCHWc layout."""
         loaded = self._open.get(point.key)
         try:
             if loaded is None:
@@ -219,9 +216,9 @@ class _Bench:
             raise BenchmarkError(f"{point}: onnxruntime can't run it: {error}") from error
 
     def time_nothing(self, flushes: Sequence[int]) -> None:
-        """Time runs of one and of nine operators on almost no data: what a run costs, without its operators.
+        """Time runs of one and of nine operators on almost no data, for the overhead of a run.
 
-        That is once for each size of memory that is read before a run, which makes onnxruntime's code cold too.
+        Done for each size of memory that is read before a run, since that makes onnxruntime's code cold too.
         """
         for length, flush in itertools.product((1, 9), flushes):
             key = ("", (length, flush))
@@ -231,7 +228,6 @@ class _Bench:
             self._nothing.setdefault((length, flush), []).extend(self._timings(self._open[key]))
 
     def sample(self, seconds: Sequence[float], point: Point, layout: Layout) -> Sample:
-        """The sample that a point's timings make."""
         a_run = 0.0
         if not point.whole:
             one, nine = (float(np.percentile(self._nothing[length, point.flush], LOW)) for length in (1, 9))
@@ -241,7 +237,7 @@ class _Bench:
         return Sample(us, float(median / low) - 1, layout[0], len(seconds), layout[1])
 
     def _timings(self, loaded: _Loaded) -> list[float]:
-        loaded.session.run_with_iobinding(loaded.binding)  # brings its code and data back
+        loaded.session.run_with_iobinding(loaded.binding)  # to have its code and data in the caches
         seconds = []
         for _ in range(_ROUNDS_A_PASS):
             loaded.chill()
@@ -277,7 +273,7 @@ class _Bench:
         self, session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], layout: Layout, flush: int = 0,
         whole: bool = False,
     ) -> _Loaded:
-        """Bound to memory of onnxruntime's own, which is aligned as inside a model."""
+        """Bound to memory that onnxruntime allocates, aligned as inside of a model."""
         binding = session.io_binding()
         feeds = {item.name: feeds[item.name] for item in session.get_inputs()}
         outputs = session.run(None, feeds)
@@ -285,20 +281,13 @@ class _Bench:
             binding.bind_ortvalue_input(name, _aligned(value))
         for item, value in zip(session.get_outputs(), outputs, strict=True):
             binding.bind_ortvalue_output(item.name, _aligned(value))
-        loaded = _Loaded(session, binding, layout, self._flusher(flush), feeds=feeds if whole else None)
-        quickest = float("inf")
-        for _ in range(_WARM_UP):
-            start = time.perf_counter()
-            loaded.run()
-            quickest = min(quickest, time.perf_counter() - start)
+        if flush not in self._flush:
+            self._flush[flush] = np.ones(flush // 8, dtype=np.int64)
+        loaded = _Loaded(session, binding, layout, self._flush[flush], feeds=feeds if whole else None)
+        quickest = quickest_run(loaded.run, _WARM_UP)
         if whole or not flush:
             loaded.repeats = max(1, int(np.ceil(MIN_SECONDS / max(quickest, 1e-9))))
         return loaded
-
-    def _flusher(self, size: int) -> np.ndarray | None:
-        if size and size not in self._flush:
-            self._flush[size] = np.ones(size // 8, dtype=np.int64)
-        return self._flush.get(size)
 
 
 def _layout(optimized: bytes, stripped: bytes) -> Layout:
@@ -314,7 +303,7 @@ def _aligned(value: np.ndarray) -> ort.OrtValue:
 
 
 def _feeds(session: ort.InferenceSession, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Standard normal inputs of the shapes given, the others of the model's own."""
+    """Standard normal inputs of the given shapes; the others by the model's own."""
     rng = np.random.default_rng(0)
     floats = {item.name for item in session.get_inputs() if item.type == "tensor(float)"}
     given = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items() if name in floats}

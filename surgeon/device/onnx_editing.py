@@ -1,19 +1,19 @@
-"""ONNX graphs cut to what is to be timed, as bytes."""
+"""ONNX graphs, as bytes, cut to the part that is timed."""
 
 from collections.abc import Collection, Sequence
 
 from surgeon.device import onnx_protobuf as pb
-from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, FEEDER, Graph, Node, graph_span, parse
+from surgeon.device.onnx_protobuf import FEEDER, Graph, Node, graph_span, parse
 from surgeon.device.protobuf import VARINT, field, fields, varint
 
 
 def strip(model: bytes) -> bytes:
-    """An optimized model without what leads into it and out of it: reorders and feeders.
+    """An optimized model without the reorders and feeders at its inputs and the reorders at its outputs.
 
-    A feeder is an operator that is named `feed_…`, or makes a value of such a name, from the graph's inputs
-    alone. What feeders and the reorders at the inputs make become inputs, and what the reorders at
-    the outputs take become outputs: tensors of (N, channels padded to whole blocks, H, W), whose channels are
-    in blocks (NCHWc). The model runs with onnxruntime's optimizations off.
+    A feeder is an operator named `feed_…`, or with an output of such a name, that depends on the graph's inputs
+    only. The outputs of feeders and of reorders at the inputs become inputs, and the inputs of reorders at the
+    outputs become outputs: tensors (N, channels padded to whole blocks, H, W) in the NCHWc layout. The model is to
+    be run with onnxruntime's optimizations off.
     """
     graph = parse(model)
     head = _entry(graph)
@@ -28,7 +28,7 @@ def strip(model: bytes) -> bytes:
 
 
 def entry(model: bytes) -> bytes | None:
-    """What `strip` takes off the inputs of a model, as a model that makes its inputs; None if that is nothing."""
+    """What `strip` removes at the inputs, as a model that computes the stripped model's inputs; None if nothing."""
     graph = parse(model)
     nodes = _entry(graph)
     return _rebuild(model, nodes, list(graph.inputs), _outputs(nodes)) if nodes else None
@@ -39,8 +39,7 @@ def _entry(graph: Graph) -> list[Node]:
     known = {"", *graph.inputs, *graph.initializers}
     nodes: list[Node] = []
     for node in graph.nodes:
-        kind = (node.domain, node.op_type)
-        reorders = kind == (BLOCKED_DOMAIN, "ReorderInput") and not node.integer("channels_last", 0)
+        reorders = node.is_blocked("ReorderInput") and not node.integer("channels_last", 0)
         feeds = any(name.startswith(FEEDER) for name in (node.name, *node.outputs))
         if (reorders or feeds) and known.issuperset(node.inputs):
             nodes.append(node)
@@ -53,13 +52,12 @@ def _outputs(nodes: Collection[Node]) -> list[str]:
 
 
 def _is_leaving(node: Node, graph: Graph) -> bool:
-    reorders = (node.domain, node.op_type) == (BLOCKED_DOMAIN, "ReorderOutput")
-    value = node.outputs[0]
-    return reorders and value in graph.outputs and value not in graph.readers and not node.integer("channels_last", 0)
+    reorders = node.is_blocked("ReorderOutput") and not node.integer("channels_last", 0)
+    return reorders and node.outputs[0] in graph.outputs and node.outputs[0] not in graph.readers
 
 
 def _rebuild(model: bytes, nodes: Collection[Node], inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
-    """The model with these of its nodes, the weights that they read, and these inputs and outputs.
+    """The model with only these nodes, the weights that they read, and these inputs and outputs.
 
     A value that the model doesn't declare is a float of any shape.
     """

@@ -1,4 +1,4 @@
-"""ONNX files as bytes: their graph is read, and tiny ones are written, without the onnx package."""
+"""ONNX files as bytes: reads their graphs, and writes tiny ones, without the onnx package."""
 
 import dataclasses
 import functools
@@ -16,13 +16,13 @@ from surgeon.support.opening import Unfit, open_file
 Attribute = int | float | bytes | tuple[int, ...] | tuple[float, ...]
 
 BLOCKED_DOMAIN: Final = "com.microsoft.nchwc"
-"""The domain of operators on tensors whose channels are in blocks of the CPU's vector width: the NCHWc layout."""
+"""The domain of operators in the NCHWc layout, in which channels are in blocks of the CPU's vector width."""
 
 FEEDER: Final = "feed_"
-"""What the name of an operator, or of a value that it makes, begins with if it only prepares inputs."""
+"""How the name of an operator, or of its output, begins if it only prepares inputs."""
 
 _LARGEST: Final = (2 << 30) - 1
-"""Bytes that a protobuf message can have."""
+"""The most bytes of a protobuf message."""
 
 _FLOAT, _INTEGER_ATTRIBUTE = 1, 2
 
@@ -47,7 +47,7 @@ _TEXTS = (NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OP, NODE_DOMAIN)
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """An operator; `inputs` and `outputs` name values, "" an input that is left out."""
+    """An operator; `inputs` and `outputs` are names of values, "" for an omitted input."""
 
     name: str
     op_type: str
@@ -61,12 +61,16 @@ class Node:
         value = self.attributes.get(name, default)
         return value if isinstance(value, int) else default
 
+    def is_blocked(self, op_type: str) -> bool:
+        """Whether it is an operator of this kind in the NCHWc layout."""
+        return (self.domain, self.op_type) == (BLOCKED_DOMAIN, op_type)
+
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """The nodes in order, the initializers' dimensions, and inputs and outputs with their dimensions.
+    """The nodes in order, and the dimensions of initializers, inputs and outputs by name.
 
-    A dimension that has no number is None.
+    A dimension that is not a number is None.
     """
 
     nodes: tuple[Node, ...]
@@ -85,7 +89,7 @@ class Graph:
 
     @property
     def blocked(self) -> bool:
-        """Whether an operator runs in the NCHWc layout; a mere reorder does not count."""
+        """Whether an operator other than a reorder runs in the NCHWc layout."""
         return any(node.domain == BLOCKED_DOMAIN and not node.op_type.startswith("Reorder") for node in self.nodes)
 
 
@@ -103,7 +107,7 @@ def read(path: str | os.PathLike[str]) -> Graph:
 
 @contextmanager
 def mapped(path: str | os.PathLike[str]) -> Iterator[mmap.mmap]:
-    """The bytes of a file. Raises `InvalidArgument` if it is missing, empty or no file."""
+    """The bytes of a file, mapped. Raises `InvalidArgument` if it is missing, empty or not a regular file."""
     try:
         file = open_file(path, _LARGEST)
     except Unfit as error:
@@ -216,7 +220,7 @@ def read_value(buffer: Buffer, start: int, end: int) -> tuple[str, tuple[int | N
 
 
 def elementwise(operators: Sequence[str], shape: Sequence[int]) -> bytes:
-    """A model in which operators of one input, such as "Neg", follow one another, from `x` to `y`."""
+    """A model of a chain of operators with one input, such as "Neg", from `x` to `y`."""
     names = ["x", *(f"v{index}" for index in range(1, len(operators))), "y"]
     nodes = [_write_node(operator, [names[at]], names[at + 1]) for at, operator in enumerate(operators)]
     return _write_model(nodes, write_value("x", shape), write_value("y", shape))
@@ -225,7 +229,7 @@ def elementwise(operators: Sequence[str], shape: Sequence[int]) -> bytes:
 def convolution(in_channels: int, out_channels: int, group: int, side: int) -> bytes:
     """A model of one 1×1 convolution on images of `side` × `side`, from `x` to `y`.
 
-    Its weight is made by the graph itself, so that it takes no space.
+    The graph itself makes the weight, so that it takes no space.
     """
     sizes = [out_channels, in_channels // group, 1, 1]
     nodes = [_write_node("ConstantOfShape", ["shape"], "w"), _write_node("Conv", ["x", "w"], "y", group=group)]

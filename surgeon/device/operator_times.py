@@ -1,11 +1,10 @@
-"""Where a model's time goes: the operators that onnxruntime runs, timed by its own profiler."""
+"""Where a model's time goes, by onnxruntime's own profiler."""
 
 import dataclasses
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from surgeon.errors import BenchmarkError
 from surgeon.support.scratch import temporary_folder
 
 LOW = 20
-"""The percentile that stands for an operator: the profiler counts interruptions in."""
+"""The percentile to report for an operator: the profiler's times include interruptions."""
 
 _BLOCKED = "_nchwc"
 _EVENT = "_kernel_time"
@@ -23,7 +22,7 @@ _EVENT = "_kernel_time"
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """An operator that was run: the name of its weight, else its own, its kind, and microseconds a run.
+    """An operator that was run: the name of its weight, else its own; its kind; and microseconds per run.
 
     The kind is onnxruntime's name of the operator, with a convolution's kernel, and whether it is grouped.
     """
@@ -34,10 +33,9 @@ class Share:
 
 
 def shares(path: str | os.PathLike[str], *, threads: int = 1, runs: int = 30) -> tuple[Share, ...]:
-    """The operators of a file and what each takes, in the order in which they run.
+    """The operators of a file and the time that each takes, in the order in which they run.
 
-    The profiler itself takes time, so that the sum is more than a run takes without it: read them as shares.
-    Operators of the same name are told apart by the weights that they had in the file.
+    The profiler itself takes time, so that the sum exceeds the time of a run without it: read them as shares.
 
     Raises what `open_session` raises, and `BenchmarkError` if the file can't be run.
     """
@@ -52,8 +50,10 @@ def shares(path: str | os.PathLike[str], *, threads: int = 1, runs: int = 30) ->
             raise BenchmarkError(f"{path}: onnxruntime can't run it: {error}") from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     taken: dict[tuple[str, str], list[float]] = {}
-    for name, kind, us in _operators(events):
-        taken.setdefault((name, kind), []).append(us)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_EVENT):
+            key = event["name"].removesuffix(_EVENT), event["args"]["op_name"]
+            taken.setdefault(key, []).append(float(event["dur"]))
     weights = dict(_weights(graph))
     found: list[Share] = []
     for (name, kind), each in taken.items():
@@ -63,16 +63,10 @@ def shares(path: str | os.PathLike[str], *, threads: int = 1, runs: int = 30) ->
     return tuple(found)
 
 
-def _operators(events: list[dict[str, Any]]) -> Iterator[tuple[str, str, float]]:
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith(_EVENT):
-            yield event["name"].removesuffix(_EVENT), event["args"]["op_name"], float(event["dur"])
-
-
 def _weights(graph: Graph) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Names that onnxruntime may give an operator with a weight; the weight's, and the kernel of a convolution.
+    """Names that onnxruntime may give an operator with a weight, each with the weight's name and the kernel's size.
 
-    They are its own, or, once it is blocked, that of its output or of the output of what was fused with it.
+    These are its own, or, in the NCHWc layout, that of its output or of the output of an operator fused with it.
     """
     for node in graph.nodes:
         weight = _weight(node, graph)
@@ -92,5 +86,5 @@ def _weights(graph: Graph) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def _weight(node: Node, graph: Graph) -> str | None:
-    """The second input, if it is constant and has two axes at least: the bounds of a Clip have none."""
+    """The second input, if it is a constant of at least two axes: the bounds of a Clip are not."""
     return next((value for value in node.inputs[1:2] if len(graph.initializers.get(value, ())) > 1), None)

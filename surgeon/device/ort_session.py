@@ -1,9 +1,10 @@
-"""onnxruntime sessions with everything fixed that would make two runs differ."""
+"""onnxruntime sessions with reproducible settings."""
 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import timeit
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,11 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
     ort_errors.EPFail,
-    RuntimeError,  # what it raises in C++, such as that memory is short
+    RuntimeError,  # errors from C++, such as of failed allocations
     MemoryError,
     UnicodeDecodeError,
 )
-"""What onnxruntime raises for a file it can read but can't run."""
+"""What onnxruntime raises for a file that it can read but can't run."""
 
 EXAMPLE = "surgeon.example"
 """The metadata of a file that holds the shapes of its inputs to run it at, as JSON, by input."""
@@ -36,21 +37,12 @@ EXAMPLE = "surgeon.example"
 _UNREADABLE = (ort_errors.InvalidProtobuf, ort_errors.NoSuchFile, ort_errors.NoModel)
 
 _MADE_UP = 1 << 26
-"""The most values of an input that is made up."""
+"""The most values of a generated input."""
 
+# onnxruntime's names of types that numpy has; most are numpy's too
 _NUMPY_TYPES = {
-    "float": np.float32,
-    "float16": np.float16,
-    "double": np.float64,
-    "bool": np.bool_,
-    "int8": np.int8,
-    "int16": np.int16,
-    "int32": np.int32,
-    "int64": np.int64,
-    "uint8": np.uint8,
-    "uint16": np.uint16,
-    "uint32": np.uint32,
-    "uint64": np.uint64,
+    name: np.dtype({"float": "float32", "double": "float64"}.get(name, name))
+    for name in "float float16 double bool int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
 }
 
 
@@ -62,20 +54,21 @@ def open_session(
     dump_to: Path | None = None,
     profile_to: Path | None = None,
 ) -> ort.InferenceSession:
-    """A CPU session of the file, or of its bytes: `threads` threads inside an operator, operators one by one.
+    """A CPU session of a file, or of a model's bytes: `threads` threads inside an operator, operators one by one.
 
-    All graph optimizations are on, because below ORT_ENABLE_ALL there is no blocked layout; with `optimize`
-    off there are none, for a graph that is optimized already. Threads do not spin, because a spinning thread
-    takes CPU time from what is measured at the same time. With `dump_to`, the optimized graph is written there;
-    a file's large weights go to a second file, those of bytes stay inside. With `profile_to`, onnxruntime times
-    its operators, and `end_profiling` writes a file of a name that begins so.
+    All graph optimizations are on, since the NCHWc layout needs ORT_ENABLE_ALL; with `optimize` off there are
+    none, for a graph that is optimized already. Threads do not spin: that would take CPU time from what is
+    measured. With `dump_to`, the optimized graph is written there; large weights of a file go to a second file,
+    those of bytes stay inside. With `profile_to`, onnxruntime times its operators, and `end_profiling` writes a
+    file whose name begins with this path.
 
     Raises `InvalidArgument` if `threads` is below 1, or the file is missing or not ONNX, and
     `BenchmarkError` if onnxruntime can't run it.
     """
     if threads < 1:
         raise InvalidArgument(f"threads is {threads}; at least 1 is needed")
-    place = "the model" if isinstance(model, bytes) else os.fspath(model)
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    place = "the model" if isinstance(source, bytes) else source
     if not isinstance(model, bytes):
         _check_file(model)
     elif not model:
@@ -86,7 +79,7 @@ def open_session(
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # an error is raised; it need not be printed as well
+    options.log_severity_level = 4  # errors are raised; they need not be printed as well
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if dump_to is not None:
@@ -97,7 +90,6 @@ def open_session(
             )
     if profile_to is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
-    source = model if isinstance(model, bytes) else os.fspath(model)
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except _UNREADABLE as error:
@@ -109,7 +101,7 @@ def open_session(
 def open_optimized(
     model: str | os.PathLike[str] | bytes, threads: int = 1
 ) -> tuple[ort.InferenceSession, bytes]:
-    """A session of the model, and the graph that onnxruntime made of it: ONNX, without the large weights of a file.
+    """A session of the model, and its optimized graph as ONNX, without the large weights of a file.
 
     Raises what `open_session` raises.
     """
@@ -120,12 +112,16 @@ def open_optimized(
 
 
 def optimized_graph(model: str | os.PathLike[str] | bytes, threads: int = 1) -> Graph:
-    """The graph that onnxruntime runs for a model on this CPU. Raises what `open_session` raises."""
+    """The optimized graph of a model on this CPU. Raises what `open_session` raises."""
     return parse(open_optimized(model, threads)[1])
 
 
+def quickest_run(run: Callable[[], object], times: int) -> float:
+    return min(timeit.repeat(run, number=1, repeat=times))
+
+
 def _check_file(path: str | os.PathLike[str]) -> None:
-    """Look through a file before onnxruntime does, which opens whatever it names."""
+    """Check a file before onnxruntime loads it, which opens any path that the file names."""
     if not os.path.lexists(path):
         raise InvalidArgument(f"{os.fspath(path)}: there is no such file; export the model first")
     try:
@@ -148,12 +144,12 @@ def make_feeds(
     seed: int = 0,
     feeds: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Inputs for a session, and others of its inputs: those given in `feeds`, the rest made from their signatures.
+    """Inputs for a session: those given in `feeds`, the others generated from the model's signature.
 
     A dimension that is dynamic in all of them is as in the example that the file was exported with, one sample, where
     the file tells, and else 1. Floats are standard normal, integers and booleans zero (a valid index into any table).
-    Raises `InvalidArgument` for a name the model does not have, a shape or type that does
-    not fit, and for an input whose type can't be made up.
+    Raises `InvalidArgument` for a name the model does not have, a shape or type that does not fit, and for an input
+    whose type can't be generated.
     """
     given = dict(feeds or {})
     inputs = session.get_inputs()
@@ -214,8 +210,7 @@ def _check_feed(name: str, value: np.ndarray, declared: list[int | str | None], 
     if not fits:
         raise InvalidArgument(f"feeds[{name!r}] has shape {value.shape}, the model wants {tuple(declared)}")
     if kind in _NUMPY_TYPES and value.dtype != _NUMPY_TYPES[kind]:
-        wanted = np.dtype(_NUMPY_TYPES[kind])
-        raise InvalidArgument(f"feeds[{name!r}] is {value.dtype}, the model wants {wanted}")
+        raise InvalidArgument(f"feeds[{name!r}] is {value.dtype}, the model wants {_NUMPY_TYPES[kind]}")
 
 
 def _reason(error: Exception) -> str:

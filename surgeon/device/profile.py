@@ -1,4 +1,4 @@
-"""What a CPU takes for a model's operators: the device profile, a value that is kept as JSON."""
+"""The device profile: how long a CPU takes for a model's operators. It is saved as JSON."""
 
 import dataclasses
 import json
@@ -35,11 +35,11 @@ _TAKEN = {
 class Profile:
     """Measurements of one CPU, with `threads` threads, by one version of onnxruntime.
 
-    - `block`: how many channels onnxruntime stores together here; 0 if it has no NCHWc layout on this CPU.
-    - `rules`: what the probes answered, by their names: see `surgeon.device.layout_probes.Probe`.
+    - `block`: the channels in a block of the NCHWc layout; 0 if onnxruntime doesn't have it on this CPU.
+    - `rules`: the answers of the probes, by their names: see `surgeon.device.layout_probes.Probe`.
     - `samples`: what operators cost at given widths, by (operator, widths).
     - `models`: whole models by their fingerprints, with numbers such as `ms`, the measured latency.
-    - `cpus`: how many CPUs the machine has, so that no more threads are asked for; 0 if that is not known.
+    - `cpus`: how many CPUs the machine has, as a limit on threads; 0 if that is not known.
     """
 
     cpu: str
@@ -69,14 +69,14 @@ class Profile:
         )
 
     def merge(self, other: "Profile") -> "Profile":
-        """Both profiles in one. Of a point that both hold, the sample with more rounds is taken, else `other`'s.
+        """Both profiles in one. Of a point in both, the sample with more rounds is taken, of equals `other`'s.
 
         Raises `ProfileError` if they are of different CPUs, thread counts or versions of onnxruntime.
         """
         PROFILE("other", other)
         differences = [f"{name} {mine} against {theirs}" for name, mine, theirs in _differences(self, other)]
         if differences:
-            raise ProfileError(f"only profiles taken alike can be merged; they differ in {', '.join(differences)}")
+            raise ProfileError(f"profiles can only be merged if taken alike; these differ in {', '.join(differences)}")
         samples = dict(self.samples)
         for key, sample in other.samples.items():
             if key not in samples or sample.rounds >= samples[key].rounds:
@@ -91,7 +91,7 @@ class Profile:
         )
 
     def warnings_here(self, threads: int | None = None) -> list[str]:
-        """Why this profile may be wrong about runs on this CPU, with `threads` threads where that is given."""
+        """Why this profile may be wrong for this CPU, and this number of threads where it is given."""
         here = dataclasses.replace(Profile.here(), threads=self.threads if threads is None else threads)
         return [
             f"the profile was taken with {name} {mine}, this is {theirs}: its milliseconds may be wrong here; "
@@ -100,7 +100,7 @@ class Profile:
         ]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the profile as JSON, the whole or nothing. The format is written down in docs/profile-format.md.
+        """Write the profile as JSON, atomically. The format is described in docs/profile-format.md.
 
         Raises `OutputError` if the file can't be written.
         """
@@ -126,7 +126,7 @@ class Profile:
     def load(cls, path: str | os.PathLike[str]) -> "Profile":
         """Read a profile that `save` wrote.
 
-        Raises `ProfileError` if the file is missing, no profile, of a newer version or malformed.
+        Raises `ProfileError` if the file is missing, not a profile, of a newer version or malformed.
         """
         return _DOCUMENT.read(path, _parse)
 
@@ -157,7 +157,7 @@ def _differences(one: Profile, other: Profile) -> Iterator[tuple[str, object, ob
 
 
 def _lines(value: object) -> str:
-    """JSON with one sample a line, so that profiles can be compared line by line."""
+    """JSON with one sample per line, so that profiles can be compared line by line."""
     if isinstance(value, list) and value:
         return "[\n" + ",\n".join(f"    {json.dumps(item, ensure_ascii=False)}" for item in value) + "\n  ]"
     return json.dumps(value, ensure_ascii=False)
@@ -179,7 +179,7 @@ def _parse(data: dict[str, Any]) -> Profile:
             raise ProfileError(f"{place}an object is expected, not {type(entry).__name__}")
         widths = _DOCUMENT.entry(entry, "widths", list, place)
         if not all(type(width) is int and abs(width) < _LARGEST for width in widths):
-            raise ProfileError(f'{place}"widths" must hold integers only, of 48 bits at most')
+            raise ProfileError(f'{place}"widths" must hold only integers, of at most 48 bits')
         samples[_DOCUMENT.entry(entry, "operator", str, place), tuple(widths)] = Sample(
             us=_number(entry, "us", place),
             spread=_number(entry, "spread", place),
@@ -190,14 +190,13 @@ def _parse(data: dict[str, Any]) -> Profile:
     threads, block = _DOCUMENT.entry(data, "threads", int), _DOCUMENT.entry(data, "block", int)
     cpus = _DOCUMENT.entry(data, "cpus", int) if "cpus" in data else 0
     if threads < 1 or min(block, cpus) < 0 or max(threads, block, cpus) >= _LARGEST:
-        raise ProfileError(f"{threads} threads, {cpus} CPUs and blocks of {block} channels can't be")
-    texts = (_DOCUMENT.entry(data, name, str) for name in ("cpu", "arch", "runtime"))
-    cpu, arch, runtime = texts
+        raise ProfileError(f"{threads} threads, {cpus} CPUs and blocks of {block} channels are out of range")
+    cpu, arch, runtime = (_DOCUMENT.entry(data, name, str) for name in ("cpu", "arch", "runtime"))
     return Profile(cpu, arch, threads, runtime, block, rules, samples, models, cpus)
 
 
 def _number(data: Mapping[str, Any], name: str, place: str) -> float:
     value = data[name] if name in data else _DOCUMENT.entry(data, name, float, place)
     if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-        raise ProfileError(f'{place}"{name}" must be a number from 0, not {value!r}')
+        raise ProfileError(f'{place}"{name}" must be a number of at least 0, not {value!r}')
     return float(value)

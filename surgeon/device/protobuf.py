@@ -1,7 +1,7 @@
-"""Protobuf messages as bytes, read and written field by field.
+"""Reading and writing protobuf messages as bytes, field by field.
 
-A message is a run of fields, each a number, a wire type and a value. Fields that aren't asked for are jumped over, so
-that the time to read a message does not depend on the size of what they hold.
+A message is a sequence of fields, each with a number, a wire type and a value. Fields that aren't needed are skipped,
+so that the time to read a message does not depend on their size.
 """
 
 import mmap
@@ -53,7 +53,7 @@ def nested(buffer: Buffer, start: int, end: int, *path: int) -> Iterator[tuple[i
 
 
 def varint(buffer: Buffer, position: int) -> tuple[int, int]:
-    """The number at a position, and the position behind it."""
+    """The number at a position, and the position after it."""
     value = shift = 0
     while shift < 70:
         byte = buffer[position]
@@ -66,7 +66,7 @@ def varint(buffer: Buffer, position: int) -> tuple[int, int]:
 
 
 def integers(buffer: Buffer, kind: int, low: int, high: int) -> list[int]:
-    """A repeated signed integer's values in one field: one of them, or all of them packed."""
+    """The values of a repeated signed integer in one field: a single one, or several packed."""
     if kind == VARINT:
         return [_signed(varint(buffer, low)[0])]
     values = []
@@ -77,12 +77,11 @@ def integers(buffer: Buffer, kind: int, low: int, high: int) -> list[int]:
 
 
 def text(buffer: Buffer, low: int, high: int) -> str:
-    """The text of a field."""
     return bytes(buffer[low:high]).decode("utf-8")
 
 
 def field(number: int, value: int | bytes | str) -> bytes:
-    """A field of a message: an integer, or text, bytes or another message with its length.
+    """The bytes of a field: an integer, or text, bytes or another message with its length.
 
     >>> field(1, 300), field(2, "ab")
     (b'\\x08\\xac\\x02', b'\\x12\\x02ab')

@@ -1,4 +1,4 @@
-"""Is one model faster than another? The statistics of interleaved timings, without any clock."""
+"""Whether one model is faster than another: statistics of interleaved timings."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ Decision = Literal["faster", "slower", "no reliable difference"]
 NO_DIFFERENCE: Final = "no reliable difference"
 
 LOW = 10
-"""The percentile that stands for a model: interference only ever adds time, so the low end is the model's."""
+"""The percentile that is compared: interference only ever adds time, so the low end is the model's own."""
 
 _RESAMPLES = 2000
 _CONFIDENCE = 95
@@ -18,7 +18,7 @@ _CONFIDENCE = 95
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """How many times slower the first is than the second, with its 95 % bootstrap interval."""
+    """The ratio of two times, first over second, with its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -32,7 +32,7 @@ class Ratio:
 class Comparison:
     """`ratio` is base / slim, `control` base / base; `noise` the largest relative error the control shows.
 
-    `doubt` says which other statistics of the same timings differ from it by more than that; it is empty where none do.
+    `doubt` names other statistics of the same timings that differ from it by more than that; empty if none do.
     """
 
     ratio: Ratio
@@ -52,14 +52,13 @@ def compare_timings(
 ) -> Comparison:
     """Decide between two models from timings of shape (rounds,); round i holds one timing of each.
 
-    The ratio is that of the 10th percentiles; its interval is bootstrapped over rounds, so that what slows a
-    whole round down slows all of its timings. `control` is the base model measured as if it were another
-    one: how far from 1 its interval reaches is what this machine can make of no difference at all, and
-    `ratio`'s interval must exclude 1 by more than that.
+    The ratio is that of the 10th percentiles; its interval is bootstrapped over rounds, since what slows a round down
+    slows all of its timings. `control` is the base model measured as if it were another one: its interval around 1
+    shows the noise of this machine, and `ratio`'s interval must exclude 1 by more than that.
 
-    Where timings come in two modes, as with several threads that are woken in time or not, the 10th percentiles may
-    be of different modes, and steady all the same. So the interval is widened to the ratio of the medians. `others`
-    are ratios by other clocks, by their names: one on the other side of 1 than the interval undoes the verdict.
+    Where timings have two modes, as with several threads that wake in time or not, the 10th percentiles may belong to
+    different modes, and be stable all the same. So the interval is widened to the ratio of the medians. `others` are
+    ratios by other clocks, by name: if one lies on the other side of 1 than the interval, there is no verdict.
 
     >>> rng = np.random.default_rng(0)
     >>> noise = rng.lognormal(0, 0.05, (3, 50))
@@ -71,9 +70,7 @@ def compare_timings(
     ratio = _bootstrap(base, slim, rounds)
     others = {"medians": float(np.median(base) / np.median(slim)), **(others or {})}
     against = _contradiction(ratio, others)
-    ratio = dataclasses.replace(
-        ratio, low=min(ratio.low, others["medians"]), high=max(ratio.high, others["medians"])
-    )
+    ratio = dataclasses.replace(ratio, low=min(ratio.low, others["medians"]), high=max(ratio.high, others["medians"]))
     same = _bootstrap(base, control, rounds)
     margin = max(abs(np.log(same.low)), abs(np.log(same.high)))
     decision: Decision = NO_DIFFERENCE
@@ -92,7 +89,7 @@ def compare_timings(
 
 
 def _contradiction(ratio: Ratio, others: Mapping[str, float]) -> str:
-    """Which statistics lie on the other side of 1 than the interval."""
+    """The statistics that lie on the other side of 1 than the interval, as a message."""
     side = 1 if ratio.low > 1 else -1 if ratio.high < 1 else 0
     against = [f"{name} {value:.2f}x" for name, value in others.items() if side * np.log(value) < 0]
     if not against:

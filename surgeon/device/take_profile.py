@@ -1,4 +1,4 @@
-"""Taking a device profile: probes and points on this CPU, resumed where it was interrupted."""
+"""Taking a device profile: measures probes and points on this CPU; it can be interrupted and resumed."""
 
 import dataclasses
 import os
@@ -13,9 +13,9 @@ from surgeon.errors import ProfileError
 from surgeon.support.arguments import threads_here
 
 SAVE_SECONDS = 2.0
-"""How much of a measurement an interruption may cost, where no file can be written any more."""
+"""The time between saves: the most that is lost if the process is killed."""
 
-_MODEL = "model "  # what the operator of a whole model's sample begins with while the profile is taken
+_MODEL = "model "  # prefix of the operator of a whole model's sample while the profile is taken
 
 Progress = Callable[[int, int], None]
 
@@ -31,13 +31,13 @@ def take(
     progress: Progress | None = None,
     seed: int = 0,
 ) -> Profile:
-    """The profile of this CPU that the probes answer and the points measure.
+    """The profile of this CPU: the answers to the probes and the samples of the points.
 
     `models` are whole models as ONNX, by their fingerprints; they are timed between the points, and their
     milliseconds are `Profile.models[fingerprint]["ms"]`. With `path` the profile is written there, also while
-    it is taken; if one stands there already, or is given as `known`, what it holds isn't measured again: an
-    interrupted profile is resumed, and the profile of a second model joins the first's. `progress` is called
-    with what is done and what there is to do.
+    it is taken. What a profile at `path`, or `known`, already holds isn't measured again: an interrupted profile
+    is resumed, and the profile of a second model is added to the first's. `progress` is called with how much is
+    done and how much there is to do.
 
     Raises `ProfileError` if the profile at `path` is malformed or of another CPU, thread count or version of
     onnxruntime, `OutputError` if `path` can't be written, and what `measure_all` and `answer` raise.
@@ -45,7 +45,7 @@ def take(
     threads = threads_here("threads", threads)
     profile = _before(Profile.here(threads), path, known)
     if path is not None:
-        profile.save(path)  # a path that can't be written is said before minutes are spent
+        profile.save(path)  # to fail early if it can't be written
     whole = {
         (_MODEL + fingerprint, ()): whole_point(_MODEL + fingerprint, (), model)
         for fingerprint, model in (models or {}).items()
@@ -89,11 +89,11 @@ def take(
 
 
 def _before(here: Profile, path: str | os.PathLike[str] | None, known: Profile | None) -> Profile:
-    """What is known before anything is measured."""
+    """The profile that measuring starts from."""
     profile = here if known is None else here.merge(known)
     if path is None or not Path(path).exists():
         return profile
     try:
         return profile.merge(Profile.load(path))
     except ProfileError as error:
-        raise ProfileError(f"{path} stands in the way: {error}; remove it or name another file") from error
+        raise ProfileError(f"{path} can't be resumed: {error}; remove it or name another file") from error

@@ -1,1 +1,1 @@
-"""Which indices of which parameters live or die together."""
+"""Coupled groups: which indices of which parameters are removed together."""

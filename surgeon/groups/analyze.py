@@ -1,4 +1,4 @@
-"""From a module to its coupled groups, with progress."""
+"""From a module to its coupled groups: tracing and coupling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from surgeon.support.progress import stage
 
 
 def analyze(model: nn.Module, example_inputs: Any, ignore: Ignored | Iterable[Ignored] = ()) -> Groups:
-    """Trace and couple."""
+    """The coupled groups of a model, traced in eval mode; without `example_inputs`, those are inferred."""
     MODULE("model", model)
     left_alone = ignoring(model, ignore)
     with stage("trace"):
@@ -24,7 +24,7 @@ def analyze(model: nn.Module, example_inputs: Any, ignore: Ignored | Iterable[Ig
 
 
 def analyze_inputs(model: nn.Module, inputs: Inputs, ignore: Callable[[str], bool] | None = None) -> Groups:
-    """As analyze, for inputs that are `(args, kwargs)` already, and a test of the names that are to be left alone."""
+    """As `analyze`, for inputs as `(args, kwargs)`; `ignore` says of a tensor's name whether it is left alone."""
     with stage("trace"):
         graph = with_train_only(trace_inputs(model, inputs), model)
     with stage("couple"):

@@ -1,8 +1,9 @@
-"""Which units of which tensors live or die together, and why the others can't be removed."""
+"""Which units of which tensors are removed together, and why the others can't be removed."""
 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +21,7 @@ from surgeon.support.arguments import instance
 
 @dataclass(frozen=True)
 class Member:
-    """One axis of one tensor in which the units of a group stand."""
+    """One axis of one tensor that contains the units of a group."""
 
     tensor: str
     axis: int
@@ -28,7 +29,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Units that are removed one by one, each with all that belongs to it in every member."""
+    """Units that can be removed one by one, each from all of the group's members."""
 
     name: str
     leaf: Leaf
@@ -50,7 +51,7 @@ class Pinned:
 
 
 def without_place(reason: str) -> str:
-    """A pin's reason less the operators that it names, so that equal ones can be counted.
+    """A pin's reason without the operators that it names, so that equal ones can be counted.
 
     >>> without_place("conv2d in conv1: kernel axis; conv2d in conv2: kernel axis")
     'kernel axis'
@@ -60,7 +61,7 @@ def without_place(reason: str) -> str:
 
 @dataclass(frozen=True)
 class Groups:
-    """The coupled units of a graph: the value that couple hands on."""
+    """The coupled units of a graph, as `couple` finds them."""
 
     graph: Graph
     space: Space = field(repr=False)
@@ -81,8 +82,21 @@ class Groups:
         """Group names by leaf."""
         return {group.leaf.id: group.name for group in self.groups}
 
+    def leaves(self, axes: Iterable[Axis]) -> set[Leaf]:
+        """The leaves that some axes consist of."""
+        return {leaf for axis in axes for leaf in self.space.leaves(axis)}
+
+    def axes_of(self, node: fx.Node) -> list[Axes]:
+        """The axes of each of the tensors that a node computes."""
+        axes = self.axes.get(node, ())
+        return axes if isinstance(axes, list) else [axes]
+
+    def holds(self, node: fx.Node, leaf: Leaf) -> bool:
+        """Whether units of a leaf are part of what a node computes."""
+        return any(leaf in self.leaves(axes) for axes in self.axes_of(node))
+
     def kept(self, keep: Mapping[int, Iterable[int]]) -> Kept:
-        """The answer to what is left, given the kept units of some leaves."""
+        """What is left of every axis, given the kept units of some leaves."""
         units = {leaf: sorted(kept) for leaf, kept in keep.items()}
         return Kept(self.space, units, {leaf: len(kept) for leaf, kept in units.items()})
 
@@ -106,13 +120,13 @@ class Groups:
         return "\n".join(lines)
 
 
-GROUPS = instance(Groups, "groups as surgeon.inspect gives them")
+GROUPS = instance(Groups, "the groups that surgeon.inspect returns")
 
 
 def couple(graph: Graph, ignore: Callable[[str], bool] | None = None) -> Groups:
-    """Run the axis rules over `graph`.
+    """Apply the axis rules to all operators of `graph`.
 
-    `ignore` says of a tensor's name whether all of its axes are to be left alone.
+    `ignore` says of a tensor's name whether all of its axes are pinned.
     """
     context = Context(Space())
     tensors: dict[str, Axes] = {}
@@ -139,7 +153,13 @@ def _type(
         case "placeholder":
             return Typed(c.pinned(size_of(node), "an input of the model"))
         case "get_attr":
-            return Typed(_tensor(node, graph, c, tensors, canonical))
+            own = graph.tensors.get(node.name)
+            if own is None:
+                return Typed(())
+            name = canonical.get(own, graph.canonical[own])
+            if name not in tensors:
+                tensors[name] = tuple(c.fresh(size) for size in graph.tensor(own).shape)
+            return Typed(tensors[name])
         case "output":
             for leaf in pytree.tree_leaves(node.args):
                 c.pin_all(leaf, "an output of the model")
@@ -151,25 +171,13 @@ def _type(
     return _operator(node, c)
 
 
-def _tensor(
-    node: fx.Node, graph: Graph, c: Context, tensors: dict[str, Axes], canonical: Mapping[str, str]
-) -> Axes:
-    name = graph.tensors.get(node.name)
-    if name is None:
-        return ()
-    name = canonical.get(name, graph.canonical[name])
-    if name not in tensors:
-        tensors[name] = tuple(c.fresh(size) for size in graph.tensor(graph.tensors[node.name]).shape)
-    return tensors[name]
-
-
 def _operator(node: fx.Node, c: Context) -> Typed:
     rule = find(node.target)
     reason = f"{where(node)}: surgeon has no rule for this operator"
     if rule is not None:
         try:
             typed = rule(node, example_arguments(node), c)
-        # What the rule unified before it gave up couples more than it must, which is safe; the rest is pinned.
+        # What the rule unified before it gave up only couples more than needed, which is safe; the rest is pinned.
         except RuleDoesNotApply as error:
             reason = f"{where(node)}: the rule does not cover these arguments ({error})"
         except Exception as error:  # noqa: BLE001  (a rule that is wrong about one operator must not stop the run)
@@ -180,30 +188,26 @@ def _operator(node: fx.Node, c: Context) -> Typed:
             reason = f"{where(node)}: the rule's shapes are not the operator's"
     for operand in node.all_input_nodes:
         c.pin_all(operand, reason)
-    value = node.meta.get("val")
-    if isinstance(value, Tensor):
-        return Typed(c.pinned(size_of(node), reason))
-    if isinstance(value, tuple | list):
+    if isinstance(node.meta.get("val"), tuple | list):
         return Typed([c.pinned(size, reason) for size in sizes_of(node)])
-    return Typed(())
+    return Typed(c.pinned(size_of(node), reason))
 
 
 def _fits(node: fx.Node, typed: Typed) -> bool:
     value = node.meta.get("val")
     if isinstance(value, Tensor):
         return isinstance(typed.out, tuple) and tuple(axis.size for axis in typed.out) == size_of(node)
-    if isinstance(value, tuple | list):
-        if not isinstance(typed.out, list):
-            return False
-        found = [tuple(axis.size for axis in axes) for axes in typed.out]
-        return len(found) == len(value) and all(
-            a == b for a, b, v in zip(found, sizes_of(node), value, strict=True) if isinstance(v, Tensor) and v.numel()
-        )
-    return True
+    if not isinstance(value, tuple | list):
+        return True
+    return isinstance(typed.out, list) and len(typed.out) == len(value) and all(
+        tuple(axis.size for axis in axes) == sizes
+        for axes, sizes, each in zip(typed.out, sizes_of(node), value, strict=True)
+        if isinstance(each, Tensor) and each.numel()
+    )
 
 
 def _pin_unread(space: Space, typed: Iterable[Typed], tensors: Mapping[str, Axes]) -> None:
-    """Units that nothing sums over, such as the unused rows of a position table, have no consumer to lose them to."""
+    """Pin units that nothing sums over, such as the rows of a position table: no consumer would get smaller."""
     read = {
         leaf.id
         for result in typed
@@ -225,7 +229,7 @@ def _groups(graph: Graph, space: Space, tensors: Mapping[str, Axes]) -> tuple[Gr
                 if leaf.id not in space.pins:
                     members.setdefault(leaf, []).append(Member(name, index))
     learnt = {name for name, value in graph.values.items() if isinstance(value, nn.Parameter)}
-    named: dict[str, int] = {}
+    named: Counter[str] = Counter()
     groups = []
     for leaf, found in members.items():
         own = [member for member in found if member.tensor in learnt]
@@ -233,7 +237,7 @@ def _groups(graph: Graph, space: Space, tensors: Mapping[str, Axes]) -> tuple[Gr
             continue
         producer = next((member for member in own if member.axis == 0), own[0])
         base = producer.tensor.rpartition(".")[0] or producer.tensor
-        named[base] = named.get(base, 0) + 1
+        named[base] += 1
         name = base if named[base] == 1 else f"{base}#{named[base]}"
         groups.append(Group(name, leaf, tuple(found)))
     return tuple(groups)

@@ -1,4 +1,4 @@
-"""Runs a traced graph node by node, at a given precision, and drops each value after its last use."""
+"""Runs a traced graph node by node, at a given precision, and frees each value after its last use."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _COMPLEX = {torch.complex64, torch.complex32}
 
 
 def single(value: Any) -> Any:
-    """Tensors in half precision, and the names of their types, at single precision; everything else as it is."""
+    """Half-precision tensors and dtypes as single precision; everything else unchanged."""
     if isinstance(value, Tensor):
         return value.float() if value.dtype in _HALF else value
     return torch.float32 if isinstance(value, torch.dtype) and value in _HALF else value
 
 
 def double(value: Any) -> Any:
-    """Floating and complex tensors, and the names of their types, at double precision; everything else as it is."""
+    """Floating and complex tensors and dtypes at double precision; everything else unchanged."""
     if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
         return value.detach().to(torch.complex128 if value.is_complex() else torch.float64)
     if isinstance(value, torch.dtype) and value in _REDUCED | _COMPLEX:
@@ -49,31 +49,31 @@ def _double_by_default() -> Iterator[None]:
 
 @contextmanager
 def precisely() -> Iterator[None]:
-    """Without gradients, and with new floating tensors at double precision: in all threads, torch has one default."""
+    """Without gradients, and with double precision as torch's default dtype, which all threads share."""
     with _double_by_default(), torch.no_grad():
         yield
 
 
 def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """For each node: the nodes whose values nobody needs after it."""
+    """For each node: the nodes whose values are not needed after it."""
     uses = fx.Interpreter(nn.Module(), graph=graph).user_to_last_uses
     return {node: [*uses.get(node, ()), *(() if node.users else (node,))] for node in graph.nodes}
 
 
 class Interpreter:
-    """Computes one node after the other, on one batch of inputs or on several in step.
+    """Computes one node after the other, on one batch of inputs or on several in lockstep.
 
-    Iterating gives the nodes that compute something, in order, the output last. While a node is at hand, the values of
-    its operands are there, and `compute` or `set` gives it its own; values that nobody needs any more are dropped when
+    Iterating yields the nodes that compute something, in order, the output last. For the current node, the values of
+    its operands are available, and `compute` or `set` gives it its own; values that are no longer needed are freed when
     the next node is asked for. Inputs and the model's tensors have no gradients; the latter are converted when they are
-    first needed. Random numbers are the same each time that the graph is run; the user's generators stay as they are.
+    first needed. Random numbers are the same in each run of the graph; the user's generators stay as they are.
 
     Args:
         traced: the model's graph.
         batches: inputs of it, as pytrees.
-        parameter: gives the tensor to use in place of one of the model's, given its name and itself.
-        precision: what is done to each input, tensor, and argument of an operator.
-        graph: the graph to run in place of the model's own, which reads the same tensors.
+        parameter: maps the name of a tensor of the model, and the tensor, to the tensor to use.
+        precision: applied to each input, tensor, and argument of an operator.
+        graph: a graph to run in place of the model's own, which reads the same tensors.
 
     >>> from surgeon.frontend.trace import trace
     >>> graph = trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(1, 2))
@@ -109,26 +109,25 @@ class Interpreter:
             self.drop(node)
 
     def drop(self, node: fx.Node) -> Sequence[fx.Node]:
-        """Let go of the values whose last use this is, now rather than when the next node is asked for; tells which."""
+        """Free the values whose last use this is, before the next node is asked for; returns their nodes."""
         for dead in self._last_uses[node]:
             for values in (self._tensors, *self._values):
                 values.pop(dead, None)
         return self._last_uses[node]
 
     def value(self, node: fx.Node, batch: int = 0) -> Any:
-        """The value of an operand of the node at hand."""
+        """The value of an operand of the current node."""
         if node.op != "get_attr":
             return self._values[batch][node]
         if node not in self._tensors:
             self._tensors[node] = self._tensor(node)
         return self._tensors[node]
 
-    def operands(self, node: fx.Node, batch: int = 0) -> dict[fx.Node, Any]:
-        """The values of all operands of the node at hand."""
-        return {operand: self.value(operand, batch) for operand in node.all_input_nodes}
+    def operands(self, node: fx.Node) -> dict[fx.Node, Any]:
+        return {operand: self.value(operand) for operand in node.all_input_nodes}
 
     def compute(self, node: fx.Node, batch: int = 0) -> Any:
-        """The value of the node at hand, which is remembered; of the output, the list of its tensors."""
+        """Compute, keep and return the value of the current node; of the output, the list of its tensors."""
         if node.op == "placeholder":
             value = self._precision(pytree.tree_map_only(Tensor, Tensor.detach, self._inputs[batch][node]))
         else:
@@ -137,11 +136,10 @@ class Interpreter:
         return value
 
     def set(self, node: fx.Node, value: Any, batch: int = 0) -> None:
-        """Let the node at hand have this value."""
         self._values[batch][node] = value
 
     def evaluate(self, node: fx.Node, batch: int = 0, instead: Mapping[fx.Node, Any] | None = None) -> Any:
-        """What an operator computes of its operands' values, some of which may be given, and need not be at hand."""
+        """What an operator computes; values of some of its operands may be given `instead` of their own."""
         given = instead or {}
 
         def operand(each: fx.Node) -> Any:
@@ -151,22 +149,25 @@ class Interpreter:
         if node.op == "output":
             return [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         if node.target is torch.ops.aten.view.default:
-            return args[0].reshape(*args[1:])  # at other sizes or types, kernels lay out memory in other ways
+            return args[0].reshape(*args[1:])  # at other sizes or dtypes, kernels lay out memory differently
         if is_random(node):
-            return self._drawn(node, args, kwargs)
+            devices = {each.device for each in pytree.tree_leaves(args) if isinstance(each, Tensor) and each.is_cuda}
+            with torch.random.fork_rng(devices=list(devices)):
+                torch.manual_seed(self._places[node])
+                return node.target(*args, **kwargs)  # type: ignore[operator]
         value = node.target(*apart(node.target, args), **kwargs)  # type: ignore[operator]
-        # Memory without values would differ from run to run.
+        # Uninitialized memory would differ from run to run.
         return value.zero_() if is_a(node, "uninitialized") else value
 
     def run(self) -> list[Tensor]:
-        """Compute all nodes on the first batch; gives the tensors of the output."""
+        """Compute all nodes on the first batch; returns the tensors of the output."""
         value: Any = []
         for node in self:
             value = self.compute(node)
         return list(value)
 
     def refresh(self) -> None:
-        """Read the model's tensors anew, some of which have been written to."""
+        """Forget the model's tensors that were read, after some have been written to."""
         self._tensors.clear()
 
     def _tensor(self, node: fx.Node) -> Any:
@@ -177,14 +178,8 @@ class Interpreter:
         if self._parameter is not None:
             value = self._parameter(name, value)
         if not torch.is_grad_enabled():
-            value = value.detach()  # kernels go by whether a tensor requires a gradient, even where none is taken
-        return self._precision(value)  # converted last: the copies that changes take are smaller before
-
-    def _drawn(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        devices = {value.device for value in pytree.tree_leaves(args) if isinstance(value, Tensor) and value.is_cuda}
-        with torch.random.fork_rng(devices=list(devices)):
-            torch.manual_seed(self._places[node])
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            value = value.detach()  # kernels depend on requires_grad, even where no gradient is taken
+        return self._precision(value)  # converted last: copies before it take less memory
 
 
 def floating(values: Sequence[Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What weights must be before anything is decided by them."""
+"""Checks of the weights, before anything is decided by them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from surgeon.frontend.trace import Graph
 
 
 def check_finite(graph: Graph) -> None:
-    """Refuse weights that no score can be taken of.
+    """Refuse weights that can't be scored.
 
     A buffer may hold infinity, as the masks of attention do, but not NaN.
 
@@ -33,12 +33,12 @@ def check_finite(graph: Graph) -> None:
         if count:
             raise InvalidModel(
                 f"{name} {tuple(tensor.shape)} holds NaN{' or infinity' if learnt else ''} in {count} of "
-                f"{tensor.numel()} places; load the weights again, or train with a smaller rate, before pruning"
+                f"{tensor.numel()} places; load the weights again, or train with a lower learning rate, before pruning"
             )
 
 
 def check_real(graph: Graph) -> None:
-    """Refuse complex weights: data tell what real ones are worth alone.
+    """Refuse complex weights: only real ones can be scored, or fitted, by data.
 
     Raises:
         InvalidModel: a parameter or buffer is complex; the message names it.

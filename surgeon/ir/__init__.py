@@ -1,1 +1,1 @@
-"""The values that every stage speaks of: axes, spaces of units, polynomials, traits of operators."""
+"""Values shared by all stages: axes, spaces of units, polynomials, families of operators."""

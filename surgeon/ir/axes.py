@@ -1,7 +1,7 @@
-"""Axis expressions: what the positions of a tensor's axis stand for, and which of them live or die together.
+"""Axis expressions: what the positions of a tensor's axis stand for, and which of them are removed together.
 
 An axis is a `Leaf` of n units, a row-major product (`Prod`), or a concatenation (`Sum`) of axes. Expressions are
-immutable; what is learnt about leaves is recorded in a `surgeon.space.Space`.
+immutable; what is found out about leaves is recorded in a `surgeon.ir.space.Space`.
 
 >>> prod([Leaf(0, 12), prod([Leaf(1, 8), Leaf(2, 8)])]).size
 768

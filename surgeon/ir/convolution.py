@@ -1,4 +1,4 @@
-"""A convolution's arguments, in the one form that its many spellings have in common."""
+"""A convolution's arguments, normalized: one number for each spatial axis."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def each(value: Any, rank: int) -> list[int]:
-    """An argument such as a stride, one number an axis.
+    """An argument such as a stride, as one number for each axis.
 
     >>> each(2, 2), each([3], 2), each((1, 2), 2)
     ([2, 2], [3, 3], [1, 2])
@@ -17,7 +17,7 @@ def each(value: Any, rank: int) -> list[int]:
 
 
 def pads(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[list[int], list[int]]:
-    """What is padded before and what after each axis; `padding` may be "same" or "valid".
+    """The padding before and after each axis; `padding` may be "same" or "valid".
 
     >>> pads("same", [4], [1]), pads(1, [3, 3], [1, 1])
     (([1], [2]), ([1, 1], [1, 1]))

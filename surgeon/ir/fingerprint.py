@@ -1,4 +1,4 @@
-"""Which architecture a model has: the names and shapes of its tensors."""
+"""The architecture of a model: the names and shapes of its tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Families of ATen operators: what several stages ask of an operator, told once.
+"""Families of ATen operators, for properties that several stages ask for.
 
 >>> [is_a("permute", "reorder"), is_a("permute", "reorder", "part"), is_a("add", "reorder")]
 [True, True, False]
@@ -17,9 +17,9 @@ Family = Literal[
     "uninitialized",
 ]
 
-# Each operator is in one family; an overload, and an underscore at the end, make no difference.
+# Each operator is in one family, with all of its overloads.
 _FAMILIES: dict[Family, str] = {
-    # gives its input
+    # returns its input
     "identity": "alias clone contiguous detach lift_fresh lift_fresh_copy",
     # the same elements in the same order, in another shape
     "view": "view _unsafe_view reshape _reshape_alias view_copy flatten unflatten unsqueeze squeeze",
@@ -33,13 +33,13 @@ _FAMILIES: dict[Family, str] = {
     "repeat": "expand expand_as broadcast_to repeat tile repeat_interleave",
     # the elements of several tensors in one
     "join": "cat concat concatenate stack",
-    # gives its input in eval mode
+    # returns its input in eval mode
     "dropout": "dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout",
-    # gives its input as another type
+    # returns its input as another type
     "cast": "to type_as _to_copy float",
-    # reads nothing of a tensor but its shape
+    # reads only the shape of a tensor
     "shape": "sym_size new_zeros new_ones new_full zeros_like ones_like full_like",
-    # memory whose values mean nothing, of a shape
+    # memory of some shape, with arbitrary values
     "uninitialized": "empty empty_like empty_strided new_empty new_empty_strided",
 }
 _FAMILY = {name: family for family, names in _FAMILIES.items() for name in names.split()}
@@ -62,7 +62,7 @@ def is_a(operator: Any, *families: Family) -> bool:
 
 
 def by_name(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What an ATen operator is called with, by the names in its schema, defaults filled in.
+    """The arguments of a call of an ATen operator, by their names in its schema, with defaults filled in.
 
     >>> by_name(torch.ops.aten.softmax.int, (3,), {"dim": -1})
     {'self': 3, 'dim': -1, 'dtype': None}

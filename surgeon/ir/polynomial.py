@@ -1,4 +1,4 @@
-"""Polynomials in the widths of the groups: what sizes and costs are.
+"""Polynomials in the widths of the groups, for sizes and costs.
 
 >>> area = product_of([{(0,): 1.0, (): 2.0}, {(1,): 3.0}])
 >>> area
@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +21,7 @@ Terms = dict[tuple[int, ...], float]
 
 
 def sum_of(parts: Iterable[Terms]) -> Terms:
+    """The sum of polynomials."""
     total: Terms = {}
     for part in parts:
         for leaves, factor in part.items():
@@ -26,20 +29,12 @@ def sum_of(parts: Iterable[Terms]) -> Terms:
     return total
 
 
-def _product(a: Terms, b: Terms) -> Terms:
-    total: Terms = {}
-    for left, x in a.items():
-        for right, y in b.items():
-            key = tuple(sorted(left + right))
-            total[key] = total.get(key, 0.0) + x * y
-    return total
-
-
 def product_of(parts: Iterable[Terms]) -> Terms:
     """The product of polynomials; 1 where there are none."""
     total: Terms = {(): 1.0}
     for part in parts:
-        total = _product(total, part)
+        pairs = itertools.product(total.items(), part.items())
+        total = sum_of({tuple(sorted(left + right)): x * y} for (left, x), (right, y) in pairs)
     return total
 
 
@@ -47,38 +42,28 @@ def evaluate(terms: Terms, widths: Mapping[int, Any]) -> Any:
     """A polynomial at widths that may be arrays."""
     total: Any = 0.0
     for leaves, factor in terms.items():
-        part: Any = factor
-        for leaf in leaves:
-            part = part * widths[leaf]
-        total = total + part
+        total = total + math.prod((widths[leaf] for leaf in leaves), start=factor)
     return total
 
 
 class Polynomial:
-    """A sum of monomials in the widths, evaluated all at once; `order` gives the leaves their places."""
+    """A sum of monomials in the widths, evaluated at once; `order` gives the place of each leaf's width."""
 
     def __init__(self, terms: Terms, order: Mapping[int, int]) -> None:
         degree = max((len(leaves) for leaves in terms), default=0)
-        one = len(order)  # the place of a constant 1, which fills monomials of lower degree
+        one = len(order)  # the place of a constant 1, which pads monomials of lower degree
         rows = [[order[leaf] for leaf in leaves] + [one] * (degree - len(leaves)) for leaves in terms]
         self._places = np.array(rows, dtype=np.int64).reshape(len(terms), degree)
         self._factors = np.array(list(terms.values()), dtype=np.float64)
-        self._size = len(order)
-        self._of: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(order)
-        holders: dict[int, list[int]] = {}
-        for row, leaves in enumerate(terms):
-            for leaf in set(leaves):
-                holders.setdefault(order[leaf], []).append(row)
-        for place, found in holders.items():
-            self._of[place] = np.array(found)
+        self._rows_of = [np.flatnonzero((self._places == place).any(axis=1)) for place in range(len(order))]
 
     def __call__(self, widths: np.ndarray) -> float:
-        """The value at a width a leaf, in the leaves' order."""
+        """The value at these widths, one for each leaf, in order."""
         return float(self._monomials(widths, slice(None)).sum())
 
     def change(self, widths: np.ndarray, place: int, width: int) -> float:
-        """How much the value changes when the leaf in `place` takes another width: only its monomials are evaluated."""
-        rows = self._of[place]
+        """How much the value changes when the leaf at `place` takes another width; only its monomials are evaluated."""
+        rows = self._rows_of[place]
         if not rows.size:
             return 0.0
         before = self._monomials(widths, rows).sum()

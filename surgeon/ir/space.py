@@ -21,7 +21,7 @@ import numpy as np
 
 from surgeon.ir.axes import ONE, Axis, Leaf, Prod, Sum, concat, leaves, prod
 
-# A cut inside a product's inner factor makes every outer position a segment of its own; beyond this many segments the
+# A cut inside of a product's inner factor makes each outer position a separate segment; beyond this many segments, the
 # axis is pinned instead.
 MAX_SEGMENTS = 64
 
@@ -66,7 +66,7 @@ class Space:
                 assert_never(axis)
 
     def leaves(self, axis: Axis) -> Iterator[Leaf]:
-        """The leaves that `axis` consists of today."""
+        """The leaves that `axis` consists of, by what is known so far."""
         return leaves(self.resolve(axis))
 
     def pin(self, axis: Axis, reason: str) -> None:
@@ -105,27 +105,23 @@ class Space:
             return True
         if isinstance(a, Sum) and isinstance(b, Sum):
             points = sorted({*_boundaries(a), *_boundaries(b)})
-            parts_a, parts_b = self._cut(a, points), self._cut(b, points)
-            if parts_a is None or parts_b is None:
-                return False
-            return self._unify_all(parts_a, parts_b)
+            return self._unify_all(self._cut(a, points), self._cut(b, points))
         inner = _common_radix(a, b)
         if inner is None:
             return False
-        split_a, split_b = self._divide(a, inner), self._divide(b, inner)
-        if split_a is None or split_b is None:
-            return False
-        return self._unify_all(split_a, split_b)
+        return self._unify_all(self._divide(a, inner), self._divide(b, inner))
 
-    def _unify_all(self, some: Iterable[Axis], others: Iterable[Axis]) -> bool:
-        """Unify pair by pair, also after one that can't be: the others are the same axes all the same."""
+    def _unify_all(self, some: Iterable[Axis] | None, others: Iterable[Axis] | None) -> bool:
+        """Unify all pairs, if there are any, even after one fails: the others are the same axes anyway."""
+        if some is None or others is None:
+            return False
         results = [self._unify(a, b) for a, b in zip(some, others, strict=True)]
         return all(results)
 
     def divide(self, axis: Axis, sizes: Sequence[int], why: str = "a reshape across units") -> list[Axis]:
         """`axis` as a product of axes of the given `sizes`, outermost first.
 
-        Where it can't be divided so, it is pinned for the reason `why`, and pinned axes are returned.
+        Where that is not possible, it is pinned for the reason `why`, and pinned axes are returned.
         """
         if product(sizes) != axis.size:
             raise ValueError(f"an axis of {axis.size} positions can't be viewed as {tuple(sizes)}")
@@ -168,7 +164,7 @@ class Space:
                 assert_never(axis)
 
     def _divide_sum(self, axis: Sum, inner: int) -> tuple[Axis, Axis] | None:
-        """Segments of a multiple of `inner` positions are divided one by one and share their inner axis."""
+        """Segments whose sizes are multiples of `inner` are divided one by one, and share their inner axis."""
         outers: list[Axis] = []
         inners: list[Axis] = []
         run: list[Axis] = []
@@ -197,7 +193,7 @@ class Space:
     def cut(self, axis: Axis, points: Iterable[int], why: str = "a cut across units") -> list[Axis]:
         """The segments of `axis` between the given interior `points`.
 
-        Where it can't be cut there, it is pinned for the reason `why`, and pinned axes are returned.
+        Where that is not possible, it is pinned for the reason `why`, and pinned axes are returned.
         """
         inside = sorted({point for point in points if 0 < point < axis.size})
         parts = self._cut(axis, inside)
@@ -329,7 +325,7 @@ def _boundaries(axis: Sum) -> list[int]:
 
 
 def _common_radix(a: Axis, b: Axis) -> int | None:
-    """The size of an innermost factor by which both axes may be divided; None where the radices do not divide."""
+    """The size of an innermost factor by which both axes can be divided; None where the radices don't divide."""
     last = [axis.factors[-1].size if isinstance(axis, Prod) and axis.factors else None for axis in (a, b)]
     match last:
         case [int(x), int(y)] if x % y == 0 or y % x == 0:

@@ -1,1 +1,1 @@
-"""Milliseconds as a budget: what a model's operators take at any widths, and the widths that fit into a time."""
+"""The latency model: milliseconds of a model's operators at any widths, from a device profile."""

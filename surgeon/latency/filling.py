@@ -1,4 +1,4 @@
-"""Gives back what a budget leaves unused: single groups go up, a step at a time, until none can any more."""
+"""Fills up a budget: single groups are widened, a step at a time, until none fits any more."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def filled_up(
     curves: Mapping[int, np.ndarray],
     fits: Callable[[Mapping[int, int]], bool],
 ) -> dict[int, int]:
-    """Widths from which no leaf can go up to its next step within the budgets.
+    """Widths at which no leaf can take its next step up within the budgets.
 
     Args:
-        widths: where to begin, by leaf.
-        steps: the widths that a leaf may have, ascending.
-        curves: what keeping 1, 2, … units of a leaf does to the model; the leaf that this lessens most goes first.
+        widths: where to start, by leaf.
+        steps: the widths that each leaf can have, ascending.
+        curves: the damage of keeping 1, 2, … units of a leaf; the leaf where it falls most goes first.
         fits: whether widths are within the budgets.
 
     >>> filled_up({0: 8, 1: 8}, {0: (8, 16), 1: (8, 16, 24)}, {0: np.ones(16), 1: np.arange(24, 0, -1)},

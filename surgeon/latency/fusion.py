@@ -1,4 +1,4 @@
-"""Which elementwise operators run along with the operator before them."""
+"""Which elementwise operators are fused with the operator before them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Link = list[Any]
 def follow(
     node: fx.Node, sizes: Sizes, order: Mapping[fx.Node, int], taken: set[fx.Node], folds: bool
 ) -> tuple[list[Link], list[fx.Node], fx.Node]:
-    """The elementwise operators that only `node`'s value passes through, as long as nothing else uses what is between.
+    """The chain of elementwise operators after `node`, as long as nothing else uses the values in between.
 
-    With `folds`, a BatchNorm right behind is folded into the operator. Their nodes are added to `taken`. Returns each
-    as its ATen name, its settings and its other operands (`x:`, `w:` or `c:` and the mask or number), the other tensors
-    that they read, and the last node.
+    With `folds`, a BatchNorm right after it is folded into the operator. Their nodes are added to `taken`. Returns the
+    chain, each operator as its ATen name, its settings and its other operands (`x:`, `w:` or `c:` with the mask or
+    number); the other tensors that they read; and the last node.
     """
     chain: list[Link] = []
     extra: list[fx.Node] = []
@@ -45,7 +45,7 @@ def follow(
 
 
 def link(node: fx.Node, through: fx.Node, sizes: Sizes) -> tuple[Link, list[fx.Node]] | None:
-    """An elementwise operator as it is applied to `through`, and the other tensors that it reads; else nothing."""
+    """An elementwise operator as applied to `through`, and the other tensors that it reads; None for any other."""
     name = operator_name(node)
     if name not in POINTWISE or not isinstance(node.meta.get("val"), Tensor):
         return None
@@ -73,7 +73,7 @@ def link(node: fx.Node, through: fx.Node, sizes: Sizes) -> tuple[Link, list[fx.N
 
 
 def operand(value: Any, node: fx.Node, sizes: Sizes) -> str | None:
-    """What an elementwise operator reads: a number, or a tensor by the axes in which it is as wide as the result."""
+    """An operand of an elementwise operator: a number, or a tensor by the axes in which it has the result's size."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"c:{value}"
     if not isinstance(value, fx.Node) or not isinstance(value.meta.get("val"), Tensor):

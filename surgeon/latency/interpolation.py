@@ -1,4 +1,4 @@
-"""What an operator takes at any sizes, from what it takes at a few."""
+"""Interpolation of an operator's milliseconds between the sizes at which it was measured."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Surface:
-    """Milliseconds over the sizes in `places`, linear in each of them, through the values at the corners.
+    """Milliseconds over the sizes at `places`, interpolated linearly in each of them between the corners.
 
-    `low` and `high` are the corners' sizes there, `values` has one axis of two a place. With `block`, sizes are filled
-    up to whole blocks first: those are what is computed.
+    `low` and `high` are the corners' sizes there; `values` has an axis of size 2 for each place. Sizes are first
+    rounded up to whole blocks of `block`, as they are computed.
     """
 
     places: tuple[int, ...]
@@ -25,8 +25,8 @@ class Surface:
     least: float | None = None
 
     def at(self, dims: Sequence[np.ndarray | float]) -> np.ndarray:
-        """The milliseconds at sizes that broadcast; below the corners never more than at the nearest edge nor less than
-        its share of that work, and never less than `least`: by default a quarter of the least corner.
+        """The milliseconds at sizes that broadcast. Below the corners, at most the nearest edge's value, and at least
+        that in proportion to the work, and at least `least`, by default a quarter of the least corner.
 
         >>> corners = {(16, 16): 1.0, (16, 64): 4.0, (64, 16): 4.0, (64, 64): 16.0}
         >>> surface = through(corners, (0, 1), block=16)
@@ -59,7 +59,7 @@ class Surface:
 
 
 def filled(size: np.ndarray | float, block: int) -> np.ndarray:
-    """A size in whole blocks; with blocks of one channel as it is."""
+    """A size rounded up to whole blocks; unchanged for blocks of one channel."""
     if block == 1:
         return np.asarray(size, dtype=np.float64)
     return np.ceil(np.asarray(size, dtype=np.float64) / block - 1e-9) * block
@@ -70,13 +70,13 @@ def through(
 ) -> Surface:
     """The surface through the corners of a box.
 
-    `corners` gives the milliseconds by all of an operator's sizes, of which those outside `places`, ascending, are the
-    same in all.
+    `corners` maps all of an operator's sizes to milliseconds; sizes other than at `places`, ascending, are the same in
+    all.
     """
     sides = [sorted({dims[place] for dims in corners}) for place in places]
     values = np.array([corners[dims] for dims in sorted(corners)]).reshape([len(side) for side in sides])
     ends = [(float(filled(side[0], block)), float(filled(side[-1], block))) for side in sides]
-    # Along the others there is one size, or both corners fill the same blocks.
+    # Along the others there is one size, or both corners round to the same blocks.
     apart = [axis for axis, (a, b) in enumerate(ends) if a < b]
     values = values.min(axis=tuple({*range(len(sides))} - {*apart}))
     low, high = (tuple(ends[axis][which] for axis in apart) for which in (0, 1))

@@ -1,20 +1,20 @@
-"""Which latency to predict next, so that the one that was asked for is measured."""
+"""Which predicted latency to aim at next, so that the requested one is measured."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
 
-#: What is measured over what was asked for: within these it is met; and what to aim at.
+#: Measured latency over requested: the target is met within these, and `AIM` is aimed at.
 NEAR, AIM = (0.98, 1.0), 0.99
-#: Beyond these an interval that reaches `NEAR` is so wide that it tells nothing.
+#: Beyond these, an interval that overlaps `NEAR` is too wide to count.
 DOUBTFUL = (0.96, 1.02)
-# How close to widths that were measured already others are looked for, as a share of the way to the next ones.
+# How close to measured widths the next ones may be, as a share of the distance between two that were measured.
 _INSIDE = 0.1
 
 
 class Landed(enum.Enum):
-    """Whether what was asked for was met: measured so, within the interval of what was measured, or not."""
+    """Whether the requested latency was met: as measured, within the interval of the measurement, or not."""
 
     MET = "met"
     MAY_BE = "may be"
@@ -22,7 +22,7 @@ class Landed(enum.Enum):
 
 
 def where_landed(off: float, low: float, high: float) -> Landed:
-    """Where a measured latency lies, over what was asked for, with the ends of its interval.
+    """Whether the target is met by a measured latency and its interval, all relative to the requested latency.
 
     >>> where_landed(0.99, 0.97, 1.02), where_landed(1.01, 0.99, 1.03), where_landed(1.01, 1.005, 1.03)
     (<Landed.MET: 'met'>, <Landed.MAY_BE: 'may be'>, <Landed.NOT: 'not'>)
@@ -36,11 +36,11 @@ def where_landed(off: float, low: float, high: float) -> Landed:
 
 
 def next_target(landings: Sequence[tuple[float, float]], base: tuple[float, float]) -> float:
-    """The milliseconds to ask the prediction for.
+    """The predicted milliseconds to aim at.
 
-    `landings` are pairs of predicted milliseconds and what was measured then, over what was asked for; `base` is the
-    pair of the whole model. Between a pair that is too slow and one that is not, what lies on the line through them;
-    below all of them, what scaling the lowest comes to.
+    `landings` are pairs of predicted milliseconds and the measured latency relative to the requested one; `base` is the
+    pair of the whole model. Interpolates between a pair that is too slow and one that is not; if all are too slow, the
+    lowest is scaled.
 
     >>> round(next_target([(2.0, 1.1)], (4.0, 2.0)), 3), round(next_target([(2.0, 0.8)], (4.0, 1.8)), 3)
     (1.8, 2.38)

@@ -1,4 +1,4 @@
-"""The latency of a model at any widths of its groups, from a profile of its operators on the device."""
+"""The latency of a model at any widths of its groups, from a profile of its operators on a device."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _LESS = 4
 class Latency:
     """Milliseconds of one run, batch of one, as a function of the widths.
 
-    It is a sum over the operators, each at the sizes that the widths give it and in the layout that it runs in there
-    (NCHWc or NCHW), of the reorders in between, of what it takes to read weights that the rest of the model has pushed
-    out of the caches, and of what onnxruntime takes for any run (`run`). Operators and reorders count `scale` times and
-    `each` more: see `of`.
+    It is a sum over the operators, each at its sizes for these widths and in the layout that it runs in there (NCHWc or
+    NCHW), the reorders between them, the time to read weights that the rest of the model has evicted from the caches,
+    and onnxruntime's overhead for a run (`run`). The times of operators and reorders are multiplied by `scale`, plus
+    `each`: see `of`.
     """
 
     sizes: Mapping[int, int]
@@ -51,9 +51,9 @@ class Latency:
     def of(cls, groups: Groups, profile: Profile, cost: Cost | None = None, model: str = "") -> Latency:
         """The latency of a model by a profile.
 
-        Where the profile holds what the model at full width was measured to take (`Profile.models`, by its mark
-        `model`), the residual overhead is counted half uniformly over its operators and half in proportion to what they
-        take: a whole model finds less in the caches than an operator alone.
+        If the profile holds the measured latency of the model at full width (`Profile.models`, by its mark `model`),
+        the residual overhead is attributed half uniformly to its operators, and half in proportion to their times: in
+        a whole model, the caches are colder than for an operator alone.
 
         Raises `ProfileError` if the profile lacks a measurement that an operator needs.
         """
@@ -94,7 +94,7 @@ class Latency:
         return replace(self, scale=scale, each=(whole - scale * at_full) / share)
 
     def ms(self, widths: Mapping[int, int]) -> float:
-        """The latency at these widths, fast or not; leaves that are not named keep their size."""
+        """The latency at these widths, fast or not; leaves without a width keep their size."""
         return sum(ms for _, ms in self.shares(widths))
 
     def shares(self, widths: Mapping[int, int]) -> list[tuple[str, float]]:
@@ -107,19 +107,19 @@ class Latency:
 
     @cached_property
     def factors(self) -> tuple[Factor, ...]:
-        """The same sum, each operator in the layout that its own sizes let it have; the reorders, and how many weights
-        push one another out of the caches, are those at full width."""
+        """The same sum as factors: each operator in the layout that its own sizes allow, with the reorders and the
+        effect of cold weights as at full width."""
         total = self._bytes(self.sizes)
         parts = self._parts(self.sizes, lambda operator, fast: self._by_sizes(operator, fast, total))
         alone = [Factor(_RUN, (), lambda: np.asarray(self.run))] if self.run else []
         return (*alone, *(_factor(*part) for part in parts))
 
     def steps(self, leaf: int) -> tuple[int, ...]:
-        """The fast widths of a leaf, ascending: those that fill whole blocks wherever it is read, and the full one."""
+        """The fast widths of a leaf, ascending: those that make whole blocks wherever it is read, and the full one."""
         return fast_widths(leaf, self.sizes[leaf], self.network.operators, self._paths)
 
     def finest(self, leaf: int) -> tuple[int, ...]:
-        """All fast widths of a leaf, also of a wide one."""
+        """All fast widths of a leaf, without the coarser steps for wide ones."""
         return fast_widths(leaf, self.sizes[leaf], self.network.operators, self._paths, most=self.sizes[leaf])
 
     @cached_property
@@ -133,7 +133,7 @@ class Latency:
     def _parts(
         self, widths: Mapping[int, int], time: Callable[[Operator, bool], Time]
     ) -> Iterator[tuple[str, Sequence[Terms], Time]]:
-        """The steps at these widths and their reorders: names, sizes, and milliseconds at sizes."""
+        """The operators at these widths and their reorders: label, sizes, and a function from sizes to milliseconds."""
         for step in self.network.steps(widths, self._paths, self._ends):
             for reorder in step.reorders:
                 yield reorder.label, reorder.shape, self._reorder
@@ -141,14 +141,14 @@ class Latency:
                 yield step.operator.label, step.operator.dims, time(step.operator, step.fast)
 
     def _by_sizes(self, operator: Operator, fast: bool, total: float) -> Time:
-        """An operator's milliseconds by its sizes alone."""
+        """An operator's milliseconds in the layout that its sizes allow."""
         if operator.kind not in DECIDED or self.times[operator].slow is None:
             return self._on(operator, fast, total)
         either = [self._on(operator, which, total) for which in (True, False)]
         return lambda dims: np.where(self._paths.fits(operator, dims), *(time(dims) for time in either))
 
     def _on(self, operator: Operator, fast: bool, total: float) -> Time:
-        """An operator's milliseconds in one of the layouts, within `total` bytes of weights."""
+        """An operator's milliseconds in one of the layouts, in a model with `total` bytes of weights."""
         time = self.times[operator].on(fast)
         return lambda dims: self.scale * (time(dims) + self.timings.cold(operator, dims, total)) + self.each
 
@@ -156,7 +156,6 @@ class Latency:
         return self.scale * self.timings.reorder(math.prod(dims)) + self.each
 
     def _bytes(self, widths: Mapping[int, int]) -> float:
-        """The bytes of the model's weights."""
         return float(sum(weight_bytes(o.kind, sizes_at(o, widths), o.static) for o in self.network.operators))
 
 

@@ -1,4 +1,4 @@
-"""Writes tiny ONNX graphs whose weights take no space: they are made of one number when the graph is loaded."""
+"""Writes tiny ONNX graphs whose weights take no space: they are constants that the graph itself makes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OPSET = 20
 
 
 class Builder:
-    """One graph in the making; names are given by the order in which things are made."""
+    """Builds one graph; names are numbered consecutively."""
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
@@ -22,19 +22,17 @@ class Builder:
         self._count = 0
 
     def input(self, shape: Iterable[int]) -> str:
-        """A float input of this shape."""
         name = self._name("x")
         self.inputs[name] = tuple(int(size) for size in shape)
         return name
 
     def weight(self, shape: Iterable[int]) -> str:
-        """A weight, of values no other weight has: equal ones would be merged."""
+        """A weight with a value of its own: equal weights would be merged."""
         value = np.array([0.01 + 1e-5 * self._count], dtype=np.float32)
         filled = numpy_helper.from_array(value)
         return self.node("ConstantOfShape", [self.integers(shape)], value=filled)
 
     def constant(self, value: float) -> str:
-        """A number."""
         return self._initializer(np.array(value, dtype=np.float32))
 
     def integers(self, values: Iterable[int]) -> str:
@@ -48,7 +46,6 @@ class Builder:
         return name
 
     def finish(self, *outputs: str) -> bytes:
-        """The serialized model, which gives these values."""
         given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self.inputs.items()]
         made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
         graph = helper.make_graph(self._nodes, "operator", given, made, self._initializers)

@@ -1,4 +1,4 @@
-"""One operator with what follows it elementwise, at given sizes, as a tiny ONNX graph of several equal copies."""
+"""One operator and the elementwise chain after it, at given sizes, as a tiny ONNX graph of several copies."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from surgeon.latency.pointwise_ops import POINTWISE
 
 Sizes = Sequence[int]
 Static = Mapping[str, Any]
-#: Kinds with weights that may run in the NCHWc layout.
+#: Kinds with weights that can run in the NCHWc layout.
 BLOCKS = {"conv", "depthwise", "grouped"}
-#: Channels of what a feeder reads: a multiple of any CPU's vector width.
+#: Channels of a feeder's input: a multiple of any CPU's vector width.
 FED = 64
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How copies of an operator are made: the shapes of the inputs, which are made once, what adds a copy to the graph
-    that reads them and gives its value, and the value's shape."""
+    """How to build copies of an operator: the shapes of their common inputs, a function that adds a copy to the graph
+    and returns the name of its output, and the output's shape for kinds that elementwise operators are fused with."""
 
     inputs: Sequence[Sizes]
     add: Callable[..., str]
-    out: Sizes
+    out: Sizes = ()
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """A serialized graph, its inputs' shapes, and how many bytes of weights one copy reads."""
+    """A serialized graph, and its inputs' shapes."""
 
     model: bytes
     inputs: dict[str, tuple[int, ...]]
 
 
 def tiny(kind: str, static: Static, dims: Sizes, copies: int = 1) -> Tiny:
-    """The graph of `copies` operators of a kind that read the same inputs, each with weights and an output of its own.
+    """The graph of `copies` operators of a kind that read the same inputs, each with its own weights and output.
 
     >>> conv = {"kernel": [3, 3], "stride": [1, 1], "dilation": [1, 1], "pads": [1, 1, 1, 1], "spatial": [8, 8],
     ...         "batch": 1, "bias": True, "chain": [["relu", {}, []]]}
@@ -59,7 +59,7 @@ def tiny(kind: str, static: Static, dims: Sizes, copies: int = 1) -> Tiny:
 
 
 def _feeder(b: Builder, shape: Sizes) -> str:
-    """A tensor as a convolution hands it on: what is added to a convolution's result mostly comes from another one."""
+    """A convolution's output: what is added to the result of a convolution mostly comes from another one."""
     if math.prod(shape[2:]) == 1:
         return b.input(shape)
     source = b.input([shape[0], FED, *shape[2:]])
@@ -108,13 +108,13 @@ def convolved(static: Static) -> list[int]:
 
 
 def operand_shapes(chain: Sequence[Any], out: Sizes) -> list[tuple[int, ...]]:
-    """The shapes of the tensors that the elementwise operators read as well, in their order."""
+    """The shapes of the other tensors that the elementwise operators read, in order."""
     return [masked(operand[2:], out) for _, _, operands in chain for operand in operands if operand.startswith("x:")]
 
 
 def masked(mask: str, out: Sizes) -> tuple[int, ...]:
-    """`out` where the mask has an n, else 1; a shorter mask is that of the last axes, and of a longer one the first
-    letters stand for the leading axes, which the graph has rolled into one."""
+    """`out` where the mask has an n, else 1. A shorter mask is for the last axes; of a longer one, the first letters
+    are for the leading axes, which are merged into one in the graph."""
     extra = len(mask) - len(out)
     if extra > 0:
         mask = ("n" if "n" in mask[: extra + 1] else "1") + mask[extra + 1:]
@@ -122,7 +122,7 @@ def masked(mask: str, out: Sizes) -> tuple[int, ...]:
 
 
 def apply(b: Builder, chain: Sequence[Any], value: str, out: Sizes, extra: list[str]) -> str:
-    """Add the elementwise operators of a chain behind `value`, of shape `out`; `extra` are what else they read."""
+    """Add the elementwise operators of a chain after `value`, of shape `out`; they also read the tensors `extra`."""
     extra = list(extra)
     for name, settings, operands in chain:
         others = []
@@ -150,30 +150,13 @@ def _conv(b: Builder, static: Static, weight: Sizes, channels: int, groups: int)
     return Recipe([shape], add, (static["batch"], weight[0], *convolved(static)))
 
 
-def _dense(b: Builder, static: Static, dims: Sizes) -> Recipe:
-    return _conv(b, static, (dims[1], dims[0]), dims[0], 1)
-
-
-def _depthwise(b: Builder, static: Static, dims: Sizes) -> Recipe:
-    return _conv(b, static, (dims[0] * static["multiplier"], 1), dims[0], dims[0])
-
-
 def _grouped(b: Builder, static: Static, dims: Sizes) -> Recipe:
-    """dims: channels in, channels out, channels in of one group; sizes that do not fit have their work all the same."""
+    """dims: input channels, output channels, input channels of one group; sizes that do not fit are rounded."""
     groups = max(1, min(dims[0] // dims[2], dims[1]))
     return _conv(b, static, (dims[1] // groups * groups, dims[2]), groups * dims[2], groups)
 
 
 def _conv_transpose(b: Builder, static: Static, dims: Sizes) -> Recipe:
-    rank = len(static["kernel"])
-    out = [
-        (n - 1) * s - p - q + d * (k - 1) + 1 + o
-        for n, s, p, q, d, k, o in zip(
-            static["spatial"], static["stride"], static["pads"][:rank], static["pads"][rank:], static["dilation"],
-            static["kernel"], static["output_padding"], strict=True,
-        )
-    ]
-
     def add(x: str) -> str:
         return b.node(
             "ConvTranspose", [x, b.weight([*dims, *static["kernel"]])], kernel_shape=static["kernel"],
@@ -181,7 +164,7 @@ def _conv_transpose(b: Builder, static: Static, dims: Sizes) -> Recipe:
             output_padding=static["output_padding"],
         )
 
-    return Recipe([[static["batch"], dims[0], *static["spatial"]]], add, (static["batch"], dims[1], *out))
+    return Recipe([[static["batch"], dims[0], *static["spatial"]]], add)
 
 
 def _linear(b: Builder, static: Static, dims: Sizes) -> Recipe:
@@ -209,7 +192,7 @@ def _matmul(b: Builder, static: Static, dims: Sizes) -> Recipe:
 
 
 def _attention(b: Builder, static: Static, dims: Sizes) -> Recipe:
-    """dims: heads of the whole batch, queries, keys, head size, size of the values."""
+    """dims: heads of the whole batch, queries, keys, head size, value size."""
     heads, queries, keys, inner, outer = dims
 
     def add(query: str, key: str, value: str, *mask: str) -> str:
@@ -221,24 +204,18 @@ def _attention(b: Builder, static: Static, dims: Sizes) -> Recipe:
 
     shapes = [[1, heads, queries, inner], [1, heads, keys, inner], [1, heads, keys, outer]]
     masks = [[1, 1, queries, keys]] if static["mask"] else []
-    return Recipe([*shapes, *masks], add, (1, heads, queries, outer))
+    return Recipe([*shapes, *masks], add)
 
 
-def _layer_norm(b: Builder, static: Static, dims: Sizes) -> Recipe:
-    shape = (1, *dims)
-
-    def add(x: str) -> str:
-        return b.node("LayerNormalization", [x, *(b.weight(dims[1:]) for _ in range(2))], axis=-1)
-
-    return Recipe([shape], add, shape)
+def _normalized(b: Builder, operator: str, shape: Sizes, parameter: Sizes, count: int, **attributes: Any) -> Recipe:
+    """A norm with `count` parameters of one shape."""
+    weights = lambda: [b.weight(parameter) for _ in range(count)]  # noqa: E731
+    return Recipe([shape], lambda x: b.node(operator, [x, *weights()], **attributes), shape)
 
 
-def _softmax(b: Builder, static: Static, dims: Sizes) -> Recipe:
-    return Recipe([dims], lambda x: b.node("Softmax", [x], **static["attributes"]), dims)
-
-
-def _transpose(b: Builder, static: Static, dims: Sizes) -> Recipe:
-    return Recipe([dims], lambda x: b.node("Transpose", [x], **static["attributes"]), dims)
+def _same_shape(operator: str) -> Callable[[Builder, Static, Sizes], Recipe]:
+    """An operator of one input, by its attributes."""
+    return lambda b, static, dims: Recipe([dims], lambda x: b.node(operator, [x], **static["attributes"]))
 
 
 def _pool(b: Builder, static: Static, dims: Sizes) -> Recipe:
@@ -246,55 +223,43 @@ def _pool(b: Builder, static: Static, dims: Sizes) -> Recipe:
     settings["ceil_mode"] = int(static["ceil"])
     if static["operator"] == "MaxPool":
         settings["dilations"] = static["dilation"]
-    channels = (static["batch"], dims[0])
-    return Recipe(
-        [(*channels, *static["spatial"])], lambda x: b.node(static["operator"], [x], **settings),
-        (*channels, *static["out"]),
-    )
+    shape = (static["batch"], dims[0], *static["spatial"])
+    return Recipe([shape], lambda x: b.node(static["operator"], [x], **settings))
 
 
 def _reduce(b: Builder, static: Static, dims: Sizes) -> Recipe:
     axes = [axis % len(dims) for axis in static["axes"]]
-    out = tuple(1 if axis in axes else size for axis, size in enumerate(dims))
-    return Recipe([dims], lambda x: b.node(static["operator"], [x, b.integers(axes)], keepdims=1), out)
-
-
-def _pointwise(b: Builder, static: Static, dims: Sizes) -> Recipe:
-    """Elementwise operators alone: the first reads a tensor of the mask `first`."""
-    return Recipe([masked(static["first"], dims)], lambda x: x, dims)
-
-
-def _batch_norm(b: Builder, static: Static, dims: Sizes) -> Recipe:
-    return Recipe([dims], lambda x: b.node("BatchNormalization", [x, *(b.weight([dims[1]]) for _ in range(4))]), dims)
+    return Recipe([dims], lambda x: b.node(static["operator"], [x, b.integers(axes)], keepdims=1))
 
 
 def _copy(b: Builder, static: Static, dims: Sizes) -> Recipe:
-    """Elements that are moved: dims holds their number."""
+    """A copy of elements: dims is their number."""
     half = max(1, dims[0] // 2)
-    return Recipe([[half], [half]], lambda *parts: b.node("Concat", parts, axis=0), (2 * half,))
+    return Recipe([[half], [half]], lambda *parts: b.node("Concat", parts, axis=0))
 
 
 def _work(b: Builder, static: Static, dims: Sizes) -> Recipe:
-    """Multiply-accumulate operations of no known kind: dims holds their thousands."""
+    """Multiply-accumulate operations of unknown kind: dims is their number in thousands."""
     inner = max(1, round(dims[0] * 1000 / 64 / 64))
     return _matmul(b, {"weight": True}, (1, 64, inner, 64))
 
 
 KINDS: dict[str, Callable[[Builder, Static, Sizes], Recipe]] = {
-    "conv": _dense,
-    "depthwise": _depthwise,
+    "conv": lambda b, static, dims: _conv(b, static, (dims[1], dims[0]), dims[0], 1),
+    "depthwise": lambda b, static, dims: _conv(b, static, (dims[0] * static["multiplier"], 1), dims[0], dims[0]),
     "grouped": _grouped,
     "conv_transpose": _conv_transpose,
     "linear": _linear,
     "matmul": _matmul,
     "attention": _attention,
-    "layer_norm": _layer_norm,
-    "softmax": _softmax,
-    "transpose": _transpose,
+    "layer_norm": lambda b, static, dims: _normalized(b, "LayerNormalization", (1, *dims), dims[1:], 2, axis=-1),
+    "softmax": _same_shape("Softmax"),
+    "transpose": _same_shape("Transpose"),
     "pool": _pool,
     "reduce": _reduce,
-    "pointwise": _pointwise,
-    "batch_norm": _batch_norm,
+    # elementwise operators alone: the first reads a tensor of the mask `first`
+    "pointwise": lambda b, static, dims: Recipe([masked(static["first"], dims)], lambda x: x, dims),
+    "batch_norm": lambda b, static, dims: _normalized(b, "BatchNormalization", dims, [dims[1]], 4),
     "copy": _copy,
     "work": _work,
 }

@@ -1,4 +1,4 @@
-"""What each ATen operator is in a run: its kind, what is fixed about it, and its sizes."""
+"""What each ATen operator becomes in a run: its kind, its fixed settings, and its sizes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch import fx
 
 from surgeon.ir.convolution import each, pads
 from surgeon.ir.operators import operator_name
-from surgeon.ir.polynomial import Terms, product_of
+from surgeon.ir.polynomial import Terms, product_of, sum_of
 from surgeon.latency.fusion import link, operand
 from surgeon.latency.pointwise_ops import POINTWISE
 from surgeon.latency.symbolic_sizes import Sizes
+from surgeon.rules.base import dims
 
 Arguments = Mapping[str, Any]
-#: Axes of a batch of images, the only tensors that may be in the NCHWc layout.
+#: The rank of a batch of images: only these tensors can be in the NCHWc layout.
 IMAGE = 4
 
 
 @dataclass(frozen=True)
 class Described:
-    """An operator's kind, its fixed settings, its sizes, and the tensors it reads. `chained` ones take along what
-    follows elementwise, after the operators `first`."""
+    """An operator's kind, its fixed settings, its sizes, and the tensors it reads. `chained` ones are fused with the
+    elementwise operators after them; `first` is the start of that chain."""
 
     kind: str
     static: Mapping[str, Any]
@@ -34,7 +35,7 @@ class Described:
     first: tuple[Any, ...] = field(default=())
 
 
-#: For an operator in a form that its kind does not cover.
+#: For operators in a form that their kind does not cover.
 UNKNOWN = Described("unknown", {}, (), ())
 
 Describe = Callable[[fx.Node, Arguments, Sizes], "Described | None"]
@@ -42,7 +43,7 @@ DESCRIBE: dict[str, Describe] = {}
 
 
 def describe(node: fx.Node, given: Arguments, sizes: Sizes) -> Described | None:
-    """What a node is once it runs; nothing for what takes no time."""
+    """The description of a node; None if it takes no time."""
     known = DESCRIBE.get(operator_name(node))
     found = known(node, given, sizes) if known is not None else UNKNOWN
     return _unknown(node, sizes) if found is UNKNOWN else found
@@ -52,8 +53,7 @@ def kind(*names: str) -> Callable[[Describe], Describe]:
     """Register a description under names of ATen operators."""
 
     def register(function: Describe) -> Describe:
-        for name in names:
-            DESCRIBE[name] = function
+        DESCRIBE.update(dict.fromkeys(names, function))
         return function
 
     return register
@@ -72,7 +72,7 @@ def _convolution(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
         "dilation": each(a["dilation"], rank),
         "spatial": list(given[-rank:]),
         "batch": math.prod(given[: -rank - 1]),
-        "bias": True,  # where there is none, one comes in with the BatchNorm that is folded into it
+        "bias": True,  # if there is none, folding a BatchNorm into it adds one
     }
     before, after = pads(a["padding"], kernel, static["dilation"])
     static["pads"] = [*before, *after]
@@ -139,7 +139,7 @@ def _layer_norm(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
 
 @kind("group_norm", "instance_norm")
 def _group_norm(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
-    """The statistics of each group, or of each channel, as those of a LayerNorm's rows."""
+    """Groups, or channels, are treated as the rows of a LayerNorm."""
     x = sizes.of(a["input"])
     if operator_name(node) == "instance_norm":
         return Described("layer_norm", {}, (product_of(x[:2]), product_of(x[2:])), (a["input"],))
@@ -158,25 +158,23 @@ def _softmax(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     return Described("softmax", {"attributes": {"axis": int(a["dim"])}}, sizes.of(node), (a["self"],))
 
 
-@kind("permute", "transpose", "t", "movedim", "swapaxes")
+@kind("permute", "transpose")
 def _transpose(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     before, after = sizes.plain(a["self"]), sizes.plain(node)
     rank = len(before)
     if operator_name(node) == "permute":
         order = [int(dim) % rank for dim in a["dims"]]
-    elif operator_name(node) == "transpose":
+    else:
         order = list(range(rank))
         first, second = int(a["dim0"]) % rank, int(a["dim1"]) % rank
         order[first], order[second] = order[second], order[first]
-    else:
-        return UNKNOWN
     moved = [axis for axis in order if before[axis] != 1]
     if moved == sorted(moved) or all(operator_name(user) in _FUSES_TRANSPOSE for user in node.users) or not after:
         return None
     return Described("transpose", {"attributes": {"perm": order}}, sizes.of(a["self"]), (a["self"],))
 
 
-# A matrix product reads its operands either way round.
+# A matrix product can read its operands transposed.
 _FUSES_TRANSPOSE = {"matmul", "bmm", "mm"}
 
 
@@ -196,7 +194,7 @@ def _pool(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
 
 
 def _pooling(operator: str, given: Sequence[int], out: Sequence[int], kernel: list[int]) -> dict[str, Any]:
-    """The settings of a pooling of windows side by side."""
+    """The settings of a pooling with adjacent windows."""
     rank = len(kernel)
     return {
         "operator": operator, "kernel": kernel, "stride": kernel, "pads": [0] * 2 * rank, "dilation": [1] * rank,
@@ -226,17 +224,14 @@ _REDUCTIONS = {
 @kind("mean", "sum", "amax", "amin", "linalg_vector_norm")
 def _reduce(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
     rank = len(sizes.plain(a["self"]))
-    if a.get("dim") in (None, []):
-        axes = list(range(-rank, 0))
-    else:
-        axes = sorted(int(dim) % rank - rank for dim in ([a["dim"]] if isinstance(a["dim"], int) else a["dim"]))
+    axes = [dim - rank for dim in dims(a.get("dim"), rank)]
     static = {"operator": _REDUCTIONS[operator_name(node)], "axes": axes}
     return Described("reduce", static, sizes.of(a["self"]), (a["self"],))
 
 
 @kind("cat")
 def _concat(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
-    """A concatenation of images may be in the NCHWc layout: then the channels of each count."""
+    """A concatenation of images can be in the NCHWc layout, depending on the channels of each."""
     parts = a["tensors"]
     if len(sizes.plain(node)) != IMAGE or int(a["dim"]) % IMAGE != 1:
         return UNKNOWN
@@ -246,24 +241,24 @@ def _concat(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
 
 @kind("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "reshape_as")
 def _view(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
-    """A change of shape moves nothing, but a tensor in the NCHWc layout is brought into the NCHW layout first."""
+    """A change of shape takes no time, but a tensor in the NCHWc layout is reordered to NCHW first."""
     return Described("view", {}, (), (a["self"],)) if len(sizes.plain(a["self"])) == IMAGE else None
 
 
 @kind("_assert_tensor_metadata", "_assert_async", "_assert_scalar")
 def _checked(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
-    """What is only checked is not in the file."""
+    """Assertions are not exported."""
     return None
 
 
 @kind("slice", "expand")
 def _part(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
-    """What hands on all of a tensor is left out of the file."""
+    """A slice or expansion that returns the whole tensor is not exported."""
     return None if sizes.plain(a["self"]) == sizes.plain(node) else UNKNOWN
 
 
 def _pointwise(node: fx.Node, a: Arguments, sizes: Sizes) -> Described | None:
-    """An elementwise operator that stands alone: applied to its widest operand that depends on the inputs."""
+    """A separate elementwise operator, applied to its largest operand that depends on the inputs."""
     out = sizes.plain(node)
     reads = sizes.reads(node)
     for through in sorted(reads, key=lambda read: -math.prod(sizes.plain(read))):
@@ -281,15 +276,12 @@ for _name in POINTWISE:
 
 
 def _unknown(node: fx.Node, sizes: Sizes) -> Described | None:
-    """An operator of no known kind: the work of its operations, or else the elements that it writes."""
+    """An operator of unknown kind, by its multiply-accumulate operations, or else by the elements that it writes."""
     typed = sizes.groups.typed[node]
     if typed.macs:
         products: Sequence[Any] = typed.macs if isinstance(typed.macs, list) else [typed.macs]
-        total: Terms = {}
         scale = typed.scale / 1000 / max(sizes.groups.graph.batch, 1)
-        for axes in products:
-            for leaves, factor in product_of([{(): scale}, *map(sizes.cost.size, axes)]).items():
-                total[leaves] = total.get(leaves, 0.0) + factor
+        total = sum_of(product_of([{(): scale}, *map(sizes.cost.size, axes)]) for axes in products)
         return Described("work", {}, (total,), sizes.reads(node))
     reads = sizes.reads(node)
     dims = sizes.of(node) or (sizes.of(reads[0]) if reads else ())

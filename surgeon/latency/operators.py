@@ -1,4 +1,4 @@
-"""What a graph consists of once it runs: operators with the elementwise ones that follow them, sized by the widths."""
+"""The operators of a graph as they run: with fused elementwise operators, and sizes as functions of the widths."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from surgeon.latency.operator_kinds import describe
 from surgeon.latency.symbolic_sizes import Sizes, hands_on, leaves_of, source
 from surgeon.rules import arguments, where
 
-#: Kinds that a BatchNorm right behind them is folded into.
+#: Kinds that a BatchNorm right after them is folded into.
 _FOLDS = {"conv", "depthwise", "grouped"}
 
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """One operator, with the elementwise ones that run along with it.
+    """One operator, with the elementwise ones that are fused with it.
 
-    `kind` and `static` say what it is at whatever widths, `dims` its sizes as polynomials in the leaves' widths.
-    `reads` are the tensors that come in, in the order of the inputs of its tiny graph, `writes` is the node whose value
-    goes out, and `result` that value's sizes. An operator of the kind "view" takes no time: it only asks for its tensor
-    in the NCHW layout.
+    `kind` and `static` describe it independently of widths; `dims` are its sizes as polynomials in the leaves' widths.
+    `reads` are its input tensors, in the order of the inputs of its tiny graph; `writes` is the node whose value it
+    computes, and `result` that value's sizes. An operator of the kind "view" takes no time: it only needs its tensor in
+    the NCHW layout.
     """
 
     label: str
@@ -43,19 +43,18 @@ class Operator:
 
     @cached_property
     def key(self) -> str:
-        """The same for operators that differ in their sizes at most."""
+        """A key that is equal for operators that differ in their sizes only."""
         return f"{self.kind} {json.dumps(self.static, sort_keys=True)}"
 
     @cached_property
     def leaves(self) -> tuple[int, ...]:
-        """The leaves that its sizes depend on, ascending."""
         return leaves_of(self.dims)
 
 
 def operators(groups: Groups, cost: Cost) -> list[Operator]:
     """The operators of a graph in the order in which they run.
 
-    What does not depend on the model's inputs is left out: it is computed once, when the model is loaded.
+    Operators that do not depend on the model's inputs are left out: they are computed once, when the model is loaded.
     """
     sizes = Sizes(groups, cost)
     nodes = [node for node in groups.graph.nodes if node in sizes.live]

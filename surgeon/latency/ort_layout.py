@@ -1,6 +1,6 @@
-"""In which layout onnxruntime runs an operator, NCHW or NCHWc (channels in blocks of the CPU's vector width).
+"""The layout in which onnxruntime runs an operator: NCHW, or NCHWc (channels in blocks of the CPU's vector width).
 
-That follows from rules that were probed on the device.
+It follows from rules that were probed on the device.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from surgeon.latency.onnx_micrographs import BLOCKS
 from surgeon.latency.operator_kinds import IMAGE
 from surgeon.latency.operators import Operator
 
-#: Kinds that work elementwise and stand alone: whether they run in the NCHWc layout is asked for each of them.
+#: Separate elementwise operators: whether they run in the NCHWc layout is probed for each.
 STANDING = ("pointwise", "batch_norm")
 #: Kinds whose sizes alone decide whether they run in the NCHWc layout.
 DECIDED = (*BLOCKS, "pool")
-# The sizes of products of matrices that fill vectors: the contracted one, and the columns of the result.
+# The vectorized sizes of matrix products: the contracted one, and the columns of the result.
 _VECTORS = {"linear": (1, 2), "matmul": (2, 3), "attention": (3, 4)}
 
 
@@ -41,7 +41,7 @@ class Paths:
         self.rules = profile.rules
 
     def of(self, operator: Operator, dims: Sequence[int], layouts: Sequence[bool]) -> Path:
-        """The path at these sizes, given which of the tensors that it reads are in the NCHWc layout."""
+        """The operator's path at these sizes, given which of the tensors that it reads are in the NCHWc layout."""
         count = len(operator.reads)
         if operator.kind in DECIDED:
             fast = bool(self.fits(operator, dims))
@@ -55,7 +55,7 @@ class Paths:
         return Path(fast, (fast,) * count, fast)
 
     def fits(self, operator: Operator, dims: Sequence[Any]) -> Any:
-        """Whether an operator that its sizes decide about runs in the NCHWc layout at these; they may be arrays."""
+        """Whether an operator of a kind in `DECIDED` runs in the NCHWc layout at these sizes, which may be arrays."""
         if not self.block or len(operator.static["kernel"]) != IMAGE - 2:
             return np.zeros(np.broadcast_shapes(*map(np.shape, dims)), dtype=bool)
         match operator.kind:
@@ -68,9 +68,9 @@ class Paths:
         return (direct | self._multiple("conv_in", dims[0])) & self._multiple("conv_out", dims[1])
 
     def grain(self, operator: Operator, place: int, size: int) -> int:
-        """Of which number the operator's size in `place`, `size` at full width, should be a multiple.
+        """The number of which the operator's size at `place`, `size` at full width, should be a multiple.
 
-        It is what fills whole blocks, or, where there are few channels, what the NCHWc layout asks for.
+        It is a whole block, or, for few channels, the multiple that the NCHWc layout requires.
         """
         match operator.kind:
             case "conv":
@@ -85,7 +85,7 @@ class Paths:
                 return 1
         if not self.block:
             return 1
-        if size < 2 * self.block and least > size // 2:  # it would leave no choice
+        if size < 2 * self.block and least > size // 2:  # otherwise there would be no choice
             least = self.rules.get("conv_in", 1)
         return self.block if size >= 2 * self.block else max(1, min(least, size))
 
@@ -95,5 +95,5 @@ class Paths:
 
 
 def passes(operator: Operator) -> str:
-    """The name of the rule that says whether an operator works elementwise in the NCHWc layout."""
+    """The name of the rule that says whether an elementwise operator runs in the NCHWc layout."""
     return f"passes {operator.key}"

@@ -1,4 +1,4 @@
-"""Pointwise ATen operators as ONNX operators, the way torch.onnx writes them; for measuring only."""
+"""Elementwise ATen operators as ONNX operators, as torch.onnx exports them; for measuring only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from surgeon.latency.onnx_builder import Builder
 
-#: Writes one operator: the builder, the value it is applied to, its other operands, its settings; gives the result.
+#: Writes one operator: takes the builder, the value it is applied to, its other operands, and its settings.
 Writer = Callable[[Builder, str, list[str], Mapping[str, Any]], str]
 
 
@@ -62,5 +62,5 @@ POINTWISE: dict[str, Writer] = {
     "maximum": _plain("Max"),
     "minimum": _plain("Min"),
 }
-#: Those whose result does not depend on the order of their operands.
+#: Those whose operands can be swapped.
 COMMUTATIVE = {"add", "mul", "maximum", "minimum"}

@@ -1,4 +1,4 @@
-"""The steps of a run: which layout every tensor is in, NCHW or NCHWc, and where onnxruntime reorders one."""
+"""The steps of a run: which layout each tensor is in, NCHW or NCHWc, and where onnxruntime reorders it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from surgeon.latency.symbolic_sizes import Sizes, source
 
 @dataclass(frozen=True)
 class Reorder:
-    """A tensor that is brought into the NCHWc layout, or out of it, for an operator."""
+    """A tensor that is reordered to the NCHWc layout, or from it, for an operator."""
 
     label: str
     shape: tuple[Terms, ...]
@@ -26,9 +26,9 @@ class Reorder:
 
 @dataclass(frozen=True)
 class Step:
-    """An operator by the path that it takes, behind what is reordered for it.
+    """An operator on the path that it takes, after the reorders for it.
 
-    The last step of a run may have no operator: it brings the model's results into the NCHW layout.
+    The last step of a run may have no operator: it reorders the model's results to the NCHW layout.
     """
 
     operator: Operator | None
@@ -39,7 +39,7 @@ class Step:
 @dataclass(frozen=True)
 class Network:
     """The operators of a model in the order in which they run, the values that it returns, and the shapes of tensors
-    that may be reordered."""
+    that can be reordered."""
 
     operators: tuple[Operator, ...]
     results: tuple[fx.Node, ...]
@@ -58,7 +58,7 @@ class Network:
     def steps(self, widths: Mapping[int, int], paths: Paths, ends: Mapping[Operator, bool]) -> Iterator[Step]:
         """The steps at these widths of all leaves.
 
-        `ends` names the operators that may run in the NCHWc layout, and says whether they hand their results on in it.
+        `ends` has the operators that can run in the NCHWc layout, and says whether their results are then in it.
         """
         layouts: dict[fx.Node, bool] = {}
         reordered: set[tuple[fx.Node, bool]] = set()
@@ -76,7 +76,7 @@ class Network:
             if operator in ends:
                 path = paths.of(operator, sizes_at(operator, widths), given)
                 if operator.kind in DECIDED and path.fast and not (ends[operator] and all(given[1:])):
-                    # What follows it elementwise runs in the NCHW layout, and reads the other tensors there.
+                    # The elementwise operators after it run in the NCHW layout, and read their other tensors in it.
                     path = Path(True, (path.reads[0], *(False for _ in path.reads[1:])), False)
                     result = [Reorder(f"layout of {operator.label}", operator.result)] if ends[operator] else []
             yield Step(operator, path.fast, (*reorders(operator.label, operator.reads, path.reads), *result))

@@ -1,4 +1,4 @@
-"""Which tiny graphs are timed for a model: each of its operators at a few corners of its sizes."""
+"""The tiny graphs to time for a model: each of its operators at a few combinations of sizes."""
 
 from __future__ import annotations
 
@@ -19,37 +19,36 @@ from surgeon.latency.ort_layout import DECIDED, STANDING, passes
 
 Dims = tuple[int, ...]
 
-#: What a model's inputs are read after: they were written elsewhere.
+#: Bytes to read before an operator that reads the model's inputs, which are cold.
 INPUT_FLUSH = 8 << 20
-#: Channels in of a convolution that reads the NCHW layout and writes NCHWc, where a device has that path.
+#: Input channels of convolutions that read the NCHW layout and write NCHWc, if a device has that path.
 FEW_CHANNELS = (3, 7, 13)
 _MAY_GET_FEW = 128
-# More channels than any such path takes, and odd.
+# An odd number of channels, more than any such path takes.
 _NOT_FEW = 17
-# Channels of the widest blocks of any CPU, and what channels should be a multiple of for blocks of any.
+# Channels of the widest blocks of any CPU, and the multiple that the NCHWc layout needs on any CPU.
 _BLOCK, _ROUND = 16, 8
-# An operator of fewer multiply-accumulate operations is too short to be timed alone.
+# An operator with fewer multiply-accumulate operations is too short to be timed alone.
 _SHORT = 400_000
 _MOST_COPIES = 16
-#: How many convolutions, each with weights of its own, stand one after the other to find out what cold weights cost;
-#: and their channels and spatial size.
+#: The lengths of chains of convolutions, each with its own weights, that show what cold weights cost; and their
+#: channels and spatial size.
 COLD = ((1, 8, 32, 64, 128, 384), 256, 7)
 COLD_WEIGHT = 4 * COLD[1] ** 2
-#: A weight that is used in so few positions at most is read from memory for as long as it is computed with.
+#: A weight that is used in at most this many positions is limited by memory bandwidth.
 FEW_POSITIONS = 8
-#: A model of fewer multiply-accumulate operations is run several times in a timing: its inputs are in the caches.
+#: A model with fewer multiply-accumulate operations is run several times in a timing: its inputs are in the caches.
 _REPEATED = 10_000_000
-#: Operators on almost no data in a model, for what a run costs without them.
+#: Numbers of operators on almost no data in a model, for the overhead of a run.
 RUNS = (1, 9)
-# What is a curve over the number of elements, or of operations, the same for all models; and the kinds on each.
+# Curves over the number of elements, or of operations, common to all models; and the kinds that use each.
 CURVES = {"copy": (4_000, 40_000, 400_000), "work": (1_000, 100_000)}
 CURVE_OF = {"copy": "copy", "concat": "copy", "work": "work"}
-# Tensors that are brought out of the NCHWc layout and into it again: their elements, by their spatial sizes.
+# Tensors that are reordered from the NCHWc layout and back: their spatial sizes and numbers of elements.
 REORDERS = tuple((size, FED * size * size) for size in (4, 14, 28, 56, 112))
 
 
 def sizes_at(operator: Operator, widths: Mapping[int, int]) -> Dims:
-    """The operator's sizes as integers."""
     return tuple(max(1, round(float(evaluate(terms, widths)))) for terms in operator.dims)
 
 
@@ -59,9 +58,9 @@ def variable(operator: Operator) -> tuple[int, ...]:
 
 
 def corners(operator: Operator, full: Dims, odd: bool) -> Iterator[Dims]:
-    """The sizes at which the operator is measured: each variable size low and high, all of them high the last.
+    """The sizes at which the operator is measured: each variable size low and high, with all high at the end.
 
-    With `odd` they are multiples of nothing that a fast layout could ask for, without it of what NCHWc asks for.
+    With `odd` they are not multiples of anything that the NCHWc layout could require, without it they are.
     """
     places = variable(operator)
     choices = []
@@ -81,7 +80,7 @@ def corners(operator: Operator, full: Dims, odd: bool) -> Iterator[Dims]:
 
 
 def direct(operator: Operator, full: Dims) -> Iterator[Dims]:
-    """The sizes at which a convolution is measured on few channels, where it may get that narrow."""
+    """The sizes at which a convolution is measured on few channels, if it can get that narrow."""
     if operator.kind == "conv" and 0 in variable(operator) and full[0] <= _MAY_GET_FEW:
         for few in FEW_CHANNELS:
             for out in dict.fromkeys((low(full[1]), full[1]) if 1 in variable(operator) else (full[1],)):
@@ -90,7 +89,7 @@ def direct(operator: Operator, full: Dims) -> Iterator[Dims]:
 
 
 def low(size: int) -> int:
-    """The low corner of a size: about a third of it, and as round as that allows; if need be more, to fill a block.
+    """The low corner of a size: about a third of it, rounded down to a multiple of a power of two; at least a block.
 
     >>> [low(size) for size in (512, 96, 32, 18, 6, 1)]
     [160, 32, 16, 4, 2, 1]
@@ -101,7 +100,7 @@ def low(size: int) -> int:
 
 
 def points(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Point]:
-    """Every graph to be measured for these operators, once."""
+    """All graphs to be measured for these operators, each once."""
     operators = list(operators)
     total = sum(weight_bytes(o.kind, sizes_at(o, full), o.static) for o in operators)
     work = sum(_work(o.kind, sizes_at(o, full), o.static) for o in operators)
@@ -127,11 +126,11 @@ def points(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Point
             found["reordered", (elements,)] = Point("reordered", (elements,), _neg(size, between=True))
     streams = any(few_positions(operator, sizes_at(operator, full)) for operator in operators)
     for count in COLD[0]:
-        # One alone finds its weights in the caches; several find nothing there, as a model that is run now and then.
+        # One alone has warm caches; several have cold ones, as a model that is run now and then.
         between, model = COLD_FLUSH if count > 1 else 0, _in_a_row(count, "Conv", (COLD[2],) * 2)
         found["cold", (count,)] = Point("cold", (count,), model, copies=count, flush=between)
         if streams:
-            # A single row reads each weight once, for one multiplication.
+            # With a single row, each weight is read for one multiplication.
             rows = _in_a_row(count, "Gemm", transB=1)
             found["stream", (count,)] = whole_point("stream", (count,), rows, count * COLD_WEIGHT)
         if count * COLD_WEIGHT > total:
@@ -142,7 +141,7 @@ def points(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Point
 
 
 def few_positions(operator: Operator, dims: Dims) -> bool:
-    """Whether an operator reads its weights from memory for as long as it computes."""
+    """Whether an operator is limited by reading its weights from memory."""
     return bool(weight_bytes(operator.kind, dims, operator.static)) and (
         positions(operator.kind, dims, operator.static) <= FEW_POSITIONS
     )
@@ -154,17 +153,15 @@ def _work(kind: str, dims: Dims, static: Mapping[str, Any]) -> int:
 
 
 def point(kind: str, key: str, static: Mapping[str, Any], dims: Dims, flush: int = INPUT_FLUSH) -> Point:
-    """The graph of an operator, in as many copies as timing needs; what reads the inputs comes after a `flush`."""
+    """The graph of an operator, in as many copies as timing needs; operators that read the inputs get a `flush`."""
     work = _work(kind, dims, static)
     copies = min(_MOST_COPIES, math.ceil(_SHORT / work)) if work else 1
     made = tiny(kind, static, dims, copies)
-    if static.get("input"):
-        return Point(key, dims, made.model, made.inputs, copies, flush)
-    return Point(key, dims, made.model, made.inputs, copies)
+    return Point(key, dims, made.model, made.inputs, copies, flush if static.get("input") else 0)
 
 
 def _in_a_row(count: int, operator: str, spatial: Dims = (), **attributes: Any) -> bytes:
-    """Operators with square weights, which push one another's weights out of the caches."""
+    """A chain of operators with square weights, which evict one another's weights from the caches."""
     b, channels = Builder(), COLD[1]
     value = b.input((1, channels, *spatial))
     for _ in range(count):
@@ -173,9 +170,9 @@ def _in_a_row(count: int, operator: str, spatial: Dims = (), **attributes: Any) 
 
 
 def _neg(size: int, between: bool) -> bytes:
-    """An operator that knows the NCHW layout alone, `between` two that run in the NCHWc layout, or apart from them.
+    """An operator without an NCHWc kernel, `between` two that run in the NCHWc layout, or apart from them.
 
-    The difference is what it takes to bring a tensor out of the NCHWc layout and into it again.
+    The difference is the time to reorder a tensor from the NCHWc layout and back.
     """
     b = Builder()
     shape = (1, FED, size, size)
@@ -189,7 +186,7 @@ def _neg(size: int, between: bool) -> bytes:
 
 
 def probes() -> list[Probe]:
-    """What is asked about the widths that keep the fast layout, whatever the model."""
+    """The probes of widths that keep the NCHWc layout, common to all models."""
     odd = {width: _convolution(FED, width, 1) for width in (17, 33, 49)}
     every = range(FED, 2 * FED + 1)
     return [
@@ -217,7 +214,7 @@ def _pool(channels: int) -> bytes:
 
 
 def _concat(channels: int) -> bytes:
-    """Two results of convolutions, one after the other, read by a convolution."""
+    """The concatenated outputs of two convolutions, read by a third."""
     b = Builder()
     x = b.input((1, FED, 4, 4))
     parts = [b.node("Conv", [x, b.weight([channels, FED, 1, 1])]) for _ in range(2)]
@@ -225,7 +222,7 @@ def _concat(channels: int) -> bytes:
 
 
 def passing(operator: Operator, full: Dims) -> Probe:
-    """Whether an elementwise operator that stands alone runs in the NCHWc layout between two convolutions.
+    """A probe whether a separate elementwise operator runs in the NCHWc layout between two convolutions.
 
     `full` are its sizes at full width, (batch, channels, height, width).
     """
@@ -233,7 +230,7 @@ def passing(operator: Operator, full: Dims) -> Probe:
     shape = (full[0], FED, *(min(4, size) for size in full[2:]))
 
     def convolved(sizes: Dims) -> str:
-        """What a convolution hands on; a tensor of fewer axes or channels comes as it is."""
+        """The output of a convolution; for fewer axes or channels, an input."""
         value = b.input(sizes)
         if len(sizes) < len(shape) or sizes[1] != FED:
             return value
@@ -251,8 +248,8 @@ def passing(operator: Operator, full: Dims) -> Probe:
 
 
 def questions(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Probe]:
-    """Every probe that these operators need: those for all models, and one a distinct elementwise operator that stands
-    alone on images. `full` holds the leaves' full widths."""
+    """All probes that these operators need: those for all models, and one for each distinct separate elementwise
+    operator on images. `full` holds the leaves' full widths."""
     found = {probe.name: probe for probe in probes()}
     for operator in operators:
         if operator.kind in STANDING and len(operator.dims) == IMAGE and passes(operator) not in found:

@@ -1,4 +1,4 @@
-"""The sizes of a graph's tensors as polynomials in the widths, for a batch of one where the batch is free."""
+"""The sizes of a graph's tensors as polynomials in the widths, for a batch of one if the batch size is free."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from surgeon.ir.polynomial import Terms, product_of
 
 
 class Sizes:
-    """What the descriptions of operators ask of a graph."""
+    """The sizes of a graph's tensors, and which depend on the model's inputs."""
 
     def __init__(self, groups: Groups, cost: Cost) -> None:
         self.groups, self.cost = groups, cost
         self.live = _live(groups)
 
     def of(self, node: fx.Node) -> tuple[Terms, ...]:
-        """A polynomial an axis of the tensor that `node` computes."""
+        """A polynomial for each axis of the tensor that `node` computes."""
         value, axes = node.meta.get("val"), self.groups.axes.get(node)
         if not isinstance(value, Tensor):
             return ()
@@ -45,7 +45,7 @@ class Sizes:
 
 
 def at_one(size: int | SymInt) -> int:
-    """A size for a batch of one; a fixed one as it is."""
+    """A size for a batch of one; fixed sizes are unchanged."""
     if isinstance(size, int):
         return size
     expression = size.node.expr
@@ -58,19 +58,19 @@ def leaves_of(dims: Iterable[Terms]) -> tuple[int, ...]:
 
 
 def hands_on(node: fx.Node) -> bool:
-    """Whether the operator gives its input, in eval mode."""
+    """Whether the operator returns its input in eval mode."""
     return is_a(node, "identity", "dropout", "cast")
 
 
 def source(node: fx.Node) -> fx.Node:
-    """The node that really computes what `node` hands on."""
+    """The node that computes the value of `node`, which may only pass it on."""
     while node.op == "call_function" and hands_on(node) and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return node
 
 
 def _live(groups: Groups) -> set[fx.Node]:
-    """The nodes whose value depends on the inputs: the others are constants, computed when the model is loaded."""
+    """The nodes whose values depend on the inputs: the others are constants, computed when the model is loaded."""
     live: set[fx.Node] = set()
     for node in groups.graph.nodes:
         if is_a(node, "shape", "uninitialized"):

@@ -1,4 +1,4 @@
-"""What a profile's measurements say an operator, a reorder or an empty run takes, as functions of sizes."""
+"""The milliseconds of operators, reorders and an empty run as functions of sizes, from a profile's measurements."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ Time = Callable[[Sequence[Any]], np.ndarray]
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """An operator's milliseconds in the NCHWc layout, and in the NCHW layout where that differs; whether it can work in
-    the former, and hands its result on in it then."""
+    """An operator's milliseconds in the NCHWc layout, and in the NCHW layout if that differs; whether it can run in the
+    former, and whether its result is then in it."""
 
     fast: Time
     slow: Time | None = None
@@ -45,13 +45,12 @@ class OperatorTime:
     ends: bool = True
 
     def on(self, fast: bool) -> Time:
-        """The milliseconds in one of the layouts."""
         return self.fast if fast or self.slow is None else self.slow
 
 
 @dataclass(frozen=True)
 class Timings:
-    """A profile, for a model of these full widths by leaf.
+    """A profile, for a model with these full widths by leaf.
 
     The methods raise `ProfileError` if the profile lacks a measurement.
     """
@@ -60,7 +59,7 @@ class Timings:
     sizes: Mapping[int, int]
 
     def of(self, operator: Operator) -> OperatorTime:
-        """What an operator takes, apart from what is cold."""
+        """The milliseconds of an operator with warm weights."""
         if operator.kind in CURVE_OF:
             return OperatorTime(self._curve(CURVE_OF[operator.kind]))
         full, places = sizes_at(operator, self.sizes), variable(operator)
@@ -69,7 +68,7 @@ class Timings:
         if operator.kind not in DECIDED:
             known = {dims: max(ms / 4, ms - float(self._own(operator, dims))) for dims, ms in known.items()}
             return OperatorTime(through(known, places, least=self._a_node).at)
-        # the last corner is the widest: a narrow one may not fill a block
+        # the last corner is the widest: narrow ones may not fill a block
         *_, widest = samples.values()
         if not widest.blocked:
             return OperatorTime(through(known, places).at, blocked=False)
@@ -79,8 +78,8 @@ class Timings:
         return OperatorTime(fast, through(odd, places).at if odd else None, ends=widest.ends_blocked)
 
     def cold(self, operator: Operator, dims: Sequence[Any], total: float) -> Any:
-        """What weights cost an operator more where the model has `total` bytes of them, which push one another out of
-        the caches."""
+        """The additional milliseconds for weights that are evicted from the caches, in a model with `total` bytes of
+        weights."""
         curve = self.cold_curve(operator)
         own = weight_bytes(operator.kind, dims, operator.static)
         if curve is None:
@@ -94,26 +93,26 @@ class Timings:
         return own * self._stream(own) if self._stream is not None and self._streams(operator) else 0.0
 
     def cold_curve(self, operator: Operator) -> Callable[[Any], np.ndarray] | None:
-        """Milliseconds a byte of weights by the bytes read in between; more where nothing is computed meanwhile."""
+        """Milliseconds per byte of weights, by the bytes read in between; more if little is computed meanwhile."""
         return self._stream if self._streams(operator) else self._cold
 
     def _streams(self, operator: Operator) -> bool:
-        """Whether the bytes that it reads say what an operator takes."""
+        """Whether memory bandwidth limits the operator: it uses each weight in few positions."""
         return self._stream is not None and few_positions(operator, sizes_at(operator, self.sizes))
 
     def reorder(self, elements: Any) -> np.ndarray:
-        """What it takes to bring a tensor of so many elements into the NCHWc layout, or out of it."""
+        """The milliseconds to reorder a tensor of this many elements to the NCHWc layout, or from it."""
         return _line(np.asarray(elements, dtype=np.float64), *self._reorders)
 
     @cached_property
     def run(self) -> float:
-        """A run in which nothing is computed; 0 where the profile does not know."""
+        """The milliseconds of an empty run; 0 if the profile does not have it."""
         one = self.profile.samples.get(("run", (RUNS[0],)))
         return 0.0 if one is None or self._a_node is None else max(0.0, one.us / 1e3 - self._a_node)
 
     @cached_property
     def _a_node(self) -> float | None:
-        """An operator on almost no data; nothing where the profile does not know."""
+        """The milliseconds of an operator on almost no data; None if the profile does not have it."""
         one, nine = (self.profile.samples.get(("run", (count,))) for count in RUNS)
         return None if one is None or nine is None else max(0.0, nine.us - one.us) / (RUNS[1] - RUNS[0]) / 1e3
 
@@ -126,8 +125,8 @@ class Timings:
         return self._by_bytes("stream", lambda us, count: (us - self.run * 1e3) / count)
 
     def _by_bytes(self, kind: str, each: Callable[[float, int], float]) -> Callable[[Any], np.ndarray] | None:
-        """Milliseconds a byte of weights, by how many bytes are read from one use of a weight to the next; nothing
-        where the profile does not know. `each` gives one of so many operators' microseconds."""
+        """Milliseconds per byte of weights, by the bytes read from one use of a weight to the next; None if the profile
+        does not have it. `each` maps a sample's microseconds, and its number of operators, to those of one."""
         known = [(count, self.profile.samples.get((kind, (count,)))) for count in COLD[0]]
         found = [(count, each(sample.us, count)) for count, sample in known if sample is not None]
         if len(found) < 2:
@@ -137,7 +136,7 @@ class Timings:
         return lambda size: np.interp(size, xs, ys)
 
     def _with_few_channels(self, operator: Operator, full: tuple[int, ...], time: Time) -> Time:
-        """The time with the path for few channels in, where the device has one."""
+        """The time, with the path for few input channels, if the device has one."""
         most = self.profile.rules.get("direct", 0)
         found = {dims: self._sample(operator, dims) for dims in direct(operator, full)}
         few = {dims: s.us / 1e3 for dims, s in found.items() if dims[0] <= most and s.blocked}
@@ -187,6 +186,6 @@ class Timings:
 
 
 def _line(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    """Linear between the points, and on from the last two."""
+    """Linear interpolation, extrapolated from the last two points."""
     slope = (ys[-1] - ys[-2]) / (xs[-1] - xs[-2])
     return np.where(x > xs[-1], ys[-1] + slope * (x - xs[-1]), np.interp(x, xs, ys))

@@ -1,4 +1,4 @@
-"""The widths of a group that are worth a look: those that fill whole NCHWc blocks wherever the group is read."""
+"""The fast widths of a group: those that make whole NCHWc blocks wherever the group is read."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterable, Iterator
 from surgeon.latency.operators import Operator
 from surgeon.latency.ort_layout import Paths
 
-#: Fast widths of a group that are looked at: a wider group is looked at in larger steps.
+#: The most fast widths of a group that are considered: for wider groups, the steps are larger.
 MOST_STEPS = 48
 
 
 def fast_widths(
     leaf: int, size: int, operators: Iterable[Operator], paths: Paths, most: int = MOST_STEPS
 ) -> tuple[int, ...]:
-    """The fast widths of a leaf of this size, ascending, its size the last; about `most` of them at most.
+    """The fast widths of a leaf of this size, ascending, with its size as the last; about `most` of them at most.
 
-    A size that a unit of the leaf adds several channels to needs a coarser step of the leaf by so much less.
+    Where a unit of the leaf stands for several channels, the step of the leaf is smaller by that factor.
     """
     grain = 1
     for operator in operators:
@@ -32,9 +32,9 @@ def fast_widths(
 
 
 def _inside(operator: Operator, leaf: int) -> Iterator[tuple[int, int]]:
-    """The places of the sizes that depend on the leaf, and for how many channels a unit of it counts there.
+    """The places of the sizes that depend on the leaf, and how many channels a unit of it stands for there.
 
-    A grouped convolution fills blocks of channels within each of its groups: how many groups there are does not matter.
+    A grouped convolution has blocks of channels within each of its groups, so the number of groups does not matter.
     """
     having = [any(leaf in leaves for leaves in terms) for terms in operator.dims]
     for place, terms in enumerate(operator.dims):

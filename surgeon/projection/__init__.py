@@ -1,1 +1,1 @@
-"""Rotations of linear streams and attention heads, which change nothing but what a cut loses."""
+"""Projection: rotations of linear streams and attention heads, which keep the function, but lessen what a cut costs."""

@@ -1,7 +1,8 @@
-"""Attention's linear pairs: what a head does with its values is linear up to the layer that reads it, and queries meet
-keys in an inner product alone. In each head any invertible matrix may stand between the two of a pair.
+"""Rotations inside of attention heads: a head is linear in its values, up to the layer that reads it, and queries meet
+keys in an inner product only. So in each head an invertible matrix can be put between values and that layer, and
+between queries and keys.
 
-Found from the graph: positions of a writer's output are followed through movement, factors and attention.
+Found from the graph, by following positions of a layer's output through movement, scaling and attention.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.parameter_slots import Slots
 from surgeon.groups.coupling import Groups
+from surgeon.ir.operators import operator_name
 from surgeon.projection.bases import Rotation, balanced, weighted
 from surgeon.projection.dataflow import Use, follow
 from surgeon.projection.draft import Draft
@@ -30,7 +32,7 @@ Rows = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Values:
-    """The outputs `rows` of a writer, a head's values, and the inputs (copies, units) of all layers that they reach."""
+    """A head's values: the outputs `rows` of a writer, and the inputs (copies, units) of all layers that read them."""
 
     leaf: int
     writer: Contraction
@@ -38,7 +40,7 @@ class Values:
     readers: tuple[tuple[Contraction, Tensor], ...]
 
     def basis(self, readers: Mapping[fx.Node, Reader]) -> Rotation:
-        """The basis in which the directions that matter most come first; `readers` are of the model as it is."""
+        """The basis with the directions that matter most first; `readers` are those of the unchanged model."""
         covariances, metrics = [], []
         for layer, copies in self.readers:
             reader = readers[layer.node]
@@ -50,7 +52,7 @@ class Values:
         return weighted(torch.stack(covariances).sum(0), torch.stack(metrics).sum(0))
 
     def rotate(self, rotation: Rotation, draft: Draft) -> None:
-        """Bring the writer and all readers of the head's values into another basis."""
+        """Rewrite the writer and all readers of the head's values in another basis."""
         multiply_outputs(self.writer, self.rows, rotation.forth, draft)
         for layer, copies in self.readers:
             matrix = layer.matrix(draft.read(layer.weight))
@@ -61,7 +63,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Match:
-    """Blocks of a writer's outputs, the heads' queries, that meet a block of keys in an inner product."""
+    """Queries of some heads, blocks of a writer's outputs, and the block of keys that they meet in an inner product."""
 
     leaf: int
     writer: Contraction
@@ -70,14 +72,14 @@ class Match:
     keys: Rows
 
     def basis(self, queries_of: Mapping[fx.Node, Moments], keys_of: Mapping[fx.Node, Moments]) -> Rotation:
-        """The basis in which the directions that matter most for the product come first."""
+        """The basis with the directions that matter most for the product first."""
         found = queries_of[self.writer.node].covariances(centered=False)[0][0]
         queries = torch.stack([found[list(rows)][:, list(rows)] for rows in self.queries]).sum(0)
         keys = keys_of[self.reader.node].covariances(centered=False)[0][0][list(self.keys)][:, list(self.keys)]
         return balanced(queries, keys)
 
     def rotate(self, rotation: Rotation, draft: Draft) -> None:
-        """Bring queries into another basis, and the keys into the one in which the products stay what they are."""
+        """Rewrite queries in another basis, and keys so that the products don't change."""
         for rows in self.queries:
             multiply_outputs(self.writer, rows, rotation.forth, draft)
         multiply_outputs(self.reader, self.keys, rotation.back.t(), draft)
@@ -97,19 +99,18 @@ def multiply_outputs(writer: Contraction, rows: Rows, matrix: Tensor, draft: Dra
 
 @dataclass(frozen=True)
 class _Source:
-    """A writer, and all uses of what it puts out."""
+    """A writer, and all uses of its output."""
 
     writer: Contraction
     uses: tuple[Use, ...]
 
     def users(self, rows: Rows) -> list[Use]:
-        """The uses of some of its outputs."""
         wanted = torch.tensor(rows)
         return [use for use in self.uses if bool(torch.isin(use.places, wanted).any())]
 
 
 def find(groups: Groups, slots: Slots, free: Container[int]) -> tuple[list[Values], list[Match]]:
-    """Values and matches of all attention in the graph, of the groups whose leaves are `free`."""
+    """Values and matches of all attention in the graph, for groups whose leaves are `free`."""
     values: list[Values] = []
     met: dict[fx.Node, dict[str, tuple[_Source, Use]]] = {}
     for node in groups.graph.nodes:
@@ -140,7 +141,7 @@ def find(groups: Groups, slots: Slots, free: Container[int]) -> tuple[list[Value
 def _values(groups: Groups, source: _Source, attended: list[Use], slots: Slots) -> list[Values]:
     found = []
     for use in attended:
-        leaf = _leaf(groups, use.operand, -1)
+        leaf = _leaf(groups, use.operand)
         if leaf is None:
             continue
         for rows in _blocks(use.places):
@@ -150,20 +151,17 @@ def _values(groups: Groups, source: _Source, attended: list[Use], slots: Slots) 
     return list({each.rows: each for each in found}.values())
 
 
-def _matches(
-    groups: Groups, query: tuple[_Source, Use], key: tuple[_Source, Use]
-) -> list[Match]:
+def _matches(groups: Groups, query: tuple[_Source, Use], key: tuple[_Source, Use]) -> list[Match]:
     (left, asked), (right, kept) = query, key
-    leaf = _leaf(groups, asked.operand, -1)
+    leaf = _leaf(groups, asked.operand)
     ours, theirs = asked.places, kept.places
-    if _name(kept.user) in _PRODUCTS:
+    if operator_name(kept.user) in _PRODUCTS:
         theirs = theirs.transpose(-1, -2)
     elif theirs.shape[-3] != ours.shape[-3]:
         theirs = theirs.repeat_interleave(ours.shape[-3] // theirs.shape[-3], -3)
     if leaf is None or not _even(ours) or not _even(theirs):
         return []
-    a, b = (each[..., 0, :] for each in (ours, theirs))
-    a, b = torch.broadcast_tensors(a, b)
+    a, b = torch.broadcast_tensors(ours[..., 0, :], theirs[..., 0, :])
     met: dict[Rows, set[Rows]] = {}
     for rows, keys in zip(a.reshape(-1, a.shape[-1]).tolist(), b.reshape(-1, b.shape[-1]).tolist(), strict=True):
         met.setdefault(tuple(keys), set()).add(tuple(rows))
@@ -179,37 +177,30 @@ def _matches(
 _PRODUCTS = {"matmul", "bmm"}
 
 
-def _name(node: fx.Node) -> str:
-    target = node.target
-    return target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else ""
-
-
 def _operands(user: fx.Node) -> tuple[Any, Any, Any]:
-    """What an operator takes for queries, keys and values; None for what it does not have."""
-    name = _name(user)
+    """The queries, keys and values of an operator; None for those that it does not have."""
+    name = operator_name(user)
+    given = arguments(user) if name else {}
     if name == "scaled_dot_product_attention":
-        given = arguments(user)
         return given["query"], given["key"], given["value"]
     if name in _PRODUCTS:
-        given = arguments(user)
         other = given.get("other", given.get("mat2"))
         return given["self"], other, other
     return None, None, None
 
 
 def _role(use: Use) -> str | None:
-    """Whether a use is as queries or keys of an inner product, and as nothing else."""
+    """Whether a use is as the queries or the keys of an inner product, and only as these."""
     query, key, value = _operands(use.user)
-    if _name(use.user) in _PRODUCTS:
-        value = None
     roles = [role for role, operand in (("query", query), ("key", key)) if operand is use.operand]
-    return roles[0] if len(roles) == 1 and value is not use.operand else None
+    only = value is not use.operand or operator_name(use.user) in _PRODUCTS
+    return roles[0] if len(roles) == 1 and only else None
 
 
 def _through(user: fx.Node, operand: fx.Node, places: Tensor) -> Tensor | None:
-    """The places of what attention makes of values; None where the operand is not that, or not that alone."""
+    """The places in attention's output for an operand that is its values, and only these; else None."""
     query, key, value = _operands(user)
-    product = _name(user) in _PRODUCTS
+    product = operator_name(user) in _PRODUCTS
     if value is not operand or query is operand or (not product and key is operand) or places.dim() < 3:
         return None
     if not isinstance(query, fx.Node) or query.op == "get_attr" or not _even(places):
@@ -221,13 +212,13 @@ def _through(user: fx.Node, operand: fx.Node, places: Tensor) -> Tensor | None:
 
 
 def _even(places: Tensor) -> bool:
-    """Whether all tokens have the same units, each once."""
+    """Whether all tokens have the same units."""
     first = places[..., :1, :]
     return places.dim() >= 3 and bool((places == first).all()) and places.shape[-1] > 1
 
 
 def _blocks(places: Tensor) -> list[Rows]:
-    """The units of each head; none if heads share some but not all."""
+    """The units of each head; none if different heads share units."""
     blocks = {tuple(rows) for rows in places[..., 0, :].reshape(-1, places.shape[-1]).tolist()}
     return sorted(blocks) if _apart([*blocks]) else []
 
@@ -237,15 +228,15 @@ def _apart(blocks: list[Rows]) -> bool:
     return len(set(every)) == len(every)
 
 
-def _leaf(groups: Groups, node: fx.Node, dim: int) -> int | None:
-    """The group that an axis is, whole."""
+def _leaf(groups: Groups, node: fx.Node) -> int | None:
+    """The leaf of the group that the last axis of a value is, if any."""
     axes = groups.axes[node]
-    axis = groups.space.resolve(axes[dim]) if isinstance(axes, tuple) else None
+    axis = groups.space.resolve(axes[-1]) if isinstance(axes, tuple) else None
     return next((group.leaf.id for group in groups if group.leaf == axis), None)
 
 
 def _columns(use: Use, rows: Rows, slots: Slots) -> tuple[Contraction, Tensor] | None:
-    """The layer that a use is, and the inputs (copies, units) that some units are to it."""
+    """The layer that reads some units, and which of its inputs (copies, units) they are."""
     layer = layers.find(use.user, use.user, slots.find)
     if layer is None or layer.source is not use.operand or layer.matrix(layer.weight.places).shape[0] != 1:
         return None

@@ -1,4 +1,4 @@
-"""Bases in which a cut loses least, the directions that matter most first, from moments at double precision."""
+"""Bases in which a cut does least damage: the directions that matter most first, from moments at double precision."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _DAMPING = 1e-5
 
 
 class Rotation(NamedTuple):
-    """The matrix (C, C) into another basis, and its inverse."""
+    """The matrix (C, C) of a change of basis, and its inverse."""
 
     forth: Tensor
     back: Tensor
 
 
 def weighted(covariance: Tensor, metric: Tensor) -> Rotation:
-    """Units of covariance (C, C), in which a deviation d costs dᵀ · `metric` · d.
+    """A basis for units with this covariance (C, C), where a deviation d costs dᵀ · `metric` · d.
 
-    In the new basis the units have variance 1 in all directions, and the metric is diagonal, falling.
+    In the new basis the units have variance 1 in all directions, and the metric is diagonal, descending.
 
     >>> forth, back = weighted(torch.eye(2).double(), torch.diag(torch.tensor([1.0, 4.0])).double())
     >>> forth.abs().round(decimals=2).tolist(), torch.allclose(forth @ back, torch.eye(2).double())
@@ -33,10 +33,10 @@ def weighted(covariance: Tensor, metric: Tensor) -> Rotation:
 
 
 def balanced(queries: Tensor, keys: Tensor) -> Rotation:
-    """Two kinds of vectors (C, C) that meet in an inner product: `queries` and `keys` are their second moments.
+    """A basis for two kinds of vectors that meet in an inner product, with second moments `queries` and `keys` (C, C).
 
     The matrix is for the queries, the transpose of the inverse for the keys. In the new basis both have the same
-    diagonal moments, falling; so little of the product's variance as can be is lost with the last directions. As in
+    diagonal moments, descending, so that the last directions hold the least of the product's variance. As in
     the balanced truncation of linear systems (Moore, IEEE Transactions on Automatic Control, 1981).
     """
     (left, left_inverse), (right, _) = _roots(queries), _roots(keys)
@@ -46,11 +46,10 @@ def balanced(queries: Tensor, keys: Tensor) -> Rotation:
 
 
 def nested(covariance: Tensor, metric: Tensor, centered: bool) -> Rotation:
-    """An orthogonal basis whose first directions span those that `weighted` puts first.
+    """An orthogonal basis whose first directions span those that are first in `weighted`.
 
-    If `centered`, the vector of ones stays what it is, and so that the first d coordinates, less their mean, hold d - 1
-    directions and nothing else, directions are laid out as Helmert's contrasts: a norm over the first d coordinates
-    sees no others.
+    If `centered`, the vector of ones is kept, and directions are arranged as Helmert contrasts: then the first d
+    coordinates, less their mean, hold exactly d - 1 directions, and a norm over them depends on no others.
     """
     size = len(covariance)
     forth, _ = weighted(covariance, metric)
@@ -66,7 +65,7 @@ def nested(covariance: Tensor, metric: Tensor, centered: bool) -> Rotation:
 
 
 def _helmert(size: int) -> Tensor:
-    """Contrasts as columns (size, size - 1): the k-th is even over the first k, against the one after them."""
+    """Helmert contrasts as columns (size, size - 1): the k-th is constant over the first k, against the next one."""
     found = torch.triu(torch.ones(size, size - 1, dtype=torch.float64))
     steps = torch.arange(1, size, dtype=torch.float64)
     found[torch.arange(1, size), torch.arange(size - 1)] = -steps
@@ -74,7 +73,7 @@ def _helmert(size: int) -> Tensor:
 
 
 def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """The symmetric square root of a covariance, a little damped, and its inverse."""
+    """The symmetric square root of a covariance, slightly damped, and its inverse."""
     values, vectors = torch.linalg.eigh(covariance)
     values = values.clamp(min=0)
     root = (values + _DAMPING * values.mean() + 1e-12).sqrt()

@@ -1,12 +1,12 @@
-"""Slots: inside each group of a grouped convolution or of a norm, units are put in the order of their worth.
+"""Channel order: inside each group of a grouped convolution or a norm, units are sorted by importance.
 
-That changes nothing, and then the same slot of every group is cut: each group loses channels of its own, as long as all
-lose equally many.
+That changes nothing, but then cutting the same position of every group removes different channels of each, as long as
+all lose equally many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,15 +21,15 @@ from surgeon.rules import Axes
 
 @dataclass(frozen=True)
 class Slots:
-    """A group whose units stand once in each unit of `outer`, wherever they are."""
+    """A group whose units are, in all tensors, the positions within each unit of `outer`."""
 
     group: Group
     outer: Leaf
 
     def order(self, groups: Groups, readers: Iterable[Reader]) -> Tensor | None:
-        """The units in each unit of `outer`, those first that are worth most; None where no reader tells: (outer, n).
+        """The units in each unit of `outer`, the most important first, (outer, n); None if no reader shows that.
 
-        `readers` are of the model as it is; nothing is changed.
+        `readers` are those of the unchanged model.
         """
         worth = torch.zeros(self.outer.size, self.group.size, dtype=torch.float64)
         known = False
@@ -43,9 +43,10 @@ class Slots:
         return worth.argsort(dim=1, descending=True, stable=True) if known else None
 
     def sort(self, order: Tensor, groups: Groups, tensors: Mapping[str, Tensor], draft: Draft) -> None:
-        """Put the units of every tensor in this order."""
+        """Sort the units of every tensor into this order."""
         for name, axes in groups.tensors.items():
-            if name not in tensors or groups.graph.canonical[name] != name or not _has(groups, axes, self.group.leaf):
+            own = name in tensors and groups.graph.canonical[name] == name
+            if not own or self.group.leaf not in groups.leaves(axes):
                 continue
             value = draft.tensor(tensors[name])
             outer, inner = self._indices(groups, axes, value.shape)
@@ -56,7 +57,7 @@ class Slots:
 
     def _stand(self, groups: Groups, axes: Axes, leaf: Leaf) -> tuple[int, int]:
         place = _place(groups, axes, leaf)
-        assert place is not None  # find has seen to that
+        assert place is not None  # as `find` has checked
         return place
 
     def _indices(self, groups: Groups, axes: Axes, shape: Iterable[int]) -> list[Tensor]:
@@ -71,16 +72,17 @@ class Slots:
 
 
 def find(groups: Groups, group: Group) -> Slots | None:
-    """The slots that a group's units are: another leaf stands with them in every tensor and every value.
+    """The slots of a group, if one other leaf is combined with it in every tensor and every value.
 
-    No operator may sum over that leaf alone: attention sums over the channels of each head, so that heads are no slots.
+    No operator may sum over that leaf alone: attention sums over the channels of each head, which excludes heads.
     """
     common: set[Leaf] | None = None
-    values = [axes for each in groups.axes.values() for axes in (each if isinstance(each, list) else [each])]
+    values = [axes for node in groups.axes for axes in groups.axes_of(node)]
     for axes in (*groups.tensors.values(), *values):
-        if not _has(groups, axes, group.leaf):
+        every = groups.leaves(axes)
+        if group.leaf not in every:
             continue
-        once = {leaf for leaf in _leaves(groups, axes) if _place(groups, axes, leaf) is not None}
+        once = {leaf for leaf in every if _place(groups, axes, leaf) is not None}
         if group.leaf not in once:
             return None
         common = once if common is None else common & once
@@ -89,20 +91,17 @@ def find(groups: Groups, group: Group) -> Slots | None:
 
 
 def _mixed(groups: Groups, inner: Leaf, outer: Leaf) -> bool:
-    """Whether an operator sums over units of `outer` but not of `inner`, so that those must not change places apart."""
+    """Whether an operator sums over units of `outer` but not of `inner`, so that these must keep a common order."""
     for node, typed in groups.typed.items():
-        summed = _leaves(groups, (*typed.contracted, *typed.reduced))
-        if outer not in summed or inner in summed:
-            continue
-        for each in (node, *node.all_input_nodes):
-            axes = groups.axes[each]
-            if any(_has(groups, one, inner) for one in (axes if isinstance(axes, list) else [axes])):
-                return True
+        summed = groups.leaves((*typed.contracted, *typed.reduced))
+        apart = outer in summed and inner not in summed
+        if apart and any(groups.holds(each, inner) for each in (node, *node.all_input_nodes)):
+            return True
     return False
 
 
 def _worth(reader: Reader) -> Tensor:
-    """What the loss of each input (G, f) does once the others make up for it."""
+    """The damage of removing each input (G, f) when the others compensate for it."""
     covariance, _ = reader.moments.covariances()
     diagonal = covariance.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
     damped = covariance + torch.diag_embed((1e-2 * diagonal + 1e-12).expand(covariance.shape[:2]))
@@ -111,28 +110,14 @@ def _worth(reader: Reader) -> Tensor:
     return (matrix @ reader.metric * matrix).sum(2) / inverse
 
 
-def _has(groups: Groups, axes: Axes, leaf: Leaf) -> bool:
-    return leaf in _leaves(groups, axes)
-
-
-def _leaves(groups: Groups, axes: Axes) -> set[Leaf]:
-    return {leaf for axis in axes for leaf in groups.space.leaves(axis)}
-
-
-def _places(groups: Groups, axes: Axes, leaf: Leaf) -> Iterator[tuple[int, int] | None]:
+def _place(groups: Groups, axes: Axes, leaf: Leaf) -> tuple[int, int] | None:
+    """The axis that has a leaf as a factor, and its stride there; None unless that is its only occurrence."""
+    found: list[tuple[int, int] | None] = []
     for dim, axis in enumerate(axes):
         resolved: Axis = groups.space.resolve(axis)
-        factors = resolved.factors if isinstance(resolved, Prod) else (resolved,)
         stride = resolved.size
-        for factor in factors:
+        for factor in resolved.factors if isinstance(resolved, Prod) else (resolved,):
             stride //= factor.size
-            if factor == leaf:
-                yield dim, stride
-            elif leaf in groups.space.leaves(factor):
-                yield None
-
-
-def _place(groups: Groups, axes: Axes, leaf: Leaf) -> tuple[int, int] | None:
-    """The axis in which a leaf stands as a factor, and its stride there; None unless that is once and nowhere else."""
-    found = list(_places(groups, axes, leaf))
+            if leaf in groups.space.leaves(factor):
+                found.append((dim, stride) if factor == leaf else None)
     return found[0] if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""Which positions of a value another one is made of, found by moving positions instead of numbers through the graph.
+"""Which positions of a value another one consists of, found by moving positions instead of numbers through the graph.
 
 >>> from surgeon.frontend.trace import trace
 >>> class Halves(torch.nn.Module):
@@ -26,22 +26,23 @@ import torch
 from torch import Tensor, fx
 
 from surgeon.frontend.trace import hint
+from surgeon.ir.operators import operator_name
 from surgeon.rules import arguments
 from surgeon.rules.base import size_of
 
-#: Operators that only move the positions of their input, or repeat them.
+#: Operators that only move or repeat the positions of their input.
 _MOVES = set(
     "t transpose permute numpy_T mT view reshape _unsafe_view flatten unflatten unsqueeze squeeze select slice narrow "
     "split split_with_sizes unsafe_split chunk unbind contiguous clone alias detach expand expand_as repeat "
     "repeat_interleave movedim swapaxes".split()
 )
-#: Operators that leave every position where it is, times one number.
+#: Operators that multiply every position by the same number.
 _SCALES = {"dropout", "mul", "div", "neg"}
 
 
 @dataclass(frozen=True)
 class Use:
-    """An operator `user` that computes with `operand`, each of whose positions is one of `places` of the start."""
+    """An operator `user` of `operand`, whose positions are the positions `places` of the start."""
 
     user: fx.Node
     operand: fx.Node
@@ -52,9 +53,9 @@ Passing = Callable[[fx.Node, fx.Node, Tensor], Tensor | None]
 
 
 def follow(node: fx.Node, places: Tensor, passes: Passing | None = None) -> Iterator[Use]:
-    """Each use of a value, whose positions are `places`, that is more than a movement or a factor.
+    """Each use of a value, whose positions are `places`, other than movement and scaling.
 
-    `passes` may tell, for a user, an operand of it and the operand's places, the places of what the user computes.
+    `passes` may map a user, its operand and the operand's places to the places of what the user computes.
     """
     for user in node.users:
         moved = _moved(user, node, places)
@@ -65,21 +66,16 @@ def follow(node: fx.Node, places: Tensor, passes: Passing | None = None) -> Iter
         elif isinstance(moved, Tensor):
             yield from follow(user, moved, passes)
         else:
-            yield from _pieces(user, moved, passes)
-
-
-def _pieces(node: fx.Node, pieces: Any, passes: Passing | None) -> Iterator[Use]:
-    """The uses of an operator's several outputs."""
-    for user in node.users:
-        if user.target is operator.getitem:
-            yield from follow(user, pieces[user.args[1]], passes)
+            for piece in user.users:
+                if piece.target is operator.getitem:
+                    yield from follow(piece, moved[piece.args[1]], passes)
 
 
 def _moved(user: fx.Node, node: fx.Node, places: Tensor) -> Any:
-    """The places of what an operator computes, or None where it does more than move or scale them."""
-    if not isinstance(user.target, torch._ops.OpOverload) or user.all_input_nodes[0] is not node:
+    """The places of what an operator computes, or None if it does more than move or scale them."""
+    name = operator_name(user)
+    if user.all_input_nodes[0] is not node:
         return None
-    name = user.target._schema.name.removeprefix("aten::")
     if name in _SCALES:
         given = arguments(user)
         one = name in ("dropout", "neg") or not isinstance(given["other"], fx.Node)
@@ -89,10 +85,10 @@ def _moved(user: fx.Node, node: fx.Node, places: Tensor) -> Any:
     args, kwargs = fx.node.map_arg((user.args, user.kwargs), lambda each: places if each is node else _number(each))
     if name in ("view", "_unsafe_view"):
         return places.reshape(args[1])  # type: ignore[arg-type]  # a list of sizes
-    return user.target(*args, **kwargs)
+    return user.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _number(node: fx.Node) -> Any:
-    """A size that the graph works with, as it was traced."""
+    """A size in the graph, at the value it was traced with."""
     value = node.meta.get("val")
     return torch.empty(size_of(node)) if isinstance(value, Tensor) else hint(value)  # type: ignore[arg-type]

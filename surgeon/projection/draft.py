@@ -1,4 +1,4 @@
-"""Tensors of a model are changed at double precision first, and written once, when all changes are made."""
+"""Changes of a model's tensors, made at double precision, and written once when all are made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from surgeon.calibration.parameter_slots import Slot
 
 
 class Draft:
-    """What tensors will hold: until `write`, they hold what they held, whatever was changed.
+    """The new contents of tensors, which stay unchanged until `write`.
 
     >>> layer = torch.nn.Linear(1, 2, bias=False)
     >>> draft = Draft()
@@ -24,7 +24,7 @@ class Draft:
         self._drafts: dict[int, tuple[Tensor, Tensor]] = {}
 
     def tensor(self, tensor: Tensor) -> Tensor:
-        """The draft of a tensor, to be changed in place; a floating one is at double precision."""
+        """The draft of a tensor, to change in place; floating ones are at double precision."""
         if id(tensor) not in self._drafts:
             value = tensor.detach()
             copy = value.double() if value.is_floating_point() else value
@@ -32,15 +32,12 @@ class Draft:
         return self._drafts[id(tensor)][1]
 
     def read(self, slot: Slot) -> Tensor:
-        """An operand's value, as drafted."""
         return self.tensor(slot.tensor).flatten()[slot.places]
 
     def set(self, slot: Slot, value: Tensor) -> None:
-        """Draft an operand's value."""
         self.tensor(slot.tensor).flatten()[slot.places.flatten()] = value.double().flatten()
 
     def write(self) -> None:
-        """Let every tensor hold its draft."""
         with torch.no_grad():
             for tensor, draft in self._drafts.values():
                 tensor.copy_(draft)

@@ -1,7 +1,7 @@
-"""Projection: a model is brought into the basis in which a cut loses least, and computes the same.
+"""Projection: a model is rewritten in the basis in which a cut does least damage, and computes the same function.
 
-Then directions go that matter least, not whole channels. As in Ashkboos et al., "SliceGPT", ICLR 2024, with directions
-weighted by what the output makes of them. Found from the graph alone.
+Then the least important directions are removed, not whole channels. As in Ashkboos et al., "SliceGPT", ICLR 2024, with
+directions weighted by their effect on the output. What can be rotated is found from the graph.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from surgeon.frontend.trace import Graph, Inputs
 from surgeon.groups.analyze import analyze, analyze_inputs
 from surgeon.groups.coupling import Group, Groups
 from surgeon.groups.interpreter import Interpreter, floating
+from surgeon.ir.fingerprint import named_tensors
 from surgeon.plans.basis import Basis, basis_of, mark
 from surgeon.projection import attention_heads, channel_order, linear_streams
 from surgeon.projection.attention_heads import Match
@@ -33,19 +34,19 @@ from surgeon.projection.draft import Draft
 from surgeon.projection.linear_streams import Stream
 from surgeon.support.progress import stage
 
-#: How far the rotated model's outputs may be from the original's, relative to their size.
+#: The largest deviation of the rotated model's outputs from the original's, relative to their norm.
 TOLERANCE = 1e-3
 
 
 @public()
 @undisturbed()
 def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: Any = None) -> nn.Module:
-    """A copy of the model that computes the same, in the basis in which least is lost by a cut.
+    """A copy of the model that computes the same, in the basis in which a cut does least damage.
 
-    Linear streams are rotated from their writers to their readers, values and keys inside of each attention head;
-    inside of each group of a grouped convolution, channels are put in the order of their worth.
-    `shrink` does this on its own where it has data. A plan that is made for the copy is one of the copy's units, and
-    `Plan.apply` and `verify` take it to the copy alone.
+    Linear streams are rotated from their writers to their readers, and values and keys inside of each attention head;
+    inside of each group of a grouped convolution, channels are sorted by importance.
+    `shrink` does this itself if it has data. A plan that is made for the copy refers to the copy's units, and
+    `Plan.apply` and `verify` accept it for the copy only.
 
     Args:
         model: any module that `torch.export` can trace; it is left as it is.
@@ -54,8 +55,8 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
         example_inputs: as for `shrink`.
 
     Returns:
-        The copy, with its `Basis`; the model itself if there is nothing to rotate, or if the copy would not compute
-        the same.
+        The copy, with its `Basis`; the model itself if nothing can be rotated, or if the copy would not compute the
+        same.
 
     Raises:
         InvalidArgument, InvalidInputs: bad input.
@@ -73,13 +74,12 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
 
 
 def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -> nn.Module:
-    """As `project`, for a model that was traced and coupled already.
+    """As `project`, for a model that is already traced and coupled.
 
-    All that is decided is decided from the model as it is, before anything is changed.
+    All decisions are based on the unchanged model.
     """
     rotated = duplicate(model)
-    tensors = {**dict(rotated.named_parameters(remove_duplicate=False)),
-               **dict(rotated.named_buffers(remove_duplicate=False))}
+    tensors = dict(named_tensors(rotated))
     slots = Slots(groups, {node: node for node in groups.graph.nodes}, tensors)
     free = [group for group in groups if not _read_beside(groups, group)]
     linear = [stream for group in free if (stream := linear_streams.find(groups, group, slots)) is not None]
@@ -119,7 +119,7 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -
 
 
 def _read_beside(groups: Groups, group: Group) -> bool:
-    """Whether a part of the model that runs in train mode alone reads or writes the group: it is not looked into."""
+    """Whether a part of the model that only runs in train mode has a tensor of the group: these are not analyzed."""
     return any(groups.graph.canonical[member.tensor] not in groups.graph.read for member in group.members)
 
 
@@ -131,7 +131,7 @@ def _digest(model: nn.Module) -> str:
 
 
 class _Seen:
-    """Moments of what norms put out, before their factors, and of the outputs of queries' and keys' writers."""
+    """Moments of the outputs of norms, before their scale, and of the writers of queries and keys."""
 
     def __init__(self, groups: Groups, linear: Iterable[Stream], matches: Iterable[Match], data: Calibration) -> None:
         self.norms: dict[fx.Node, Moments] = {}
@@ -160,7 +160,7 @@ class _Seen:
             if node in self.queries:
                 _add(self.queries[node], value, axis)
             if node in self.keys:
-                # What all keys of a sample have in common adds the same to all scores: softmax doesn't see it.
+                # What all keys of a sample have in common adds the same to all scores, to which softmax is invariant.
                 others = [dim for dim in range(1, value.dim()) if dim != axis]
                 _add(self.keys[node], value - value.mean(others, keepdim=True) if others else value, axis)
 
@@ -171,7 +171,7 @@ def _add(moments: Moments, value: Tensor, axis: int) -> None:
 
 
 def _unit_axis(layer: Contraction, value: Tensor) -> int:
-    """The axis of a layer's output that its units are."""
+    """The axis of a layer's output that holds its units."""
     assert layer.along is not None
     _, _, count = layer.matrix(layer.weight.places).shape
     shape = layer.along(torch.zeros(1, count)).shape
@@ -179,7 +179,7 @@ def _unit_axis(layer: Contraction, value: Tensor) -> int:
 
 
 def _deviation(graph: Graph, tensors: Mapping[str, Tensor], batches: Sequence[Inputs]) -> float:
-    """How far the outputs with these tensors are from the model's own, relative to their size."""
+    """The deviation of the outputs with these tensors from the model's own, relative to their norm."""
     def instead(name: str, value: Tensor) -> Tensor:
         return tensors.get(name, tensors.get(graph.canonical[name], value))
 
@@ -195,7 +195,7 @@ def _deviation(graph: Graph, tensors: Mapping[str, Tensor], batches: Sequence[In
 def rotated(
     model: nn.Module, groups: Groups, data: Calibration, ignore: Ignored | Iterable[Ignored]
 ) -> tuple[nn.Module, Groups]:
-    """The model in the basis in which least is lost by a cut, and its groups; both as they are if it is in one."""
+    """The model in the basis in which a cut does least damage, and its groups; both as they are if it is rotated."""
     if basis_of(model) is not None:
         return model, groups
     with stage("project"):

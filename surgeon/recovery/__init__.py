@@ -1,4 +1,4 @@
-"""Recovery without labels: compensation of what a cut removed, BatchNorm, distillation."""
+"""Recovery without labels: compensation for what a cut removed, BatchNorm re-estimation, distillation."""
 
 from surgeon.recovery.recover import recover, recover_groups
 from surgeon.recovery.report import Layer, Recovery

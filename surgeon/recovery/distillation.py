@@ -1,9 +1,9 @@
-"""Distillation: all that is left of a model is moved, together, toward what the original makes of unlabeled inputs.
+"""Distillation: the smaller model is fine-tuned end to end toward the original's outputs for unlabeled inputs.
 
-Layers that were fitted one after the other cannot agree on which of their errors matter. Here gradients of the outputs'
-deviation tell, and those of the deviations on the way there, which say more than a few outputs do: Hinton et al.,
-"Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531; Romero et al., "FitNets", ICLR 2015. Few inputs
-are drawn out by mixing two at a time, since the original answers for any input: Zhang et al., "mixup", ICLR 2018, and
+Layers that are fitted one after the other cannot weigh their errors by what matters for the output. Here gradients of
+the deviation of outputs, and of some intermediate values, do so: Hinton et al.,
+"Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531; Romero et al., "FitNets", ICLR 2015. Few
+inputs are augmented by mixing two at a time, since the original labels any input: Zhang et al., "mixup", ICLR 2018, and
 Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022.
 """
 
@@ -28,20 +28,20 @@ from surgeon.rules import Kept
 from surgeon.support.memory import share_of_memory
 from surgeon.support.progress import counter
 
-#: Samples of one step; fewer where the values that its gradients need would take more than this share of the memory.
+#: Samples of one step; fewer if the values that its gradients need would take more than this share of the memory.
 TOGETHER = 64
 MEMORY = 1 / 12
-#: Samples below which what is learnt would be of them alone.
+#: Below this number of samples, training would overfit them.
 FEWEST = 64
-#: Passes over the samples, at most, and multiply-accumulate operations of all steps: about a minute of one core.
+#: The most epochs, and multiply-accumulate operations of all steps: about a minute on one core.
 PASSES = 20
 OPERATIONS = 5e11
-#: Adam's highest rate, also as a share of the size that the numbers of a tensor have.
+#: Adam's highest learning rate, and the same relative to the root mean square of a tensor.
 RATE = 3e-3
 RELATIVE_RATE = 3e-2
-#: The share of the steps in which the rate rises.
+#: The share of the steps in which the learning rate rises.
 RISE = 0.1
-#: Layers whose outputs are compared, spread over the model, and what they count for beside the model's outputs.
+#: The most layers whose outputs are compared, spread over the model, and their weight relative to the model's outputs.
 COMPARED = 8
 INSIDE = 3.0
 
@@ -49,27 +49,27 @@ INSIDE = 3.0
 def distill_groups(
     groups: Groups, kept: Kept, model: nn.Module, tensors: Mapping[str, Tensor], data: Calibration, seed: int = 0
 ) -> tuple[int, str]:
-    """Move the parameters that the cut touches; how many steps that took, and if none were, why not.
+    """Train the parameters that the cut affects; returns the number of steps, and if it is 0, the reason.
 
     Args:
         groups: of the original.
-        kept: what is left of it.
-        model: the smaller model, for its parameters; those that change are written to.
+        kept: what is kept of it.
+        model: the smaller model; those of its parameters that change are written to.
         tensors: all of its tensors by name.
-        data: unlabeled inputs; those held back are not looked at. Noise teaches nothing, and few hardly more.
-        seed: of the order of the samples, and of what is mixed with what.
+        data: unlabeled inputs; those held back are not used. Noise and few samples are refused.
+        seed: for the order of the samples, and how they are mixed.
     """
     if data.noise:
-        return 0, "inputs that are noise teach nothing"
+        return 0, "nothing can be learned from noise"
     run = _Learner(groups, kept, model, tensors)
     samples = _Samples(groups, data.fit, seed)
     if samples.count < FEWEST:
-        return 0, f"{samples.count} samples to learn from are too few, it takes {FEWEST}"
+        return 0, f"{samples.count} samples are too few, at least {FEWEST} are needed"
     steps = _steps(groups, kept, samples)
     if not steps:
         return 0, "a single step would take too many operations"
     if not run.learnt:
-        return 0, "no floating parameter is touched by the cut"
+        return 0, "the cut affects no floating-point parameter"
     learnt = list(run.learnt.values())
     rates = [min(RATE, RELATIVE_RATE * float(each.detach().square().mean().sqrt())) for each in learnt]
     optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(learnt, rates, strict=True)])
@@ -81,7 +81,7 @@ def distill_groups(
             progress(step, steps)
             loss = run.deviation(samples.draw())
             if not loss.requires_grad:
-                return 0, "no parameter that the cut touches moves the outputs"
+                return 0, "no parameter that the cut affects changes the outputs"
             if not bool(torch.isfinite(loss)):
                 return 0, f"at step {step + 1} of {steps}, the deviation from the original was {loss.item()}"
             optimizer.zero_grad()
@@ -93,7 +93,7 @@ def distill_groups(
 
 
 class _Learner:
-    """The smaller model beside the original, with copies of its parameters that can be moved."""
+    """The smaller model next to the original, with trainable copies of its parameters."""
 
     def __init__(self, groups: Groups, kept: Kept, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         graph = groups.graph
@@ -114,7 +114,7 @@ class _Learner:
         self.compared = contractions[:: max(1, -(-len(contractions) // COMPARED))]
 
     def deviation(self, batch: Inputs) -> Tensor:
-        """Of the outputs and of what lies before them, relative to the original's spread, squared."""
+        """The squared deviation of the outputs and of the compared layers, relative to the original's variance."""
         with torch.no_grad():
             inside, wanted = _run(self.pair.original(batch), self.compared)
             left = [self.pair.at_kept(node, value) for node, value in zip(self.compared, inside, strict=True)]
@@ -127,14 +127,12 @@ class _Learner:
         return total
 
     def write(self) -> None:
-        """Bring what was learnt into the smaller model."""
         with torch.no_grad():
             for key, value in self.learnt.items():
                 self._parameters[key].copy_(value)
 
 
 def _run(run: Interpreter, compared: Sequence[fx.Node]) -> tuple[list[Tensor], list[Tensor]]:
-    """What the compared layers give, and the outputs."""
     inside, value = [], None
     for node in run:
         value = run.compute(node)
@@ -144,9 +142,9 @@ def _run(run: Interpreter, compared: Sequence[fx.Node]) -> tuple[list[Tensor], l
 
 
 class _Samples:
-    """Draws batches without an end: the samples in random order, each mixed with another one half of the time.
+    """Draws batches endlessly: the samples in random order, each mixed with another one half of the time.
 
-    Numbers can be mixed; tokens and masks cannot, and where there are any nothing is.
+    Only numbers can be mixed: with any tokens or masks among the inputs, nothing is.
     """
 
     def __init__(self, groups: Groups, batches: Sequence[Inputs], seed: int) -> None:
@@ -168,7 +166,6 @@ class _Samples:
         self.order = torch.zeros(0, dtype=torch.long)
 
     def draw(self) -> Inputs:
-        """One batch."""
         if len(self.order) < self.together:
             self.order = torch.cat([self.order, torch.randperm(self.count, generator=self.generator)])
         chosen, self.order = self.order[: self.together], self.order[self.together :]
@@ -186,7 +183,7 @@ class _Samples:
 
 
 def _steps(groups: Groups, kept: Kept, samples: _Samples) -> int:
-    """As many as `PASSES` and `OPERATIONS` allow: a step runs the original once, and the rest there and back."""
+    """As many as `PASSES` and `OPERATIONS` allow: a step runs the original forward, and the smaller model both ways."""
     cost = Cost(groups)
     operations = max(cost.macs({}) + 3 * cost.macs(kept.widths), 1.0)
     return int(min(PASSES * samples.count, OPERATIONS / operations)) // samples.together

@@ -1,7 +1,7 @@
-"""Closed-form compensation: what is left of each layer's inputs takes over the part of what was removed.
+"""Closed-form compensation: each layer's remaining inputs take over the part of those that were removed.
 
-The idea, least squares of a layer's output on the inputs that are left, is that of He et al., "Channel Pruning for
-Accelerating Very Deep Neural Networks", ICCV 2017, for any coupled groups, and with a ridge toward the sliced weights.
+Least squares of a layer's output on its remaining inputs, as in He et al., "Channel Pruning for Accelerating Very Deep
+Neural Networks", ICCV 2017, here for any coupled groups, and with a ridge toward the sliced weights.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from surgeon.calibration.moments import Moments
 from surgeon.calibration.parameter_slots import Slot, Slots
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import floating
+from surgeon.ir.operators import operator_name
 from surgeon.recovery.pair import Pair
 from surgeon.recovery.report import Layer
 from surgeon.rules import Kept, arguments, where
 from surgeon.support.progress import counter
 
-#: Rows that moments are taken of: so many for each input of a layer, within so many operations.
+#: Rows that moments are computed from: this many for each input of a layer, within this many operations.
 ROWS_PER_INPUT = 40
 FEWEST_ROWS = 4096
 MOST_OPERATIONS = 2e11
-#: A layer whose output deviates by less is right as it is.
+#: A layer whose output deviates by less is left as it is.
 EXACT = 1e-6
 
 
 @dataclass
 class Outcome:
-    """What was done, and the outputs' deviation."""
+    """The layers and batch norms that were corrected, and the outputs' deviation."""
 
     layers: list[Layer] = field(default_factory=list)
     batch_norms: int = 0
@@ -43,15 +44,15 @@ class Outcome:
 
 
 class Compensation:
-    """Runs original and smaller model side by side and corrects the smaller one on the way, in a single pass.
+    """Runs the original and the smaller model in lockstep, and corrects the smaller one on the way, in a single pass.
 
-    `tensors` are the smaller model's, by name; they are written to. Every operator is run on all batches before the
-    next one, and corrected before it is run, so that each layer is fitted to inputs that are final.
+    `tensors` are the smaller model's, by name; they are written to. Each operator is corrected, and then run on all
+    batches before the next one, so that layers are fitted to their final inputs.
 
-    Noise says nothing of how far layers drift when it is run through them. On noise, each layer is fitted by itself
-    instead, to the original's inputs and without a bias: what it reads of removed units is merged into what it reads of
-    those that stay, which is Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015, for
-    units that resemble several others.
+    On noise, the drift of the smaller model's activations means nothing. There, each layer is fitted separately
+    instead, to the original's inputs and without a bias: weights on removed units are merged into those on units that
+    are kept. This is Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015, for units
+    that resemble several others.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class Compensation:
         batch_norm: bool, compensate: bool,
     ) -> None:
         self.data, self.ridge, self.batch_norm, self.compensate = data, ridge, batch_norm, compensate
+        self.every = range(len(data.batches))
+        self.held = self.every[len(data.fit):]
         self.pair = Pair(groups, kept, tensors)
         self.full = self.pair.original(*data.batches)
         self.small = self.pair.smaller(*data.batches, tensors=self.pair.own)
@@ -67,7 +70,6 @@ class Compensation:
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
-        """Correct the smaller model."""
         total = len(self.pair.copies)
         with torch.no_grad(), counter("recover") as progress:
             for done, (node, copy) in enumerate(zip(self.full, self.small, strict=True)):
@@ -79,9 +81,8 @@ class Compensation:
         return self.outcome
 
     def _step(self, node: fx.Node, copy: fx.Node) -> None:
-        every = range(len(self.data.batches))
         same = node not in self.pair.changed
-        for batch in every:
+        for batch in self.every:
             value = self.full.compute(node, batch)
             if same:
                 self.small.set(copy, self.pair.at_kept(node, value), batch)
@@ -93,7 +94,7 @@ class Compensation:
         norm = batch_norm.find(node, self.slots.find) if self.batch_norm else None
         if norm is not None and norm.source in self.pair.changed:
             self._estimate(norm)
-        for batch in every:
+        for batch in self.every:
             self.small.compute(copy, batch)
 
     def _wanted(self, node: fx.Node, batch: int) -> Tensor:
@@ -123,9 +124,7 @@ class Compensation:
         if errors["nothing"] < EXACT:
             return
         best = min(errors, key=lambda name: errors[name])
-        self.outcome.layers.append(
-            Layer(where(layer.node), start.shape[1], errors["nothing"], errors[best], best)
-        )
+        self.outcome.layers.append(Layer(where(layer.node), start.shape[1], errors["nothing"], errors[best], best))
         if best == "nothing":
             return
         matrix, shift = candidates[best]
@@ -150,14 +149,13 @@ class Compensation:
         return moments
 
     def _input(self, layer: Contraction, batch: int) -> Tensor:
-        """What a layer is fitted on."""
         if self.data.noise:
             return self._wanted(layer.source, batch)
         value: Tensor = self.small.value(self.pair.copies[layer.source], batch)
         return value
 
     def _share(self, layer: Contraction, inputs: int) -> float:
-        """The share of the rows that is enough: rows of one sample are much alike."""
+        """The share of the rows to use: rows of one sample are similar, so that not all are needed."""
         value = self.full.value(layer.node, 0)
         groups, _, outputs = layer.matrix(layer.weight.places).shape
         total = len(self.data.fit) * value.numel() // max(groups * outputs, 1)
@@ -165,15 +163,14 @@ class Compensation:
         return float(wanted) / max(total, 1)
 
     def _judge(self, layer: Contraction, candidates: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """Each candidate's deviation on the data held back, relative to the spread of what is wanted."""
+        """Each candidate's deviation on the data held back, relative to the spread of the original's output."""
         copies = self.pair.copies
-        held = range(len(self.data.batches) - len(self.data.held_back), len(self.data.batches))
         errors = dict.fromkeys(candidates, 0.0)
-        wanted = [self._wanted(layer.node, batch) for batch in held]
+        wanted = [self._wanted(layer.node, batch) for batch in self.held]
         spread = float(sum((w - w.mean()).double().square().sum() for w in wanted))
         for name, (matrix, shift) in candidates.items():
             weight = layer.unmatrix(matrix).to(wanted[0].dtype)
-            for batch, want in zip(held, wanted, strict=True):
+            for batch, want in zip(self.held, wanted, strict=True):
                 instead = {copies[layer.weight.node]: weight, copies[layer.source]: self._input(layer, batch)}
                 have = self.small.evaluate(copies[layer.node], batch, instead)
                 if layer.along is not None:
@@ -182,12 +179,11 @@ class Compensation:
         return {name: (error / spread) ** 0.5 if spread else error for name, error in errors.items()}
 
     def _estimate(self, norm: BatchNorm) -> None:
-        every = range(len(self.data.batches))
         given = arguments(norm.node)
         mean, variance = (self._wanted(given[operand], 0).double() for operand in ("running_mean", "running_var"))
-        wanted = batch_norm.statistics(self._wanted(norm.source, batch) for batch in every)
+        wanted = batch_norm.statistics(self._wanted(norm.source, batch) for batch in self.every)
         source = self.pair.copies[norm.source]
-        found = batch_norm.statistics(self.small.value(source, batch) for batch in every)
+        found = batch_norm.statistics(self.small.value(source, batch) for batch in self.every)
         mean, variance = batch_norm.match((mean, variance), wanted, found, norm.eps)
         norm.mean.write(mean)
         norm.variance.write(variance)
@@ -195,9 +191,8 @@ class Compensation:
         self.outcome.batch_norms += 1
 
     def _deviation(self, node: fx.Node, copy: fx.Node) -> float:
-        held = range(len(self.data.batches) - len(self.data.held_back), len(self.data.batches))
         apart = size = 0.0
-        for batch in held:
+        for batch in self.held:
             mine, wanted = floating(self.small.compute(copy, batch)), floating(self.full.compute(node, batch))
             for a, b in zip(mine, wanted, strict=True):
                 apart += float((a - b).double().square().sum())
@@ -206,9 +201,9 @@ class Compensation:
 
 
 def _absorber(layer: Contraction, slots: Slots) -> tuple[Slot, float] | None:
-    """Where a shift of the layer's output can go, and with which sign.
+    """The parameter that can absorb a shift of the layer's output, and the sign.
 
-    Its own bias, or, where that is all that reads the output, a batch norm's running mean or a bias that is added.
+    Its own bias, or, if nothing else reads the output, a batch norm's running mean, or a bias that is added.
     """
     if layer.along is None:
         return None
@@ -220,7 +215,7 @@ def _absorber(layer: Contraction, slots: Slots) -> tuple[Slot, float] | None:
     norm = batch_norm.find(user, slots.find)
     if norm is not None:
         return norm.mean, -1.0
-    if isinstance(user.target, torch._ops.OpOverload) and user.target._schema.name == "aten::add":
+    if operator_name(user) == "add":
         given = arguments(user)
         other = given["other"] if given["self"] is layer.node else given["self"]
         slot = slots.find(other, user)
@@ -230,7 +225,7 @@ def _absorber(layer: Contraction, slots: Slots) -> tuple[Slot, float] | None:
 
 
 def _is_row(slot: Slot, layer: Contraction) -> bool:
-    """Whether a parameter that is added has one number for each of the layer's output units."""
+    """Whether an added parameter has one number for each of the layer's output units."""
     outputs = layer.matrix(layer.weight.places).shape
     shape = torch.zeros(outputs[0], outputs[2])
     assert layer.along is not None

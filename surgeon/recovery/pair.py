@@ -1,4 +1,4 @@
-"""The graph of the smaller model beside the original's, with the tensors of the model that is recovered."""
+"""The graphs of the original and the smaller model, with the tensors of the model that is recovered."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from surgeon.verification.check import gathered
 
 
 class Pair:
-    """Both graphs, which can be run side by side.
+    """Both graphs, to be run in lockstep.
 
-    `tensors` are the smaller model's, by name. `slim` is its graph, `copies` gives the node of it that stands for each
-    of the original's, `own` the tensors that it reads, by name. `changed` are the nodes of the original whose values
-    may differ in the smaller model from the original's at the kept positions.
+    `tensors` are the smaller model's, by name. `slim` is its graph, `copies` maps each node of the original to the
+    smaller graph's, and `own` are the tensors that it reads, by name. `changed` are the nodes of the original whose
+    values, at the kept positions, may differ in the smaller model.
     """
 
     def __init__(self, groups: Groups, kept: Kept, tensors: Mapping[str, Tensor]) -> None:
@@ -34,11 +34,9 @@ class Pair:
         self.changed = self._changed()
 
     def original(self, *batches: Any) -> Interpreter:
-        """Runs the original."""
         return Interpreter(self.groups.graph, *batches)
 
     def smaller(self, *batches: Any, tensors: Mapping[str, Tensor]) -> Interpreter:
-        """Runs the smaller graph with these tensors, by name."""
         return Interpreter(self.groups.graph, *batches, graph=self.slim, parameter=lambda name, _: tensors[name])
 
     def at_kept(self, node: fx.Node, value: Any) -> Any:

@@ -1,10 +1,11 @@
-"""Recovery from unlabeled inputs: layer after layer in one pass, and then all layers together."""
+"""Recovery from unlabeled inputs: layer by layer in one pass, and then all layers together."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from surgeon.calibration.data import Calibration, calibrate
 from surgeon.errors import PlanError
@@ -14,6 +15,7 @@ from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import normalize_inputs
 from surgeon.groups.analyze import analyze_inputs
 from surgeon.groups.coupling import Groups
+from surgeon.ir.fingerprint import named_tensors
 from surgeon.plans.basis import require
 from surgeon.plans.plan import PLAN, Plan
 from surgeon.recovery.distillation import distill_groups
@@ -39,32 +41,32 @@ def recover(
     example_inputs: Any = None,
     return_report: bool = False,
 ) -> Any:
-    """A copy of `slim` whose layers make up for what was removed, from unlabeled inputs and without labels.
+    """A copy of `slim` whose layers compensate for what was removed, from unlabeled inputs.
 
-    Each layer that reads removed units, or what they led to, gets the weights and bias that reproduce the original's
-    output best (least squares) from what is left; a layer where that does not help on inputs that were held back keeps
-    its weights. Batch norms get new running statistics. Then all layers that the cut touches are moved together, by
-    gradients, toward what the original makes of the inputs and of mixtures of them, for about a minute at most; if that
-    does not help on the inputs held back, it is undone. Both models run in eval mode.
+    Each layer that reads removed units, or values computed from them, gets the weights and bias that reproduce the
+    original's output best (least squares); it keeps its weights if that does not help on inputs that were held back.
+    Batch norms get new running statistics. Then all layers that the cut affects are fine-tuned end to end by
+    distillation, on the inputs and on mixtures of them, for about a minute at most; if that does not help on the inputs
+    held back, it is undone. Both models run in eval mode.
 
     Args:
         model: the original; it is left as it is.
         slim: what `plan` made of it, in either form; it is left as it is.
         plan: what was removed.
         data: unlabeled inputs: a tensor, or an iterable of batches, such as a DataLoader, each a tensor, a tuple that
-            starts with the inputs, or a dict by name. It is read once, no further than needed.
+            starts with the inputs, or a dict by name. It is read once, and no further than needed.
         samples: how many of them to use at most.
-        ridge: how strongly weights are held to those that they have, relative to the mean variance of their inputs; it
-            counts for more where a layer has more inputs than the data have rows.
-        batch_norm: whether running statistics are estimated anew.
+        ridge: how strongly weights are kept near their values, relative to the mean variance of their inputs; more so
+            where a layer has more inputs than the data have rows.
+        batch_norm: whether running statistics are re-estimated.
         compensate: whether weights and biases are fitted.
-        distill: whether all is moved together after that; never without `compensate`, and not by fewer than 64 samples.
+        distill: whether distillation follows; never without `compensate`, nor with fewer than 64 samples.
         example_inputs: by default like those that the plan was made with.
         return_report: return `(module, Recovery)`.
 
     Raises:
         InvalidArgument: an argument is out of range.
-        InvalidInputs: the data are empty, used up, of the wrong shape, or hold NaN.
+        InvalidInputs: the data are empty, exhausted, of the wrong shape, or hold NaN.
         PlanError: the plan is of another architecture or basis, or `slim` is not what it makes of the model.
 
     >>> import surgeon, torch
@@ -85,35 +87,35 @@ def recover(
         recovered, report = recover_groups(
             slim, groups, kept, calibration, ridge=ridge, batch_norm=batch_norm, compensate=compensate, distill=distill
         )
-    report = Recovery(**{**vars(report), "seconds": dict(seconds)})
-    return (recovered, report) if return_report else recovered
+    return (recovered, replace(report, seconds=dict(seconds))) if return_report else recovered
 
 
 def recover_groups(
     slim: nn.Module, groups: Groups, kept: Kept, calibration: Calibration, *,
     ridge: float = 1e-2, batch_norm: bool = True, compensate: bool = True, distill: bool = True,
 ) -> tuple[nn.Module, Recovery]:
-    """As `recover`, for a model that was traced and coupled already."""
+    """As `recover`, for a model that is already traced and coupled."""
     notes = []
-    before = _pass(groups, kept, _tensors(slim), calibration.judge, compensate=False, batch_norm=False)
+    before = _deviation(groups, kept, slim, calibration)
     recovered = duplicate(slim)
-    after = _pass(
-        groups, kept, _tensors(recovered), calibration, ridge=ridge, compensate=compensate, batch_norm=batch_norm
-    )
+    after = Compensation(
+        groups, kept, dict(named_tensors(recovered)), calibration, ridge=ridge, compensate=compensate,
+        batch_norm=batch_norm,
+    ).run()
     layers = tuple(after.layers)
-    if not after.deviation <= before.deviation:
+    if not after.deviation <= before:
         recovered = duplicate(slim)
         notes.append(
-            f"the outputs would deviate by {after.deviation:.3g}, more than the {before.deviation:.3g} they do, so "
-            "the model is left as it was; more, or more fitting, data may help"
+            f"the outputs would deviate by {after.deviation:.3g}, more than the {before:.3g} they do, so the model is "
+            "left as it was; more or more representative data may help"
         )
-        after = Outcome(deviation=before.deviation)
+        after = Outcome(deviation=before)
     distilled = None
     if distill and compensate and after.deviation > EXACT:
         recovered, distilled, why_not = _distilled(groups, kept, recovered, calibration, after.deviation)
         notes += [f"not distilled: {why_not}"] if why_not else []
     report = Recovery(
-        layers, after.batch_norms, calibration.samples, before.deviation,
+        layers, after.batch_norms, calibration.samples, before,
         after.deviation if distilled is None else distilled.after, (*calibration.notes, *notes), distilled=distilled,
     )
     return recovered, report
@@ -122,38 +124,31 @@ def recover_groups(
 def _distilled(
     groups: Groups, kept: Kept, model: nn.Module, data: Calibration, before: float
 ) -> tuple[nn.Module, Distillation | None, str]:
-    """What distillation makes of a smaller model, or the model itself where that is no nearer to the original.
+    """The distilled model, or the model itself if that is not nearer to the original.
 
-    Also why it was given up, if it was.
+    Also the result of distillation, or the reason why it was not done.
     """
     moved = duplicate(model)
-    steps, why_not = distill_groups(groups, kept, moved, _tensors(moved), data)
+    steps, why_not = distill_groups(groups, kept, moved, dict(named_tensors(moved)), data)
     if not steps:
         return model, None, why_not
-    after = _pass(groups, kept, _tensors(moved), data.judge, compensate=False, batch_norm=False).deviation
+    after = _deviation(groups, kept, moved, data)
     if after < before:
         return moved, Distillation(steps, before, after), ""
     return model, Distillation(0, before, before), ""
 
 
-def _pass(
-    groups: Groups, kept: Kept, tensors: dict[str, Tensor], data: Calibration, *, ridge: float = 1e-2,
-    compensate: bool, batch_norm: bool,
-) -> Outcome:
-    return Compensation(
-        groups, kept, tensors, data, ridge=ridge, batch_norm=batch_norm, compensate=compensate
+def _deviation(groups: Groups, kept: Kept, slim: nn.Module, data: Calibration) -> float:
+    """How far the outputs of a smaller model are from the original's, on the data held back."""
+    run = Compensation(
+        groups, kept, dict(named_tensors(slim)), data.judge, ridge=0.0, batch_norm=False, compensate=False
     ).run()
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {
-        **dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))
-    }
+    return run.deviation
 
 
 def _check_slim(slim: nn.Module, groups: Groups, kept: Kept) -> None:
     """Make sure that every tensor of `slim` has the size that the plan leaves."""
-    own = _tensors(slim)
+    own = dict(named_tensors(slim))
     for name, axes in groups.tensors.items():
         canonical = groups.graph.canonical[name]
         if name not in own and (canonical in own or canonical not in groups.graph.read):

@@ -1,4 +1,4 @@
-"""What a recovery did, layer by layer."""
+"""The report of a recovery, layer by layer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer that reads removed units, or what they led to.
+    """One layer that reads removed units, or values computed from them.
 
     `before` and `after` are the deviation of its output from the original's on the data held back, relative to the
-    spread of the original's; `change` says what was kept: "weights", "bias" or "nothing".
+    spread of the original's; `change` says what was changed: "weights", "bias" or "nothing".
     """
 
     name: str
@@ -27,9 +27,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Distillation:
-    """How many steps all layers were moved together for, and the outputs' deviation before that and after it.
+    """The number of steps of distillation, and the outputs' deviation before and after it.
 
-    None, if that did not help on the data held back.
+    0 steps, if it did not help on the data held back.
     """
 
     steps: int
@@ -47,7 +47,7 @@ class Recovery:
     """What `recover` did. Prints as a table.
 
     `before` and `after` are the deviation of the model's outputs from the original's on the data held back, relative to
-    the outputs' size.
+    the outputs' norm.
     """
 
     layers: tuple[Layer, ...]

@@ -1,8 +1,8 @@
-"""What a rule is: from the axes of an operator's inputs to those of its outputs, and to its new arguments.
+"""What a rule is: it maps the axes of an operator's inputs to those of its outputs, and to its new arguments.
 
 A rule is a function of a node and a `Context`, registered under the names of the ATen operators it covers. It unifies
 and pins axes through the context and returns a `Typed`: the axes of the output, what is contracted or reduced, and how
-the arguments that depend on widths are printed for a smaller graph.
+the arguments that depend on widths are written in a smaller graph.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from torch import Tensor, fx
 from surgeon.errors import first_line
 from surgeon.frontend.trace import hint
 from surgeon.ir.axes import ONE, Axis
-from surgeon.ir.operators import by_name
+from surgeon.ir.operators import by_name, operator_name
 from surgeon.ir.space import Space
 
 Axes = tuple[Axis, ...]
 
 
 class RuleDoesNotApply(Exception):
-    """What an operator is called with is not covered by its rule; the message says what."""
+    """A rule does not cover how its operator is called; the message says why."""
 
 
 class RuleFailure(UserWarning):
-    """A rule raised what it does not raise on purpose: its operator is left alone, and the rule is to be mended."""
+    """A rule failed with an unexpected error: its operator is left alone. Please report it."""
 
 
 def failed(node: fx.Node, error: Exception) -> str:
-    """Warn of an error that a rule does not raise on purpose; gives the reason to leave its operator alone."""
+    """Warn of an unexpected error in a rule; returns the reason to leave its operator alone."""
     reason = f"{where(node)}: the rule failed with {type(error).__name__} ({first_line(error)}), please report it"
     warnings.warn(reason, RuleFailure, stacklevel=2)
     return reason
@@ -43,7 +43,7 @@ def failed(node: fx.Node, error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Kept:
-    """Which units of every leaf are left; answers the questions that printing arguments asks."""
+    """Which units of each leaf are kept, and what that leaves of any axis."""
 
     space: Space
     keep: Mapping[int, Sequence[int]]
@@ -62,7 +62,7 @@ class Kept:
         return self.space.kept(axis, self.keep)
 
     def sizes(self, axes: Sequence[Axis], old: Sequence[Any]) -> list[Any]:
-        """New sizes for a list of size arguments: what does not change stays as written, be it symbolic or -1."""
+        """New sizes for a list of size arguments: sizes that don't change stay as written, be they symbolic or -1."""
         new: list[Any] = []
         for axis, size in zip(axes, old, strict=True):
             if not self.changed(axis) or (isinstance(size, int) and size < 0):
@@ -82,9 +82,8 @@ class Typed:
     `out`: the axes of the output, or of each output. `contracted`: axes that are summed over, so that a removed unit's
     contribution is simply missing. `reduced`: axes that a statistic is taken over, which changes when units are
     removed. `macs`: the axes whose sizes multiply to the multiply-accumulate operations, times `scale`; a list of such
-    products is added up. `args`:
-    how arguments, by their name in the operator's schema, are printed for a smaller graph. `target` replaces the
-    operator when any printed argument differs.
+    products is added up. `args`: how arguments, by their name in the operator's schema, are written in a smaller
+    graph. `target` replaces the operator when any printed argument differs.
     """
 
     out: Axes | list[Axes]
@@ -97,7 +96,7 @@ class Typed:
 
 
 class Context:
-    """The axes found so far, and the space that knows what is the same."""
+    """The axes found so far, and the space that records which are the same."""
 
     def __init__(self, space: Space) -> None:
         self.space = space
@@ -122,7 +121,7 @@ class Context:
         return self.space.fresh(size, pin)
 
     def sized(self, size: int, written: Any, why: str) -> Axis:
-        """A new axis whose size is an argument: pinned where that is computed, and no smaller one can be written."""
+        """A new axis whose size is an argument; pinned where that is computed: no smaller one could be written."""
         return self.space.fresh(size, None if isinstance(written, int) else why)
 
     def pinned(self, sizes: Sequence[int], why: str) -> Axes:
@@ -187,10 +186,8 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 def find(target: Any) -> Rule | None:
     """The rule for an operator, or None."""
-    if not isinstance(target, torch._ops.OpOverload):
-        return None
-    name = target._schema.name.removeprefix("aten::")
-    return RULES.get(f"{name}.{target._overloadname}") or RULES.get(name)
+    name = operator_name(target)
+    return (RULES.get(f"{name}.{target._overloadname}") or RULES.get(name)) if name else None
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -211,7 +208,7 @@ def example_number(node: fx.Node) -> Any:
     return value if isinstance(value, bool | int | float) else node
 
 
-# Arguments by which an operator that may draw random numbers draws none.
+# Values of arguments with which an operator draws no random numbers.
 _QUIET = {"train": False, "training": False, "dropout_p": 0.0, "dropout": 0.0, "p": 0.0}
 
 
@@ -236,11 +233,6 @@ def sizes_of(node: fx.Node) -> list[tuple[int, ...]]:
     return [tuple(hint(s) for s in v.shape) if isinstance(v, Tensor) else () for v in value or ()]
 
 
-def same(axes: Axes, **more: Any) -> Typed:
-    """The output has the axes of the input."""
-    return Typed(out=axes, **more)
-
-
 def dims(value: Any, rank: int) -> list[int]:
     """A dim argument as ascending, non-negative dims; None means all."""
     if value is None or value == []:
@@ -255,8 +247,5 @@ def where(node: fx.Node) -> str:
     path = next(reversed(list(stack.values())), ("", None))[0] if stack else ""
     path = str(path).removeprefix("L['self'].").removeprefix("L['self']")
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        operator = target._opname
-    else:
-        operator = getattr(target, "__name__", str(target))
+    operator = getattr(target, "_opname", None) or getattr(target, "__name__", str(target))
     return f"{operator} in {path}" if path else operator

@@ -52,7 +52,7 @@ def addmm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 def grouped_matmul(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """Rows (T, K), in stretches that end at the offsets, each times a matrix of its own of (E, K, N) -> (T, N)."""
     x, w = c.of(a["input"]), c.of(a["weight"])
-    c.pin((x[0], w[0], *c.of(a["offs"])), f"{where(node)}: rows are dealt out to the matrices by number")
+    c.pin((x[0], w[0], *c.of(a["offs"])), f"{where(node)}: rows are assigned to the matrices by number")
     c.unify(x[1], w[1], f"{where(node)}: the rows' units do not align with the matrices'")
     return Typed((x[0], w[2]), contracted=(w[1],), macs=(x[0], *w[1:]))
 
@@ -97,7 +97,7 @@ def _equation(equation: str, ranks: list[int]) -> tuple[list[list[str]], list[st
         before, dots, after = term.partition("...")
         return [*before, *([str(n) for n in range(count - 1, -1, -1)] if dots else ()), *after]
 
-    if not arrow:  # then the letters that occur once stay, in their order
+    if not arrow:  # then the letters that occur once are kept, in alphabetical order
         right = "..." * ("..." in left) + "".join(sorted(x for x in set(left) - {",", "."} if left.count(x) == 1))
     return [names(term, count) for term, count in zip(written, hidden, strict=True)], names(right, max(hidden))
 
@@ -118,7 +118,7 @@ def bilinear(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("conv1d", "conv2d", "conv3d", "convolution")
 def convolution(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     if a.get("transposed"):
-        return _transposed(node, a, c)
+        return conv_transpose(node, a, c)
     x, w = c.of(a["input"]), c.of(a["weight"])
     groups = number(a, "groups")
     spatial = len(w) - 2
@@ -137,10 +137,6 @@ def convolution(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_transpose(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    return _transposed(node, a, c)
-
-
-def _transposed(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """The weight is (in, out / groups, *kernel)."""
     x, w = c.of(a["input"]), c.of(a["weight"])
     groups = number(a, "groups")

@@ -1,9 +1,10 @@
-"""Operators that read or write positions by number, and those that make tensors out of nothing."""
+"""Operators that read or write positions by number, and those that create tensors."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
 from surgeon.ir.axes import ONE
@@ -36,19 +37,18 @@ def index(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 
 
 def _indexed(x: Axes, indices: list[Any], sizes: tuple[int, ...] | None, action: str, c: Context) -> Axes:
-    """The axes of what stands at `indices` of `x`; `sizes` are its sizes, where they are known."""
+    """The axes of `x[indices]`; `sizes` are its sizes, where they are known."""
     why = f"{action} by number"
-    masks = [i for i in indices if i is not None and _is_mask(i)]
+    masks = [i for i in indices if _is_mask(i)]
+    at = [d for d, i in enumerate(indices) if i is not None]
     if masks:
-        before = next((d for d, i in enumerate(indices) if i is not None), 0)
-        mask = c.of(masks[0])
-        if len([i for i in indices if i is not None]) > 1:
+        before, mask = at[0], c.of(masks[0])
+        if len(at) > 1:
             c.pin(x, why)
             return c.pinned(sizes or (), why)
         c.pin((*x[before : before + len(mask)], *mask), why)
         chosen = c.pinned(sizes[before : before + 1], why) if sizes is not None else (ONE,)
         return (*x[:before], *chosen, *x[before + len(mask) :])
-    at = [d for d, i in enumerate(indices) if i is not None]
     c.pin([x[d] for d in at], why)
     looked_up = c.broadcast([c.of(indices[d]) for d in at], why)
     adjacent = at == list(range(at[0], at[-1] + 1))
@@ -59,7 +59,7 @@ def _indexed(x: Axes, indices: list[Any], sizes: tuple[int, ...] | None, action:
 
 def _is_mask(node: Any) -> bool:
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return value is not None and not value.dtype.is_floating_point and str(value.dtype) in ("torch.bool", "torch.uint8")
+    return value is not None and value.dtype in (torch.bool, torch.uint8)
 
 
 @rule("index_select", "index_add", "index_copy")
@@ -84,8 +84,7 @@ def gather(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x, i = c.of(a["self"]), c.of(a.get("index", a.get("indices")))
     why = f"{where(node)}: positions are read or written by number"
     dim = axis_at(a, x) if a["dim"] is not None else None
-    others = [c.of(a[name]) for name in ("src",) if isinstance(a.get(name), fx.Node)]
-    for axes in (i, *others):
+    for axes in (i, *([c.of(a["src"])] if isinstance(a.get("src"), fx.Node) else [])):
         for d, (axis, other) in enumerate(zip(x, axes, strict=False)):
             if d == dim or axis.size != other.size:
                 c.pin((axis, other), why)
@@ -97,7 +96,7 @@ def gather(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 
 @rule("index_put", "_unsafe_index_put")
 def index_put(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """The values broadcast to what stands at the indices; axes that are not indexed pass through."""
+    """The values are broadcast to `self[indices]`; axes that are not indexed pass through."""
     x, values = c.of(a["self"]), c.of(a["values"])
     action = f"{where(node)}: positions are written"
     indices = [i for i in a["indices"] if i is not None]
@@ -138,7 +137,7 @@ def positions(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "empty.memory_format", "rand",
       "randn")
 def uniform(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """A tensor whose elements do not depend on their position: its units may go with those that they meet."""
+    """A tensor whose elements don't depend on their position: its units can be removed with those that they meet."""
     why = f"{where(node)}: a computed size"
     axes = tuple(c.sized(size, amount, why) for size, amount in zip(size_of(node), a["size"], strict=True))
     return Typed(axes, args={"size": lambda kept: kept.sizes(axes, a["size"])})
@@ -148,7 +147,7 @@ def uniform(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
       "searchsorted", "nonzero", "repeat_interleave.Tensor", "masked_select", "hann_window", "fft_fftfreq",
       "unique_consecutive", "bincount")
 def numbered(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """A tensor whose elements depend on their position, or on values: no position may disappear."""
+    """A tensor whose elements depend on their position, or on values: no position may be removed."""
     why = f"{where(node)}: values that depend on the position"
     for value in a.values():
         c.pin(c.of(value), why)
@@ -159,9 +158,6 @@ def numbered(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
       "item", "_local_scalar_dense")
 def effect_free(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """Computes no tensor. An assertion about metadata still holds: it is dropped when the graph is rewritten."""
-    for value in a.values():
-        if operator_name(node) in ("item", "_local_scalar_dense"):
-            c.pin(c.of(value), f"{where(node)}: a value is read")
+    if operator_name(node) in ("item", "_local_scalar_dense"):
+        c.pin(c.of(a["self"]), f"{where(node)}: a value is read")
     return Typed(())
-
-

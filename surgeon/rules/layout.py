@@ -15,7 +15,7 @@ from surgeon.rules.reading import axis_at, number, numbers
 
 
 def regroup(node: fx.Node, axes: Axes, sizes: Sequence[int], c: Context) -> Axes:
-    """`axes` viewed with new `sizes`: both shapes are cut into minimal chunks of equal size, chunk by chunk."""
+    """`axes` viewed with new `sizes`: both shapes are cut into minimal chunks of equal size, which are matched."""
     out: list[Axis] = []
     old = list(axes)
     new = list(sizes)
@@ -103,8 +103,7 @@ def movedim(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("squeeze", "squeeze_copy")
 def squeeze(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
-    dim = a.get("dim")
-    over = range(len(x)) if dim is None else dims(dim, len(x))
+    over = dims(a.get("dim"), len(x))
     return Typed(tuple(axis for i, axis in enumerate(x) if i not in over or axis.size != 1))
 
 
@@ -120,8 +119,7 @@ def unbind(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
     dim = axis_at(a, x)
     c.pin((x[dim],), f"{where(node)}: every position is taken apart by its number")
-    rest = (*x[:dim], *x[dim + 1 :])
-    return Typed([rest] * x[dim].size)
+    return Typed([(*x[:dim], *x[dim + 1 :])] * x[dim].size)
 
 
 @rule("select", "select_copy")

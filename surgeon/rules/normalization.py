@@ -1,4 +1,4 @@
-"""Norms, softmax and other reductions: what they sum exactly, and what they take a statistic over."""
+"""Norms, softmax and other reductions: which axes they sum over, and over which they take a statistic."""
 
 from __future__ import annotations
 
@@ -30,17 +30,12 @@ def batch_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     return Typed(x, reduced=(*(() if per_sample else x[:1]), *x[2:]) if uses_input else ())
 
 
-@rule("_native_batch_norm_legit_no_training")
+@rule("_native_batch_norm_legit", "_native_batch_norm_legit.no_stats", "_native_batch_norm_legit_no_training")
 def native_batch_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["input"])
     _per_channel(node, a, c, x[1], _BATCH_NORM)
-    return Typed([x, (), ()])
-
-
-@rule("_native_batch_norm_legit", "_native_batch_norm_legit.no_stats")
-def native_batch_norm_training(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    x = c.of(a["input"])
-    _per_channel(node, a, c, x[1], _BATCH_NORM)
+    if operator_name(node).endswith("no_training"):
+        return Typed([x, (), ()])
     return Typed([x, (x[1],), (x[1],)], reduced=(x[0], *x[2:]))
 
 
@@ -108,7 +103,7 @@ def moments(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 
 @rule("max.dim", "min.dim", "median.dim", "mode", "cummax", "cummin")
 def extreme(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """The second output is a position, so no position may disappear."""
+    """The second output is a position, so that no position may be removed."""
     x = c.of(a["self"])
     over = axis_at(a, x)
     c.pin((x[over],), f"{where(node)}: positions along the axis are returned")
@@ -124,15 +119,15 @@ def running_sum(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 
 @rule("cumprod", "logcumsumexp")
 def running(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """A running product, or the like, in which every position has a part."""
+    """A running product, or the like, to which every position contributes."""
     x = c.of(a["self"])
-    c.pin(x[axis_at(a, x) :][:1] if x else (), f"{where(node)}: every position has a part in those that follow")
+    c.pin(x[axis_at(a, x) :][:1] if x else (), f"{where(node)}: every position contributes to those that follow")
     return Typed(x)
 
 
 @rule("_weight_norm_interface", "_weight_norm")
 def weight_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """v / ||v|| · g, a norm over all axes but one: those are pinned, so that the weight stays what it is."""
+    """v / ||v|| · g, with a norm over all axes but one: those are pinned, so that the weight does not change."""
     v, g = c.of(a["v"]), c.of(a["g"])
     dim = axis_at(a, v)
     c.pin([axis for i, axis in enumerate(v) if i != dim], f"{where(node)}: weight norm is taken over this axis")
@@ -177,4 +172,3 @@ def matrix_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
         if isinstance(value, fx.Node):
             c.pin(c.of(value), f"{where(node)}: a norm over several axes")
     return Typed(c.pinned(size_of(node), f"output of {where(node)}"))
-

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
 
 from surgeon.ir.operators import operator_name
-from surgeon.rules.base import Context, Typed, rule, size_of, sizes_of, where
+from surgeon.rules.base import Axes, Context, Typed, rule, size_of, sizes_of, where
 
 _RANK = {"1d": 1, "2d": 2, "3d": 3}
 
@@ -18,21 +19,21 @@ _RANK = {"1d": 1, "2d": 2, "3d": 3}
       "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
       "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
 def windows(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    rank = next(n for tag, n in _RANK.items() if tag in operator_name(node))
-    x = c.of(a.get("self", a.get("input")))
-    why = f"{where(node)}: spatial axis"
-    c.pin(x[-rank:], why)
-    return Typed((*x[:-rank], *c.pinned(size_of(node)[-rank:], why)))
+    return Typed(_windowed(node, c.of(a.get("self", a.get("input"))), size_of(node), c))
 
 
 @rule(*[f"adaptive_max_pool{rank}" for rank in _RANK], *[f"max_pool{rank}_with_indices" for rank in _RANK])
 def windows_with_indices(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    out = _windowed(node, c.of(a["self"]), sizes_of(node)[0], c)
+    return Typed([out, out])
+
+
+def _windowed(node: fx.Node, x: Axes, sizes: Sequence[int], c: Context) -> Axes:
+    """The axes `x` with new, pinned spatial axes of the output's `sizes`."""
     rank = next(n for tag, n in _RANK.items() if tag in operator_name(node))
-    x = c.of(a["self"])
     why = f"{where(node)}: spatial axis"
     c.pin(x[-rank:], why)
-    out = (*x[:-rank], *c.pinned(sizes_of(node)[0][-rank:], why))
-    return Typed([out, out])
+    return (*x[:-rank], *c.pinned(sizes[-rank:], why))
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
@@ -47,9 +48,6 @@ def grid_sampler(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 
 @rule("max_unpool2d", "max_unpool3d")
 def unpool(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """Values (N, C, *spatial) go where the indices, of the same shape, say: to positions of their own channel."""
-    rank = next(n for tag, n in _RANK.items() if tag in operator_name(node))
-    why = f"{where(node)}: spatial axis"
+    """Values (N, C, *spatial) go to the positions that the indices, of the same shape, give within their channel."""
     x = c.broadcast([c.of(a["self"]), c.of(a["indices"])], f"{where(node)}: values and indices do not align")
-    c.pin(x[-rank:], why)
-    return Typed((*x[:-rank], *c.pinned(size_of(node)[-rank:], why)))
+    return Typed(_windowed(node, x, size_of(node), c))

@@ -1,4 +1,4 @@
-"""How rules read the arguments of an operator: where a rule needs a number, a computed one is not covered."""
+"""How rules read an operator's arguments: where they need a number, a computed one is not covered."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def numbers(a: Mapping[str, Any], name: str, values: Sequence[Any] | None = None
 
 
 def axis_at(a: Mapping[str, Any], axes: Sequence[Axis], name: str = "dim") -> int:
-    """Which of `axes` an argument names, counted from the front. Raises RuleDoesNotApply where there is none.
+    """The index of the axis that an argument names, counted from the front. Raises RuleDoesNotApply without axes.
 
     >>> from surgeon.ir.axes import ONE
     >>> axis_at({"dim": -1}, [ONE, ONE])

@@ -24,7 +24,10 @@ def recurrent(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     each = 4 if a["has_biases"] else 2
     x = c.of(a["input"])
     if len(parameters) != each * a["num_layers"] * directions:
-        return _projected(node, [*parameters, *states, x], c)
+        projected = f"{where(node)}: a recurrent layer with projections"
+        for axes in (*parameters, *states, x):
+            c.pin(axes, projected)
+        return Typed([c.pinned(size, projected) for size in sizes_of(node)])
     hidden = states[0][-1]
     for state in states[1:]:
         c.unify(hidden, state[-1], why)
@@ -38,9 +41,7 @@ def recurrent(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
             c.unify(feature, own[0][1], why)
             c.unify(hidden, own[1][1], why)
             for axes in own:
-                gate, units = c.divide(axes[0], [_GATES[kind], hidden.size], why)
-                c.pin((gate,), f"{where(node)}: gates")
-                c.unify(units, hidden, why)
+                _gated(node, axes[0], _GATES[kind], hidden, c)
         feature = concat([hidden] * directions)
     for state in states:
         c.pin(state[:1], f"{where(node)}: layers and directions")
@@ -51,11 +52,11 @@ def recurrent(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     return Typed([(*x[:-1], feature), *states], contracted=gates, macs=macs)
 
 
-def _projected(node: fx.Node, operands: list[Axes], c: Context) -> Typed:
-    why = f"{where(node)}: a recurrent layer with projections"
-    for axes in operands:
-        c.pin(axes, why)
-    return Typed([c.pinned(size, why) for size in sizes_of(node)])
+def _gated(node: fx.Node, rows: Axis, gates: int, hidden: Axis, c: Context) -> None:
+    """The rows of a weight or bias are (gates hidden)."""
+    gate, units = c.divide(rows, [gates, hidden.size], f"{where(node)}: hidden units do not align")
+    c.pin((gate,), f"{where(node)}: gates")
+    c.unify(units, hidden, f"{where(node)}: hidden units do not align")
 
 
 @rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
@@ -72,9 +73,7 @@ def cell(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
         c.broadcast([x[:-1], state[:-1]], why)
         c.unify(hidden, state[-1], why)
     for axes in (ins, own, *(c.of(a[name]) for name in ("b_ih", "b_hh") if a[name] is not None)):
-        gate, units = c.divide(axes[0], [_GATES[kind], hidden.size], why)
-        c.pin((gate,), f"{where(node)}: gates")
-        c.unify(units, hidden, why)
+        _gated(node, axes[0], _GATES[kind], hidden, c)
     out = (*x[:-1], hidden)
     macs: list[Axes] = [(*x[:-1], *ins), (*x[:-1], *own)]
     return Typed([out] * len(states) if kind == "lstm" else out, contracted=(ins[1], own[1]), macs=macs)

@@ -1,8 +1,9 @@
-"""Operators that put axes together or take them apart: concatenation, splitting, slicing, padding, repetition."""
+"""Operators that join axes or take them apart: concatenation, splitting, slicing, padding, repetition."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import fx
 
 from surgeon.ir.axes import ONE, Axis, concat, prod
 from surgeon.ir.operators import operator_name
-from surgeon.rules.base import Axes, Context, Kept, RuleDoesNotApply, Typed, rule, size_of, sizes_of, where
+from surgeon.rules.base import Axes, Context, Kept, Printer, RuleDoesNotApply, Typed, rule, size_of, sizes_of, where
 from surgeon.rules.reading import axis_at, number, numbers
 
 
@@ -58,16 +59,11 @@ def split(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
     dim = axis_at(a, x)
     sizes = [size[dim] for size in sizes_of(node)]
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    parts = iter(c.space.cut(x[dim], ends[:-1], f"{where(node)}: a split across units"))
+    parts = iter(c.space.cut(x[dim], list(accumulate(sizes))[:-1], f"{where(node)}: a split across units"))
     segments = [next(parts) if size else concat([]) for size in sizes]
-
-    def split_sizes(kept: Kept) -> list[int]:
-        return [kept.width(part) for part in segments]
-
     return Typed(
         [(*x[:dim], part, *x[dim + 1 :]) for part in segments],
-        args={"split_sizes": split_sizes},
+        args={"split_sizes": lambda kept: [kept.width(part) for part in segments]},
         target=torch.ops.aten.split_with_sizes.default,
     )
 
@@ -93,13 +89,8 @@ def slice_(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
         return _strided(node, x, dim, start, end, step, c)
     before, part = _segment(node, axis, start, end, c)
     if "length" in a:
-        args = {"start": lambda k: k.width(before), "length": lambda k: k.width(part)}
-    else:
-        args = {
-            "start": lambda k: k.width(before) if k.changed(axis) else a["start"],
-            "end": lambda k: k.width(before) + k.width(part) if k.changed(axis) else a["end"],
-        }
-    return Typed(rest(part), args=args)
+        return Typed(rest(part), args={"start": lambda k: k.width(before), "length": lambda k: k.width(part)})
+    return Typed(rest(part), args=_ends(a, axis, before, part))
 
 
 def _are_computed(a: dict[str, Any]) -> bool:
@@ -107,7 +98,7 @@ def _are_computed(a: dict[str, Any]) -> bool:
 
 
 def bounds(a: Mapping[str, Any], size: int) -> tuple[int, int]:
-    """From where to where a slice of an axis of `size` positions goes, counted from the front."""
+    """The start and end of a slice of an axis of `size` positions, counted from the front."""
     start = a.get("start") or 0
     start = min(max(start + size if start < 0 else start, 0), size)
     end = start + a["length"] if "length" in a else a.get("end")
@@ -138,23 +129,26 @@ def scatter(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
         return Typed(x)
     if _are_computed(a):
         raise RuleDoesNotApply("the bounds are computed")
-    others = [(p, q) for i, (p, q) in enumerate(zip(x, y, strict=True)) if i != dim]
-    for p, q in others:
-        c.unify(p, q, why)
+    for i, (p, q) in enumerate(zip(x, y, strict=True)):
+        if i != dim:
+            c.unify(p, q, why)
     if (a.get("step") or 1) != 1:
         c.pin((x[dim], y[dim]), f"{where(node)}: strided positions are written")
         return Typed(x)
-    start, end = bounds(a, x[dim].size)
-    before, part = _segment(node, x[dim], start, end, c)
+    before, part = _segment(node, x[dim], *bounds(a, x[dim].size), c)
     if part.size == y[dim].size:
         c.unify(part, y[dim], why)
     else:
         c.pin((x[dim], y[dim]), why)
-    changed = x[dim]
-    return Typed(x, args={
-        "start": lambda k: k.width(before) if k.changed(changed) else a["start"],
-        "end": lambda k: k.width(before) + k.width(part) if k.changed(changed) else a["end"],
-    })
+    return Typed(x, args=_ends(a, x[dim], before, part))
+
+
+def _ends(a: dict[str, Any], axis: Axis, before: Axis, part: Axis) -> dict[str, Printer]:
+    """How the bounds of a slice are printed: as written where the axis does not change."""
+    return {
+        "start": lambda k: k.width(before) if k.changed(axis) else a["start"],
+        "end": lambda k: k.width(before) + k.width(part) if k.changed(axis) else a["end"],
+    }
 
 
 @rule("expand", "broadcast_to", "expand_copy", "expand_as")
@@ -178,18 +172,16 @@ def expand(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 
 @rule("repeat", "tile")
 def repeat(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """The whole axis, several times over: its units are repeated and die together."""
+    """The whole axis, several times: the copies of a unit are removed together."""
     x = c.of(a["self"])
-    times = a["repeats"] if "repeats" in a else a["dims"]
-    rank = max(len(x), len(times))
-    old = (*[ONE] * (rank - len(x)), *x)
-    counts = [new // axis.size if axis.size else 1 for new, axis in zip(size_of(node), old, strict=True)]
-    amounts = [*[1] * (rank - len(times)), *times]
-    why = f"{where(node)}: repeated a computed number of times"
-    copies = [c.sized(count, amount, why) for count, amount in zip(counts, amounts, strict=True)]
-    out = tuple(prod([n, axis]) for n, axis in zip(copies, old, strict=True))
-    offset = rank - len(times)
     name = "repeats" if "repeats" in a else "dims"
+    times = a[name]
+    offset = max(len(x) - len(times), 0)
+    old = (*[ONE] * (len(times) - len(x)), *x)
+    counts = [new // axis.size if axis.size else 1 for new, axis in zip(size_of(node), old, strict=True)]
+    why = f"{where(node)}: repeated a computed number of times"
+    copies = [c.sized(count, amount, why) for count, amount in zip(counts, [*[1] * offset, *times], strict=True)]
+    out = tuple(prod([n, axis]) for n, axis in zip(copies, old, strict=True))
     return Typed(out, args={name: lambda kept: kept.sizes(copies[offset:], times)})
 
 
@@ -208,7 +200,7 @@ def repeat_interleave(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 
 @rule("repeat_interleave.self_Tensor")
 def repeat_each(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """Each position as often as its own number says: no position of that axis may disappear."""
+    """Each position has its own number of repetitions: no position of that axis may be removed."""
     x = c.of(a["self"])
     why = f"{where(node)}: every position has a number of repetitions of its own"
     dim = axis_at(a, x) if a["dim"] is not None else None
@@ -223,21 +215,16 @@ def roll(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     if not a["dims"]:
         c.pin(x, f"{where(node)}: rolled over the flattened tensor")
         return Typed(tuple(x))
-    amounts: list[tuple[Axis, Axis]] = []
+    amounts: list[tuple[Axis, Axis, int]] = []
     for shift, dim in zip(numbers(a, "shifts"), a["dims"], strict=True):
-        axis = x[dim]
-        point = -shift % axis.size if axis.size else 0
-        if point == 0:
-            amounts.append((concat([]), axis))
-            continue
-        left, right = c.space.cut(axis, [point], f"{where(node)}: rolled across units")
-        x[dim] = concat([right, left])
-        amounts.append((right, axis))
-    old = a["shifts"]
+        axis, rolled = x[dim], concat([])
+        if axis.size and shift % axis.size:
+            left, rolled = c.space.cut(axis, [-shift % axis.size], f"{where(node)}: rolled across units")
+            x[dim] = concat([rolled, left])
+        amounts.append((rolled, axis, shift))
 
     def shifts(kept: Kept) -> list[int]:
-        return [kept.width(right) if kept.changed(axis) else shift
-                for (right, axis), shift in zip(amounts, old, strict=True)]
+        return [kept.width(rolled) if kept.changed(axis) else shift for rolled, axis, shift in amounts]
 
     return Typed(tuple(x), args={"shifts": shifts})
 
@@ -245,41 +232,35 @@ def roll(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("flip", "fliplr", "flipud", "rot90")
 def flip(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
-    if "dims" in a and operator_name(node) != "rot90":
-        c.pin([x[d] for d in a["dims"]], f"{where(node)}: the order of the units is reversed")
-        return Typed(x)
-    c.pin(x, f"{where(node)}: the order of the units is reversed")
-    return Typed(c.pinned(size_of(node), f"output of {where(node)}"))
+    some = "dims" in a and operator_name(node) != "rot90"
+    c.pin([x[d] for d in a["dims"]] if some else x, f"{where(node)}: the order of the units is reversed")
+    return Typed(x if some else c.pinned(size_of(node), f"output of {where(node)}"))
 
 
 @rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
       "replication_pad2d", "replication_pad3d", "_pad_circular")
 def pad(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """Constant padding adds units that no parameter computes; the other modes read neighbors, and so pin."""
+    """Constant padding adds units that no parameter computes; other modes read neighbors, which pins the axis."""
     x = list(c.of(a["self"]))
     sizes = size_of(node)
-    amounts = list(a["padding" if "padding" in a else "pad"])
+    name = "padding" if "padding" in a else "pad"
+    amounts = list(a[name])
     constant = a.get("mode", "constant") == "constant" and operator_name(node) in ("pad", "constant_pad_nd")
-    printed: list[tuple[int, Axis]] = []
+    printed: dict[int, Axis] = {}
     for i in range(0, len(amounts), 2):
         dim = len(x) - 1 - i // 2
-        left, right = amounts[i], amounts[i + 1]
+        left, right = amounts[i : i + 2]
         if not (isinstance(left, int) and isinstance(right, int)) or not constant or left < 0 or right < 0:
             if left == right == 0:
                 continue
             c.pin((x[dim],), f"{where(node)}: padded by its neighbors, cropped, or by a computed amount")
             x[dim] = c.fresh(sizes[dim], f"output of {where(node)}")
             continue
-        ends = [c.fresh(n) if n else concat([]) for n in (left, right)]
-        printed += [(i, ends[0]), (i + 1, ends[1])]
+        printed[i], printed[i + 1] = (c.fresh(n) if n else concat([]) for n in (left, right))
         if left or right:
-            x[dim] = concat([ends[0], x[dim], ends[1]])
-    name = "padding" if "padding" in a else "pad"
+            x[dim] = concat([printed[i], x[dim], printed[i + 1]])
 
     def new(kept: Kept) -> list[Any]:
-        values = list(amounts)
-        for index, axis in printed:
-            values[index] = kept.width(axis)
-        return values
+        return [kept.width(printed[i]) if i in printed else amount for i, amount in enumerate(amounts)]
 
     return Typed(tuple(x), args={name: new})

@@ -1,7 +1,7 @@
-"""Criteria: how much each unit of a group is worth.
+"""Importance criteria: how much each unit of a group is worth.
 
-A criterion is a plain function of the groups, one group and a random generator that gives a non-negative number for
-each unit. `register` adds one to the table under a name.
+A criterion is a function of the groups, one group and a random generator that returns a non-negative number for each
+unit. `register` adds one to the table under a name.
 """
 
 from surgeon.scoring.gradient_criteria import GRADIENT_CRITERIA, Gradients

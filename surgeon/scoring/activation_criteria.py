@@ -1,7 +1,8 @@
-"""What the activations of each unit say of it: how large they are, and how often they are not zero."""
+"""Criteria based on each unit's activations: how large they are, and how often they are not zero."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from surgeon.errors import InvalidArgument
 from surgeon.frontend.trace import Inputs
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import Interpreter
-from surgeon.scoring.norms import relative
+from surgeon.scoring.norms import averaged
 from surgeon.support.progress import counter
 
 #: The criteria that `scores` knows.
@@ -22,7 +23,7 @@ ACTIVATION_CRITERIA = ("activation", "apoz")
 
 @dataclass(frozen=True)
 class _Value:
-    """A value that an operator sums over the units of a leaf: `units` tells the unit of each position of `dim`."""
+    """A value that an operator sums over the units of a leaf; `units` are the units of the positions along `dim`."""
 
     leaf: int
     dim: int
@@ -33,7 +34,7 @@ class _Value:
 def scores(groups: Groups, batches: Sequence[Inputs], criterion: str) -> dict[int, np.ndarray]:
     """The worth of every unit by the id of the group's leaf, `(units,)` in float64, none negative.
 
-    Activations are those that the operators read which sum over the units.
+    Activations are the inputs of the operators that sum over the units.
 
     - "activation": their root mean square, at each reader relative to the mean over units, averaged over readers. As in
       Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017,
@@ -57,7 +58,7 @@ def scores(groups: Groups, batches: Sequence[Inputs], criterion: str) -> dict[in
     """
     if criterion not in ACTIVATION_CRITERIA:
         raise InvalidArgument(
-            f"importance={criterion!r} is not made of activations; choose one of {', '.join(ACTIVATION_CRITERIA)}"
+            f"importance={criterion!r} is not based on activations; choose one of {', '.join(ACTIVATION_CRITERIA)}"
         )
     values = _values(groups)
     with torch.no_grad(), counter("activations") as progress:
@@ -65,21 +66,17 @@ def scores(groups: Groups, batches: Sequence[Inputs], criterion: str) -> dict[in
             progress(done, len(batches))
             _add(groups, values, batch)
     found: dict[int, list[np.ndarray]] = {group.leaf.id: [] for group in groups}
-    for value in (value for several in values.values() for value in several):
+    for value in itertools.chain.from_iterable(values.values()):
         squares, nonzero, count = value.sums
         count = np.maximum(count, 1)
-        if criterion == "apoz":
-            found[value.leaf].append(nonzero / count)
-        elif (mine := relative(np.sqrt(squares / count))) is not None:
-            found[value.leaf].append(mine)
-    return {
-        group.leaf.id: np.mean(found[group.leaf.id], axis=0) if found[group.leaf.id] else np.zeros(group.size)
-        for group in groups
-    }
+        found[value.leaf].append(nonzero / count if criterion == "apoz" else np.sqrt(squares / count))
+    if criterion == "activation":
+        return {group.leaf.id: averaged(found[group.leaf.id], group.size) for group in groups}
+    return {group.leaf.id: np.mean(found[group.leaf.id] or [np.zeros(group.size)], axis=0) for group in groups}
 
 
 def _values(groups: Groups) -> dict[fx.Node, list[_Value]]:
-    """What the operators read that sum over units of a group."""
+    """The inputs of the operators that sum over units of a group."""
     sizes = {group.leaf.id: group.size for group in groups}
     found: dict[fx.Node, list[_Value]] = {}
     for node, typed in groups.typed.items():

@@ -1,4 +1,4 @@
-"""What gradients of the loss say of every unit: one observation for each backward pass, and criteria made of them.
+"""Criteria based on gradients of the loss: one observation for each backward pass.
 
 >>> import torch
 >>> from torch import nn
@@ -16,7 +16,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ from torch import Tensor
 
 from surgeon.errors import InvalidArgument
 from surgeon.frontend.parameters import TENSORS, public
-from surgeon.groups.coupling import GROUPS, Group, Groups, Member
-from surgeon.scoring.norms import Reductions, relative
+from surgeon.groups.coupling import GROUPS, Groups
+from surgeon.scoring.norms import Reductions, averaged
 from surgeon.support.arguments import optional, shown, text
 
 #: The criteria that `Gradients.scores` knows.
@@ -36,26 +36,23 @@ _JOINT, _SQUARE, _PLAIN = range(3)
 
 @public(groups=GROUPS, gradients=optional(TENSORS), criterion=text, state=TENSORS)
 class Gradients:
-    """Sums over observations of how the loss depends on each unit's weights w with gradients g.
+    """Statistics, over observations, of how the loss depends on each unit's weights w, with gradients g.
 
-    - "taylor": the mean over observations of (Σ w · g)², the sum over all that belongs to the unit in all members:
-      what the loss changes by when the unit goes, to first order, squared. Molchanov et al., "Importance Estimation
+    - "taylor": the mean over observations of (Σ w · g)², the sum over all weights of the unit in all members: the
+      change of the loss when the unit is removed, to first order, squared. Molchanov et al., "Importance Estimation
       for Neural Network Pruning", CVPR 2019, arXiv:1906.10771, equation 8.
-    - "fisher": half of the sum over all that belongs to the unit of the mean of (w · g)²: what the loss changes by to
-      second order, with the diagonal of the empirical Fisher information for the curvature. Theis et al., "Faster gaze
+    - "fisher": half of the sum over all weights of the unit of the mean of (w · g)²: the change of the loss to second
+      order, with the diagonal of the empirical Fisher information as the curvature. Theis et al., "Faster gaze
       prediction with dense networks and Fisher pruning", 2018, arXiv:1801.05787, equation 4.
     - "gradient": the mean of Σ |g|, in each member relative to the member's mean, averaged over members.
 
-    An observation is one call of `add`: the gradient of the mean loss of a batch. Smaller batches tell more.
+    An observation is one call of `add`: the gradient of the mean loss of a batch. Smaller batches are better.
     """
 
     def __init__(self, groups: Groups) -> None:
         self.groups = groups
-        self.count = 0
         self._reductions = Reductions(groups)
         self._members = {group.leaf.id: self._reductions.members(group) for group in groups}
-        self._sums: dict[int, np.ndarray] = {}
-        self._plain: dict[int, np.ndarray] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -70,8 +67,8 @@ class Gradients:
     def add(self, gradients: Mapping[str, Tensor] | None = None) -> bool:
         """One observation: gradients by parameter name, by default those that `backward` left in the parameters.
 
-        A parameter without a gradient counts as one whose gradient is zero. Where one is not finite, as when a scaled
-        loss overflows, nothing is added, and False is returned.
+        A parameter without a gradient counts as one whose gradient is zero. If a gradient is not finite, as when a
+        scaled loss overflows, nothing is added, and False is returned.
 
         Raises:
             InvalidArgument: no parameter of any group has a gradient, or one is of another shape than its parameter.
@@ -95,8 +92,9 @@ class Gradients:
                 key = name, member.axis
                 if key not in vectors:
                     vectors[key] = _reduce(*found[name], member.axis)
-                for units, inside in self._positions(group, member):
-                    per_unit = [np.bincount(units, row[inside], group.size) for row in vectors[key]]
+                for units in self._reductions.positions(group, member):
+                    inside = np.flatnonzero(units >= 0)
+                    per_unit = [np.bincount(units[inside], row[inside], group.size) for row in vectors[key]]
                     joint += per_unit[_JOINT]
                     self._sums[leaf][1] += per_unit[_SQUARE]
                     self._plain[leaf][index] += per_unit[_PLAIN]
@@ -112,20 +110,20 @@ class Gradients:
         """
         if criterion not in GRADIENT_CRITERIA:
             raise InvalidArgument(
-                f"importance={shown(criterion)} is not made of gradients; choose one of {', '.join(GRADIENT_CRITERIA)}"
+                f"importance={shown(criterion)} is not based on gradients; choose one of {', '.join(GRADIENT_CRITERIA)}"
             )
         if not self.count:
-            raise InvalidArgument(f"importance={criterion!r} is made of gradients: call add after loss.backward()")
+            raise InvalidArgument(f"importance={criterion!r} is based on gradients: call add after loss.backward()")
         match criterion:
             case "taylor":
                 return {leaf: sums[0] / self.count for leaf, sums in self._sums.items()}
             case "fisher":
                 return {leaf: sums[1] / self.count / 2 for leaf, sums in self._sums.items()}
             case _:
-                return {leaf: _averaged(rows) for leaf, rows in self._plain.items()}
+                return {leaf: averaged(rows, rows.shape[1]) for leaf, rows in self._plain.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that was observed, as tensors: what `load_state_dict` takes."""
+        """All observations, as tensors for `load_state_dict`."""
         state = {"count": torch.tensor(self.count)}
         for leaf, sums in self._sums.items():
             state[f"sums.{leaf}"] = torch.from_numpy(sums.copy())
@@ -133,7 +131,7 @@ class Gradients:
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what another one of the same groups has observed.
+        """Restore the observations of another one of the same groups.
 
         Raises:
             InvalidArgument: it is of other groups.
@@ -148,7 +146,7 @@ class Gradients:
         self._plain = {leaf: state[f"plain.{leaf}"].double().cpu().numpy().copy() for leaf in self._plain}
 
     def _found(self, gradients: Mapping[str, Tensor] | None) -> dict[str, tuple[Tensor, Tensor]]:
-        """Each parameter that stands in a group with its gradient, by its first name."""
+        """Each parameter of a group with its gradient, by its first name."""
         graph = self.groups.graph
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for members in self._members.values():
@@ -167,12 +165,6 @@ class Gradients:
                 found[name] = value.detach(), gradient
         return found
 
-    def _positions(self, group: Group, member: Member) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each time that the group stands in the member's axis: units, and the positions that are theirs."""
-        for units in self._reductions.positions(group, member):
-            inside = np.flatnonzero(units >= 0)
-            yield units[inside], inside
-
 
 def _reduce(value: Tensor, gradient: Tensor, axis: int) -> np.ndarray:
     """The sums of w · g, of its square and of |g| at each position of an axis, `(3, positions)`."""
@@ -181,8 +173,3 @@ def _reduce(value: Tensor, gradient: Tensor, axis: int) -> np.ndarray:
     plain = gradient.to(wide).movedim(axis, 0).reshape(value.shape[axis], -1)
     reduced = torch.stack([rows.sum(1), rows.square().sum(1), plain.abs().sum(1)])
     return reduced.double().cpu().numpy()
-
-
-def _averaged(rows: np.ndarray) -> np.ndarray:
-    found = [values for values in map(relative, rows) if values is not None]
-    return np.mean(found, axis=0) if found else np.zeros(rows.shape[1])

@@ -1,4 +1,4 @@
-"""The user's loss on labeled batches: gradients observed unit by unit, without touching the user's model."""
+"""Gradients of the user's loss on labeled batches, without changing the user's model."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def observe(model: nn.Module, groups: Groups, data: Calibration, loss: Loss) -> 
 
     Args:
         model: the model that `groups` are of; neither it nor the gradients that its parameters hold change.
-        groups: the coupled units.
-        data: inputs, and in `rest` what else each batch holds.
+        data: inputs, with the rest of each batch in `rest`.
         loss: a scalar of `loss(output, *rest)`.
 
     Raises:
@@ -50,9 +49,9 @@ def observe(model: nn.Module, groups: Groups, data: Calibration, loss: Loss) -> 
 
 
 def likelihoods(model: nn.Module, data: Calibration, loss: Loss) -> Likelihoods:
-    """What `sensitivity.measure` differentiates on the batches of `data`: less the loss, times the samples of a batch.
+    """What `fisher.measure` differentiates on the batches of `data`: minus the loss, times the samples of a batch.
 
-    The loss gets the output in the form that `model` gives it, with the traced graph's numbers in it.
+    The loss gets the output in the structure that `model` returns, with the traced graph's tensors in it.
     """
     free = duplicate(model).eval()
 
@@ -63,9 +62,7 @@ def likelihoods(model: nn.Module, data: Calibration, loss: Loss) -> Likelihoods:
         with torch.no_grad(), untouched(model):
             leaves, form = pytree.tree_flatten(free(*args, **kwargs))
         traced = iter(outputs)
-        filled = [
-            next(traced) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf for leaf in leaves
-        ]
+        filled = [next(traced) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf for leaf in leaves]
         value = evaluate(loss, pytree.tree_unflatten(filled, form), data.rest[number], outputs[0].device)
         yield -value * batch_size((args, kwargs))
 

@@ -1,26 +1,27 @@
-"""Each tensor reduced to one number a position of an axis, once, and from there to one number a unit."""
+"""Norms of the slices of tensors: one number for each position of an axis, and from these, one for each unit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from surgeon.groups.coupling import Group, Groups, Member
+from surgeon.ir.operators import operator_name
 from surgeon.rules import arguments
 
 
 class Reductions:
-    """The norms of the parameters of some groups, kept for as long as the weights do not change."""
+    """The norms of the parameters of some groups, cached; the weights must not change meanwhile."""
 
     def __init__(self, groups: Groups) -> None:
         self.groups = groups
         self._norms: dict[tuple[str, int, int], np.ndarray] = {}
-        self._batch_norm_scales: frozenset[str] | None = None
 
     def members(self, group: Group) -> list[Member]:
         """The group's members that are floating-point parameters, tied ones once."""
@@ -33,29 +34,27 @@ class Reductions:
         return list(found.values())
 
     def positions(self, group: Group, member: Member) -> list[np.ndarray]:
-        """For each time that the group stands in the member's axis: the unit of each position, or -1."""
+        """For each occurrence of the group in the member's axis: the unit of each position, or -1."""
         return self.groups.space.units(self.groups.tensors[member.tensor][member.axis], group.leaf)
 
     def sums(self, group: Group, member: Member, order: int = 2) -> np.ndarray:
         """The sum of |w| ** `order` over each unit's slice of the member, `(units,)` in float64."""
-        norms = self._reduced(member, order)
-        total = np.zeros(group.size)
-        for units in self.positions(group, member):
-            inside = units >= 0
-            total += np.bincount(units[inside], weights=norms[inside], minlength=group.size)
-        return total
-
-    def _reduced(self, member: Member, order: int) -> np.ndarray:
         key = (self.groups.graph.canonical[member.tensor], member.axis, order)
         if key not in self._norms:
             self._norms[key] = _reduce(self.groups.graph.tensor(member.tensor), member.axis, order)
-        return self._norms[key]
+        total = np.zeros(group.size)
+        for units in self.positions(group, member):
+            inside = units >= 0
+            total += np.bincount(units[inside], weights=self._norms[key][inside], minlength=group.size)
+        return total
 
+    @cached_property
     def batch_norm_scales(self) -> frozenset[str]:
-        """The names of the parameters that a batch norm multiplies its channels with."""
-        if self._batch_norm_scales is None:
-            self._batch_norm_scales = frozenset(_batch_norm_scales(self.groups))
-        return self._batch_norm_scales
+        """The names of the parameters that a batch norm multiplies its channels by."""
+        graph = self.groups.graph
+        weights = (arguments(node).get("weight") for node in graph.nodes if "batch_norm" in operator_name(node))
+        names = (graph.tensors.get(weight.name) for weight in weights if weight is not None)
+        return frozenset(graph.canonical[name] for name in names if name is not None)
 
     def features(self, group: Group, member: Member) -> Tensor:
         """Each unit's slice of the member as a row, `(units, elements)` in float32 or wider."""
@@ -72,7 +71,7 @@ _current: ContextVar[Reductions | None] = ContextVar("surgeon_reductions", defau
 
 @contextmanager
 def shared(groups: Groups) -> Iterator[Reductions]:
-    """Inside of this, `reductions(groups)` gives the same object, so that no tensor is reduced twice."""
+    """Inside of the block, `reductions(groups)` returns the same object, so that no tensor is reduced twice."""
     token = _current.set(Reductions(groups))
     try:
         yield reductions(groups)
@@ -81,7 +80,7 @@ def shared(groups: Groups) -> Iterator[Reductions]:
 
 
 def reductions(groups: Groups) -> Reductions:
-    """The reductions that are shared at the moment, or new ones."""
+    """The reductions that are currently shared, or new ones."""
     current = _current.get()
     return current if current is not None and current.groups is groups else Reductions(groups)
 
@@ -94,6 +93,16 @@ def relative(values: np.ndarray) -> np.ndarray | None:
     """
     mean = values.mean()
     return values / mean if mean > 0 else None
+
+
+def averaged(rows: Iterable[np.ndarray], size: int) -> np.ndarray:
+    """The mean of rows of `size` numbers, each relative to its own mean; rows that are zero throughout are left out.
+
+    >>> averaged([np.array([1.0, 3.0]), np.zeros(2)], 2).tolist()
+    [0.5, 1.5]
+    """
+    found = [values for values in map(relative, rows) if values is not None]
+    return np.mean(found, axis=0) if found else np.zeros(size)
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -110,13 +119,3 @@ def _reduce(tensor: Tensor, axis: int, order: int) -> np.ndarray:
     else:
         norms = values.abs()
     return norms.double().pow(order).numpy()
-
-
-def _batch_norm_scales(groups: Groups) -> Iterator[str]:
-    graph = groups.graph
-    for node in graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and "batch_norm" in node.target._schema.name:
-            weight = arguments(node).get("weight")
-            name = graph.tensors.get(weight.name) if weight is not None else None
-            if name is not None:
-                yield graph.canonical[name]

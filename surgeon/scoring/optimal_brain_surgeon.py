@@ -1,7 +1,7 @@
-"""In which order the units of a group are best removed, and what that does, when the rest makes up for each.
+"""The order in which the units of a group are best removed, and the damage when the rest compensates for each.
 
 Optimal Brain Surgeon (Hassibi and Stork, NeurIPS 1992) for units: of a reader with weights W, input covariance H and
-output-gradient moments G, the loss of the inputs S costs ½ tr(G W_S [H⁻¹]_SS⁻¹ W_Sᵀ) for each position of its output.
+output-gradient moments G, removing the inputs S costs ½ tr(G W_S [H⁻¹]_SS⁻¹ W_Sᵀ) for each position of its output.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from surgeon.calibration.fisher import Loose, Reader, Run, Sensitivity, backwards, loose_effects, per_sample
+from surgeon.calibration.fisher import Reader, Run, Sensitivity, backwards, loose_effects, per_sample
 from surgeon.frontend.trace import Inputs
 from surgeon.groups.coupling import Group, Groups
 
-#: A group is emptied in about so many steps.
+#: A group is emptied in about this many steps.
 STEPS = 64
-#: The shares of a group at whose removal the damage is looked at more closely.
+#: The removed shares of a group at which the damage is measured more closely.
 STOPS = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A group at one width: the units that are gone, and by how much its readers' matrices (G, f, o) changed."""
+    """A group at one width: the units that are removed, and how much its readers' matrices (G, f, o) changed."""
 
     gone: np.ndarray
     changes: dict[fx.Node, Tensor]
@@ -33,9 +33,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Curve:
-    """The units of a group in the order of their removal, and the damage once 1, 2, … of them are gone: `(units,)`.
+    """The units of a group in the order of their removal, and the damage once 1, 2, … are removed: `(units,)`.
 
-    `cuts` are some stops on the way, by width.
+    `cuts` are a few of the states on the way, by width.
     """
 
     order: np.ndarray
@@ -44,25 +44,26 @@ class Curve:
 
     @property
     def scores(self) -> np.ndarray:
-        """A score a unit: the damage at its removal. Units that go later have a higher one. `(units,)`."""
+        """A score for each unit: the damage at its removal, which is higher for units removed later. `(units,)`."""
         scores = np.zeros(len(self.order))
         scores[self.order] = self.damage
         return scores
 
     @property
     def by_width(self) -> np.ndarray:
-        """The damage at the widths 1, 2, … units: `(units,)`, not rising, 0 at the end."""
+        """The damage at the widths 1, 2, … units: `(units,)`, never increasing, 0 at the end."""
         return np.append(self.damage[:-1][::-1], 0.0)
 
 
 def eliminate(group: Group, sensitivity: Sensitivity, ridge: float = 1e-2, ranked: bool = False) -> Curve:
-    """Remove the units of a group, those first that do least damage, or from the last to the first if `ranked`.
+    """Remove the units of a group, those with the least damage first, or from the last to the first if `ranked`.
 
-    `ridge` dampens the covariances as it does in compensation.
+    `ridge` damps the covariances, as in compensation.
     """
     leaf = group.leaf.id
     states = [_State(reader, leaf, ridge) for reader in sensitivity.readers if leaf in reader.units and reader.count]
-    loose = _loose(group, sensitivity.loose) / (2 * max(sensitivity.samples, 1))
+    energies = (one.energy[leaf] for one in sensitivity.loose if leaf in one.energy)
+    loose = sum(energies, np.zeros(group.size)) / (2 * max(sensitivity.samples, 1))
     stops = sorted({round(group.size * (1 - share)) for share in STOPS} - {0, group.size})
     left = np.arange(group.size)
     order: list[int] = []
@@ -87,12 +88,8 @@ def eliminate(group: Group, sensitivity: Sensitivity, ridge: float = 1e-2, ranke
     return Curve(np.array(order), np.array(damage), cuts)
 
 
-def _loose(group: Group, loose: tuple[Loose, ...]) -> np.ndarray:
-    return sum((one.energy[group.leaf.id] for one in loose if group.leaf.id in one.energy), np.zeros(group.size))
-
-
 class _State:
-    """A reader's inverse covariance and weights while its inputs go."""
+    """A reader's inverse covariance and weights while its inputs are removed."""
 
     def __init__(self, reader: Reader, leaf: int, ridge: float) -> None:
         self.reader = reader
@@ -107,7 +104,7 @@ class _State:
         self.inputs = torch.arange(self.units.shape[1], device=self.units.device).expand(self.units.shape)
 
     def change(self) -> Tensor:
-        """By how much the matrix (G, f, o) changed, that of inputs that are gone to 0."""
+        """How much the matrix (G, f, o) changed; rows of removed inputs are 0 now."""
         change = -self.start
         groups = torch.arange(len(self.inputs), device=self.inputs.device)[:, None]
         change[groups, self.inputs] += self.matrix
@@ -121,39 +118,42 @@ class _State:
         return hits.nonzero()[:, 2].reshape(len(self.units), len(units), count)
 
     def _costs(self, places: Tensor) -> Tensor:
-        """The damage of each set of inputs (G, sets, k): (sets,)."""
+        """The damage of removing each set of inputs (G, sets, k): (sets,)."""
         groups = torch.arange(len(places), device=places.device)[:, None, None]
-        block = self.inverse[groups[..., None], places[..., :, None], places[..., None, :]]
+        block = self._block(places, places)
         rows = self.matrix[groups, places]
         gram = rows @ self.metric[:, None] @ rows.transpose(-1, -2)
         return torch.linalg.solve(block, gram).diagonal(dim1=-2, dim2=-1).sum((0, 2))
 
+    def _block(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The blocks of the inverse covariance at these inputs, (G, …, rows, columns)."""
+        groups = torch.arange(len(rows), device=rows.device).reshape(-1, *[1] * rows.dim())
+        return self.inverse[groups, rows[..., :, None], columns[..., None, :]]
+
     def each(self, units: np.ndarray) -> np.ndarray:
-        """What the loss of each unit alone would do, `(units,)`."""
+        """The damage of removing each unit alone, `(units,)`."""
         return self._costs(self._places(units)).cpu().numpy()
 
     def remove(self, units: np.ndarray) -> float:
-        """Remove units together; what that does."""
         places = self._places(units).flatten(1)
         cost = float(self._costs(places[:, None]).sum())
         groups = torch.arange(len(places), device=places.device)[:, None]
         kept = torch.ones(self.units.shape, dtype=torch.bool, device=places.device)
         kept[groups, places] = False
         rest = kept.nonzero()[:, 1].reshape(len(places), -1)
-        across = self.inverse[groups[..., None], rest[..., :, None], places[..., None, :]]  # (G, rest, gone)
-        block = self.inverse[groups[..., None], places[..., :, None], places[..., None, :]]
-        solved = torch.linalg.solve(block, across.transpose(1, 2))  # (G, gone, rest)
+        across = self._block(rest, places)
+        solved = torch.linalg.solve(self._block(places, places), across.transpose(1, 2))  # (G, removed, rest)
         self.matrix = self.matrix[groups, rest] - solved.transpose(1, 2) @ self.matrix[groups, places]
-        self.inverse = self.inverse[groups[..., None], rest[..., :, None], rest[..., None, :]] - across @ solved
+        self.inverse = self._block(rest, rest) - across @ solved
         self.units, self.inputs = self.units[groups, rest], self.inputs[groups, rest]
         return cost
 
 
 def refine(groups: Groups, curves: Mapping[int, Curve], sensitivity: Sensitivity, batches: Sequence[Inputs],
            seed: int = 0) -> dict[int, Curve]:
-    """The curves, corrected at their cuts by what those do to the log-likelihood, to first order, sample by sample.
+    """The curves, corrected by the effect of their cuts on the log-likelihood, to first order, sample by sample.
 
-    That counts what the curves leave out: that a sample's positions, and a group's readers, deviate alike.
+    That includes what the curves neglect: correlations between a sample's positions, and between a group's readers.
     """
     sums = {(leaf, width): 0.0 for leaf, curve in curves.items() for width in curve.cuts}
     samples = 0
@@ -178,9 +178,9 @@ def refine(groups: Groups, curves: Mapping[int, Curve], sensitivity: Sensitivity
 
 
 def _effect(reader: Reader, change: Tensor, run: Run) -> Tensor:
-    """What a change of a reader's matrix does to the log-likelihood of each sample, to first order: (samples,).
+    """The effect of a change of a reader's matrix on the log-likelihood of each sample, to first order: (samples,).
 
-    A bias makes up for the change of the mean.
+    The bias compensates for the change of the mean.
     """
     layer = reader.layer
     gradient = run.gradients[layer.node]
@@ -192,7 +192,7 @@ def _effect(reader: Reader, change: Tensor, run: Run) -> Tensor:
 
 
 def _through(curve: Curve, measured: Mapping[int, float]) -> Curve:
-    """The curve, scaled so that it passes through what was measured at some widths; it still never falls."""
+    """The curve, scaled to pass through the damage measured at some widths; it stays monotone."""
     size = len(curve.order)
     widths = sorted(measured)
     if not widths:

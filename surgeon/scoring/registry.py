@@ -1,4 +1,4 @@
-"""Every criterion by its name, with what it is told by: the weights alone, inputs, or a loss too."""
+"""Importance criteria by required input: weights, activations, or gradients."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from surgeon.scoring.labeled_gradients import observe
 from surgeon.support.arguments import meant, shown
 
 RECONSTRUCTION = "reconstruction"
-"""The criterion that needs data; the default where there are some."""
+"""The name of the criterion that is the default if there are data."""
 
 
 def settle(importance: str | Criterion | None, data: Any, loss: Any) -> str | Criterion:
-    """The criterion that is meant, or the default for what there is.
+    """The criterion to use: `importance`, or the default for the given data.
 
     >>> settle(None, None, None), settle(None, [], None), settle("l1", None, None)
     ('magnitude', 'reconstruction', 'l1')
 
     Raises:
-        InvalidArgument: there is no such criterion, or it is told by what is not given, or not by a loss that is.
+        InvalidArgument: there is no such criterion, it needs data or a loss that are missing, or it takes no loss.
     """
     if loss is not None and (data is None or (isinstance(data, str) and data == SYNTHETIC)):
-        raise InvalidArgument("loss= is taken of labeled data: pass batches such as (inputs, labels) as data=")
+        raise InvalidArgument("loss= needs labeled data: pass batches such as (inputs, labels) as data=")
     if importance is None:
         return "magnitude" if data is None else RECONSTRUCTION
     if not isinstance(importance, str):
@@ -40,17 +40,17 @@ def settle(importance: str | Criterion | None, data: Any, loss: Any) -> str | Cr
     known = (*CRITERIA, RECONSTRUCTION, *ACTIVATION_CRITERIA, *GRADIENT_CRITERIA)
     if importance not in known:
         raise InvalidArgument(
-            f"importance={shown(importance)} is no criterion; choose one of {', '.join(known)}, or pass a function"
+            f"importance={shown(importance)} is not a criterion; choose one of {', '.join(known)}, or pass a function"
             + meant(importance, known)
         )
     if importance in GRADIENT_CRITERIA and loss is None:
         raise InvalidArgument(
-            f"importance={importance!r} is made of gradients: pass batches such as (inputs, labels) as data=, and a "
+            f"importance={importance!r} is based on gradients: pass batches such as (inputs, labels) as data=, and a "
             "function of the model's output and the labels as loss="
         )
     if importance in (RECONSTRUCTION, *ACTIVATION_CRITERIA) and data is None:
         raise InvalidArgument(
-            f'importance={importance!r} is told by data: pass unlabeled inputs as data=, or data="{SYNTHETIC}"'
+            f'importance={importance!r} needs data: pass unlabeled inputs as data=, or data="{SYNTHETIC}"'
         )
     if loss is not None and importance not in (RECONSTRUCTION, *GRADIENT_CRITERIA):
         raise InvalidArgument(f"importance={importance!r} takes no loss; leave loss= out, or choose 'taylor'")
@@ -61,10 +61,10 @@ def score_groups(
     model: nn.Module, groups: Groups, importance: str | Criterion, data: Calibration | None, loss: Loss | None,
     seed: int,
 ) -> dict[int, np.ndarray]:
-    """The worth of every unit, by the id of the group's leaf, by a criterion that `settle` gave.
+    """The worth of every unit, by the id of the group's leaf, by a criterion that `settle` returned.
 
     Raises:
-        InvalidArgument, InvalidInputs: the loss does not fit the data, or a function gives no number a unit.
+        InvalidArgument, InvalidInputs: the loss does not fit the data, or a function does not score each unit.
     """
     if importance in GRADIENT_CRITERIA and data is not None and loss is not None:
         return observe(model, groups, data, loss).scores(str(importance))

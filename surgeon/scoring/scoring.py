@@ -1,4 +1,4 @@
-"""Every group's scores by one criterion, checked; and weights checked before anything is decided on them."""
+"""The scores of all groups by one criterion, checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from surgeon.support.arguments import call, meant, shown
 def score(groups: Groups, criterion: str | Criterion = "magnitude", seed: int = 0) -> dict[int, np.ndarray]:
     """The worth of every unit, by the id of the group's leaf: `(units,)` in float64, none negative.
 
-    `criterion` is a name of `CRITERIA` or a function like those in it. `seed` seeds the generator it is given.
+    `criterion` is a name in `CRITERIA`, or a function like those in it. `seed` seeds the generator that it gets.
 
     >>> from surgeon.scoring.weight_criteria import _example
     >>> groups, group = _example()
@@ -25,8 +25,8 @@ def score(groups: Groups, criterion: str | Criterion = "magnitude", seed: int = 
     [2.0, 1.0]
 
     Raises:
-        InvalidArgument: no criterion of this name, or it gave something other than a number a unit; or a seed that
-            is no integer of at least 0.
+        InvalidArgument: there is no criterion of this name, it does not return a number for each unit, or the seed is
+            not an integer of at least 0.
     """
     name, function = _named(criterion)
     rng = np.random.default_rng(seed)
@@ -42,7 +42,7 @@ def _named(criterion: str | Criterion) -> tuple[str, Criterion]:
     if isinstance(criterion, str):
         if criterion not in CRITERIA:
             raise InvalidArgument(
-                f"importance={shown(criterion)} is no criterion; choose one of {', '.join(CRITERIA)}, or pass a "
+                f"importance={shown(criterion)} is not a criterion; choose one of {', '.join(CRITERIA)}, or pass a "
                 f"function" + meant(criterion, CRITERIA)
             )
         return repr(criterion), CRITERIA[criterion]
@@ -55,12 +55,13 @@ def _checked(values: object, size: int, place: str) -> np.ndarray:
     try:
         scores = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"{place}: expected {size} numbers, one a unit, not {type(values).__name__}") from error
+        given = type(values).__name__
+        raise InvalidArgument(f"{place}: expected {size} numbers, one for each unit, not {given}") from error
     if scores.shape != (size,):
-        raise InvalidArgument(f"{place}: expected scores of shape ({size},), one a unit, got {scores.shape}")
+        raise InvalidArgument(f"{place}: expected scores of shape ({size},), one for each unit, got {scores.shape}")
     if not np.isfinite(scores).all():
         raise InvalidArgument(f"{place}: the score of unit {int(np.argmin(np.isfinite(scores)))} is not finite")
     if (scores < 0).any():
         unit = int(np.argmax(scores < 0))
-        raise InvalidArgument(f"{place}: the score of unit {unit} is negative ({scores[unit]:g}); least is 0")
+        raise InvalidArgument(f"{place}: the score of unit {unit} is negative ({scores[unit]:g}); the least is 0")
     return scores

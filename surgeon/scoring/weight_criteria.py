@@ -1,19 +1,9 @@
-"""The criteria that need no data, in a table by name.
+"""Criteria that need no data, in a table by name.
 
->>> import numpy as np
->>> import torch
->>> from torch import nn
->>> from surgeon.groups.coupling import couple
->>> from surgeon.frontend.trace import trace
->>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
->>> with torch.no_grad():
-...     _ = net[0].weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 5.0]]))
-...     _ = net[0].bias.zero_()
-...     _ = net[2].weight.copy_(torch.tensor([[1.0, 0.0, 1.0]]))
->>> groups = couple(trace(net, torch.zeros(2, 2)))
+>>> groups, group = _example()
 >>> rng = np.random.default_rng(0)
->>> {name: CRITERIA[name](groups, groups.groups[0], rng).round(2).tolist() for name in ("magnitude", "l1", "lamp")}
-{'magnitude': [1.5, 0.0, 1.5], 'l1': [8.0, 0.0, 6.0], 'lamp': [0.5, 0.0, 1.0]}
+>>> {name: CRITERIA[name](groups, group, rng).round(2).tolist() for name in ("magnitude", "l1", "lamp")}
+{'magnitude': [1.86, 0.14], 'l1': [8.0, 2.0], 'lamp': [1.0, 0.13]}
 """
 
 from __future__ import annotations
@@ -25,7 +15,7 @@ import torch
 
 from surgeon.errors import InvalidArgument
 from surgeon.groups.coupling import Group, Groups
-from surgeon.scoring.norms import reductions, relative
+from surgeon.scoring.norms import averaged, reductions
 from surgeon.support.arguments import checked, text
 
 Criterion = Callable[[Groups, Group, np.random.Generator], np.ndarray]
@@ -61,29 +51,23 @@ def register(name: str) -> Callable[[Criterion], Criterion]:
 def magnitude(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
     """The squared L2 norm of each unit's slice, in each member relative to the member's mean, averaged over members.
 
-    A layer's scale, which the next norm or layer may undo, and the number of its weights thus count for nothing.
-    Members that are zero throughout say nothing and are left out. `(units,)`.
+    So neither a layer's scale, which the next norm or layer may undo, nor the number of its weights matters.
+    Members that are zero throughout are left out. `(units,)`.
 
     Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023 (group importance); the norm as in Li et al.,
     "Pruning Filters for Efficient ConvNets", ICLR 2017.
 
-    >>> import torch
-    >>> from torch import nn
-    >>> from surgeon.groups.coupling import couple
-    >>> from surgeon.frontend.trace import trace
-    >>> groups = couple(trace(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), torch.zeros(2, 2)))
-    >>> float(magnitude(groups, groups.groups[0], np.random.default_rng(0)).mean().round(6))
-    1.0
+    >>> groups, group = _example()
+    >>> magnitude(groups, group, np.random.default_rng(0)).round(3).tolist()
+    [1.862, 0.138]
     """
     shared = reductions(groups)
-    sums = [shared.sums(group, member) for member in shared.members(group)]
-    found = [values for values in map(relative, sums) if values is not None]
-    return np.mean(found, axis=0) if found else np.zeros(group.size)
+    return averaged((shared.sums(group, member) for member in shared.members(group)), group.size)
 
 
 @register("l1")
 def l1(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
-    """The L1 norm of all that belongs to each unit, over all members together. `(units,)`.
+    """The L1 norm of each unit's weights in all members together. `(units,)`.
 
     Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017.
 
@@ -97,7 +81,7 @@ def l1(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
 
 @register("l2")
 def l2(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
-    """The L2 norm of all that belongs to each unit, over all members together. `(units,)`.
+    """The L2 norm of each unit's weights in all members together. `(units,)`.
 
     Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; He et al., "Soft Filter Pruning", IJCAI 2018.
 
@@ -110,7 +94,7 @@ def l2(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
 
 @register("bn_scale")
 def bn_scale(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
-    """The size of the scale that batch norm gives each unit, averaged over the group's batch norms. `(units,)`.
+    """The magnitude of each unit's batch norm scale, averaged over the group's batch norms. `(units,)`.
 
     A group without batch norm is judged by `magnitude`.
 
@@ -128,10 +112,9 @@ def bn_scale(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarr
     [3.0, 0.5]
     """
     shared = reductions(groups)
-    names = shared.batch_norm_scales()
     scales = []
     for member in shared.members(group):
-        if groups.graph.canonical[member.tensor] in names:
+        if groups.graph.canonical[member.tensor] in shared.batch_norm_scales:
             positions = sum(int((units >= 0).sum()) for units in shared.positions(group, member))
             scales.append(shared.sums(group, member, 1) / (positions / group.size))
     return np.mean(scales, axis=0) if scales else magnitude(groups, group, rng)
@@ -139,10 +122,10 @@ def bn_scale(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarr
 
 @register("fpgm")
 def fpgm(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
-    """How far each unit's filter is from the others: the sum of distances, in each member relative to its mean.
+    """How far each unit's filter is from the others: the sum of distances, in each member relative to the mean.
 
-    A filter near the geometric median can be stood in for by the others. The filters are the members in which the
-    units are rows (axis 0 of a weight); where there are none, all weights, and last all parameters. `(units,)`.
+    A filter near the geometric median can be replaced by the others. The filters are the members in which the units
+    are rows (axis 0 of a weight); if there are none, all weights, and otherwise all parameters. `(units,)`.
 
     He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration", CVPR 2019.
 
@@ -154,26 +137,23 @@ def fpgm(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
     members = shared.members(group)
     weights = [member for member in members if groups.graph.tensor(member.tensor).dim() > 1]
     filters = [member for member in weights if member.axis == 0] or weights or members
-    found = []
-    for member in filters:
-        rows = shared.features(group, member)
-        # Distances of differences, not of squares: filters that are the same are at 0, whatever their norm.
-        distances = torch.cdist(rows, rows, compute_mode=_mode(rows)).sum(dim=1).double().numpy()
-        values = relative(distances)
-        if values is not None:
-            found.append(values)
-    return np.mean(found, axis=0) if found else np.zeros(group.size)
+    return averaged((_distances(shared.features(group, member)) for member in filters), group.size)
 
 
-def _mode(rows: torch.Tensor) -> str:
-    """Beyond a few million differences a matrix product is worth its rounding."""
+def _distances(rows: torch.Tensor) -> np.ndarray:
+    """The sum of each row's distances to the others, `(units,)`.
+
+    They are computed from differences, not from squares, so that equal filters have distance 0, whatever their norm.
+    Beyond a few million differences, a matrix product is used all the same, for speed.
+    """
     few = rows.shape[0] ** 2 * rows.shape[1] < 1 << 24
-    return "donot_use_mm_for_euclid_dist" if few else "use_mm_for_euclid_dist"
+    mode = "donot_use_mm_for_euclid_dist" if few else "use_mm_for_euclid_dist"
+    return torch.cdist(rows, rows, compute_mode=mode).sum(dim=1).double().numpy()
 
 
 @register("lamp")
 def lamp(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
-    """Each unit's squared norm, relative to the sum of those of the units that are no smaller. `(units,)`.
+    """Each unit's squared norm, relative to the sum of those of all units at least as large. `(units,)`.
 
     Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, applied to units.
 
@@ -191,7 +171,7 @@ def lamp(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
 
 @register("random")
 def random(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
-    """A number drawn for each unit: what any other criterion must beat. `(units,)`.
+    """A random number for each unit: the baseline for all other criteria. `(units,)`.
 
     Mittal et al., "Recovering from Random Pruning", WACV 2018.
 

@@ -1,1 +1,1 @@
-"""Widths of least damage within a budget, without torch."""
+"""The solver: widths of least damage within budgets, without torch."""

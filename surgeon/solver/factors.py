@@ -1,4 +1,4 @@
-"""A cost as a sum of factors, each a function of the widths of a few leaves: what the solver works on."""
+"""A cost as a sum of factors, each a function of the widths of a few leaves, for the solver."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Factor:
         return float(self.function(*(np.float64(widths[leaf]) for leaf in self.leaves)))
 
     def table(self, candidates: Sequence[Sequence[int]]) -> np.ndarray:
-        """The values at all combinations of the leaves' candidates, one axis a leaf."""
+        """The values at all combinations of the leaves' candidates, with one axis for each leaf."""
         shape = tuple(len(each) for each in candidates)
         axes = np.ix_(*(np.asarray(each, dtype=np.float64) for each in candidates))
         return np.broadcast_to(np.asarray(self.function(*axes), dtype=np.float64), shape)
 
 
 class LatencyModel(Protocol):
-    """What the solvers need to know of a device: milliseconds as factors, and at which widths those hold."""
+    """What the solver needs to know about a device: milliseconds as factors, and the widths where these are valid."""
 
     @property
     def factors(self) -> Sequence[Factor]:
@@ -51,14 +51,13 @@ class LatencyModel(Protocol):
         """The fast widths of a leaf, ascending, the full one included."""
 
     def finest(self, leaf: int) -> tuple[int, ...]:
-        """All fast widths of a leaf, where `steps` leaves some out that are close to one another."""
+        """All fast widths of a leaf, including those that `steps` skips because they are close to one another."""
 
     def ms(self, widths: Mapping[int, int]) -> float:
-        """The latency at any widths, fast or not; leaves that are not named keep their size."""
+        """The latency at any widths, fast or not; leaves without a width keep their size."""
 
 
 def total(factors: Iterable[Factor], widths: Mapping[int, int]) -> float:
-    """The sum of the factors at these widths."""
     return sum(factor.at(widths) for factor in factors)
 
 
@@ -76,7 +75,7 @@ def scaled(factors: Iterable[Factor], scale: float) -> tuple[Factor, ...]:
 
 
 def polynomial_factors(terms: Terms, label: str = "") -> list[Factor]:
-    """The factors of a polynomial in the widths: one for each set of leaves that occurs together in a monomial.
+    """The factors of a polynomial in the widths: one for each set of leaves that occur together in a monomial.
 
     >>> [(f.leaves, f.at({0: 2, 1: 5})) for f in polynomial_factors({(0,): 3.0, (0, 0, 1): 1.0, (0, 1): 2.0})]
     [((0,), 6.0), ((0, 1), 40.0)]

@@ -1,8 +1,8 @@
-"""The best lower bound of the damage within budgets, and the points that are met on the way to it.
+"""The best lower bound of the damage within budgets, and the points found on the way to it.
 
 Every budget gets a multiplier. At fixed multipliers the least damage + multipliers · (costs - limits) of all points
-bounds the damage of those within the budgets from below. It is a concave function of the multipliers, and every point
-that is met bounds it from above by a plane: the next multipliers are where the lowest of the planes are highest.
+is a lower bound of the damage of those within the budgets. It is a concave function of the multipliers, and every
+point found bounds it from above by a plane: the next multipliers are where the minimum of the planes is highest.
 Everett, "Generalized Lagrange multiplier method for solving problems of optimum allocation of resources", Operations
 Research 11 (1963); Kelley, "The cutting-plane method for solving convex programs", SIAM Journal 8 (1960).
 """
@@ -18,7 +18,7 @@ from surgeon.errors import Infeasible
 from surgeon.solver.local_search import repair
 from surgeon.solver.problem import Problem
 
-#: Finds the point at which a multiple of the damage and multiples of the costs, `(budgets,)`, are least together.
+#: Minimizes the sum of multiples of the costs, `(budgets,)`, and a multiple of the damage.
 Minimum = Callable[[np.ndarray, float], np.ndarray]
 
 _CUTS = 40
@@ -28,28 +28,21 @@ _LISTED = 6
 
 
 def dual(problem: Problem, minimum: Minimum) -> tuple[list[np.ndarray], float]:
-    """The points that were met while the multipliers were sought, and the highest lower bound of the damage."""
+    """The points found while searching for the multipliers, and the highest lower bound of the damage."""
     limits = problem.limits
     whole = minimum(np.zeros(limits.size), 1.0)
     if problem.fits(problem.cost(whole)):
         return [whole], problem.harm(whole)
-    low = _cheapest(problem, minimum)
-    points, cuts = [], []
-
-    def cut(point: np.ndarray) -> tuple[float, np.ndarray]:
-        return problem.harm(point), problem.cost(point) / limits - 1
-
-    for point in (whole, low):
-        points.append(point)
-        cuts.append(cut(point))
-    # At the best multipliers the bound is at least cuts[0], and the cheapest point keeps it below cuts[1]: so they are
-    # at most this large.
+    points = [whole, _cheapest(problem, minimum)]
+    cuts = [(problem.harm(point), problem.cost(point) / limits - 1) for point in points]
+    # At the best multipliers the bound is at least that of cuts[0], and the cheapest point limits it by cuts[1]: so the
+    # multipliers are at most this large.
     ceiling = (cuts[1][0] - cuts[0][0]) / np.maximum(-cuts[1][1], 1e-9) + 1e-9
     bound = cuts[0][0]
     for _ in range(_CUTS):
         multipliers, above = _master(cuts, ceiling)
         point = minimum(multipliers / limits, 1.0)
-        harm, excess = cut(point)
+        harm, excess = problem.harm(point), problem.cost(point) / limits - 1
         points.append(point)
         bound = max(bound, harm + float(multipliers @ excess))
         if above - bound <= 1e-9 * max(1.0, abs(above)):
@@ -57,14 +50,14 @@ def dual(problem: Problem, minimum: Minimum) -> tuple[list[np.ndarray], float]:
         if any(harm == each[0] and (excess == each[1]).all() for each in cuts):
             break
         cuts.append((harm, excess))
-        if len(cuts) > _KEPT:  # those far above the bound no longer shape it
+        if len(cuts) > _KEPT:  # those far above the bound no longer matter
             heights = [each[0] + float(multipliers @ each[1]) for each in cuts]
             cuts.pop(max(range(2, len(cuts)), key=heights.__getitem__))
     return points, bound
 
 
 def _master(cuts: Sequence[tuple[float, np.ndarray]], ceiling: np.ndarray) -> tuple[np.ndarray, float]:
-    """The multipliers, from 0 to `ceiling`, at which the least of the planes harm + multipliers · excess is highest."""
+    """The multipliers, up to `ceiling`, at which the minimum of the planes harm + multipliers · excess is highest."""
     harms, excesses = np.array([harm for harm, _ in cuts]), np.array([excess for _, excess in cuts])
     scale = np.ptp(harms) or 1.0  # the tolerances of the linear program are absolute
     found = linprog(
@@ -77,7 +70,7 @@ def _master(cuts: Sequence[tuple[float, np.ndarray]], ceiling: np.ndarray) -> tu
 
 
 def _cheapest(problem: Problem, minimum: Minimum) -> np.ndarray:
-    """A point within all budgets, with much to spare where there is one."""
+    """A point within all budgets, far within if there is one."""
     count = problem.limits.size
     mixes = [np.ones(1)] if count == 1 else [np.array([a, 1 - a]) for a in (0.5, 0.0, 1.0, 0.25, 0.75)]
     found = [minimum(mix / problem.limits, 0.0) for mix in mixes]
@@ -90,16 +83,11 @@ def _cheapest(problem: Problem, minimum: Minimum) -> np.ndarray:
     return repaired
 
 
-class Descent:
-    """A minimum of damage + multipliers · costs in every single variable, from where the last one was."""
+def descent(problem: Problem, start: np.ndarray) -> Minimum:
+    """Coordinate descent, from `start` at first, and then from the last point that it found."""
+    point = start.copy()
 
-    def __init__(self, problem: Problem, start: np.ndarray | None = None) -> None:
-        self.problem = problem
-        self._point = np.array(problem.sizes) - 1 if start is None else start
-
-    def minimum(self, multipliers: np.ndarray, damage: float) -> np.ndarray:
-        """Damage times `damage` and costs times their multipliers, `(budgets,)`."""
-        problem, point = self.problem, self._point.copy()
+    def minimum(multipliers: np.ndarray, damage: float) -> np.ndarray:
         for _ in range(_SWEEPS):
             before = point.copy()
             for variable in range(point.size):
@@ -107,12 +95,13 @@ class Descent:
                 point[variable] = line.size - 1 - int(np.argmin(line[::-1]))
             if (point == before).all():
                 break
-        self._point = point
         return point.copy()
+
+    return minimum
 
 
 def out_of_reach(problem: Problem, point: np.ndarray) -> Infeasible:
-    """The error for budgets that are not met at the point that comes closest."""
+    """The error for budgets that can't be met, given the point that comes closest."""
     cost = problem.cost(point)
     row = int(np.argmax(cost / problem.limits))
     budget, widths = problem.budgets[row], problem.widths(point)

@@ -1,4 +1,4 @@
-"""Better points near a point: within the budgets, by one or two moves at a time."""
+"""Local search: improves a point within the budgets by one or two moves at a time."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import numpy as np
 
 from surgeon.solver.problem import Problem
 
-#: By how many candidates a variable may move in a pair of moves, up or down; alone it may move anywhere.
+#: By how many candidates a variable can move, up or down, in a pair of moves; alone it can move anywhere.
 REACH = (1, 2, 3, 5, 8, 13)
-#: Pairs of moves that are looked at, at most: more variables get a shorter reach.
+#: The most moves that are combined in pairs: with more variables, each has a shorter reach.
 MOVES = 700
 _ROUNDS = 200
 _TRIES = 20
+_SLACK = 1e-6
 
 
-def improve(problem: Problem, point: np.ndarray, rounds: int = _ROUNDS) -> np.ndarray:
-    """The point after the best single move or pair of moves, again and again, until none does less damage.
+def improve(problem: Problem, point: np.ndarray) -> np.ndarray:
+    """The point after repeatedly taking the best single move or pair of moves, until none reduces the damage.
 
-    `point` is within the budgets, and so is every point on the way.
+    `point` must be within the budgets, and all points on the way are.
     """
     point = point.copy()
     least = 1e-9 * max(1.0, abs(problem.harm(point)))
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         step = _best_step(problem, point, least)
         if step is None:
             break
@@ -31,7 +32,7 @@ def improve(problem: Problem, point: np.ndarray, rounds: int = _ROUNDS) -> np.nd
 
 
 def repair(problem: Problem, point: np.ndarray) -> np.ndarray | None:
-    """A point within the budgets by moves that free the most of what is exceeded for their damage, if there is one."""
+    """A point within the budgets, by moves that reduce the excess most for their damage; None if that fails."""
     point = point.copy()
     cost = problem.cost(point)
     for _ in range(20 * len(point)):
@@ -55,10 +56,10 @@ def repair(problem: Problem, point: np.ndarray) -> np.ndarray | None:
     return None
 
 
-def widen(problem: Problem, point: np.ndarray, slack: float = 1e-6) -> tuple[np.ndarray, list[int]]:
-    """The point with every variable as wide as costs nothing, and the variables that this has changed.
+def widen(problem: Problem, point: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """The point with each variable as wide as is free of cost, and the variables that changed.
 
-    Nothing means at most the share `slack` of a budget, which is still kept to.
+    Free means at most the share `_SLACK` of a budget, which is still met.
     """
     point, raised = point.copy(), set()
     changed = True
@@ -67,7 +68,7 @@ def widen(problem: Problem, point: np.ndarray, slack: float = 1e-6) -> tuple[np.
         for variable in range(len(point)):
             change = problem.changes(variable, point)
             cost = problem.cost(point)
-            free = (change <= slack * np.abs(cost)[:, None]).all(axis=0)
+            free = (change <= _SLACK * np.abs(cost)[:, None]).all(axis=0)
             free &= np.array([problem.fits(cost + each) for each in change.T])
             free &= problem.damage[variable] <= problem.damage[variable][point[variable]]
             widest = int(np.flatnonzero(free)[-1]) if free.any() else 0
@@ -79,7 +80,7 @@ def widen(problem: Problem, point: np.ndarray, slack: float = 1e-6) -> tuple[np.
 
 
 def _best_step(problem: Problem, point: np.ndarray, least: float) -> list[tuple[int, int]] | None:
-    """The move or pair of moves, as variables and indices, that does the least damage by more than `least`."""
+    """The move or pair of moves, as variables and indices, that reduces the damage most, and by more than `least`."""
     cost = problem.cost(point)
     reach = REACH[: max(1, MOVES // max(2 * len(point), 1))]
     offsets = np.array([*(-each for each in reversed(reach)), *reach])
@@ -123,7 +124,7 @@ def _best_step(problem: Problem, point: np.ndarray, least: float) -> list[tuple[
         trial = point.copy()
         for variable, at in step:
             trial[variable] = at
-        # What parts without a table add together is only known now.
+        # Only now is it known how parts without a table change together.
         if problem.fits(problem.cost(trial)):
             return step
     return single[1] if single is not None else None

@@ -1,6 +1,6 @@
-"""The allocation problem in numbers: candidates, damages, and costs as tables over the candidates of a few variables.
+"""The allocation problem: candidates, damages, and costs as tables over the candidates of a few variables.
 
-A point is an array of indices, one a variable, into the variables' candidates; a variable is the place of a leaf.
+A point is an array of indices into the candidates, one for each variable; a variable is the place of a leaf.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from surgeon.errors import InvalidArgument
 from surgeon.solver.factors import Factor
 
-#: A factor over more combinations than this is never tabulated, but evaluated where it is needed.
+#: A factor over more combinations than this is not tabulated, but evaluated where needed.
 WIDE = 2_000_000
 
 
@@ -22,7 +22,7 @@ WIDE = 2_000_000
 class Budget:
     """The sum of `factors` may be at most `limit`; `name` and `unit` are for messages.
 
-    Where all allocations are looked at, those that use at least `least` of it are preferred to all others.
+    Where all allocations are enumerated, those that use at least `least` of it are preferred.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Part:
-    """All factors of one budget over the same variables, as a table, or as functions where that would be too large."""
+    """All factors of one budget over the same variables: as a table, or as functions if that would be too large."""
 
     variables: tuple[int, ...]
     table: np.ndarray | None
@@ -42,9 +42,9 @@ class Part:
 
 
 class Problem:
-    """Choose a candidate a leaf: least damage within the budgets.
+    """Choose a candidate for each leaf: least damage within the budgets.
 
-    `candidates` are widths by leaf, ascending; `damage` is a number for each of them; leaves of factors are among them.
+    `candidates` are widths by leaf, ascending; `damage` is a number for each of them. They cover the factors' leaves.
     """
 
     def __init__(
@@ -62,9 +62,7 @@ class Problem:
         self.limits = np.array([budget.limit for budget in budgets], dtype=np.float64)
         place = {leaf: at for at, leaf in enumerate(self.leaves)}
         self.constants = np.zeros(len(budgets))
-        self.parts: list[list[Part]] = []
-        for row, budget in enumerate(budgets):
-            self.parts.append(self._collect(row, budget, place, wide))
+        self.parts = [self._collect(row, budget, place, wide) for row, budget in enumerate(budgets)]
         self.tabular = all(part.table is not None for parts in self.parts for part in parts)
         self.parts_of: list[list[tuple[int, Part, int]]] = [[] for _ in self.leaves]
         self.shared: dict[tuple[int, int], list[tuple[int, Part]]] = {}
@@ -80,18 +78,14 @@ class Problem:
         large: dict[tuple[int, ...], list[Factor]] = {}
         for factor in budget.factors:
             if any(leaf not in place for leaf in factor.leaves):
-                raise InvalidArgument(
-                    f"{factor.label} depends on leaves {factor.leaves}, not all of which have widths"
-                )
+                raise InvalidArgument(f"{factor.label} depends on leaves {factor.leaves}, not all of which have widths")
             variables = tuple(place[leaf] for leaf in factor.leaves)
             if math.prod(self.sizes[variable] for variable in variables) > wide:
                 large.setdefault(variables, []).append(factor)
                 continue
             table = factor.table([self.candidates[variable] for variable in variables])  # type: ignore[misc]
             if not np.isfinite(table).all():
-                raise InvalidArgument(
-                    f"the {budget.name} of {factor.label} is not finite at all of its widths"
-                )
+                raise InvalidArgument(f"the {budget.name} of {factor.label} is not finite at all of its widths")
             if variables:
                 tables[variables] = tables[variables] + table if variables in tables else table
             else:
@@ -100,7 +94,7 @@ class Problem:
         return found + [Part(variables, None, tuple(factors)) for variables, factors in large.items()]
 
     def cost(self, point: np.ndarray) -> np.ndarray:
-        """What each budget is charged, `(budgets,)`."""
+        """The cost in each budget, `(budgets,)`."""
         total = self.constants.copy()
         for row, parts in enumerate(self.parts):
             for part in parts:
@@ -108,11 +102,10 @@ class Problem:
         return total
 
     def harm(self, point: np.ndarray) -> float:
-        """The damage."""
         return float(sum(damage[at] for damage, at in zip(self.damage, point, strict=True)))
 
     def along(self, variable: int, point: np.ndarray) -> np.ndarray:
-        """What the parts with this variable are charged at each of its candidates, `(budgets, candidates)`."""
+        """The cost of the parts with this variable at each of its candidates, `(budgets, candidates)`."""
         total = np.zeros((len(self.budgets), self.sizes[variable]))
         every = np.arange(self.sizes[variable])
         for row, part, _ in self.parts_of[variable]:
@@ -120,16 +113,16 @@ class Problem:
         return total
 
     def changes(self, variable: int, point: np.ndarray) -> np.ndarray:
-        """What moving a variable alone to each of its candidates adds to the costs, `(budgets, candidates)`."""
+        """The change of cost when only this variable moves to each of its candidates, `(budgets, candidates)`."""
         along = self.along(variable, point)
         return along - along[:, point[variable]][:, None]
 
     def interaction(
         self, one: int, other: int, at: np.ndarray, other_at: np.ndarray, point: np.ndarray
     ) -> np.ndarray:
-        """By how much changing two variables at once misses the sum of changing each, `(budgets, at, other_at)`.
+        """Changing two variables at once, less the sum of changing each alone, `(budgets, at, other_at)`.
 
-        Of tables only: where a part has none, 0 stands for an unknown number.
+        Parts without a table are left out.
         """
         total = np.zeros((len(self.budgets), at.size, other_at.size))
         for row, part in self.shared.get((min(one, other), max(one, other)), ()):
@@ -139,31 +132,23 @@ class Problem:
         return total
 
     def fits(self, cost: np.ndarray) -> bool:
-        """Whether a cost is within all budgets, but for rounding."""
+        """Whether a cost is within all budgets, up to rounding."""
         return bool((cost <= self.limits * (1 + 1e-12) + 1e-15).all())
 
     def values(self, part: Part, free: Mapping[int, np.ndarray], point: np.ndarray) -> np.ndarray:
-        """A part's cost at the point, but with the variables in `free` at those broadcastable indices."""
+        """A part's cost at the point, with the variables in `free` at these broadcastable indices instead."""
         if part.table is not None:
             return part.table[tuple(free.get(variable, point[variable]) for variable in part.variables)]
-        widths = [
-            self.candidates[variable][free.get(variable, point[variable])] for variable in part.variables
-        ]
+        widths = [self.candidates[variable][free.get(variable, point[variable])] for variable in part.variables]
         value = sum(np.asarray(factor.function(*widths), dtype=np.float64) for factor in part.factors)
         shape = np.broadcast_shapes(*(each.shape for each in free.values())) if free else ()
         return np.broadcast_to(np.asarray(value), shape)
 
     def widths(self, point: np.ndarray) -> dict[int, int]:
-        """The widths by leaf that a point stands for."""
-        return {
-            leaf: int(each[at]) for leaf, each, at in zip(self.leaves, self.candidates, point, strict=True)
-        }
+        """The widths of a point, by leaf."""
+        return {leaf: int(each[at]) for leaf, each, at in zip(self.leaves, self.candidates, point, strict=True)}
 
     def point(self, widths: Mapping[int, int]) -> np.ndarray:
         """The point of these widths, each of which must be a candidate."""
-        return np.array(
-            [
-                int(np.flatnonzero(each == widths[leaf])[0])
-                for leaf, each in zip(self.leaves, self.candidates, strict=True)
-            ]
-        )
+        pairs = zip(self.leaves, self.candidates, strict=True)
+        return np.array([each.tolist().index(widths[leaf]) for leaf, each in pairs])

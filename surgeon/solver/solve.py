@@ -1,7 +1,7 @@
-"""The widths that do the least damage within one budget or two, and how far from the best they can be at most.
+"""The widths that do the least damage within one budget or two, and a bound of their distance from the best.
 
-Of the points that the search for the best bound meets (`dual`), those within the budgets are improved by moves and
-swaps (`local`), and the best is taken. Small problems are settled by looking at every allocation.
+Of the points that the search for the best bound finds (`dual`), those within the budgets are improved by local search,
+and the best is taken. In small problems, all allocations are enumerated.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from surgeon.solver.factors import Factor
-from surgeon.solver.lagrangian import Descent, Minimum, dual, out_of_reach
+from surgeon.solver.lagrangian import descent, dual, out_of_reach
 from surgeon.solver.local_search import improve, repair, widen
 from surgeon.solver.problem import Budget, Problem
 from surgeon.solver.variable_elimination import LARGEST, Elimination, find_order
 
-#: All allocations are looked at where there are no more than this.
+#: Up to this many allocations are enumerated.
 FEW = 200_000
 #: The relative distance to the bound at which an allocation counts as the best there is.
 PROVEN = 1e-6
@@ -31,10 +31,10 @@ _LISTED = 6
 
 @dataclass(frozen=True)
 class Allocation:
-    """A width a leaf.
+    """A width for each leaf.
 
-    `ms` is what the first budget is charged; no allocation within the budgets does less damage than `bound`, and `gap`
-    is the relative distance of `damage` to it, both None where no bound is known. `exact` means that none is better.
+    `ms` is the cost in the first budget. No allocation within the budgets does less damage than `bound`, and `gap` is
+    the relative distance of `damage` from it; both are None where no bound is known. `exact` means that none is better.
     """
 
     widths: dict[int, int]
@@ -59,11 +59,11 @@ def solve(
 
     Args:
         candidates: the widths that each leaf may take, ascending.
-        damage: a number for each of them, not rising.
-        budgets: one or two; the first is the one that `Allocation.ms` tells.
+        damage: a number for each of them, never increasing.
+        budgets: one or two; `Allocation.ms` is that of the first.
         names: of the leaves, for notes.
-        largest: the entries that a table may have before candidates are left out.
-        few: up to how many allocations are simply all looked at.
+        largest: the entries that a table may have before candidates are skipped.
+        few: up to how many allocations are enumerated.
 
     Raises:
         Infeasible: the budgets can't be met; the message says how far it could go and which factors hold the rest.
@@ -78,19 +78,18 @@ def solve(
     if math.prod(problem.sizes) <= few and problem.tabular:
         return _finish(problem, _best_of_all(problem), None, names, [], exact=True)
     coarse, strides = _thinned(problem, candidates, damage, largest)
+    bound: float | None = None
     notes = []
     order = find_order(coarse, largest)
     if order is not None and order.largest <= largest:
-        minimum: Minimum = Elimination(coarse, order).minimum
-        points, bound = dual(coarse, minimum)
+        points, bound = dual(coarse, Elimination(coarse, order).minimum)
     else:
         coarse = problem
         notes.append(
             "the costs tie too many widths together for an exact minimum: widths were improved one and two at a "
             "time, and how far from the best they are is not known"
         )
-        points, _ = dual(coarse, Descent(coarse).minimum)
-        bound = None
+        points, _ = dual(coarse, descent(coarse, np.array(coarse.sizes) - 1))
     if strides and coarse is not problem:
         notes.append(
             f"of {len(strides)} groups with many widths every {max(strides.values())}th was tried at first, "
@@ -101,10 +100,8 @@ def solve(
     return _finish(problem, best, bound, names, notes, exact=False)
 
 
-def cheapest(
-    candidates: Mapping[int, Sequence[int]], factors: Iterable[Factor], largest: int = LARGEST
-) -> dict[int, int]:
-    """The widths at which the sum of the factors is least, whatever they do damage; of equals the widest.
+def cheapest(candidates: Mapping[int, Sequence[int]], factors: Iterable[Factor]) -> dict[int, int]:
+    """The widths at which the sum of the factors is least, whatever the damage; of equals the widest.
 
     >>> stairs = Factor("conv", (0, 1), lambda a, b: a * np.ceil(b / 16))
     >>> cheapest({0: (8, 16), 1: (8, 16, 24)}, [stairs])
@@ -112,11 +109,11 @@ def cheapest(
     """
     none = {leaf: np.zeros(len(each)) for leaf, each in candidates.items()}
     problem = Problem(candidates, none, [Budget("cost", "", tuple(factors), np.inf)])
-    order = find_order(problem, largest)
-    if order is not None and order.largest <= largest:
+    order = find_order(problem)
+    if order is not None and order.largest <= LARGEST:
         point = Elimination(problem, order).minimum(np.ones(1), 0.0)
     else:
-        point = Descent(problem, np.zeros(len(candidates), dtype=np.int64)).minimum(np.ones(1), 0.0)
+        point = descent(problem, np.zeros(len(candidates), dtype=np.int64))(np.ones(1), 0.0)
     return problem.widths(widen(problem, point)[0])
 
 
@@ -131,7 +128,7 @@ def _thinned(
             break
         leaf = problem.leaves[variable]
         strides[leaf] = strides.get(leaf, 1) * 2
-        # From the widest down, and the narrowest too, which decides what can be met at all.
+        # From the widest down, and always the narrowest, which decides whether the budget can be met.
         chosen = {
             each: sorted({0, *range(len(candidates[each]) - 1, -1, -strides.get(each, 1))})
             for each in candidates
@@ -145,7 +142,7 @@ def _thinned(
 
 
 def _best_of_all(problem: Problem) -> np.ndarray:
-    """The best point within the budgets, of all that there are."""
+    """The best point within the budgets, by enumeration."""
     free = [variable for variable, size in enumerate(problem.sizes) if size > 1]
     shape = tuple(problem.sizes[variable] for variable in free)
     axes = dict(zip(free, np.ix_(*(np.arange(size) for size in shape)), strict=True))
@@ -170,7 +167,7 @@ def _best_of_all(problem: Problem) -> np.ndarray:
 
 
 def _refine(problem: Problem, points: Sequence[np.ndarray], thorough: bool) -> np.ndarray:
-    """The best point within the budgets that is reached from the most promising of `points`."""
+    """The best point within the budgets that local search reaches from the most promising of `points`."""
     fitting = [point for point in points if problem.fits(problem.cost(point))]
     over = [point for point in points if not problem.fits(problem.cost(point))]
     over.sort(key=lambda point: float((problem.cost(point) / problem.limits).max()))

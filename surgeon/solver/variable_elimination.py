@@ -1,8 +1,8 @@
-"""The exact minimum of damage + multipliers · costs, by eliminating one variable after the other.
+"""The exact minimum of damage + multipliers · costs, by variable elimination.
 
-A variable is minimized away for every combination of those that share a table with it, which leaves one table over
-them. In the right order the tables stay small on networks, whose layers know few widths each: three axes for chains of
-blocks on a residual stream, however many. Where every layer reads every other one's width they do not.
+A variable is eliminated by minimizing over it for every combination of those that share a table with it, which leaves
+one table over these. In a good order the tables stay small for networks whose layers depend on few widths each: three
+axes for a residual stream of any number of blocks. Where every layer depends on the width of every other, they don't.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LARGEST = 4_000_000
 
 @dataclass
 class _Bucket:
-    """The step that eliminates a variable: the first of `scope`, for all combinations of the others."""
+    """The step that eliminates a variable, the first of `scope`, for all combinations of the others."""
 
     scope: tuple[int, ...]
     rows: list[tuple[int, np.ndarray]] = field(default_factory=list)
@@ -34,7 +34,7 @@ class _Bucket:
 class Elimination:
     """The order and the tables, made once; `minimum` is then evaluated for any multipliers.
 
-    Every cost of the problem must be a table.
+    All costs of the problem must be tables.
     """
 
     def __init__(self, problem: Problem, order: Order) -> None:
@@ -48,9 +48,7 @@ class Elimination:
             for part in parts:
                 assert part.table is not None
                 at = min(position[variable] for variable in part.variables)
-                self._buckets[at].rows.append(
-                    (row, _aligned(part.table, part.variables, self._buckets[at].scope))
-                )
+                self._buckets[at].rows.append((row, _aligned(part.table, part.variables, self._buckets[at].scope)))
         for at, bucket in enumerate(self._buckets):
             if len(bucket.scope) > 1:
                 self._buckets[position[bucket.scope[1]]].messages.append(at)
@@ -65,9 +63,7 @@ class Elimination:
             own = problem.damage[bucket.scope[0]] * damage
             terms = [own.reshape(-1, *[1] * (len(bucket.scope) - 1))]
             terms += [table * multipliers[row] for row, table in bucket.rows if multipliers[row]]
-            terms += [
-                _aligned(messages[at], self._buckets[at].scope[1:], bucket.scope) for at in bucket.messages
-            ]
+            terms += [_aligned(messages[at], self._buckets[at].scope[1:], bucket.scope) for at in bucket.messages]
             joint = np.zeros(tuple(problem.sizes[variable] for variable in bucket.scope))
             for term in terms:
                 joint += term
@@ -89,14 +85,13 @@ class Elimination:
 
 @dataclass(frozen=True)
 class Order:
-    """In which order variables are eliminated, and the neighbors that each has by then."""
+    """The order in which variables are eliminated, and the neighbors that each has then."""
 
     scopes: dict[int, set[int]]
     entries: dict[int, int]
 
     @property
     def largest(self) -> int:
-        """The entries of the largest table."""
         return max(self.entries.values(), default=1)
 
     def widest(self, problem: Problem) -> int:
@@ -106,10 +101,10 @@ class Order:
 
 
 def find_order(problem: Problem, largest: int = LARGEST) -> Order | None:
-    """An order with small tables; None where a table would have more than a thousand times `largest` entries.
+    """An order with small tables; None if a table would have more than a thousand times `largest` entries.
 
-    Which order is best is a hard question; taking next what has the fewest neighbors, or what ties the fewest new pairs
-    together, are the two usual good answers.
+    The best order is NP-hard to find; the better of the two usual heuristics, fewest neighbors and fewest new pairs, is
+    taken.
     """
     if not problem.tabular:
         return None
@@ -122,7 +117,7 @@ def find_order(problem: Problem, largest: int = LARGEST) -> Order | None:
 
 
 def _order(problem: Problem, tree: nx.Graph) -> Order:
-    """The order of a tree decomposition: of every bag, the deepest first, what the bag above does not hold."""
+    """The order of a tree decomposition: for each bag, the deepest first, the variables that its parent lacks."""
     order, root = Order({}, {}), next(iter(tree))
     above = dict(nx.bfs_predecessors(tree, root))
     for bag in reversed([root, *above]):
@@ -135,7 +130,7 @@ def _order(problem: Problem, tree: nx.Graph) -> Order:
 
 
 def _aligned(table: np.ndarray, variables: Sequence[int], scope: Sequence[int]) -> np.ndarray:
-    """The table with an axis for each variable of the scope, of length 1 where it doesn't depend on it."""
+    """The table with an axis for each variable of the scope, of length 1 for those that it doesn't depend on."""
     order = sorted(range(len(variables)), key=lambda axis: scope.index(variables[axis]))
     present = set(variables)
     sizes = iter(np.array(table.shape)[order])
@@ -143,7 +138,7 @@ def _aligned(table: np.ndarray, variables: Sequence[int], scope: Sequence[int]) 
 
 
 def _merged(rows: list[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
-    """Tables of one budget and the same shape as one table."""
+    """The tables, with those of the same budget and shape added up."""
     found: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
     for row, table in rows:
         key = row, table.shape

@@ -1,12 +1,12 @@
-"""What the arguments of public functions may be: one check for each kind, and what a wrong one is told.
+"""Checks of the arguments of public functions: one for each kind of argument, with the error for a wrong one.
 
-A check takes the name and the value of an argument. It gives the value that is used instead, a plain one, or raises
-`InvalidArgument`, which names the argument, what was given and what is taken. A bool is no number here, a float is no
-integer; numpy's integers and floats are taken as Python's.
+A check takes the name and the value of an argument. It returns the value to use, in a plain type, or raises
+`InvalidArgument`, which names the argument, what was given and what is accepted. A bool does not count as a number,
+nor a float as an integer; NumPy's integers and floats are accepted as Python's.
 
-`checked` holds the arguments of a function, or of all methods of a class, against a table of checks by name before
-anything runs. An argument that is its default is not looked at, so that a default of None makes it optional. `COMMON`
-are those that need no torch.
+`checked` applies a table of checks, by name, to the arguments of a function, or of all methods of a class, before
+anything runs. An argument that equals its default is not checked, so that a default of None makes it optional. The
+checks in `COMMON` don't need torch.
 
 >>> @checked(COMMON)
 ... def wait(seconds=1.0, *, seed=0):
@@ -37,20 +37,20 @@ Check = Callable[[str, Any], Any]
 MinWidth = float | int | Mapping[str, float | int] | None
 _T = TypeVar("_T", bound=Callable[..., Any])
 
-#: Beyond it neither torch nor onnxruntime reads an integer.
+#: The largest integer that torch and onnxruntime read.
 LARGEST: Final = 2**63 - 1
 _LONGEST = 60
 
-#: The budgets that a ratio may be a share of.
+#: The budgets that a ratio can refer to.
 BUDGETS: Final = ("macs", "params", "channels")
 SCOPES: Final = ("global", "local", "isomorphic")
 
-#: What arguments were called, and what they are called now.
+#: Arguments that were renamed: the old name and the new one.
 RENAMED: Final[Mapping[str, str]] = {"keep": "min_width", "distil": "distill"}
 
 
 def shown(value: object) -> str:
-    """A value as messages show it: short, on one line, and whatever its own `repr` does.
+    """A value as messages show it: short and on one line, even if its own `repr` fails.
 
     >>> shown("a\\nb"), shown(0.5), shown([1, 2]), shown(np.zeros((2, 3)))
     ("'a\\\\nb'", '0.5', 'a list', 'a ndarray of shape (2, 3)')
@@ -70,22 +70,22 @@ def shown(value: object) -> str:
 
 
 def refusal(name: str, value: object, wanted: str) -> InvalidArgument:
-    """The error for a value that is none of those that are `wanted`."""
+    """The error for a value that is not `wanted`."""
     return InvalidArgument(f"{name}={shown(value)}: give {wanted}")
 
 
 def is_integer(value: object) -> bool:
-    """Whether a value is an integer, of Python or numpy, and no bool."""
+    """Whether a value is an integer, of Python or NumPy, and not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a real number, of Python or numpy, and no bool."""
+    """Whether a value is a real number, of Python or NumPy, and not a bool."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def listed(value: Any) -> tuple[Any, ...] | None:
-    """What there is to read in a value, once; None if it is a text, a mapping, or can't be read.
+    """The items of an iterable, read once; None for a string, a mapping, or a value that can't be iterated over.
 
     >>> listed([1, 2]), listed("ab"), listed(3)
     ((1, 2), None, None)
@@ -116,7 +116,7 @@ def integer(least: int, most: int = LARGEST, remedy: str = "") -> Check:
 
 
 def number(wanted: str, fits: Callable[[float], bool]) -> Check:
-    """A finite number that `fits`; `wanted` says which do.
+    """A finite number that `fits`; `wanted` describes those for messages.
 
     >>> number("a number above 0", lambda value: value > 0)("ms", 5)
     5.0
@@ -134,26 +134,26 @@ def number(wanted: str, fits: Callable[[float], bool]) -> Check:
 
 
 def choice(*names: str) -> Check:
-    """One of some names.
+    """One of a few names.
 
     >>> choice("x", "yes")("key", "yess")
     Traceback (most recent call last):
         ...
-    surgeon.errors.InvalidArgument: key='yess' is none that surgeon knows; choose one of x, yes; did you mean yes?
+    surgeon.errors.InvalidArgument: key='yess' is unknown; choose one of x, yes; did you mean yes?
     """
 
     def check(name: str, value: Any) -> str:
         if isinstance(value, str) and value in names:
             return value
         raise InvalidArgument(
-            f"{name}={shown(value)} is none that surgeon knows; choose one of {', '.join(names)}{meant(value, names)}"
+            f"{name}={shown(value)} is unknown; choose one of {', '.join(names)}{meant(value, names)}"
         )
 
     return check
 
 
 def meant(given: object, known: Any) -> str:
-    """What may have been meant, as the end of a message.
+    """A suggestion of what may have been meant, as the end of a message.
 
     >>> meant("frist", ["first", "last"]), meant("x", ["first"])
     ('; did you mean first?', '')
@@ -162,40 +162,41 @@ def meant(given: object, known: Any) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def flag(name: str, value: Any) -> bool:
-    """True or False."""
-    if not isinstance(value, bool | np.bool_):
-        raise refusal(name, value, "True or False")
-    return bool(value)
+def fitting(wanted: str, fits: Callable[[Any], bool], plain: Callable[[Any], Any] | None = None) -> Check:
+    """A value that `fits`, converted by `plain`; `wanted` describes those for messages.
 
+    >>> fitting("True or False", lambda value: isinstance(value, bool | np.bool_), bool)("x", np.True_)
+    True
+    """
 
-def text(name: str, value: Any) -> str:
-    """A string."""
-    if not isinstance(value, str):
-        raise refusal(name, value, "a string")
-    return value
+    def check(name: str, value: Any) -> Any:
+        if not fits(value):
+            raise refusal(name, value, wanted)
+        return value if plain is None else plain(value)
+
+    return check
 
 
 def a_path(wanted: str) -> Check:
-    """The name of a file or folder that may be there or not; `wanted` says what else is taken."""
+    """The path of a file or folder, whether it exists or not; `wanted` says what is accepted, for messages."""
 
     def check(name: str, value: Any) -> Any:
         try:
             place = os.fspath(value) if isinstance(value, str | os.PathLike) else None
             if isinstance(place, str) and place:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-                    os.lstat(place)  # the system tells which names can't be: too long ones, and those with a NUL
+                    os.lstat(place)  # the system refuses names that are too long or hold a NUL
                 return value
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise refusal(name, value, f"a path that the system can have ({reason})") from error
+            raise refusal(name, value, f"a path that the system accepts ({reason})") from error
         raise refusal(name, value, wanted)
 
     return check
 
 
 def instance(kind: type | tuple[type, ...], what: str, remedy: str = "") -> Check:
-    """A value of a class; `what` it is called, with its article."""
+    """An instance of a class; `what` names it in messages, with its article."""
 
     def check(name: str, value: Any) -> Any:
         if not isinstance(value, kind):
@@ -209,18 +210,12 @@ def instance(kind: type | tuple[type, ...], what: str, remedy: str = "") -> Chec
 
 
 def having(what: str, *names: str) -> Check:
-    """An object that has attributes of these names; `what` it is called, with its article."""
-
-    def check(name: str, value: Any) -> Any:
-        if isinstance(value, type) or not all(hasattr(value, each) for each in names):
-            raise refusal(name, value, what)
-        return value
-
-    return check
+    """An object that has attributes of these names; `what` names it in messages, with its article."""
+    return fitting(what, lambda value: not isinstance(value, type) and all(hasattr(value, each) for each in names))
 
 
 def mapping(what: str, key: Check | None = None, value: Check | None = None) -> Check:
-    """A mapping, whose keys and values are checked too; `what` it is called, with its article."""
+    """A mapping, whose keys and values are checked too; `what` names it in messages, with its article."""
 
     def check(name: str, given: Any) -> Any:
         if not isinstance(given, Mapping):
@@ -234,7 +229,7 @@ def mapping(what: str, key: Check | None = None, value: Check | None = None) -> 
 
 
 def function(wanted: str, arguments: int | None = None, never: tuple[type, ...] = ()) -> Check:
-    """Something to call that is `never` of some classes, with so many arguments where that is known beforehand."""
+    """A callable that is not an instance of `never`, and takes this many arguments, where its signature is known."""
 
     def check(name: str, value: Any) -> Any:
         if not callable(value) or isinstance(value, never):
@@ -255,7 +250,7 @@ def function(wanted: str, arguments: int | None = None, never: tuple[type, ...] 
 
 
 def min_width(name: str, value: Any) -> Any:
-    """What is left of a group at least: a share or a width, or a mapping from globs to them; or None.
+    """The least that is kept of a group: a share, a width, a mapping from globs to these, or None.
 
     >>> min_width("min_width", {"layer1*": 0.5, "*": np.int64(16)})
     {'layer1*': 0.5, '*': 16}
@@ -274,9 +269,9 @@ def _least(name: str, value: Any) -> int | float:
 
 
 def call(name: str, called: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a user's function. That it can't be called so is told as an error of the argument `name`.
+    """Call a user's function. If it does not take these arguments, that is raised as an error of the argument `name`.
 
-    What is raised by the function's own code stays as it is.
+    Errors that its own code raises are passed on.
     """
     try:
         return called(*arguments)
@@ -289,22 +284,22 @@ def call(name: str, called: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def either(first: Check, second: Check, decide: Callable[[Any], bool]) -> Check:
-    """The first check for values of which `decide` says so, else the second."""
+    """The first check where `decide` is true of the value, else the second."""
     return lambda name, value: (first if decide(value) else second)(name, value)
 
 
 def optional(check: Check) -> Check:
-    """None, or what the check takes."""
+    """None, or what the check accepts."""
     return lambda name, value: None if value is None else check(name, value)
 
 
 def cpus() -> int:
-    """The CPUs that this process may use; not every system tells which those are."""
+    """How many CPUs this process may use, where the system says; else how many there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_here(name: str, value: Any) -> int:
-    """How many threads this process can run at once: those that wait for one another for a CPU can't be timed.
+    """A number of threads that can run at the same time: threads that wait for a CPU can't be timed.
 
     >>> threads_here("threads", 1)
     1
@@ -313,6 +308,8 @@ def threads_here(name: str, value: Any) -> int:
 
 
 path: Final = a_path("a path, as a string or a pathlib.Path")
+flag: Final = fitting("True or False", lambda value: isinstance(value, bool | np.bool_), bool)
+text: Final = fitting("a string", lambda value: isinstance(value, str))
 POSITIVE: Final = integer(1)
 NATURAL: Final = integer(0)
 ABOVE_ZERO: Final = number("a number above 0", lambda value: value > 0)
@@ -337,9 +334,9 @@ COMMON: Final[Mapping[str, Check]] = {
 def checked(
     table: Mapping[str, Check], within: Callable[[], contextlib.AbstractContextManager[Any]] | None = None
 ) -> Callable[[_T], _T]:
-    """Hold the arguments of a function, or of a class and its public methods, against a table of checks by name.
+    """Check the arguments of a function, or of a class's public methods, by a table of checks by name.
 
-    What runs, runs inside of `within`. A parameter that the table does not have is an error when it is defined.
+    The function runs inside of the context `within`. A parameter without a check in the table is an error at import.
     """
 
     def decorate(target: Any) -> Any:
@@ -364,7 +361,7 @@ def _guarded(
     signature = inspect.signature(inner)
     wanted = [name for name in signature.parameters if name not in ("self", "cls")]
     if lacking := [name for name in wanted if name not in table]:
-        raise TypeError(f"{inner.__qualname__}: say what its arguments {', '.join(lacking)} may be")
+        raise TypeError(f"{inner.__qualname__}: the table has no checks for the arguments {', '.join(lacking)}")
     rules = {name: (table[name], signature.parameters[name].default) for name in wanted}
 
     @functools.wraps(inner)
@@ -379,9 +376,7 @@ def _guarded(
         for name, value in bound.arguments.items():
             if name in rules and value is not rules[name][1]:
                 bound.arguments[name] = rules[name][0](name, value)
-        if within is None:
-            return inner(*bound.args, **bound.kwargs)
-        with within():
+        with within() if within is not None else contextlib.nullcontext():
             return inner(*bound.args, **bound.kwargs)
 
     return guarded

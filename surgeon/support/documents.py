@@ -1,4 +1,4 @@
-"""JSON files of surgeon's own: read, and held against what they must be.
+"""JSON files that surgeon wrote: read and validated.
 
 >>> import json, tempfile
 >>> from pathlib import Path
@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A kind of file: what it is called, its "format" entry, the newest version, what is raised and what helps."""
+    """A kind of file: its name in messages, its "format" entry, its newest version, its error class, and the remedy."""
 
     name: str
     format: str
@@ -34,9 +34,9 @@ class Document:
     remedy: str
 
     def read(self, path: str | os.PathLike[str], parse: Callable[[dict[str, Any]], _T] = dict) -> _T:  # type: ignore[assignment]
-        """What `parse` makes of the file's entries; what it raises begins with the path.
+        """What `parse` returns for the file's entries; its errors get the path in front.
 
-        Raises the document's error if the file is missing, none of its kind, or of a newer version.
+        Raises the document's error if the file is missing, of another kind, or of a newer version.
         """
         try:
             content = read_bytes(path)
@@ -45,14 +45,14 @@ class Document:
         try:
             data = loads(content)
         except Unfit as error:
-            raise self.error(f"{path} is no {self.name}, or was cut short: {error}; {self.remedy}") from error
+            raise self.error(f"{path} is not a {self.name}, or was cut short: {error}; {self.remedy}") from error
         try:
             return parse(self._checked(data))
         except self.error as error:
             raise type(error)(f"{path}: {error}") from error
 
     def entry(self, data: Mapping[str, Any], key: str, kind: type[_T], place: str = "") -> _T:
-        """The entry of that name, if it is of exactly that type: True is no int here."""
+        """The entry of this name, which must be of exactly this type: True does not count as an int."""
         if key not in data:
             raise self.error(f'{place}the entry "{key}" is missing')
         value = data[key]
@@ -62,7 +62,7 @@ class Document:
 
     def _checked(self, data: Any) -> dict[str, Any]:
         if not isinstance(data, dict) or data.get("format") != self.format:
-            raise self.error(f'this is no {self.name}: the entry "format" must be "{self.format}"')
+            raise self.error(f'this is not a {self.name}: the entry "format" must be "{self.format}"')
         version = self.entry(data, "version", int)
         if version > self.version:
             raise self.error(

@@ -1,4 +1,4 @@
-"""A folder takes the place of a full one, in one step of the file system."""
+"""Replacing a folder that is not empty in one atomic step of the file system."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _RENAMEAT2 = getattr(_LIBC, "renameat2", None)
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Let two paths change places at once.
+    """Swap two paths atomically.
 
     Raises:
-        OSError: the system, or the file system, can't; nothing has changed.
+        OSError: the system or the file system doesn't support it; nothing has changed.
     """
     if _RENAMEAT2 is None:
-        raise OSError("this system does not exchange paths")
+        raise OSError("this system can't swap two paths")
     first, second = os.fsencode(one), os.fsencode(other)
     if _RENAMEAT2(_AT_FDCWD, first, _AT_FDCWD, second, ctypes.c_uint(_RENAME_EXCHANGE)) != 0:
         number = ctypes.get_errno()
@@ -31,12 +31,12 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def take_place(new: Path, old: Path, written: Collection[str]) -> bool:
-    """Let `new` take the place of the folder `old`, together with the files of `old` that are not `written`.
+    """Replace the folder `old` by `new`, which takes over the files of `old` that are not `written`.
 
-    Those are carried over as hard links: the same files, under the same names, at every moment. Returns False, and
-    leaves all as it was, where that can't be done: where `old` holds a folder, is the current folder (a shell would
-    stay in the old one), is of another owner, or where the file system can't exchange or link. Afterwards `new` is
-    what is left of the old folder, of `written` files only.
+    These become hard links, so that they are there under their names at every moment. Returns False, with nothing
+    changed, where that can't be done: `old` holds a folder, is the current folder (a shell would stay in the old one)
+    or has another owner, or the file system can't swap or link. Afterwards `new` is the old folder, with its
+    `written` files only.
     """
     carried: list[str] = []
     try:
@@ -64,15 +64,11 @@ def take_place(new: Path, old: Path, written: Collection[str]) -> bool:
 
 
 def _bring_after(left: Path, place: Path, written: Collection[str]) -> None:
-    """Bring over what somebody else put into the old folder after it was looked through."""
+    """Move files that another process put into the old folder in the meantime."""
     with os.scandir(left) as entries:
         for entry in entries:
             there = place / entry.name
-            if entry.name in written or _same(Path(entry.path), there):
-                continue
-            with suppress(OSError):
-                os.replace(entry.path, there)
-
-
-def _same(one: Path, other: Path) -> bool:
-    return os.path.lexists(other) and os.path.samestat(os.lstat(one), os.lstat(other))
+            carried = os.path.lexists(there) and os.path.samestat(os.lstat(entry.path), os.lstat(there))
+            if entry.name not in written and not carried:
+                with suppress(OSError):
+                    os.replace(entry.path, there)

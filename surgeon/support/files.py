@@ -1,8 +1,8 @@
-"""Writing files so that either the whole new one is there, or what was there before, whenever the process ends.
+"""Atomic writing of files: the complete new one is there, or what was there before, whenever the process ends.
 
-Files are written into a scratch folder (support/scratch.py), brought to the disk, and moved. A signal that ends the
-process waits while they are moved. What a process that was killed leaves is removed, or put in place where that was
-decided, by the next that writes to the same folder.
+Files are written into a scratch folder (support/scratch.py), flushed to the disk, and moved. Signals that end the
+process are held back while they are moved. What a killed process leaves behind is removed by the next one that writes
+to the same folder, or put in place if the process had got that far.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from surgeon.support.interrupts import held
 from surgeon.support.scratch import READY, locked, scratch, settle, sync
 
 StrPath = str | os.PathLike[str]
-_DATA = (".data", ".other.data")  # what the names of files beside another end in: one is free while the other is used
-_MOST_HEAD = 1 << 26  # bytes; a file that others go with is small, since they hold what is large
+_DATA = (".data", ".other.data")  # endings of files that another refers to: one is free while the other is in use
+_MOST_HEAD = 1 << 26  # bytes; a file that refers to others is small, since these hold the weights
 
 
 def ensure_folder(folder: StrPath) -> Path:
@@ -31,18 +31,16 @@ def ensure_folder(folder: StrPath) -> Path:
         OutputError: a file stands in the way, or the folder can't be created or written.
     """
     path = Path(folder)
-    try:
+    with _writing(f"the folder {path}"):
         path.mkdir(parents=True, exist_ok=True)
         with scratch(path):
             pass
-    except OSError as error:
-        raise OutputError(f"the folder {path} can't be written: {_reason(error)}") from error
     return path
 
 
 @contextmanager
 def replace(path: StrPath) -> Iterator[Path]:
-    """A temporary path, whose file takes the place of `path`, and its permissions, when the block succeeds.
+    """A temporary path, whose file replaces `path`, with its permissions, when the block succeeds.
 
     When the block fails or is interrupted, the temporary file is gone and `path` is as it was. A link is
     followed.
@@ -58,33 +56,28 @@ def replace(path: StrPath) -> Iterator[Path]:
     ['a.txt']
     """
     target = _target(path)
-    try:
-        with scratch(target.parent) as made:
-            temporary = made / target.name
-            temporary.touch(exist_ok=False)  # with the permissions that the user's umask asks for
-            yield temporary
-            with held():
-                _finish([temporary], [target])
-                os.replace(temporary, target)
-                sync(target.parent)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"{path} can't be written: {_reason(error)}; what was there is intact") from error
+    with _writing(path, "; what was there is intact"), scratch(target.parent) as made:
+        temporary = made / target.name
+        temporary.touch(exist_ok=False)  # with the permissions that the user's umask asks for
+        yield temporary
+        with held():
+            _finish([temporary], [target])
+            os.replace(temporary, target)
+            sync(target.parent)
 
 
 @contextmanager
 def replace_many(folder: StrPath) -> Iterator[Path]:
-    """A temporary folder, whose files are in `folder`, all at once, when the block succeeds.
+    """A temporary folder, whose files all appear in `folder` at once when the block succeeds.
 
-    `folder` and its parents are created where they are missing, and no sooner than that. What else is in `folder`
-    stays as it is, under its name, at every moment. When the block fails or is interrupted, `folder` is as it was.
+    `folder` and its parents are created then, where they are missing. What else is in `folder` stays there at every
+    moment. When the block fails or is interrupted, `folder` is as it was.
 
-    A folder that is there changes places with the new one in one step of the file system, and its other files are
-    carried over as hard links. Where that can't be done (it holds folders or links to be followed, is the current
-    folder, a mount point or of another owner, its parent can't be written, the file system can't exchange) the files
-    are moved into it one by one. Until the last has come, a folder READY inside says where the new ones are: `find`
-    looks there, and if the process is killed, the next one that writes to `folder` moves the rest.
+    An existing folder is swapped with the new one in one step of the file system, and its other files are taken over
+    as hard links. Where that can't be done (it holds folders or links to follow, is the current folder, a mount point
+    or of another owner, its parent can't be written, the file system can't swap), the files are moved into it one by
+    one. Until the last is there, a folder READY inside holds the new ones: `find` looks there, and if the process is
+    killed, the next one that writes to `folder` moves the rest.
 
     Raises:
         OutputError: `folder` can't be created or written, or a folder stands where a file belongs.
@@ -103,59 +96,49 @@ def replace_many(folder: StrPath) -> Iterator[Path]:
     home = next(each for each in (place, *place.parents) if each.exists())
     for each in place.parents:  # any of them was home before those below it were there
         scratches.sweep(each)
-    try:
-        with ExitStack() as stack:
-            made = _beside(place, home, stack)
-            new = made / "new" / place.relative_to(home)  # with the parents that are missing
-            new.mkdir(parents=True)
-            yield new
-            with held():
-                _publish(new, place, home, made)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"the folder {folder} can't be written: {_reason(error)}") from error
+    with _writing(f"the folder {folder}"), ExitStack() as stack:
+        made = _beside(place, home, stack)
+        new = made / "new" / place.relative_to(home)  # with the parents that are missing
+        new.mkdir(parents=True)
+        yield new
+        with held():
+            _publish(new, place, home, made)
 
 
 @contextmanager
 def replace_beside(path: StrPath) -> Iterator[Path]:
-    """A temporary folder, whose file of the name of `path` takes its place when the block succeeds, the others first.
+    """A temporary folder, whose files are moved beside `path` when the block succeeds, the one that replaces it last.
 
-    The others are what `path` refers to, and have the name `free_name`, which `path` did not refer to before: so
-    `path` is the old one with the old others, or the new one with the new ones. The old ones go last.
+    The others are those that `path` refers to, under the name `free_name`, to which the old `path` did not refer: so
+    either the old file and those it refers to are there, or the new ones. Old ones are removed at the end.
 
     Raises:
         OutputError: `path` is a folder, or its folder is missing or can't be written.
     """
     target = _target(path)
-    try:
-        with scratch(target.parent) as made:
-            yield made
-            files = sorted(made.iterdir(), key=lambda file: (file.name == target.name, file.name))
-            places = [target if file.name == target.name else _target(target.parent / file.name) for file in files]
-            with held():
-                old = [name for name in referred(target) if name not in {file.name for file in files}]
-                _finish(files, places)
-                for file, place in zip(files, places, strict=True):
-                    os.replace(file, place)
-                    sync(place.parent)
-                for name in old:
-                    (target.parent / name).unlink(missing_ok=True)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"{path} can't be written: {_reason(error)}; what was there is intact") from error
+    with _writing(path, "; what was there is intact"), scratch(target.parent) as made:
+        yield made
+        files = sorted(made.iterdir(), key=lambda file: (file.name == target.name, file.name))
+        places = [target if file.name == target.name else _target(target.parent / file.name) for file in files]
+        with held():
+            old = [name for name in referred(target) if name not in {file.name for file in files}]
+            _finish(files, places)
+            for file, place in zip(files, places, strict=True):
+                os.replace(file, place)
+                sync(place.parent)
+            for name in old:
+                (target.parent / name).unlink(missing_ok=True)
 
 
 def free_name(temporary: Path) -> str:
-    """The name for a file beside `temporary`, a path of `replace_beside`, that its predecessor does not refer to."""
+    """A name for a file that `temporary`, in a folder of `replace_beside`, refers to and its predecessor does not."""
     target = temporary.parent.parent / temporary.name
     used = referred(target)
     return next(name for end in _DATA if (name := f"{target.name}{end}") not in used)
 
 
 def write_text(path: StrPath, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, the whole or nothing.
+    """Write `text` as UTF-8 to `path`, atomically.
 
     Raises:
         OutputError: `path` can't be written.
@@ -165,13 +148,13 @@ def write_text(path: StrPath, text: str) -> None:
 
 
 def find(folder: StrPath, name: str) -> Path:
-    """Where the file `name` of `folder` is: in it, or ready to be moved there."""
+    """Where the file `name` of `folder` is: in it, or about to be moved there."""
     ready = (place / READY / name for place in scratches.found(Path(folder)))
     return next((file for file in ready if file.is_file()), Path(folder) / name)
 
 
 def marks(folder: StrPath, names: Sequence[str]) -> list[tuple[int, ...] | None]:
-    """What changes when a file is replaced: the same before and after a read, if all was read of one version."""
+    """Marks that change when a file is replaced: equal before and after a read, if all files were of one version."""
     found: list[tuple[int, ...] | None] = []
     for name in names:
         try:
@@ -183,20 +166,20 @@ def marks(folder: StrPath, names: Sequence[str]) -> list[tuple[int, ...] | None]
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder with all that is in it, at once; one that is missing is none to remove."""
+    """Remove a folder with its contents, atomically, if it exists."""
     if folder.exists():
         with scratch(folder.parent) as made:
             os.rename(folder, made / folder.name)
 
 
 def _beside(place: Path, home: Path, stack: ExitStack) -> Path:
-    """A scratch folder from which a folder can be moved to `place`; inside of it where there is no other."""
+    """A scratch folder from which a folder can be moved to `place`; inside of `place` if there is no other choice."""
     if place != home:  # it is missing
         return stack.enter_context(scratch(home))
     if not os.path.ismount(place) and os.access(place.parent, os.W_OK | os.X_OK):
         try:
             return stack.enter_context(scratch(place.parent))
-        except OSError:  # access did not tell, as for a file system that can be read only
+        except OSError:  # such as a read-only file system, which os.access does not show
             pass
     return stack.enter_context(scratch(place))
 
@@ -211,7 +194,7 @@ def _publish(new: Path, place: Path, home: Path, made: Path) -> None:
             sync(home)
             return
         except OSError:
-            if not place.is_dir():  # else somebody was faster
+            if not place.is_dir():  # else another process was faster
                 raise
     targets = [_target(place / file.name) for file in files]
     _finish(files, targets)
@@ -229,7 +212,7 @@ def _publish(new: Path, place: Path, home: Path, made: Path) -> None:
         for file in files:
             _carry(file, waiting / file.name)
         sync(waiting)
-        os.rename(waiting, inside / READY)  # from here on the new ones count
+        os.rename(waiting, inside / READY)  # from here on, the new ones are the valid ones
         sync(inside)
         settle(inside)
         sync(place)
@@ -245,7 +228,7 @@ def _carry(file: Path, place: Path) -> None:
 
 
 def _finish(files: Sequence[Path], targets: Sequence[Path]) -> None:
-    """Bring files to the disk, and give them the permissions of those whose places they take."""
+    """Flush files to the disk, and give them the permissions of those that they replace."""
     for file in files:
         sync(file)
     for file, target in zip(files, targets, strict=False):
@@ -256,7 +239,7 @@ def _finish(files: Sequence[Path], targets: Sequence[Path]) -> None:
 
 
 def referred(path: Path) -> list[str]:
-    """The files of our names beside `path` that it refers to."""
+    """The names of surgeon's files beside `path` that it refers to."""
     if not path.is_file() or path.stat().st_size > _MOST_HEAD:
         return []
     content = path.read_bytes()
@@ -274,5 +257,12 @@ def _target(path: StrPath) -> Path:
     return target
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+@contextmanager
+def _writing(what: StrPath, intact: str = "") -> Iterator[None]:
+    """Raise an error of the system in the block as OutputError: `what` can't be written."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{what} can't be written: {error.strerror or error}{intact}") from error

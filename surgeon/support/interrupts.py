@@ -1,6 +1,6 @@
-"""What Ctrl-C, SIGTERM and SIGHUP do to the command line, and how they are kept from what must not be cut in two.
+"""What Ctrl-C, SIGTERM and SIGHUP do to the command line, and how they are held back where that would do damage.
 
-Imports nothing but small parts of the standard library: it is at work before torch is imported, which takes seconds.
+Imports only small parts of the standard library: it is in force before torch is imported, which takes seconds.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ import sys
 import threading
 from contextlib import contextmanager
 
-TYPE_CHECKING = False  # not from typing, which takes time to import, in which no signal is handled yet
+TYPE_CHECKING = False  # not from typing, whose import takes time in which signals aren't handled yet
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
     from typing import Any
 
-#: What is said of each signal; the exit code is 128 more than its number.
+#: The message for each signal; the exit code is 128 more than its number.
 _WORDS = {
     getattr(signal, name): word
     for name, word in (("SIGINT", "interrupted"), ("SIGTERM", "terminated"), ("SIGHUP", "terminated"))
     if hasattr(signal, name)  # SIGHUP is missing on Windows
 }
 _RAISED_AGAIN = 0.05  # seconds
-_came: list[int] = []  # the signals that the command was asked to end by
-_again: list[int] = []  # those that are raised a second time by this process itself
+_came: list[int] = []  # the signals that asked the command to end
+_again: list[int] = []  # those that this process itself raises a second time
 
 
 class Interrupted(BaseException):
-    """The command was asked to end. No Exception, and no KeyboardInterrupt, which libraries take for their own."""
+    """The command was asked to end. Neither an Exception nor a KeyboardInterrupt, which libraries catch themselves."""
 
 
 def end_at_once(quiet: bool = False) -> None:
     """From here on a signal ends the process, with one line on stderr unless it is to be `quiet`.
 
-    For where nothing is to be put away: an exception in the middle of an import, or of what C++ calls, may be lost or
-    end in a traceback.
+    For code that leaves nothing to clean up: an exception in the middle of an import, or of a callback from C++, may
+    be lost or end in a traceback.
     """
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -49,7 +49,7 @@ def end_at_once(quiet: bool = False) -> None:
 
 
 def unwind(command: Callable[[], object], quiet: bool = False) -> None:
-    """Call `command`, which a signal unwinds: its files are put away, then one line is said and the process exits.
+    """Call `command`, which a signal unwinds: its files are cleaned up, one line is printed, and the process exits.
 
     A second signal ends the process at once. The exit code is 130 after Ctrl-C, 143 after SIGTERM.
     """
@@ -58,7 +58,7 @@ def unwind(command: Callable[[], object], quiet: bool = False) -> None:
     def handle(number: int, _: FrameType | None) -> None:
         if number in _again:
             _again.remove(number)
-        elif _came:  # twice: what is left is removed by the next run
+        elif _came:  # twice: the next run removes what is left
             _say(_came[0])
             os._exit(128 + number)
         else:
@@ -80,7 +80,7 @@ def unwind(command: Callable[[], object], quiet: bool = False) -> None:
     try:
         command()
     except BaseException:
-        if not _came:  # where a signal came, this is it, or what somebody made of it
+        if not _came:  # else it stems from the signal
             raise
     finally:
         end_at_once(quiet)
@@ -93,7 +93,7 @@ def unwind(command: Callable[[], object], quiet: bool = False) -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Signals wait until the block is done, whoever handles them.
+    """Hold signals back until the block is done.
 
     >>> done = []
     >>> try:
@@ -104,7 +104,7 @@ def held() -> Iterator[None]:
     ...     print(done)
     ['whole']
     """
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread alone
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
         yield
         return
     came: list[int] = []
@@ -122,7 +122,7 @@ def held() -> Iterator[None]:
 
 
 def _install(handle: Callable[[int, FrameType | None], None]) -> None:
-    if threading.current_thread() is not threading.main_thread():  # there alone may it be done
+    if threading.current_thread() is not threading.main_thread():  # only there can it be done
         return
     for number in _WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and a shell's background jobs have it

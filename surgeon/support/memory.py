@@ -1,13 +1,13 @@
-"""How much memory there is, so that what is held at one time is a share of it."""
+"""How much memory there is, so that what is held at a time can be limited to a share of it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-#: What a machine is taken to have where it does not say.
+#: Bytes to assume where the system does not say.
 UNKNOWN = 8 << 30
-#: Where Linux says what a container may take; "max", or a number beyond all memory, where nothing limits it.
+#: Where Linux keeps a container's limit: "max", or a number above all memory, where there is none.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -23,7 +23,7 @@ def share_of_memory(share: float) -> int:
 def _installed() -> int:
     try:
         size, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not a POSIX system, or one that does not tell
+    except (AttributeError, ValueError, OSError):  # not a POSIX system, or one that does not say
         return UNKNOWN
     return size * pages if size > 0 and pages > 0 else UNKNOWN
 

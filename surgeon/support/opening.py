@@ -1,4 +1,4 @@
-"""Opening files that somebody else made: regular files alone, and none that is larger than what is expected.
+"""Opening files that are not trusted: only regular files, and none larger than expected.
 
 >>> import tempfile
 >>> with tempfile.TemporaryDirectory() as folder:
@@ -31,7 +31,7 @@ class Unfit(ValueError):
 
 
 def require_file(path: str | os.PathLike[str], limit: int | None = None) -> int:
-    """The size of the regular file at `path`, in bytes. Nothing is opened, so that nothing can wait.
+    """The size of the regular file at `path`, in bytes. It is not opened, so that nothing can block.
 
     Raises:
         Unfit: it is missing, a folder, a pipe, a device or a broken link, or larger than `limit` bytes.
@@ -56,7 +56,7 @@ def open_file(path: str | os.PathLike[str], limit: int | None = None) -> BinaryI
     """
     require_file(path, limit)
     try:
-        # A pipe that took the file's place since then is not waited for.
+        # Don't wait if a pipe has taken the file's place since then.
         number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         file = os.fdopen(number, "rb")
     except OSError as error:

@@ -1,11 +1,11 @@
-"""Changes of what a process has once, such as torch's default type, for as long as a block runs."""
+"""Changes of state that all of a process shares, such as torch's default dtype, for as long as a block runs."""
 
 from __future__ import annotations
 
 import gc
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 
 
@@ -13,8 +13,8 @@ def process_wide(change: Callable[[], Iterator[None]]) -> Callable[[], AbstractC
     """As `contextlib.contextmanager`, for a change that all threads see.
 
     Blocks may overlap, nested or in several threads: the first to start makes the change, and the last to end undoes
-    it, after an error too. If each undid its own, one would put back what another had made, for good. Code that runs
-    in other threads meanwhile sees the change.
+    it, after an error too. If each undid its own, one could restore what another had changed, for good. Code that
+    runs in other threads meanwhile sees the change.
 
     >>> state = ["as it was"]
     >>> @process_wide
@@ -33,9 +33,8 @@ def process_wide(change: Callable[[], Iterator[None]]) -> Callable[[], AbstractC
     >>> state
     ['as it was']
     """
-    lock = threading.RLock()
+    lock, stack = threading.RLock(), ExitStack()
     make = contextmanager(change)
-    made: list[AbstractContextManager[None]] = []
     inside = 0
 
     @wraps(change)
@@ -43,9 +42,7 @@ def process_wide(change: Callable[[], Iterator[None]]) -> Callable[[], AbstractC
         nonlocal inside
         with lock:
             if not inside:
-                whole = make()
-                whole.__enter__()
-                made.append(whole)
+                stack.enter_context(make())
             inside += 1
         try:
             yield
@@ -53,15 +50,15 @@ def process_wide(change: Callable[[], Iterator[None]]) -> Callable[[], AbstractC
             with lock:
                 inside -= 1
                 if not inside:
-                    made.pop().__exit__(None, None, None)
+                    stack.close()
 
     return contextmanager(scoped)
 
 
 @process_wide
 def uncollected() -> Iterator[None]:
-    """Without Python's search for cycles of garbage: it walks all objects of the process whenever many small ones were
-    made, which may take longer than the work itself, and falls into whatever is timed then."""
+    """Without Python's garbage collector, which walks all objects of the process whenever many small ones were made:
+    that may take longer than the work itself, and distorts timings."""
     was = gc.isenabled()
     gc.disable()
     try:

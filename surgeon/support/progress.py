@@ -1,4 +1,4 @@
-"""Progress on stderr for what takes long, and the seconds that each stage took."""
+"""Progress on stderr for long stages, and the seconds that each stage took."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 PATIENCE = 2.0
-"""Seconds after which a stage says that it is running."""
+"""Seconds after which a stage is shown."""
 
 _seconds: ContextVar[dict[str, float] | None] = ContextVar("seconds", default=None)
-_running: list[str] = []  # names of the stages of this process, the innermost last: it alone is shown
+_running: list[str] = []  # names of the running stages, the innermost last: only that one is shown
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def stage(name: str, share: list[float] | None = None) -> Iterator[None]:
 
 @contextmanager
 def counter(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A stage that counts: what is yielded is called with how much is done, and of how much.
+    """A stage that counts: it yields a function to call with how much is done, and of how much.
 
     >>> with counter("profile") as count:
     ...     count(1, 2)

@@ -36,11 +36,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         path.touch()
         mode = stat.S_IMODE(path.stat().st_mode)
         save_file(dict(tensors), path, None if metadata is None else dict(metadata))
-        path.chmod(mode)  # safetensors puts a file of its own there, which nobody else may read
+        path.chmod(mode)  # safetensors writes a new file there, which only its owner may read
     except OSError as error:
         raise OutputError(f"{path} can't be written: {error.strerror or error}") from error
     except (SafetensorError, ValueError, KeyError) as error:
-        if "I/O error" in str(error):  # of what safetensors raises, nothing but the text tells
+        if "I/O error" in str(error):  # only the text of safetensors' error shows it
             reason = str(error).rpartition("I/O error: ")[2].partition(" (os error")[0]
             raise OutputError(f"{path} can't be written: {reason}") from error
         raise InvalidModel(f"the tensors can't be stored: {error}") from error
@@ -50,7 +50,7 @@ def check_header(path: Path) -> None:
     """Make sure that a safetensors file is a regular file whose header has each name once.
 
     Raises:
-        Unfit: it is not; what else there is to check, the library checks.
+        Unfit: it is not; the library checks the rest.
     """
     with open_file(path) as file:
         size = int.from_bytes(file.read(8), "little")

@@ -1,11 +1,11 @@
-"""Scratch folders: where files are written before they take their places, `.surgeon-` and eight digits.
+"""Scratch folders, named `.surgeon-` and eight digits, where files are written before they are moved into place.
 
-The process that made one holds a lock on it (flock), which ends with the process, however it ends. One that nobody
-holds was left by a dead process, and is removed by the next that writes to the same folder. Where the file system
-knows no locks, nothing is removed.
+The process that made one holds a lock on it (flock), which ends with the process, however it ends. A folder without a
+lock was left by a dead process, and is removed by the next one that writes to the same folder. Where the file system
+doesn't support locks, nothing is removed.
 
-A scratch folder that holds a folder `ready` is a replacement that was decided: the files in there are the new ones, of
-which some have taken their places already. It is carried on with, not removed.
+A scratch folder that holds a folder `ready` is a replacement under way: the files in there are the new ones, some of
+which may be in place already. It is completed, not removed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ except ImportError:  # not on Windows, where leftovers stay
 
 READY = "ready"
 _PREFIX = ".surgeon-"
-# A digit is asked for so that no folder with a word for a name is taken for one; `tempfile` gave letters too.
+# There must be a digit, so that a folder named by a word isn't mistaken for one; `tempfile` used letters too.
 _NAME = re.compile(re.escape(_PREFIX) + "(?=[a-z_]*[0-9])[a-z0-9_]{8}")
 
 
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """A new folder in `folder`, which is gone at the end; what dead processes left in `folder` goes first.
+    """A new folder in `folder`, removed at the end; what dead processes left in `folder` is removed first.
 
     >>> with temporary_folder() as folder:
     ...     with scratch(folder) as made:
@@ -70,7 +70,7 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what dead processes of this user left in `folder`, and put in place what they had decided."""
+    """Remove what dead processes of this user left in `folder`, and complete the replacements they had under way."""
     for place in found(folder):
         lock = _lock(place, wait=False)
         if lock is not None:
@@ -94,14 +94,14 @@ def found(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
             names = [each.name for each in entries if _NAME.fullmatch(each.name) and each.is_dir(follow_symlinks=False)]
-    except OSError:  # it is not there, or can't be read: whoever writes to it will say so
+    except OSError:  # missing or unreadable: writing to it will raise
         return []
     return [folder / name for name in sorted(names)]
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """No other process is in such a block for `folder`, where the file system knows locks."""
+    """Keep other processes from such a block for the same `folder`, where the file system supports locks."""
     lock = _lock(folder, wait=True)
     try:
         yield
@@ -111,7 +111,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def settle(place: Path) -> None:
-    """Move the files that are ready in a scratch folder to where they belong."""
+    """Move the files in a scratch folder's `ready` folder to their places."""
     ready = place / READY
     for file in sorted(ready.iterdir()):
         os.replace(file, os.path.realpath(place.parent / file.name))  # a link is followed
@@ -133,7 +133,7 @@ def sync(path: Path) -> None:
 def _make(folder: Path, made: list[Path], locks: list[int]) -> None:
     while True:
         place = folder / f"{_PREFIX}{secrets.randbelow(10**8):08d}"
-        made[:] = [place]  # first: a signal may come right after it was made
+        made[:] = [place]  # before it is made: a signal may come right after
         try:
             place.mkdir(0o700)
         except FileExistsError:
@@ -143,7 +143,7 @@ def _make(folder: Path, made: list[Path], locks: list[int]) -> None:
         if lock is None:
             if place.exists():  # a file system without locks
                 return
-            continue  # somebody took it for a leftover before it was locked
+            continue  # another process took it for a leftover before it was locked
         locks[:] = [lock]
         if _is_at(lock, place):
             return
@@ -153,7 +153,7 @@ def _make(folder: Path, made: list[Path], locks: list[int]) -> None:
 
 def _clear(place: Path) -> None:
     if (place / READY).exists():
-        with suppress(OSError):  # it stays, and what is ready with it: the next run tries again
+        with suppress(OSError):  # it stays, for the next run to try again
             settle(place)
     if not (place / READY).exists():
         shutil.rmtree(place, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""JSON that somebody else wrote: each name once, numbers that are finite, and no deeper or larger than expected.
+"""JSON that is not trusted: no duplicate names, only finite numbers, and limits on depth and size.
 
 >>> loads(b'{"a": 1, "a": 2}')
 Traceback (most recent call last):
     ...
-surgeon.support.opening.Unfit: it is no JSON: the entry "a" is there twice
+surgeon.support.opening.Unfit: it is not valid JSON: the entry "a" is there twice
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any, Final
 from surgeon.support.opening import Unfit
 
 DEPTH: Final = 100
-"""How deep lists and objects may be nested."""
+"""The deepest nesting of lists and objects."""
 VALUES: Final = 3_000_000
-"""How many values there may be: Python takes up to a hundred bytes for one of two in the file."""
+"""The most values: one of two bytes in the file can take a hundred bytes in Python."""
 _DIGITS: Final = 60
 
 
 def loads(content: bytes | str, *, depth: int = DEPTH, values: int = VALUES, finite: bool = True) -> Any:
-    """What is written in `content`, which is UTF-8.
+    """The value of the JSON text `content`, in UTF-8.
 
-    Infinity and NaN are taken where `finite` is false.
+    Infinity and NaN are accepted if `finite` is false.
 
     Raises:
-        Unfit: it is no JSON, has a name twice in an object, or is nested deeper or has more values than allowed.
+        Unfit: it is not valid JSON, repeats a name in an object, or exceeds a limit.
     """
     data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
     if sum(map(data.count, (b",", b"[", b"{"))) > values:
@@ -44,7 +44,7 @@ def loads(content: bytes | str, *, depth: int = DEPTH, values: int = VALUES, fin
     except RecursionError as error:
         raise Unfit(f"it is nested more than {depth} deep") from error
     except ValueError as error:
-        raise Unfit(f"it is no JSON: {error}") from error
+        raise Unfit(f"it is not valid JSON: {error}") from error
     _check_depth(found, depth)
     return found
 

@@ -147,7 +147,7 @@ def test_samples_are_counted(samples: Any) -> None:
 
 
 def test_a_single_sample_is_noted() -> None:
-    assert "judged on what it was made from" in read(X[:1]).notes[0]
+    assert "validated on the data that it was made from" in read(X[:1]).notes[0]
     assert np.isclose(float(total(read(X[:1])).sum()), 6.0)
 
 

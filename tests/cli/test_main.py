@@ -197,7 +197,7 @@ REFUSED = [
     ("an unknown criterion", (*SHRINK, "--importance", "magic"), "magic"),
     ("ignore names nothing", (*SHRINK, "--ignore", "conv9"), "conv9"),
     ("a file where the folder goes", (*SHRINK[:-1], "nets.py"), "the folder nets.py can't be written"),
-    ("a plan that is none", ("apply", "nets:ready", "nets.py", "-o", "out"), "nets.py is no plan"),
+    ("a plan that is none", ("apply", "nets:ready", "nets.py", "-o", "out"), "nets.py is not a plan"),
     ("a folder without a model", ("verify", "nets:ready", "."), "plan.json"),
     ("a benchmark of no file", ("bench", "no.onnx", "no.onnx"), "no.onnx: there is no such file"),
     ("a benchmark of no ONNX", ("bench", "nets.py", "nets.py"), "nets.py: not an ONNX model"),

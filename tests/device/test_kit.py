@@ -127,14 +127,14 @@ def test_an_interruption_says_how_to_go_on(
 
     monkeypatch.setattr("surgeon.device.take_profile.measure_all", interrupted)
     assert main(kit, ["-o", str(tmp_path / "p.json")]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     assert Profile.load(tmp_path / "p.json").rules.keys() == {"block"}
 
 
 def test_a_damaged_kit(kit: Path, tmp_path: Path) -> None:
     for name, content in {"cut": kit.read_bytes()[:-100], "text": b"nothing", "empty": b""}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ProfileError, match=f"{name} is no kit, or was cut short"):
+        with pytest.raises(ProfileError, match=f"{name} is not a kit, or was cut short"):
             read(tmp_path / name)
 
 

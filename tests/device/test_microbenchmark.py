@@ -51,7 +51,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         return Session(open_session(model, **settings), len(parse(model).nodes))
 
     def chill(loaded: Any) -> None:
-        clock.cold = loaded.flush is not None
+        clock.cold = loaded.flush.size > 0
 
     monkeypatch.setattr("surgeon.device.microbenchmark._Loaded.chill", chill)
     monkeypatch.setattr(points_module, "open_session", opened)

@@ -63,9 +63,9 @@ MALFORMED = [
     (change(models={"f": {"ms": "fast"}}), 'models: f: "ms" must be a number'),
     (change(models={"f": 3}), 'models: "f" must be dict'),
     (change(samples=[3]), r"samples\[0\]: an object is expected, not int"),
-    (sample(widths=[1.0]), r'samples\[0\]: "widths" must hold integers only'),
+    (sample(widths=[1.0]), r'samples\[0\]: "widths" must hold only integers'),
     (sample(us=None), r'samples\[0\]: the entry "us" is missing'),
-    (sample(us=-1), r'samples\[0\]: "us" must be a number from 0, not -1'),
+    (sample(us=-1), r'samples\[0\]: "us" must be a number of at least 0, not -1'),
     (sample(us=[1]), '"us" must be a number'),
     (sample(blocked=1), '"blocked" must be bool'),
 ]
@@ -165,6 +165,6 @@ def test_nothing_is_measured_if_it_can_not_be_written(tmp_path: Path, monkeypatc
     with pytest.raises(OutputError, match="missing"):
         take(POINTS, path=tmp_path / "missing" / "p.json")
     PROFILE.save(tmp_path / "p.json")
-    with pytest.raises(ProfileError, match=r"p\.json stands in the way: .*remove it or name another"):
+    with pytest.raises(ProfileError, match=r"p\.json can't be resumed: .*remove it or name another"):
         take(POINTS, path=tmp_path / "p.json")
     assert Profile.load(tmp_path / "p.json") == PROFILE

@@ -103,10 +103,10 @@ def test_few_samples_and_noise_teach_nothing() -> None:
     torch.manual_seed(0)
     net = images().eval()
     report = recovered(net, torch.randn(2, 2, 8, 8), torch.randn(distillation.FEWEST // 2, 2, 8, 8))[2]
-    assert report.distilled is None and "not distilled: 28 samples to learn from are too few" in str(report)
+    assert report.distilled is None and "not distilled: 28 samples are too few" in str(report)
     plain = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))  # no batch norm: inputs are drawn at random
     report = recovered(plain, torch.randn(2, 8), "synthetic")[2]
-    assert report.distilled is None and "not distilled: inputs that are noise teach nothing" in str(report)
+    assert report.distilled is None and "not distilled: nothing can be learned from noise" in str(report)
 
 
 @pytest.mark.parametrize(("loss", "told"), [(float("nan"), "was nan"), (float("inf"), "was inf")])

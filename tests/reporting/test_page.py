@@ -164,8 +164,8 @@ def test_names_are_escaped(folder: Path) -> None:
 
 
 BAD: dict[str, tuple[str, str]] = {
-    "cut short": ('{"format": "surg', "is no report"),
-    "a list": ("[]", "is no report"),
+    "cut short": ('{"format": "surg', "is not a report"),
+    "a list": ("[]", "is not a report"),
     "a plan": ('{"format": "surgeon-plan", "version": 1}', 'must be "surgeon-report"'),
     "newer": ('{"format": "surgeon-report", "version": 99}', "version 99, this surgeon reads up to 1"),
     "bare": ('{"format": "surgeon-report", "version": 1}', "lacks budget, groups, macs"),

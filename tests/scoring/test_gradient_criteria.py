@@ -135,7 +135,7 @@ def test_refused() -> None:
         gradients.add({"0.weight": torch.zeros(3, 4)})
     with pytest.raises(InvalidArgument, match="call add after"):
         gradients.scores("taylor")
-    with pytest.raises(InvalidArgument, match="'magnitude' is not made of gradients"):
+    with pytest.raises(InvalidArgument, match="'magnitude' is not based on gradients"):
         gradients.scores("magnitude")
     with pytest.raises(InvalidArgument, match="another model's groups"):
         gradients.load_state_dict({"count": torch.tensor(1)})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from surgeon.allocation.choose import choose
 from surgeon.allocation.optimal import allocate_by_damage
 from surgeon.calibration.data import calibrate
 from surgeon.calibration.fisher import Sensitivity, backwards, measure
@@ -131,9 +132,9 @@ def test_curves_rise_and_agree_with_scores() -> None:
         damage, scores = found.damages[group.leaf.id], found.scores[group.leaf.id]
         assert damage.shape == scores.shape == (group.size,)
         assert damage[-1] == 0 and (np.diff(damage) <= 1e-12).all() and (scores >= 0).all()
-        kept = found.choose({group.leaf.id: group.size - 1})[group.leaf.id]
+        kept = choose(groups, found.scores, {group.leaf.id: group.size - 1})[group.leaf.id]
         assert set(range(group.size)) - set(kept) == {int(scores.argmin())}
-    assert found.choose({group.leaf.id: group.size for group in groups}) == {}
+    assert choose(groups, found.scores, {group.leaf.id: group.size for group in groups}) == {}
     again = reconstruction(net, groups, calibrate(x, groups.graph, net))
     assert all((again.scores[leaf] == scores).all() for leaf, scores in found.scores.items())
 
@@ -171,4 +172,3 @@ def test_the_best_widths_are_found() -> None:
 def test_a_selection_keeps_its_scores_to_itself() -> None:
     found = Selection({0: np.array([1.0, 0.0])}, {0: np.array([1.0, 0.0])}, 8)
     assert repr(found) == "Selection(samples=8)"
-    assert found.choose({0: 1}) == {0: (0,)}

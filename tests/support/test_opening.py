@@ -75,13 +75,13 @@ def test_an_operator_on_tensors_is_taken(name: str) -> None:
 
 @pytest.mark.parametrize("text", hostile_payloads.NAMES)
 def test_a_hostile_name_is_refused(text: str) -> None:
-    with pytest.raises(Unfit, match="is no name"):
+    with pytest.raises(Unfit, match="is not the name"):
         check_name(text)
 
 
 @pytest.mark.parametrize("text", hostile_payloads.PATHS)
 def test_a_hostile_path_is_refused(text: str) -> None:
-    with pytest.raises(Unfit, match="is no path"):
+    with pytest.raises(Unfit, match="is not the path"):
         check_path(text)
 
 

@@ -283,7 +283,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"schedule": 0.5}, InvalidArgument, r"schedule=0\.5: give one of surgeon\.schedules"),
     ({"schedule": lambda step: 2.0}, InvalidArgument, r"gives 2\.0 at step 0"),
     ({"schedule": schedules.one_shot(), "importance": "taylor"}, InvalidArgument, "none at step 0"),
-    ({"importance": "tailor"}, InvalidArgument, "'tailor' is no criterion"),
+    ({"importance": "tailor"}, InvalidArgument, "'tailor' is not a criterion"),
     ({"regularizer": 0.1}, InvalidArgument, "regularizer: a float is none"),
     ({"regularizer": [0.1]}, InvalidArgument, "regularizer: a float is none"),
     ({"budget": "latency"}, InvalidArgument, "macs, params, channels"),

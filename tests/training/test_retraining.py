@@ -124,7 +124,7 @@ def test_nothing_to_freeze_is_told() -> None:
         nn.Linear(2, 2), "convolutions"
     ):
         pass
-    with pytest.raises(InvalidArgument, match="'conv' is none that surgeon knows; choose one of convolutions, linear"):
+    with pytest.raises(InvalidArgument, match="'conv' is unknown; choose one of convolutions, linear"):
         frozen(nn.Linear(2, 2), "conv").__enter__()
 
 

@@ -1,4 +1,4 @@
-"""Programs that `torch.export.save` wrote: every member of the file is checked before torch sees what it says."""
+"""Files of `torch.export.save`: every member is checked before torch gets its content."""
 
 from surgeon.frontend.exported.program import read_program
 

@@ -1,7 +1,7 @@
-"""The text of symbolic sizes: torch hands it to sympy, which evaluates it as Python.
+"""Checks of symbolic sizes: torch passes their text to sympy, which evaluates it as Python.
 
-Only what torch itself writes is let through: numbers, symbols such as s0 and u3, and a fixed set of functions of them.
-The size of what is computed is bounded too, so that an evaluation is short.
+Only what torch itself writes is accepted: numbers, symbols such as s0 and u3, and a fixed set of functions of them.
+The size of the computation is limited too, so that evaluation is fast.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def check_expression(text: str) -> None:
     """Make sure that `text` is a symbolic size, as torch writes it.
 
     Raises:
-        Unfit: it is not; the message says what is in the way.
+        Unfit: it is not; the message says why.
 
     >>> check_expression("Add(FloorDiv(Symbol('s0', positive=True, integer=True), Integer(2)), Integer(1))")
     >>> check_expression("s0*2 + (s1 - 1)//2")
@@ -61,7 +61,7 @@ def check_expression(text: str) -> None:
     try:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise Unfit(f"a symbolic size is no expression: {text[:80]!a}") from error
+        raise Unfit(f"a symbolic size is not an expression: {text[:80]!a}") from error
     if sum(1 for _ in ast.walk(tree)) > _NODES:
         raise Unfit(f"a symbolic size has more than {_NODES:,} parts: {text[:80]!a}")
     _check(tree.body, 0, 0)
@@ -79,30 +79,30 @@ def _check(node: ast.expr, depth: int, powers: int) -> None:
             return
         case ast.Name(id=name) if SYMBOL.fullmatch(name) or name in _CONSTANTS:
             return
-        case ast.UnaryOp(op=op, operand=operand) if isinstance(op, _OPERATORS):
-            return _check(operand, depth + 1, powers)
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=keywords) if _is_leaf(name, arguments, keywords):
+            return
         case ast.BinOp(left=base, op=ast.Pow(), right=exponent):
             return _check_power(node, base, exponent, depth, powers)
+        case ast.Call(func=ast.Name(id=name), args=[base, exponent], keywords=[]) if name in _POWER_FUNCTIONS | _SHIFTS:
+            return _check_power(node, base, exponent, depth, powers)
+        case ast.UnaryOp(op=op, operand=operand) if isinstance(op, _OPERATORS):
+            parts = [operand]
         case ast.BinOp(left=left, op=op, right=right) if isinstance(op, _OPERATORS):
-            _check(left, depth + 1, powers)
-            return _check(right, depth + 1, powers)
+            parts = [left, right]
         case ast.Compare(left=left, ops=[op], comparators=[right]) if isinstance(op, _OPERATORS):
-            _check(left, depth + 1, powers)
-            return _check(right, depth + 1, powers)
-        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=keywords):
-            if _is_leaf(name, arguments, keywords):
-                return None
-            if name in _POWER_FUNCTIONS | _SHIFTS and len(arguments) == 2 and not keywords:
-                return _check_power(node, arguments[0], arguments[1], depth, powers)
-            if name in _FUNCTIONS and not keywords and (name not in ("Max", "Min") or len(arguments) <= _TERMS):
-                for argument in arguments:
-                    _check(argument, depth + 1, powers)
-                return None
-    raise Unfit(f'a symbolic size holds "{ast.unparse(node)[:80]}", which torch does not write')
+            parts = [left, right]
+        case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in _FUNCTIONS and (
+            name not in ("Max", "Min") or len(parts) <= _TERMS
+        ):
+            pass
+        case _:
+            raise Unfit(f'a symbolic size holds "{ast.unparse(node)[:80]}", which torch does not write')
+    for part in parts:
+        _check(part, depth + 1, powers)
 
 
 def _check_power(node: ast.expr, base: ast.expr, exponent: ast.expr, depth: int, powers: int) -> None:
-    """A power of what may be a large number already: exponents are written out and small, and few are nested."""
+    """Powers of numbers that may be large: exponents must be small constants, and few may be nested."""
     value = _literal(exponent)
     shift = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _SHIFTS
     limit = _SHIFT if shift else _EXPONENT
@@ -112,7 +112,7 @@ def _check_power(node: ast.expr, base: ast.expr, exponent: ast.expr, depth: int,
 
 
 def _literal(node: ast.expr) -> float | None:
-    """The number that is written out, also as `Integer(-1)`, `Rational(1, 2)` or `Float('0.5', precision=53)`."""
+    """A constant number, also as `Integer(-1)`, `Rational(1, 2)` or `Float('0.5', precision=53)`; else None."""
     match node:
         case ast.Constant(value=int(value)) if not isinstance(value, bool):
             return value
@@ -132,7 +132,7 @@ def _literal(node: ast.expr) -> float | None:
 
 
 def _is_leaf(name: str, arguments: list[ast.expr], keywords: list[ast.keyword]) -> bool:
-    """A number or a symbol in the form of sympy's srepr."""
+    """Whether a call is a number or a symbol in sympy's srepr notation."""
     match name, arguments:
         case "Symbol", [ast.Constant(value=str(text))]:
             assumed = [(each.arg, each.value) for each in keywords]

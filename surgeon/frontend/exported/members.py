@@ -1,4 +1,4 @@
-"""A zip archive whose members lie in the file as they are: none packed, encrypted, twice there or out of place."""
+"""A zip archive whose members are stored plainly: none is compressed, encrypted, duplicated or overlapping."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _ENCRYPTED: Final = 0x1
 
 @dataclass(frozen=True)
 class Members:
-    """The members of an open archive by their names below its one folder."""
+    """The members of an open archive, by their names inside of its single folder."""
 
     archive: zipfile.ZipFile
     entries: Mapping[str, zipfile.ZipInfo]
 
     def size(self, name: str) -> int:
-        """The bytes of a member; raises Unfit where it is missing."""
+        """The number of bytes of a member; raises Unfit if it is missing."""
         if name not in self.entries:
             raise Unfit(f"the member {name} is missing")
         return self.entries[name].file_size
 
     def read(self, name: str, limit: int | None = None) -> bytes:
-        """What a member holds; raises Unfit where it is missing, larger than `limit` or damaged."""
+        """The content of a member; raises Unfit if it is missing, larger than `limit` or damaged."""
         size = self.size(name)
         if limit is not None and size > limit:
             raise Unfit(f"the member {name} has {size:,} bytes; at most {limit:,} are read")
@@ -46,16 +46,16 @@ def members(file: BinaryIO, size: int) -> Iterator[Members]:
     """The members of the archive in `file`, which is `size` bytes long.
 
     Raises:
-        Unfit: it is no such archive; the message names the member.
+        Unfit: it is not such an archive; the message names the member.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             yield Members(archive, _checked(archive.infolist(), size))
-    # zipfile raises most kinds of errors for a broken directory
+    # zipfile raises many kinds of errors for a damaged directory
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, OverflowError) as error:
         if isinstance(error, Unfit):
             raise
-        raise Unfit(f"it is no archive: {error}") from error
+        raise Unfit(f"it is not a zip archive: {error}") from error
 
 
 def _checked(entries: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipInfo]:
@@ -69,7 +69,7 @@ def _checked(entries: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.Zip
         first, slash, name = entry.filename.partition("/")
         shown = f"the member {entry.filename[:200]!r}"
         if not slash or first != root or root in ("", ".", ".."):
-            raise Unfit(f"{shown} is not in the archive's one folder")
+            raise Unfit(f"{shown} is not in the archive's single folder")
         if any(part in ("", ".", "..") for part in name.split("/")) or not entry.filename.isprintable():
             raise Unfit(f"{shown} has a name that leads elsewhere")
         if "\\" in entry.filename or entry.orig_filename != entry.filename:

@@ -1,7 +1,7 @@
-"""The names of operators in an exported program: which of them may be called.
+"""The operators that an exported program may call, by name.
 
-torch looks a name up as attributes of `torch`, `math` or `operator`, one after the other, so that a name can lead to
-any function of torch. Here it leads to an operator on tensors of a known library, to arithmetic on sizes, or nowhere.
+torch resolves a name by attributes of `torch`, `math` or `operator`, one after the other, so that it can lead to any
+function of torch. Here only operators on tensors of known libraries and arithmetic on sizes are accepted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SIZES: Final = frozenset(
 
 _PLAIN: Final = r"(Tensor|number|int|float|bool|complex|SymInt|SymBool|Device|Layout|ScalarType|MemoryFormat)"
 _TYPE: Final = re.compile(rf"((Optional|List)\[)*{_PLAIN}\]*")
-#: Texts that operators take: names of modes and messages, none of them a file's.
+#: String arguments of operators: modes and messages, none of which is the name of a file.
 _TEXTS: Final = frozenset(
     """UPLO api_name approximate assert_msg driver equation indexing interpolation mode norm ord p pad_mode padding
     padding_mode padding_side reduce rounding_mode side""".split()
@@ -39,19 +39,19 @@ def check_operator(name: str) -> None:
     """Make sure that a program may call the operator of this name.
 
     Raises:
-        Unfit: there is no such operator, or it does more than to compute tensors from tensors and numbers.
+        Unfit: there is no such operator, or it does more than compute tensors from tensors and numbers.
 
     >>> check_operator("torch.ops.aten.conv2d.default")
     >>> check_operator("torch.hub.load")
     Traceback (most recent call last):
         ...
-    surgeon.support.opening.Unfit: 'torch.hub.load' is no operator that an exported program may call
+    surgeon.support.opening.Unfit: 'torch.hub.load' is not an operator that an exported program may call
     """
     if name in _SIZES or name in _HIGHER:
         return
     found = _OPERATOR.fullmatch(name)
     if found is None:
-        raise Unfit(f"{name[:120]!a} is no operator that an exported program may call")
+        raise Unfit(f"{name[:120]!a} is not an operator that an exported program may call")
     library, operator, overload = found.groups()
     if library == "torchvision":
         _import_torchvision(name)
@@ -64,15 +64,10 @@ def check_operator(name: str) -> None:
         generator = kind == "Optional[Generator]"  # always None: a program can't hold one
         text = kind in ("str", "Optional[str]") and argument.name in _TEXTS
         if not (_TYPE.fullmatch(kind) or generator or text):
-            raise Unfit(f"{name} takes or gives a {kind}, so it does more than compute with tensors and numbers")
+            raise Unfit(f"{name} takes or returns a {kind}, so it does more than compute with tensors and numbers")
     resolved = getattr(getattr(getattr(torch.ops, library), operator, None), overload, None)
     if not isinstance(resolved, torch._ops.OpOverload):
         raise Unfit(f"{name} can't be called from a program")
-
-
-def is_size_arithmetic(name: str) -> bool:
-    """Whether a name is one of arithmetic on sizes."""
-    return name in _SIZES
 
 
 def _import_torchvision(name: str) -> None:

@@ -1,4 +1,4 @@
-"""An exported program from its file. torch is handed values that were checked, and never opens the file."""
+"""Reading an exported program from its file. torch gets checked values only, and never opens the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 from torch._export.serde import schema
 from torch._export.serde.serialize import ExportedProgramDeserializer, _dict_to_dataclass
 from torch.export import ExportedProgram
@@ -27,7 +26,7 @@ _JSON: Final = 64 * MIB
 _SAMPLE: Final = 512 * MIB
 _FOLDERS: Final = ("data/weights/", "data/constants/", ".data/", "extra/")
 _FILES: Final = frozenset((_MODEL, _SAMPLES, "archive_format", "archive_version", "byteorder", "version"))
-#: What a member is that is refused, by how its name begins.
+#: Members that are refused, by the start of their names, and why.
 _REFUSED: Final = (
     ("data/aotinductor/", "holds compiled code"),
     ("data/constants/custom_obj_", "holds a pickled Python object, which would run code when it is read"),
@@ -41,8 +40,9 @@ def read_program(path: str | os.PathLike[str]) -> ExportedProgram:
     """The program that `torch.export.save` wrote to `path`.
 
     Raises:
-        Unfit: the file is none, or holds what could run code or claims more than it has; the message names the member.
-        RuntimeError: torch can't put the program together, or another kind of error of torch's own.
+        Unfit: the file is not a program, holds something that could run code, or claims more data than it has; the
+            message names the member.
+        RuntimeError: torch can't assemble the program; it may raise other kinds of errors too.
     """
     with open_file(path) as file, members(file, os.fstat(file.fileno()).st_size) as archive:
         _check_members(archive)
@@ -53,7 +53,9 @@ def read_program(path: str | os.PathLike[str]) -> ExportedProgram:
         samples = None
         if _SAMPLES in archive.entries:
             samples = _in(_SAMPLES, lambda: read_samples(archive.read(_SAMPLES, _SAMPLE)))
-    return _assemble(data, state, constants, samples)
+    with _silent():
+        program = _dict_to_dataclass(schema.ExportedProgram, data)
+        return ExportedProgramDeserializer().deserialize(program, state, constants, samples)
 
 
 def _in(member: str, read: Any) -> Any:
@@ -70,14 +72,14 @@ def _check_members(archive: Members) -> None:
         if name not in _FILES and not name.startswith(_FOLDERS):
             raise Unfit(f"torch.export.save writes no member {name!a}")
     if "archive_format" not in archive.entries:
-        raise Unfit("it is of before torch 2.8, or no program; export the model again")
+        raise Unfit("it is not a program, or was written by torch before 2.8; export the model again")
     for name, wanted in (("archive_format", b"pt2"), ("archive_version", b"0"), ("byteorder", b"little")):
         if name in archive.entries and (found := archive.read(name, KIB)) != wanted:
             raise Unfit(f"{name} is {found[:20]!a}, and not {wanted!a}")
 
 
 def _check_claims(module: Mapping[str, Any], stored: Mapping[str, Mapping[str, Any]]) -> None:
-    """Make sure that what the graph says of parameters, buffers and constants is what the file holds."""
+    """Make sure that the parameters, buffers and constants in the file are as the graph declares them."""
     claims = module["graph"]["tensor_values"]
     for spec in module["signature"]["input_specs"]:
         ((kind, entry),) = spec.items()
@@ -89,20 +91,12 @@ def _check_claims(module: Mapping[str, Any], stored: Mapping[str, Mapping[str, A
             raise Unfit(f"{name[:80]}: the file holds no such tensor")
         sizes = numbers(claim["sizes"]), numbers(held["sizes"])
         if sizes[0] != sizes[1] or claim["dtype"] != held["dtype"]:
-            raise Unfit(f"{name[:80]} is claimed to be of the shape {sizes[0]}, and is stored as {sizes[1]}")
-
-
-def _assemble(
-    data: Mapping[str, Any], state: dict[str, Tensor], constants: dict[str, Tensor], samples: Any
-) -> ExportedProgram:
-    with _silent():
-        program = _dict_to_dataclass(schema.ExportedProgram, data)
-        return ExportedProgramDeserializer().deserialize(program, state, constants, samples)
+            raise Unfit(f"{name[:80]} is declared with shape {sizes[0]}, but stored with {sizes[1]}")
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without what torch would write to the log: an error says what is wrong."""
+    """Without torch's log messages: errors say what is wrong."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

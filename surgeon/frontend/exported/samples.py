@@ -1,7 +1,7 @@
-"""The example inputs of an exported program: a pickle, of which nothing is unpickled.
+"""The example inputs of an exported program: a pickle, which is interpreted here, not unpickled.
 
-A pickle is a list of instructions. Those that put tensors, numbers and texts into tuples, lists and dicts are followed
-here, and no others: functions are names to look for, and are not imported.
+A pickle is a list of instructions. Only those that put tensors, numbers and strings into tuples, lists and dicts are
+executed: names of functions are looked up in a fixed table, and nothing is imported.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _DTYPES: Final[Mapping[str, torch.dtype]] = {
     "torch ComplexDoubleStorage": torch.complex128,
 }
 _CONSTANTS: Final[Mapping[str, Any]] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY: Final[Mapping[str, type]] = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
 _LITERALS: Final = frozenset(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"))
 _HOLDERS: Final = (tuple, list, dict)
 _MEMO: Final = frozenset(("BINPUT", "LONG_BINPUT"))
@@ -59,30 +60,30 @@ class _Storage:
 
 
 class _Mark:
-    """Where a tuple, a list or a dict begins on the stack."""
+    """The start of a tuple, list or dict on the stack."""
 
 
 def read_samples(content: bytes) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """The example inputs, as `(args, kwargs)`, of what `torch.save` wrote of them; None where there are none.
+    """The example inputs, as `(args, kwargs)`, from the bytes that `torch.save` wrote; None if there are none.
 
     Raises:
-        Unfit: they are not tensors, numbers and texts in tuples, lists and dicts.
+        Unfit: they are not tensors, numbers and strings in tuples, lists and dicts.
     """
     if not content:
         return None
     with members(BytesIO(content), len(content)) as inner:
         if "byteorder" in inner.entries and inner.read("byteorder", 10) != b"little":
-            raise Unfit("the bytes of its numbers are in an unusual order")
+            raise Unfit("its numbers are not little-endian")
         found = _Machine(inner).run(inner.read("data.pkl", _LIMIT))
     _check_size(found)
     match found:
         case (tuple(args), dict(kwargs)) if type(found) is tuple and all(isinstance(name, str) for name in kwargs):
             return args, kwargs
-    raise Unfit("they are no pair of a tuple and a dict")
+    raise Unfit("they are not a pair of a tuple and a dict")
 
 
 def _check_size(found: Any) -> None:
-    """A list that holds another twice, which holds another twice, is soon more than can be walked through."""
+    """Limit the number of values: lists that hold one another repeatedly can be exponentially large."""
     level, count = [found], 0
     for depth in itertools.count():
         count += len(level)
@@ -95,7 +96,7 @@ def _check_size(found: Any) -> None:
 
 
 class _Machine:
-    """What the instructions are followed with."""
+    """Executes the instructions of a pickle."""
 
     def __init__(self, inner: Members) -> None:
         self._inner = inner
@@ -117,7 +118,7 @@ class _Machine:
                     (found,) = self._stack
                     return found
                 self._step(instruction.name, argument)
-        # A stack that is too short, a key that is none, an argument that is cut short
+        # such as a stack that is too short, an unhashable key, or a truncated argument
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
             if isinstance(error, Unfit):
                 raise
@@ -139,12 +140,8 @@ class _Machine:
                 self._memo[argument] = stack[-1]
             case _ if name in _RECALL:
                 stack.append(self._memo[argument])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
+            case _ if name in _EMPTY:
+                stack.append(_EMPTY[name]())
             case "TUPLE":
                 stack.append(tuple(self._marked()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
@@ -163,11 +160,11 @@ class _Machine:
                 function, arguments = self._take(2)
                 stack.append(self._call(function, arguments))
             case _:
-                raise Unfit(f"they are made by the instruction {name}, by which no tensors are made")
+                raise Unfit(f"they use the instruction {name}, which tensors don't need")
 
     def _take(self, count: int) -> list[Any]:
         taken = self._stack[-count:]
-        if len(taken) != count or _Mark in map(_plain, taken):
+        if len(taken) != count or any(each is _Mark for each in taken):
             raise Unfit("the instructions are broken")
         del self._stack[-count:]
         return taken
@@ -186,14 +183,14 @@ class _Machine:
     def _call(self, function: Any, arguments: Any) -> Any:
         name = function.text if isinstance(function, _Name) else type(function).__name__
         if name not in self._calls or type(arguments) is not tuple:
-            raise Unfit(f"they hold a {name.replace(' ', '.')[:120]!a}; only tensors, numbers and texts are read")
+            raise Unfit(f"they hold a {name.replace(' ', '.')[:120]!a}; only tensors, numbers and strings are accepted")
         return self._calls[name](*arguments)
 
     def _storage(self, value: Any) -> _Storage:
         match value:
             case ("storage", _Name(text=kind), str(key), str(), int(count)) if kind in _DTYPES and key.isdigit():
                 return _Storage(key, _DTYPES[kind], count)
-        raise Unfit(f"they hold a tensor of a kind that is not read: {str(value)[:120]!a}")
+        raise Unfit(f"they hold a tensor of an unsupported kind: {str(value)[:120]!a}")
 
     def _tensor(
         self, storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, *_rest: Any
@@ -211,14 +208,10 @@ class _Machine:
 
     def _typed(self, function: Any, kind: Any, arguments: Any, _state: Any) -> Any:
         if kind not in (_Name("torch Tensor"), _Name("torch.nn.parameter Parameter")):
-            raise Unfit("they hold a tensor of a class of its own; only plain tensors are read")
+            raise Unfit("they hold a tensor of a subclass; only plain tensors are accepted")
         return self._call(function, arguments)
 
     def _ordered(self, *arguments: Any) -> dict[Any, Any]:
         if arguments:
             raise Unfit("the instructions are broken")
         return {}
-
-
-def _plain(value: Any) -> Any:
-    return _Mark if value is _Mark else None

@@ -1,7 +1,7 @@
-"""The JSON of an exported program, held against torch's own description of it, field by field.
+"""The JSON of an exported program, validated against torch's schema, field by field.
 
-torch takes what it finds, whatever its type. Here every value has the type that torch's schema gives it, every text is
-checked by what it is for, and fields that surgeon has no use for, some of which are run or imported, are left out.
+torch itself does not check types. Here every value must have the type that torch's schema gives it, every string is
+checked for its purpose, and fields that surgeon does not need, some of which torch runs or imports, are left out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Check = Callable[[str], None]
 _INTEGER: Final = 1 << 64
 _FLOATS: Final = ("Infinity", "-Infinity", "NaN")
 
-#: What the texts of a field are: those of a list and the keys of an object too.
+#: The checks of strings, by field; also for the strings of a list and the keys of an object.
 _TEXTS: Final[Mapping[str, Check]] = {
     "Device.type": check_device,
     "SymExpr.expr_str": check_expression,
@@ -74,7 +74,7 @@ _TEXTS: Final[Mapping[str, Check]] = {
     "PayloadConfig.config": check_path,
 }
 
-#: The kinds of a union that are taken, where not all are.
+#: The accepted kinds of a union, if not all are.
 _KINDS: Final[Mapping[str, frozenset[str]]] = {
     "InputSpec": frozenset(("user_input", "parameter", "buffer", "tensor_constant", "constant_input")),
     "OutputSpec": frozenset(("user_output", "buffer_mutation", "parameter_mutation", "user_input_mutation")),
@@ -86,7 +86,7 @@ _KINDS: Final[Mapping[str, frozenset[str]]] = {
     ),
 }
 
-#: Fields that are not looked at, with what torch gets instead.
+#: Fields that are ignored, and the value that torch gets instead.
 _LEFT_OUT: Final[Mapping[str, Any]] = {
     "ExportedProgram.guards_code": [],
     "ExportedProgram.torch_version": "",
@@ -100,7 +100,7 @@ _EMPTY: Final = frozenset(("Graph.custom_obj_values",))
 
 
 def checked(kind: Any, data: Any) -> Any:
-    """`data` as a value of the schema's class `kind`, without what is left out.
+    """`data` as a value of the schema's class `kind`, without the fields that are left out.
 
     Raises:
         Unfit: it is not; the message says where.
@@ -110,7 +110,7 @@ def checked(kind: Any, data: Any) -> Any:
     >>> checked(schema.TensorArgument, {"name": "x): evil()"})
     Traceback (most recent call last):
         ...
-    surgeon.frontend.exported.schema._Placed: name: 'x): evil()' is no name of a value
+    surgeon.frontend.exported.schema._Placed: name: 'x): evil()' is not the name of a value
     """
     try:
         return _checked(kind, data, "")
@@ -149,7 +149,7 @@ def _checked(kind: Any, data: Any, field: str) -> Any:
 
 def _plain(kind: Any, data: Any, field: str) -> Any:
     if kind is str:
-        _require(isinstance(data, str), "a text", data)
+        _require(isinstance(data, str), "a string", data)
         if field:
             _TEXTS[field](data)
     elif kind is int:
@@ -169,7 +169,7 @@ def _union(kind: type, data: Any) -> dict[str, Any]:
     ((tag, value),) = data.items()
     hints = _hints(kind)
     if tag not in _KINDS.get(kind.__name__, frozenset(hints)):
-        raise Unfit(f"a program with {str(tag)[:40]!a} is not read")
+        raise Unfit(f"a program with {str(tag)[:40]!a} is not supported")
     return {tag: _at(tag, hints[tag], value, f"{kind.__name__}.{tag}")}
 
 
@@ -188,22 +188,18 @@ def _fields(kind: type, data: Any) -> dict[str, Any]:
                 raise Unfit(f"a {kind.__name__} lacks {each.name}")
         elif name in _EMPTY:
             if data[each.name]:
-                raise Unfit(f"a program that holds Python objects is not read ({each.name})")
+                raise Unfit(f"a program that holds Python objects is not supported ({each.name})")
         elif name == "GraphModule.module_call_graph":
-            found[each.name] = _calls(data[each.name])
+            # The call of the whole program comes first; those of its modules are not needed.
+            _require(isinstance(data[each.name], list) and bool(data[each.name]), "a list", data[each.name])
+            found[each.name] = [_at(each.name, schema.ModuleCallEntry, data[each.name][0], "")]
         else:
             found[each.name] = _at(each.name, hints[each.name], data[each.name], name)
     return found
 
 
-def _calls(data: Any) -> list[Any]:
-    """How the whole program is called; how its parts were is of no use here."""
-    _require(isinstance(data, list) and bool(data), "a list", data)
-    return [_at("module_call_graph", schema.ModuleCallEntry, data[0], "")]
-
-
 def _at(place: str | int, kind: Any, data: Any, field: str) -> Any:
-    """The value, or an error that says where it is."""
+    """The checked value; errors say where it is."""
     shown = str(place)[:60]
     try:
         return _checked(kind, data, field)
@@ -214,7 +210,7 @@ def _at(place: str | int, kind: Any, data: Any, field: str) -> Any:
 
 
 class _Placed(Unfit):
-    """A reason, and where in the document it is."""
+    """An error with its place in the document."""
 
     def __init__(self, place: str, reason: str) -> None:
         super().__init__(f"{place}: {reason}")

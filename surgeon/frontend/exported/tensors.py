@@ -1,4 +1,4 @@
-"""The tensors of an exported program: bytes in the file, and what the file says about them."""
+"""The tensors of an exported program: bytes in the file, and their metadata."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _STRIDED: Final = int(schema.Layout.Strided)
 
 
 def read_tensors(archive: Members, folder: str, kind: str) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """The tensors of `data/weights` or `data/constants` by name, and what the file says of each.
+    """The tensors of `data/weights` or `data/constants` by name, and the metadata of each.
 
-    Those that share a member share memory.
+    Tensors in the same member share memory.
 
     Raises:
         Unfit: a tensor is a pickle, or claims more values than its member has.
@@ -47,13 +47,13 @@ def _tensor(archive: Members, member: str, entry: Mapping[str, Any], kind: str, 
     if entry["use_pickle"] or entry["tensor_meta"] is None:
         raise Unfit("it is a pickled Python object, which would run code when it is read; export the model without it")
     if not entry["path_name"].startswith(f"{kind}_"):
-        raise Unfit(f"its member is {entry['path_name']}, which is none of a {kind}")
+        raise Unfit(f"its member is {entry['path_name']}, which is not that of a {kind}")
     meta = entry["tensor_meta"]
     shape, stride = numbers(meta["sizes"]), numbers(meta["strides"])
     (offset,) = numbers([meta["storage_offset"]])
     dtype = _SERIALIZE_TO_TORCH_DTYPE.get(meta["dtype"])
     if dtype is None or meta["layout"] != _STRIDED:
-        raise Unfit("it is no dense tensor of a known type")
+        raise Unfit("it is not a dense tensor of a known type")
     count = archive.size(member) // dtype.itemsize
     extent(shape, stride, offset, count)
     if member not in storages:
@@ -72,37 +72,36 @@ def _tensor(archive: Members, member: str, entry: Mapping[str, Any], kind: str, 
 
 
 def numbers(sizes: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-    """Sizes that are numbers, from 0 on; raises Unfit for those that are expressions."""
+    """Sizes that are numbers of at least 0; raises Unfit for expressions."""
     found = [size.get("as_int") for size in sizes]
     if any(value is None or value < 0 or value >= 1 << 48 for value in found):
-        raise Unfit("its sizes are no numbers from 0 on")
+        raise Unfit("its sizes are not numbers of at least 0")
     return tuple(value for value in found if value is not None)
 
 
 def extent(shape: Any, stride: Any, offset: Any, count: int) -> None:
-    """Make sure that a tensor of this shape lies in a memory of `count` values.
+    """Make sure that a tensor of this shape fits into `count` values.
 
     >>> extent((2, 3), (3, 1), 0, 6)
     >>> extent((10**9,), (1,), 0, 6)
     Traceback (most recent call last):
         ...
-    surgeon.support.opening.Unfit: it claims values up to number 1,000,000,000 of 6
+    surgeon.support.opening.Unfit: it needs 1,000,000,000 values, but 6 are stored
     """
     if not all(isinstance(each, tuple) and all(type(n) is int and n >= 0 for n in each) for each in (shape, stride)):
-        raise Unfit("its shape is none")
+        raise Unfit("its shape or stride is invalid")
     if len(shape) != len(stride) or len(shape) > 64 or type(offset) is not int or offset < 0:
-        raise Unfit("its shape is none")
+        raise Unfit("its shape or stride is invalid")
     needed = offset + 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if math.prod(shape) == 0:
         needed = offset if max((*shape, 0)) < 1 << 48 else 1 << 63
     if needed > count:
-        raise Unfit(f"it claims values up to number {needed:,} of {count:,}")
-    if math.prod(shape) > max(count, 1) * 64:  # by a step of 0, as an expanded tensor has
-        raise Unfit(f"it claims {math.prod(shape):,} values, and {count:,} are there")
+        raise Unfit(f"it needs {needed:,} values, but {count:,} are stored")
+    if math.prod(shape) > max(count, 1) * 64:  # possible with a stride of 0, as in expanded tensors
+        raise Unfit(f"it expands {count:,} values to {math.prod(shape):,}")
 
 
 def flat(content: bytes, dtype: torch.dtype) -> Tensor:
-    """The values that lie in `content`, one after the other."""
     if len(content) % dtype.itemsize:
-        raise Unfit(f"its {len(content)} bytes are no whole number of {dtype} values")
+        raise Unfit(f"its {len(content)} bytes are not a whole number of {dtype} values")
     return torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
