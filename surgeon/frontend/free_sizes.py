@@ -51,9 +51,6 @@ class Size:
     def place(self) -> Place:
         return self.leaf, self.axis
 
-    def __str__(self) -> str:
-        return f"{self.input} axis {self.axis} ({self.size}): " + ("free" if self.free else f"fixed, {self.reason}")
-
 
 @dataclass(frozen=True)
 class FreeSizes:
@@ -61,8 +58,7 @@ class FreeSizes:
 
     >>> from surgeon.frontend.trace import normalize_inputs
     >>> print(free_sizes(nn.Linear(4, 2), normalize_inputs(torch.zeros(2, 4))))
-    input axis 0 (2): free
-    input axis 1 (4): fixed, mat1 and mat2 shapes cannot be multiplied (2x6 and 4x2)
+    input (2, 4): axis 0 free, axis 1 fixed (mat1 and mat2 shapes cannot be multiplied (2x6 and 4x2))
     """
 
     axes: tuple[Size, ...]
@@ -71,7 +67,14 @@ class FreeSizes:
         return iter(self.axes)
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.axes))
+        return "\n".join(map(self._line, dict.fromkeys(each.leaf for each in self.axes)))
+
+    def _line(self, leaf: int) -> str:
+        own = [each for each in self.axes if each.leaf == leaf]
+        free = [str(each.axis) for each in own if each.free]
+        told = [f"{'axis' if len(free) == 1 else 'axes'} {', '.join(free)} free"] if free else []
+        told += [f"axis {each.axis} fixed ({each.reason})" for each in own if not each.free]
+        return f"{own[0].input} {tuple(each.size for each in own)}: {', '.join(told)}"
 
     @property
     def free(self) -> tuple[Size, ...]:

@@ -11,6 +11,7 @@ from functools import cached_property
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from surgeon.frontend.free_sizes import FreeSizes
 from surgeon.frontend.trace import Graph
 from surgeon.ir.axes import Axis, Leaf
 from surgeon.ir.space import Space
@@ -61,7 +62,10 @@ def without_place(reason: str) -> str:
 
 @dataclass(frozen=True)
 class Groups:
-    """The coupled units of a graph, as `couple` finds them."""
+    """The coupled units of a graph, as `couple` finds them.
+
+    `sizes` says which sizes of the inputs the model leaves free, where that was asked.
+    """
 
     graph: Graph
     space: Space = field(repr=False)
@@ -70,6 +74,7 @@ class Groups:
     tensors: Mapping[str, Axes] = field(repr=False)
     groups: tuple[Group, ...]
     pinned: tuple[Pinned, ...]
+    sizes: FreeSizes | None = None
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -117,6 +122,7 @@ class Groups:
                 axes = ", ".join(self.space.text(axis, self.names) for axis in self.tensors[member.tensor])
                 lines.append(f"  {member.tensor} axis {member.axis}  [{axes}]")
         lines += [f"pinned {pin.tensor} axis {pin.axis} ({pin.size}): {pin.reason}" for pin in self.pinned]
+        lines += [f"input {line}" for line in str(self.sizes or "").splitlines()]
         return "\n".join(lines)
 
 

@@ -55,7 +55,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "not": operator.not_,
 }
 # The same for many sizes at once.
-_OF_ARRAYS = {
+_OF_ARRAYS: dict[str, Callable[..., Any]] = {
     **_FUNCTIONS,
     "max": lambda *values: reduce(np.maximum, values),
     "min": lambda *values: reduce(np.minimum, values),
@@ -116,7 +116,7 @@ def needed(
     for each in sorted(dict.fromkeys(conditions), key=lambda each: len(repr(each.term))):
         if each.places() & varying.keys():
             with np.errstate(all="ignore"):
-                holds = np.broadcast_to(np.asarray(_value(each.term, drawn, _OF_ARRAYS), bool), SAMPLES)
+                holds = np.broadcast_to(np.asarray(_value(each.term, drawn, _OF_ARRAYS)).astype(np.bool_), (SAMPLES,))
             if not holds.all():
                 found.append((each, holds))
     kept: list[tuple[Condition, np.ndarray]] = []

@@ -44,6 +44,13 @@ class Rung:
     conditions: tuple[Condition, ...] = ()
     proved: bool = False
 
+    def inputs(self) -> tuple[str, ...]:
+        """Each input with what is free, what is fixed, and by what; and what else must hold."""
+        if self.sizes is None:
+            return ()
+        names = {each.place: f"{each.input} axis {each.axis}" for each in self.sizes}
+        return (*str(self.sizes).splitlines(), *(each.text(names) for each in self.conditions))
+
 
 def ladder(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], sizes: FreeSizes) -> Iterator[Rung]:
     """The rungs: all free axes, those of each input, the batch, none. The last is always there.
@@ -203,7 +210,7 @@ def _tied(sizes: FreeSizes, broken: list[Condition], involved: Collection[Place]
     for each in broken:
         match each.term:
             case ("==", ("size", *a), ("size", *b)):
-                others[tuple(a)] = others[tuple(b)]  # type: ignore[index]
+                others[tuple(a)] = others[tuple(b)]
     return sizes.at(others)
 
 

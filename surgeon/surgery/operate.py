@@ -20,6 +20,7 @@ from surgeon.rules import Kept
 from surgeon.support.process_wide import uncollected
 from surgeon.surgery.attributes import NAMED_ALIKE, Attribute, Renumbered, module_path, renumber
 from surgeon.surgery.canonical import Stream, difference
+from surgeon.surgery.follow import follow_tensors
 from surgeon.surgery.input_sizes import check_on_entry
 from surgeon.surgery.ladder import Rung, ladder
 from surgeon.surgery.leaves import restore_leaves
@@ -281,7 +282,8 @@ def as_graph(
 ) -> fx.GraphModule:
     """The smaller graph as a module, with torch.nn's leaf modules under their original names."""
     read = {groups.graph.tensors[n.name] for n in groups.graph.nodes if n.name in groups.graph.tensors and n.users}
-    graph, _ = slim_graph(groups, kept)
+    graph, copies = slim_graph(groups, kept)
+    follow_tensors(model, groups.graph, copies)
     for node in list(graph.nodes):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
