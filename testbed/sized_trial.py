@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from surgeon.errors import SurgeonError
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import couple
-from surgeon.surgery import operate
+from surgeon.surgery.build import carry_out
 from testbed import oracle
 from testbed.networks import tensors
 from testbed.sized_networks import Inputs, sized_network
@@ -40,7 +40,7 @@ def examine_sizes(seed: int, forms: tuple[str, ...] = ("auto", "graph")) -> Iter
             if not len(groups):
                 yield Outcome(seed, 0, name, "nothing")
                 return
-            made = [operate(network, groups, keep, form) for form in forms]
+            made = [carry_out(network, groups, keep, form)[0] for form in forms]
     except Exception as error:  # noqa: BLE001  (whatever goes wrong is what the fuzz is after)
         yield failure(Outcome(seed, 0, name, ""), error)
         return
