@@ -121,7 +121,9 @@ def _strided(node: fx.Node, x: Axes, dim: int, start: int, end: int, step: int, 
     if axis.size % step == 0 and start < step and end > axis.size - step + start:
         outer, inner = c.divide(axis, [axis.size // step, step], why)
         c.pin((inner,), why)
-        return Typed((*x[:dim], outer, *x[dim + 1 :]), args={"end": lambda k: k.width(axis)})
+        return Typed(
+            (*x[:dim], outer, *x[dim + 1 :]), args={"end": lambda k: k.width(axis) if k.changed(axis) else a["end"]}
+        )
     c.pin((axis,), why)
     return Typed((*x[:dim], c.fresh(size_of(node)[dim], why), *x[dim + 1 :]))
 
