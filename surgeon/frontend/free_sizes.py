@@ -16,15 +16,13 @@ from surgeon.frontend.copies import duplicate
 from surgeon.frontend.input_spec import by_argument
 from surgeon.frontend.isolation import quietly, undisturbed, untouched, without_fast_attention
 from surgeon.frontend.trace import Inputs
+from surgeon.ir.size_conditions import Place
 
 #: Runs that are made at most, and the seconds after which none is begun: a large model is asked less.
 MOST_RUNS = 40
 MOST_SECONDS = 5.0
 #: How many other sizes of an axis are tried before it counts as fixed.
 ROUNDS = 4
-
-#: An axis of an input: which leaf of the inputs, and which of its axes.
-Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,6 @@ class Size:
     def place(self) -> Place:
         return self.leaf, self.axis
 
-    def __str__(self) -> str:
-        return f"{self.input} axis {self.axis} ({self.size}): " + ("free" if self.free else f"fixed, {self.reason}")
-
 
 @dataclass(frozen=True)
 class FreeSizes:
@@ -63,8 +58,7 @@ class FreeSizes:
 
     >>> from surgeon.frontend.trace import normalize_inputs
     >>> print(free_sizes(nn.Linear(4, 2), normalize_inputs(torch.zeros(2, 4))))
-    input axis 0 (2): free
-    input axis 1 (4): fixed, mat1 and mat2 shapes cannot be multiplied (2x6 and 4x2)
+    input (2, 4): axis 0 free, axis 1 fixed (mat1 and mat2 shapes cannot be multiplied (2x6 and 4x2))
     """
 
     axes: tuple[Size, ...]
@@ -73,7 +67,14 @@ class FreeSizes:
         return iter(self.axes)
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.axes))
+        return "\n".join(map(self._line, dict.fromkeys(each.leaf for each in self.axes)))
+
+    def _line(self, leaf: int) -> str:
+        own = [each for each in self.axes if each.leaf == leaf]
+        free = [str(each.axis) for each in own if each.free]
+        told = [f"{'axis' if len(free) == 1 else 'axes'} {', '.join(free)} free"] if free else []
+        told += [f"axis {each.axis} fixed ({each.reason})" for each in own if not each.free]
+        return f"{own[0].input} {tuple(each.size for each in own)}: {', '.join(told)}"
 
     @property
     def free(self) -> tuple[Size, ...]:
@@ -83,6 +84,10 @@ class FreeSizes:
         """The inputs at the other sizes of all free axes; None where none is free."""
         others = {each.place: each.other for each in self.axes if each.other is not None}
         return resized(inputs, others) if others else None
+
+    def at(self, others: Mapping[Place, int]) -> FreeSizes:
+        """The same with other second sizes of free axes."""
+        return FreeSizes(tuple(replace(each, other=others[each.place]) if each.free else each for each in self.axes))
 
     def fixing(self, places: Iterable[Place], reason: str) -> FreeSizes:
         """The same with some axes, and those that go with them, fixed for a reason."""
@@ -128,13 +133,13 @@ def free_sizes(model: nn.Module, inputs: Inputs) -> FreeSizes:
     [(1, True), (3, False), (16, True), (16, True)]
     """
     axes = [
-        Size(name, leaf, axis, size)
+        Size(name, leaf, axis, size, reason="" if size else "it is empty")
         for name, leaf, value in _named(model, inputs)
         for axis, size in enumerate(value.shape)
-        if size > 0
     ]
-    search = _Search(Original(model), inputs, axes)
-    return FreeSizes(tuple(search.found()))
+    search = _Search(Original(model), inputs, [each for each in axes if each.size])
+    found = {each.place: each for each in search.found()}
+    return FreeSizes(tuple(found.get(each.place, each) for each in axes))
 
 
 def _named(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, int, Tensor]]:

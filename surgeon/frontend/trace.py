@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -200,7 +200,7 @@ def _traced(shared: nn.Module, inputs: Inputs, wide: Inputs, dynamic: bool) -> G
         module = functionalize(program)
     except RuntimeError as error:  # forward writes into a constant, say
         raise TraceError(f"torch.export can't trace {type(shared).__name__}: {error}") from error
-    graph = _graph(module, shared, wide, dynamic)
+    graph = graph_of(module, shared, wide, dynamic)
     _check_variances(graph)
     return graph
 
@@ -231,7 +231,7 @@ def with_train_only(graph: Graph, model: nn.Module) -> Graph:
     except Exception:  # noqa: BLE001  (then the smaller model is tried in train mode before it is handed out)
         return graph
     module = functionalize(program)
-    found = _graph(module, shared, graph.inputs, graph.dynamic)
+    found = graph_of(module, shared, graph.inputs, graph.dynamic)
     if not set(unread(found, shared)) < set(idle):
         return graph
     values, canonical = {**found.values, **graph.values}, {**found.canonical, **graph.canonical}
@@ -288,7 +288,8 @@ def _check_variance(name: str, value: Tensor) -> None:
         )
 
 
-def _graph(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: bool) -> Graph:
+def graph_of(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: bool) -> Graph:
+    """The graph that a functional module, traced from `model` on `inputs`, is."""
     named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     named.update(model.named_buffers(remove_duplicate=False))
     first: dict[int, str] = {}
@@ -318,14 +319,23 @@ def _graph(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: bo
 
 
 def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> torch.export.ExportedProgram:
+    tensors = [leaf for leaf, value in enumerate(pytree.tree_leaves(inputs)) if isinstance(value, Tensor)]
+    return export(model, inputs, [(leaf, 0) for leaf in tensors] if dynamic else [])
+
+
+def export(model: nn.Module, inputs: Inputs, free: Iterable[tuple[int, int]]) -> torch.export.ExportedProgram:
+    """The program of `model`, in which the `free` axes of the inputs, by leaf and axis, are symbols if they can be.
+
+    Raises what torch.export raises.
+    """
     args, kwargs = inputs
-
-    def axes(value: Any) -> Any:
-        return {0: Dim.AUTO} if isinstance(value, Tensor) and dynamic else None
-
-    shapes = pytree.tree_map(axes, (args, kwargs))
-    names = None
-    if dynamic:
+    leaves, spec = pytree.tree_flatten(inputs)
+    axes: dict[int, dict[int, Any]] = {}
+    for leaf, axis in free:
+        axes.setdefault(leaf, {})[axis] = Dim.AUTO
+    names: Any = None
+    if axes:
+        shapes = pytree.tree_unflatten([axes.get(leaf) for leaf in range(len(leaves))], spec)
         names = {**_positional_names(model, args, shapes[0]), **shapes[1]} if kwargs else shapes[0]
     with quietly(), uncollected(), without_stack_traces(), with_masks_as_given(), torch.no_grad():
         return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=names)

@@ -10,10 +10,11 @@ from functools import cached_property
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from surgeon.frontend.free_sizes import FreeSizes
 from surgeon.frontend.trace import Graph
 from surgeon.ir.axes import Axis, Leaf
 from surgeon.ir.space import Space
-from surgeon.rules import Axes, Context, Kept, RuleDoesNotApply, Typed, arguments, failed, find, where
+from surgeon.rules import Axes, Context, Kept, RuleDoesNotApply, Typed, example_arguments, failed, find, where
 from surgeon.rules.base import size_of, sizes_of
 from surgeon.support.arguments import instance
 
@@ -60,7 +61,10 @@ def without_place(reason: str) -> str:
 
 @dataclass(frozen=True)
 class Groups:
-    """The coupled units of a graph: the value that couple hands on."""
+    """The coupled units of a graph: the value that couple hands on.
+
+    `sizes` says which sizes of the inputs the model leaves free, where that was asked.
+    """
 
     graph: Graph
     space: Space = field(repr=False)
@@ -69,6 +73,7 @@ class Groups:
     tensors: Mapping[str, Axes] = field(repr=False)
     groups: tuple[Group, ...]
     pinned: tuple[Pinned, ...]
+    sizes: FreeSizes | None = None
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -103,6 +108,7 @@ class Groups:
                 axes = ", ".join(self.space.text(axis, self.names) for axis in self.tensors[member.tensor])
                 lines.append(f"  {member.tensor} axis {member.axis}  [{axes}]")
         lines += [f"pinned {pin.tensor} axis {pin.axis} ({pin.size}): {pin.reason}" for pin in self.pinned]
+        lines += [f"input {line}" for line in str(self.sizes or "").splitlines()]
         return "\n".join(lines)
 
 
@@ -168,7 +174,7 @@ def _operator(node: fx.Node, c: Context) -> Typed:
     reason = f"{where(node)}: surgeon has no rule for this operator"
     if rule is not None:
         try:
-            typed = rule(node, arguments(node), c)
+            typed = rule(node, example_arguments(node), c)
         # What the rule unified before it gave up couples more than it must, which is safe; the rest is pinned.
         except RuleDoesNotApply as error:
             reason = f"{where(node)}: the rule does not cover these arguments ({error})"

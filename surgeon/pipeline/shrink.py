@@ -13,6 +13,7 @@ from surgeon.allocation.choose import choose
 from surgeon.allocation.reach import outlook
 from surgeon.calibration.data import Calibration, calibrate
 from surgeon.cost.cost import Cost
+from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.ignore import Ignored, named
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
@@ -131,7 +132,8 @@ def plan(
 @public()
 @undisturbed()
 def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iterable[Ignored] = ()) -> Groups:
-    """The coupled groups of a model with their members, and every pinned axis with the reason; prints as text.
+    """The coupled groups of a model with their members, every pinned axis with the reason, and which sizes of its
+    inputs are free; prints as text.
 
     >>> import torch
     >>> groups = inspect(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(1, 8))
@@ -143,8 +145,10 @@ def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iter
     pinned 0.weight axis 1 (8): an input of the model
     pinned 2.weight axis 0 (4): an output of the model
     pinned 2.bias axis 0 (4): an output of the model
+    input input (2, 8): axis 0 free, axis 1 fixed (mat1 and mat2 shapes cannot be multiplied (2x6 and 8x32))
     """
-    return analyze(model, example_inputs, ignore)
+    groups = analyze(model, example_inputs, ignore)
+    return replace(groups, sizes=free_sizes(model, groups.graph.inputs))
 
 
 @public(plan=PLAN)
@@ -247,6 +251,7 @@ def _report(
         groups={g.name: Change(g.size, widths.get(g.leaf.id, g.size)) for g in made.groups},
         pinned=made.groups.pinned,
         certificate=certificate,
+        inputs=operation.rung.inputs(),
         latency=made.timing,
         recovery=recovery,
         basis=basis_of(made.model),

@@ -55,9 +55,9 @@ class Report:
     could go at most under the options given (None where that is not known), and that went. `groups` maps the name
     of each group of coupled units to its width before and after, `unaligned` those whose widths had to be finer for
     the budget than alignment makes them by default, to what they would be multiples of. `certificate` is what
-    verification found, `latency` what was asked of the clock and what it told, `recovery` which layers made
-    up for the cut, `basis` which groups were rotated before it, `exports` and `benchmark` what export and
-    measuring found, where they ran. `seconds` are those of each stage.
+    verification found, `inputs` which of their sizes are free and what fixes the others, `latency` what was asked of
+    the clock and what it told, `recovery` which layers made up for the cut, `basis` which groups were rotated before
+    it, `exports` and `benchmark` what export and measuring found, where they ran. `seconds` are those of each stage.
 
     >>> report = Report("Net", "module", "", "macs", requested=0.5, reached=0.49, macs=Change(100, 51),
     ...                 params=Change(10, 6), groups={"conv1": Change(8, 5)}, possible=0.97)
@@ -82,6 +82,7 @@ class Report:
     unaligned: Mapping[str, int] = field(default_factory=dict)
     pinned: tuple[Pinned, ...] = ()
     certificate: object = None
+    inputs: tuple[str, ...] = ()
     latency: object = None
     recovery: object = None
     basis: object = None
@@ -151,6 +152,7 @@ class Report:
             lines += [f"  {count:4} {reason}" for reason, count in ranked[:REASONS]]
             if rest := ranked[REASONS:]:
                 lines.append(f"  {sum(count for _, count in rest):4} for {len(rest)} other reasons")
+        lines += [f"input {line}" for line in self.inputs]
         parts = (self.latency, self.recovery, self.basis, self.certificate, *self.exports.values(), self.benchmark)
         for found in parts:
             if found is not None:

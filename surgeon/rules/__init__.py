@@ -20,6 +20,8 @@ from surgeon.rules.base import (
     RuleFailure,
     Typed,
     arguments,
+    example_arguments,
+    example_number,
     failed,
     find,
     is_random,
@@ -29,6 +31,7 @@ from surgeon.rules.base import (
 )
 
 __all__ = [
-    "RULES", "Axes", "Context", "Kept", "RuleDoesNotApply", "RuleFailure", "Typed", "arguments", "failed", "find",
+    "RULES", "Axes", "Context", "Kept", "RuleDoesNotApply", "RuleFailure", "Typed", "arguments", "example_arguments",
+    "example_number", "failed", "find",
     "is_random", "rule", "size_of", "where",
 ]

@@ -198,6 +198,19 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return by_name(node.target, node.args, node.kwargs)
 
 
+def example_arguments(node: fx.Node) -> dict[str, Any]:
+    """As arguments, with numbers that are computed from sizes at the values that they had for the example inputs."""
+    return {name: fx.node.map_arg(value, example_number) for name, value in arguments(node).items()}
+
+
+def example_number(node: fx.Node) -> Any:
+    """What a node computed for the example inputs, where that is a number that sizes tell; else the node."""
+    value = node.meta.get("val")
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) and value.node.has_hint():
+        return value.node.hint
+    return value if isinstance(value, bool | int | float) else node
+
+
 # Arguments by which an operator that may draw random numbers draws none.
 _QUIET = {"train": False, "training": False, "dropout_p": 0.0, "dropout": 0.0, "p": 0.0}
 

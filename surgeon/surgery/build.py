@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import fx, nn
 
 from surgeon.errors import NotEquivalent, SurgeryError
+from surgeon.frontend.free_sizes import FreeSizes, free_sizes
 from surgeon.frontend.isolation import untouched
 from surgeon.frontend.trace import refuse_unfit, skeleton, trace_inputs
 from surgeon.groups.coupling import Groups
@@ -18,6 +19,7 @@ from surgeon.surgery.rewrite import slim_graph
 from surgeon.surgery.same import pair
 from surgeon.verification import Certificate, certify
 from surgeon.verification.differences import told_by_tensors
+from surgeon.verification.second_size import certify_second
 
 Keep = Mapping[int, Iterable[int]]
 
@@ -36,10 +38,12 @@ def carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str = "auto") 
 
 
 def _carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str) -> tuple[Operation, Certificate]:
-    operation = _operation(model, groups, keep, form)
+    with stage("trace"):
+        sizes = free_sizes(model, groups.graph.inputs)
+    operation = _operation(model, groups, keep, form, sizes)
     with stage("verify"):
         try:
-            return operation, certify(groups, groups.kept(keep), operation.traced, operation.pairs)
+            return operation, _certified(model, operation)
         except RuntimeError as error:
             # Tracing knows shapes alone: only now that the operators run does an input of a wrong type show.
             refuse_unfit(skeleton(model).eval(), groups.graph.inputs, error)
@@ -50,22 +54,34 @@ def _carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str) -> tuple
             # The user's code computes a number from sizes, as in x / x.numel(): a graph keeps the original's.
             reason = f"in its own class, {error}".partition(":")[0]
     with stage("operate"):
-        operation = replace(_operation(model, groups, keep, "graph"), reason=reason)
+        operation = replace(_operation(model, groups, keep, "graph", sizes), reason=reason)
     with stage("verify"):
-        return operation, certify(groups, groups.kept(keep), operation.traced, operation.pairs)
+        return operation, _certified(model, operation)
 
 
-def _operation(model: nn.Module, groups: Groups, keep: Keep, form: str) -> Operation:
+def _certified(model: nn.Module, operation: Operation) -> Certificate:
+    """The proof at the sizes of the example inputs, and at others."""
+    groups, kept, sizes = operation.rung.groups, operation.rung.kept, operation.rung.sizes
+    certificate = certify(groups, kept, operation.traced, operation.pairs)
+    second, whole = operation.second_size, certificate.end_to_end is not None
+    if sizes is not None and (second is None or whole):
+        second = certify_second(
+            model, operation.module, groups, kept, sizes, whole=whole, symbolic=operation.rung.proved
+        )
+    return replace(certificate, second_size=second)
+
+
+def _operation(model: nn.Module, groups: Groups, keep: Keep, form: str, sizes: FreeSizes) -> Operation:
     """The operation, whose module's own graph is the predicted one."""
     with stage("operate"):
-        operation = operate(model, groups, keep, form)
+        operation = operate(model, groups, keep, form, sizes=sizes)
     try:
         with stage("verify"):
             _ = operation.traced
     except SurgeryError:
         # It calls the same operators, but reads otherwise in a graph: its graph alone decides then.
         with stage("operate"):
-            return operate(model, groups, keep, form, retrace=True)
+            return operate(model, groups, keep, form, retrace=True, sizes=sizes)
     return operation
 
 

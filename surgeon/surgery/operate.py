@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from surgeon.errors import InvalidArgument, SurgeonError, SurgeryError, first_line
 from surgeon.frontend.copies import duplicate
+from surgeon.frontend.free_sizes import FreeSizes
 from surgeon.frontend.functionalize import write_again
 from surgeon.frontend.trace import Graph, refuse_unfit, skeleton, trace_inputs, unread
 from surgeon.groups.coupling import Groups
@@ -19,11 +20,16 @@ from surgeon.rules import Kept
 from surgeon.support.process_wide import uncollected
 from surgeon.surgery.attributes import NAMED_ALIKE, Attribute, Renumbered, module_path, renumber
 from surgeon.surgery.canonical import Stream, difference
+from surgeon.surgery.follow import follow_tensors
+from surgeon.surgery.input_sizes import check_on_entry
+from surgeon.surgery.ladder import Rung, ladder
 from surgeon.surgery.leaves import restore_leaves
 from surgeon.surgery.record import Stand, record
 from surgeon.surgery.rewrite import assemble, check_shapes, printed, slim_graph
 from surgeon.surgery.same import pair
 from surgeon.surgery.tensors import like, slim_tensors, take
+from surgeon.verification.certificate import SecondSize
+from surgeon.verification.second_size import certify_second
 
 FORMS = ("auto", "module", "graph")
 #: How often another reading of the attributes in doubt is tried: each takes a trace.
@@ -46,6 +52,8 @@ class Operation:
     form: str
     reason: str
     retrace: Callable[[], Retraced] = field(repr=False)
+    rung: Rung = field(repr=False)
+    second_size: SecondSize | None = None
     renumbered: tuple[tuple[str, str, object, object], ...] = ()
 
     @property
@@ -74,8 +82,7 @@ class _Prediction:
     `calls` is what these operators call in their turn; None where recording does not tell, or is not wanted.
     """
 
-    groups: Groups
-    kept: Kept
+    rung: Rung
     copies: Mapping[fx.Node, fx.Node]
     tensors: Mapping[str, Tensor]
     stand: Stand
@@ -83,13 +90,15 @@ class _Prediction:
 
 
 def operate(
-    model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], form: str = "auto", *, retrace: bool = False
+    model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], form: str = "auto", *, retrace: bool = False,
+    sizes: FreeSizes | None = None,
 ) -> Operation:
     """The model with only the kept units; `model` is left as it is.
 
     `keep` maps a leaf's id to its kept units. `form` may be "module" or "graph" to insist on one. The smaller model is
     held against the predicted graph by the operators that it calls, and by its own graph where these do not tell; with
-    `retrace` by its own graph in any case, which takes longer.
+    `retrace` by its own graph in any case, which takes longer. A graph is made for all `sizes` of the inputs that the
+    model leaves free, and refuses others; without them it is made for those of the example inputs, and refuses none.
 
     Raises:
         InvalidArgument: there is no such form.
@@ -99,32 +108,60 @@ def operate(
     if form not in FORMS:
         raise InvalidArgument(f"form={form!r} is none that surgeon knows; choose one of {', '.join(FORMS)}")
     with uncollected():
-        return _operate(model, groups, keep, form, retrace)
+        return _operate(model, groups, keep, form, retrace, sizes)
 
 
 def _operate(
-    model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], form: str, retrace: bool
+    model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], form: str, retrace: bool,
+    sizes: FreeSizes | None,
 ) -> Operation:
-    kept = groups.kept(keep)
-    _, copies = slim_graph(groups, kept)
-    tensors = slim_tensors(groups, kept)
-    stand = Stand()
-    calls = check_shapes(groups, kept, copies, tensors, stand)
-    predicted = _Prediction(groups, kept, copies, tensors, stand, None if retrace else calls)
     reason = "asked for"
     if form != "graph":
-        made = _in_own_class(model, predicted)
+        made = _in_own_class(model, _predict(Rung(groups, groups.kept(keep), sizes), retrace))
         if isinstance(made, Operation):
             return made
         reason = made
         if form == "module":
             raise SurgeryError(f"{type(model).__name__} can't hold the smaller tensors in its own class: {reason}")
-    module = as_graph(model, groups, kept, tensors)
+    if sizes is None:
+        return _as_graph(model, Rung(groups, groups.kept(keep)), retrace, reason)
+    error: SurgeonError | None = None
+    for rung in ladder(model, groups, keep, sizes):
+        try:
+            made = _as_graph(model, rung, retrace, reason)
+            return replace(made, second_size=_at_second_size(model, made))
+        except SurgeonError as failed:
+            error = error or failed
+    assert error is not None
+    raise error
+
+
+def _at_second_size(model: nn.Module, made: Operation) -> SecondSize | None:
+    rung = made.rung
+    if rung.sizes is None:
+        return None
+    return certify_second(model, made.module, rung.groups, rung.kept, rung.sizes, whole=False, symbolic=rung.proved)
+
+
+def _predict(rung: Rung, retrace: bool) -> _Prediction:
+    groups, kept = rung.groups, rung.kept
+    _, copies = slim_graph(groups, kept)
+    tensors = slim_tensors(groups, kept)
+    stand = Stand()
+    calls = check_shapes(groups, kept, copies, tensors, stand)
+    return _Prediction(rung, copies, tensors, stand, None if retrace else calls)
+
+
+def _as_graph(model: nn.Module, rung: Rung, retrace: bool, reason: str) -> Operation:
+    predicted = _predict(rung, retrace)
+    module = as_graph(model, rung.groups, rung.kept, predicted.tensors)
+    if rung.sizes is not None:
+        check_on_entry(module, rung.sizes, rung.conditions)
     found = _hold(module, predicted)
     if isinstance(found, str):
         raise SurgeryError(f"the smaller graph of {type(model).__name__} is not the predicted one: {found}")
     _copy_modes(model, module)
-    return Operation(module, "graph", reason, found)
+    return Operation(module, "graph", reason, found, rung)
 
 
 def _in_own_class(model: nn.Module, predicted: _Prediction) -> Operation | str:
@@ -133,14 +170,15 @@ def _in_own_class(model: nn.Module, predicted: _Prediction) -> Operation | str:
     Where several sizes of a module were equal, which of them an attribute is has to be tried.
     """
     first = ""
-    groups = predicted.groups
+    groups, kept = predicted.rung.groups, predicted.rung.kept
     trials: list[dict[Attribute, int]] = [{}]
     for trial in trials:
-        candidate, renumbered = own_class(model, groups, predicted.kept, predicted.tensors, trial)
+        candidate, renumbered = own_class(model, groups, kept, predicted.tensors, trial)
         found = _train_only(candidate, groups) or _hold(candidate, predicted)
         if not isinstance(found, str):
             _copy_modes(model, candidate)
-            return Operation(candidate, "module", "sizes rewritten on its modules", found, renumbered.changes)
+            reason, rung = "sizes rewritten on its modules", predicted.rung
+            return Operation(candidate, "module", reason, found, rung, renumbered=renumbered.changes)
         first = first or found
         if not trial:
             doubts = [{key: size} for key, sizes in renumbered.doubts.items() for size in sizes]
@@ -150,7 +188,7 @@ def _in_own_class(model: nn.Module, predicted: _Prediction) -> Operation | str:
 
 def _hold(candidate: nn.Module, predicted: _Prediction) -> str | Callable[[], Retraced]:
     """How to get the candidate's own graph, where the candidate is the predicted one; or why it is not."""
-    groups, copies = predicted.groups, predicted.copies
+    groups, copies = predicted.rung.groups, predicted.copies
     if predicted.calls is not None:
         try:
             calls = record(skeleton(candidate).eval(), groups.graph.inputs, predicted.stand)
@@ -244,7 +282,8 @@ def as_graph(
 ) -> fx.GraphModule:
     """The smaller graph as a module, with torch.nn's leaf modules under their original names."""
     read = {groups.graph.tensors[n.name] for n in groups.graph.nodes if n.name in groups.graph.tensors and n.users}
-    graph, _ = slim_graph(groups, kept)
+    graph, copies = slim_graph(groups, kept)
+    follow_tensors(model, groups.graph, copies)
     for node in list(graph.nodes):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)

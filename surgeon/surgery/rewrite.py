@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.errors import SurgeryError
 from surgeon.groups.coupling import Groups
-from surgeon.rules import Kept, Typed, arguments, failed, where
+from surgeon.rules import Kept, Typed, arguments, example_number, failed, where
 from surgeon.surgery.canonical import Stream
 from surgeon.surgery.record import Recorder, Stand
 from surgeon.surgery.tensors import place
@@ -47,15 +49,43 @@ def _print_arguments(
         return
     old = arguments(node)
     if typed.target is not None:
+        dim = example_number(old["dim"]) if isinstance(old["dim"], fx.Node) else old["dim"]
         outs = typed.out if isinstance(typed.out, list) else [typed.out]
-        if any(kept.changed(axis) for axes in outs for axis in axes):
+        if any(kept.changed(axes[dim]) for axes in outs if axes):
             copy.target = typed.target
             copy.args = (copies[old["self"]], *new.values())
             copy.kwargs = {"dim": old["dim"]}
         return
-    for name, value in new.items():
-        if not _same(value, old[name]):
-            _set_argument(copy, _position(node, name), name, fx.node.map_arg(value, lambda n: copies[n]))
+    with copy.graph.inserting_before(copy):
+        for name, value in new.items():
+            if not _same(value, old[name]):
+                _set_argument(copy, _position(node, name), name, _written(value, old[name], copies))
+
+
+def _written(new: Any, old: Any, copies: Mapping[fx.Node, fx.Node]) -> Any:
+    """An argument's new value; what was computed from sizes still is, times the share that is left where it is less."""
+    if isinstance(new, fx.Node):
+        return copies[new]
+    if isinstance(new, list | tuple):
+        olds = old if isinstance(old, list | tuple) and len(old) == len(new) else [None] * len(new)
+        return [_written(value, each, copies) for value, each in zip(new, olds, strict=True)]
+    if not isinstance(old, fx.Node):
+        return new
+    before = example_number(old)
+    if new == before:
+        return copies[old]
+    if not isinstance(new, int) or not isinstance(before, int) or new <= 0 or before <= 0:
+        return new
+    shared = math.gcd(new, before)
+    times = _computed(operator.mul, copies[old], new // shared, before * (new // shared))
+    return _computed(operator.floordiv, times, before // shared, new)
+
+
+def _computed(function: Any, value: fx.Node, number: int, result: int) -> fx.Node:
+    """A number computed from another; `result` is what it is for the example inputs."""
+    node = value.graph.call_function(function, (value, number))
+    node.meta["val"] = result
+    return node
 
 
 def printed(node: fx.Node, typed: Typed, kept: Kept) -> dict[str, Any]:
@@ -131,8 +161,15 @@ def _propagate(
     if node.op == "get_attr":
         name = groups.graph.tensors.get(old.name)
         return fake(tensors[name]) if name is not None else None
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _number(n, values))
     return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _number(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """The value of an operand; of a number that was written into the smaller graph, when it is first needed."""
+    if node not in values:
+        values[node] = node.target(*fx.node.map_arg(node.args, lambda n: _number(n, values)))  # type: ignore[operator]
+    return values[node]
 
 
 def _compare(groups: Groups, node: fx.Node, value: Any, kept: Kept) -> None:

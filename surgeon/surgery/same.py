@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from surgeon.frontend.trace import Graph, hint
 from surgeon.groups.coupling import Groups
 from surgeon.ir.operators import is_a
-from surgeon.rules import arguments, is_random, where
+from surgeon.rules import arguments, example_number, is_random, where
 from surgeon.surgery.canonical import Call, Shape, Stream, Value, call_of, difference, map_leaves, results_of
 
 
@@ -71,9 +71,16 @@ def _call(node: fx.Node, shapes: list[Shape], known: Mapping[fx.Node, Value]) ->
     given = arguments(node) if by_name else {"args": node.args, "kwargs": node.kwargs}
     source = given.get("self")
     shape = _shapes(source) if isinstance(source, fx.Node) else None
-    # A number that is computed is none to compare.
-    told = map_leaves(given, lambda each: known.get(each, ...) if isinstance(each, fx.Node) else each)
+    told = map_leaves(given, lambda each: _told(each, known) if isinstance(each, fx.Node) else each)
     return call_of(node.target, told, shape[0] if shape else (), shapes, node.meta["val"])
+
+
+def _told(node: fx.Node, known: Mapping[fx.Node, Value]) -> Any:
+    """An operand; a number that is computed at its value for the example inputs, and none where that is not known."""
+    if node in known:
+        return known[node]
+    number = example_number(node)
+    return ... if isinstance(number, fx.Node) else number
 
 
 def _shapes(node: fx.Node) -> list[Shape] | None:

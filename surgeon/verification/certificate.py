@@ -7,6 +7,26 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class SecondSize:
+    """What was proved at other sizes of the inputs, `shapes`, each axis that the model leaves free at another one.
+
+    `deviation` is the largest relative deviation of any output from what it was held `against`; None where only the
+    shapes of the outputs were, for the `reason`.
+    """
+
+    shapes: tuple[str, ...]
+    deviation: float | None
+    against: str
+    reason: str
+
+    def __str__(self) -> str:
+        found = f"{self.deviation:.1e} from {self.against}" if self.deviation is not None else (
+            f"shapes only: {self.reason}"
+        )
+        return f"at a second size, {', '.join(self.shapes)}: {found}"
+
+
+@dataclass(frozen=True)
 class Certificate:
     """The smaller model computes what the original computes less the removed units.
 
@@ -15,7 +35,7 @@ class Certificate:
     the deviation of each output. `end_to_end` is the deviation of the outputs from the original with the removed units'
     parameters set to zero, an independent check; None where it does not apply, for the reason `end_to_end_reason`.
     `statistics` lists the operators that now take their statistic over the kept units only: there the function is not
-    the original's, whatever the weights.
+    the original's, whatever the weights. `second_size` is the same at another size of the inputs, where some are free.
     """
 
     deviation: float
@@ -26,6 +46,7 @@ class Certificate:
     end_to_end_reason: str
     statistics: tuple[str, ...]
     tolerance: float
+    second_size: SecondSize | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The certificate as plain JSON values."""
@@ -39,6 +60,8 @@ class Certificate:
             f"outputs: {', '.join(f'{d:.1e}' for d in self.outputs)}",
             f"end to end with zeroed parameters: {whole}",
         ]
+        if self.second_size is not None:
+            lines.append(str(self.second_size))
         if self.statistics:
             first = "; ".join(self.statistics[:3])
             more = f" and {len(self.statistics) - 3} more" if len(self.statistics) > 3 else ""

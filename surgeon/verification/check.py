@@ -60,7 +60,12 @@ def certify(
 
 
 def checked_inputs(graph: Graph) -> Any:
-    """The example inputs; floating inputs that are constant, and so would hide mistakes, are drawn at random."""
+    """The example inputs, varied."""
+    return varied(graph.inputs)
+
+
+def varied(inputs: Any) -> Any:
+    """Inputs; floating ones that are constant, and so would hide mistakes, are drawn at random."""
     generator = torch.Generator().manual_seed(0)
 
     def vary(value: Any) -> Any:
@@ -68,7 +73,7 @@ def checked_inputs(graph: Graph) -> Any:
             return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device)
         return value
 
-    return torch.utils._pytree.tree_map(vary, graph.inputs)
+    return torch.utils._pytree.tree_map(vary, inputs)
 
 
 def _node_by_node(
@@ -87,7 +92,7 @@ def _node_by_node(
             if node.op == "output":
                 results = list(zip(full.compute(node), _advance(small, remaining, slim.output), strict=True))
                 break
-            value = masked(groups, kept, node, _reference(groups, kept, node, full))
+            value = masked(groups, kept, node, reference(groups, kept, node, full))
             full.set(node, value)
             full.drop(node)  # before the smaller model's node is computed and compared
             if node not in pairs:
@@ -119,7 +124,7 @@ def _advance(run: Interpreter, remaining: Iterator[fx.Node], goal: fx.Node) -> A
     raise NotEquivalent(f"{goal.name}: the smaller model computes its operators in another order")
 
 
-def _reference(groups: Groups, kept: Kept, node: fx.Node, run: Interpreter) -> Any:
+def reference(groups: Groups, kept: Kept, node: fx.Node, run: Interpreter) -> Any:
     """The node's value at full size; a statistic over removed positions is taken over the kept ones."""
     reduced = groups.typed[node].reduced
     if not any(kept.changed(axis) for axis in reduced):
