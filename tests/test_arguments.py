@@ -116,6 +116,8 @@ KINDS: dict[str, set[str]] = {
     "share": {"0", "0.5", "numpy's 0.5", "1/2"},
     "choice": set(),
     "flag": {"True", "numpy's True"},
+    "free axes": {"True", "numpy's True", "a dict"},
+    "names": EMPTY,
     "natural": {"0", "3", "numpy's 3"},
     "positive": {"3", "numpy's 3"},
     "number from 0": NUMBERS,
@@ -175,8 +177,8 @@ TAKES = {
     "callbacks": "functions of one", "clip": "number above 0", "epochs": "positive", "steps": "positive",
     "checkpoint": "path", "loader": "loader", "accelerator": "choice", "temperature": "number above 0",
     "weight": "unit", "logits": "function of one", "Pruner.attach.optimizer": "choice",
-    **dict.fromkeys(("project", "compensate", "distill", "batch_norm", "return_report", "dynamic_batch", "resume",
-                     "split"), "flag"),
+    **dict.fromkeys(("project", "compensate", "distill", "batch_norm", "return_report", "resume", "split"), "flag"),
+    "dynamic": "free axes", "opset": "choice", "input_names": "names", "output_names": "names",
 }
 #: What an error calls a parameter where it is not by its own name.
 CALLED = {"criterion": "importance"}

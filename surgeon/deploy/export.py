@@ -136,7 +136,8 @@ def export(
             flat.output_names = _fitting("output_names", output_names, flat.output_names)
             if both := set(output_names) & set(call.names):
                 raise InvalidArgument(f"output_names: {', '.join(sorted(both))} is an input's name too")
-        axes = find_free_axes(flat.model, call, dynamic)
+        with quietly():
+            axes = find_free_axes(flat.model, call, dynamic)
         file = _Export(flat, call, scratch / target.name, opset, tolerance, seed)
         written = _settle(file, axes, notes)
         size = sum(each.stat().st_size for each in scratch.iterdir())

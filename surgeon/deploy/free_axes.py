@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 from torch import Tensor, nn
 
 from surgeon.deploy.inputs import Call, Place
@@ -25,8 +26,10 @@ _TAKES = (
 
 def dynamic(name: str, value: Any) -> Dynamic:
     """The argument `dynamic` of `export`."""
-    if value is None or isinstance(value, bool) or value == BATCH:
-        return value  # type: ignore[no-any-return]
+    if value is None or isinstance(value, bool | np.bool_):
+        return None if value is None else bool(value)
+    if isinstance(value, str) and value == BATCH:
+        return value
     if not isinstance(value, Mapping):
         raise refusal(name, value, _TAKES)
     for given, axes in value.items():
@@ -43,7 +46,7 @@ def dynamic(name: str, value: Any) -> Dynamic:
                     f"{name}[{given!r}][{shown(axis)}] is {shown(called)}; give an axis its name, a word such as "
                     '"height", True to have it free, or False to fix it'
                 )
-    return value
+    return dict(value)
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ def find_free_axes(model: nn.Module, call: Call, wanted: Dynamic) -> FreeAxes:
     places_of = {leaf: index for index, leaf in enumerate(call.places)}
     given = _given(call, wanted) if isinstance(wanted, Mapping) else {}
     insisted = frozenset(place for place, name in given.items() if name is not False)
-    found = found.fixing([(call.places[tensor], axis) for (tensor, axis), name in given.items() if name is False], "")
+    asked = [(call.places[tensor], axis) for (tensor, axis), name in given.items() if name is False]
+    found = found.fixing(asked, "it goes with an axis that is to be fixed")
     fixed = {(places_of[each.leaf], each.axis): each.reason for each in found if not each.free}
     for place in insisted & fixed.keys():
         raise InvalidArgument(

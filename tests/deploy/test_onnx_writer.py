@@ -176,10 +176,15 @@ BETWEEN = {
         "h = LayerNormalization <axis=-1> (a, s, t)",
         "float[6] s = {1, 2, 1, 2, 1, 2}, float[6] t = {0, 1, 0, 1, 0, 1}", None,
     ),
+    "channels that are added": (
+        "p = Slice(a, s, e, x1)  h = Pad(p, n, c, x1)",
+        "int64[1] s = {0}, int64[1] e = {4}, int64[1] x1 = {1}, int64[2] n = {1, 1}, float c = {0}", "padded",
+    ),
+    "a sum by letters": ("h = Einsum <equation = \"nc,c->nc\"> (a, b)", "float[6] b = {1, 2, 3, 4, 5, 6}", None),
     "a softmax": ("h = Softmax <axis=-1> (a)", "", None),
     "a constant of the graph": ("b = Constant <value = float[6] {1, 2, 3, 4, 5, 6}> ()  h = Add(a, b)", "", None),
 }
-READ = {"swapped": [3, 4, 5, 0, 1, 2], "turned": [5, 4, 3, 2, 1, 0]}
+READ = {"swapped": [3, 4, 5, 0, 1, 2], "turned": [5, 4, 3, 2, 1, 0], "padded": [-1, 0, 1, 2, 3, -1]}
 
 
 @pytest.mark.parametrize("name", BETWEEN)
@@ -189,6 +194,8 @@ def test_files_from_elsewhere(tmp_path: Path, name: str) -> None:
     base = _file(tmp_path / "base.onnx", f"a = MatMul(x, w)  {body}  y = MatMul(h, v)", weights)
     order = READ.get(how or "", range(6))
     reads = [place for place, column in enumerate(order) if column in KEPT]
+    if how == "padded":
+        reads = [1, 2, 5]  # one of the two that are added, and what is left of the four
     if how == "split in three":  # a part of it would lose all
         with pytest.raises(Unwritable, match="nothing"):
             write(base, tmp_path / "slim.onnx", {"w": {1: KEPT}, "v": {0: reads}})
@@ -274,3 +281,14 @@ def test_axes_are_carried_through_reshapes() -> None:
     with pytest.raises(DoesNotFactor, match="not known"):
         reshaped({1: mask}, ("batch", 3, "height"), ("batch", "3*height"))
     assert reshaped({}, ("batch", 3, "height"), ("batch", "3*height")) == {}
+
+
+def test_parts_of_an_axis_go_beside_one_of_unknown_size() -> None:
+    mask = np.array([True, False, True])
+    heads = np.tile(mask, 2)
+    (found,) = reshaped({2: heads}, (5, "batch", 6), (5, "2*batch", 3)).values()
+    assert found.tolist() == mask.tolist()
+    (found,) = reshaped({2: mask}, (5, "2*batch", 3), (5, "batch", 6)).values()
+    assert found.tolist() == heads.tolist()
+    with pytest.raises(DoesNotFactor):
+        reshaped({2: np.repeat([True, False], 3)}, (5, "batch", 6), (5, "2*batch", 3))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnxscript import ir
 
-from surgeon.deploy.onnx_writer.masks import Mask, count, factor, merge, reshaped
+from surgeon.deploy.onnx_writer.masks import Mask, count, factor, merge, reshaped, same
 from surgeon.deploy.onnx_writer.state import State, Unwritable, array_of, integer, integers, place, sizes
 
 #: What stands for "to the end" in a slice.
@@ -283,19 +283,46 @@ def _tile(node: ir.Node, state: State) -> None:
     state.give(node, {axis: np.tile(mask, int(repeats[axis])) for axis, mask in masks.items()})
 
 
+def pads(node: ir.Node, rank: int) -> dict[int, tuple[int, int]]:
+    """How many positions a pad adds before and after each axis. Raises Unwritable where that is computed."""
+    given = integers(node, "pads", 1) or []
+    axes = [axis % rank for axis in integers(node, "axes", 3) or range(rank)]
+    found = dict.fromkeys(range(rank), (0, 0))
+    return found | dict(zip(axes, zip(given, given[len(axes) :], strict=False), strict=False))
+
+
 def _pad(node: ir.Node, state: State) -> None:
     x = _operand(node)
     state.need(node, 0, {})
-    masks = state.of(x)
-    if not masks:
+    masks, wanted = state.of(x), state.copies.get(node.outputs[0].name or "", {})
+    if not masks and not wanted:
         return
     rank = len(sizes(x, node))
-    pads = integers(node, "pads", 1) or []
+    borders = pads(node, rank)
     axes = [axis % rank for axis in integers(node, "axes", 3) or range(rank)]
-    for axis, before, after in zip(axes, pads, pads[len(axes) :], strict=False):
-        if axis in masks and (before or after):
-            raise Unwritable(f"{place(node)}: an axis that loses positions is padded")
-    state.give(node, masks)
+    numbers: dict[int, int] = {}
+    out: dict[int, Mask] = {}
+    for axis in masks.keys() | wanted.keys():
+        before, after = borders[axis]
+        size = sizes(x, node)[axis]
+        if isinstance(size, str) or min(before, after) < 0:
+            raise Unwritable(f"{place(node)}: positions are lost on an axis that it crops, or of unknown size")
+        every = np.ones(before + size + after, dtype=bool)
+        every[before : before + size] = masks.get(axis, True)
+        out[axis] = every = wanted.get(axis, every)
+        if before or after:
+            numbers[axes.index(axis)] = count(every[:before])
+            numbers[axes.index(axis) + len(axes)] = count(every[before + size :])
+    if any(not same(out[axis][borders[axis][0] :][: masks[axis].size], masks[axis]) for axis in masks):
+        raise Unwritable(f"{place(node)}: what it pads keeps other positions")
+    old = array_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    if numbers and old is None:
+        raise Unwritable(f"{place(node)}: it is of an opset before 11; convert the file to a later one")
+    if numbers and old is not None:
+        changed = old.copy()
+        changed[list(numbers)] = list(numbers.values())
+        state.replace(node, 1, changed)
+    state.give(node, out)
 
 
 def _resize(node: ir.Node, state: State) -> None:

@@ -82,6 +82,8 @@ def reshaped(masks: Masks, old: Sequence[Size], new: Sequence[Size]) -> dict[int
         DoesNotFactor: an axis that loses positions is merged with one of unknown size, or divided so that what stays is
             no product.
     """
+    if (divided := _divided(masks, old, new)) is not None:
+        return divided
     found: dict[int, Mask] = {}
     spans, rest = _aligned(old, new)
     for axes, onto in spans:
@@ -92,6 +94,36 @@ def reshaped(masks: Masks, old: Sequence[Size], new: Sequence[Size]) -> dict[int
     if any(axis in masks for axis in rest):
         raise DoesNotFactor(f"{tuple(old)} can't be aligned with {tuple(new)}, where sizes are not known")
     return lossy(found)
+
+
+def _divided(masks: Masks, old: Sequence[Size], new: Sequence[Size]) -> dict[int, Mask] | None:
+    """As `reshaped`, where a part of a known axis goes to, or comes from, one of unknown size beside it, as heads do.
+
+    The axis is divided in two, so that what stays outside of the unknown size can be aligned; None where none can be.
+    """
+    _, i, j = _runs(old[::-1], new[::-1])
+    at, onto = len(old) - 1 - i, len(new) - 1 - j
+    if at < 1 or onto < 1:
+        return None
+    have, want = old[at], new[onto]
+    if not (isinstance(have, int) and isinstance(want, int)) or have == want or min(have, want) < 2:
+        return None
+    if have > want and have % want == 0 and isinstance(new[onto - 1], str):
+        parts = dict(zip((at, at + 1), factor(masks[at], (have // want, want)), strict=True)) if at in masks else {}
+        shifted = {axis if axis < at else axis + 1: mask for axis, mask in masks.items() if axis != at}
+        return reshaped(lossy({**shifted, **parts}), (*old[:at], have // want, want, *old[at + 1 :]), new)
+    if want > have and want % have == 0 and isinstance(old[at - 1], str):
+        outer, inner = want // have, have
+        found = reshaped(masks, old, (*new[:onto], outer, inner, *new[onto + 1 :]))
+        joint = {axis: found.pop(axis, None) for axis in (onto, onto + 1)}
+        back = {axis if axis < onto else axis - 1: mask for axis, mask in found.items()}
+        if any(mask is not None for mask in joint.values()):
+            sizes = {onto: outer, onto + 1: inner}
+            back[onto] = merge([
+                np.ones(sizes[axis], dtype=bool) if mask is None else mask for axis, mask in joint.items()
+            ])
+        return back
+    return None
 
 
 def _aligned(old: Sequence[Size], new: Sequence[Size]) -> tuple[list[tuple[list[int], list[int]]], list[int]]:

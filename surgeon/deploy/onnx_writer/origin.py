@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from onnxscript import ir
 
-from surgeon.deploy.onnx_writer.masks import DoesNotFactor, Mask, Masks, reshaped, same
+from surgeon.deploy.onnx_writer.layout import pads
+from surgeon.deploy.onnx_writer.masks import DoesNotFactor, Mask, Masks, lossy, reshaped, same
 from surgeon.deploy.onnx_writer.state import State, Unwritable, integers, sizes
 
 _COPIES = ("Expand",)
@@ -45,6 +46,8 @@ def _back(value: ir.Value, goal: Masks, state: State) -> dict[str, dict[int, Mas
         return _back(source, goal, state)
     if node.op_type in _ELEMENTWISE:
         return _operands(node, value, goal, state)
+    if node.op_type == "Pad":
+        return _borders(node, value, source, goal, state)
     if node.op_type in _COPIES:
         return _copies(node, value, source, goal, state)
     raise Unwritable(f"{value.name!r} is not made of copies")
@@ -62,6 +65,16 @@ def _operands(node: ir.Node, value: ir.Value, goal: Masks, state: State) -> dict
             axis - shift: mask for axis, mask in goal.items() if axis >= shift and shape[axis - shift] != 1
         }, state)
     return found
+
+
+def _borders(
+    node: ir.Node, value: ir.Value, source: ir.Value, goal: Masks, state: State
+) -> dict[str, dict[int, Mask]]:
+    """Channels that a pad adds, of which it adds fewer; what it pads stays as it is."""
+    borders = pads(node, len(sizes(source, node)))
+    inside = {axis: mask[borders[axis][0] : mask.size - borders[axis][1]] for axis, mask in goal.items()}
+    found = {} if source.is_initializer() else _back(source, lossy(inside), state)
+    return found | {value.name or "": {axis: mask for axis, mask in goal.items() if any(borders[axis])}}
 
 
 def _copies(

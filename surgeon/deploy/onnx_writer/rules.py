@@ -165,6 +165,27 @@ def _matmul(node: ir.Node, state: State) -> None:
     state.give(node, _present(out))
 
 
+def _einsum(node: ir.Node, state: State) -> None:
+    """Axes of one letter are the same; weights follow what is computed."""
+    if not state.reads(node):
+        return
+    equation = node.attributes["equation"].as_string().replace(" ", "")
+    if "->" not in equation or "." in equation:
+        raise Unwritable(f"{place(node)}: {equation} doesn't name its axes")
+    given, made = equation.split("->")
+    letters = given.split(",")
+    found: dict[str, Mask | None] = {}
+    pairs = [(value, text) for value, text in zip(node.inputs, letters, strict=True) if value is not None]
+    for value, text in sorted(pairs, key=lambda pair: pair[0].is_initializer()):
+        for axis, letter in enumerate(text):
+            mask = state.of(value).get(axis)
+            if not value.is_initializer() or mask is not None:
+                found.setdefault(letter, mask)
+    for index, text in enumerate(letters):
+        state.need(node, index, {axis: found[letter] for axis, letter in enumerate(text) if letter in found})
+    state.give(node, _present({axis: found.get(letter) for axis, letter in enumerate(made)}))
+
+
 def _gemm(node: ir.Node, state: State) -> None:
     a, b = node.inputs[0], node.inputs[1]
     rows, inner_a = (1, 0) if integer(node, "transA", 0) else (0, 1)
@@ -259,6 +280,7 @@ RULES: dict[str, Rule] = {
     "BatchNormalization": _by_channel,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "Einsum": _einsum,
     "Gemm": _gemm,
     "GroupNormalization": _group_norm,
     "InstanceNormalization": _by_channel,

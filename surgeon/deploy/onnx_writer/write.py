@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from onnx_ir.external_data import load_to_model
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass, ShapeInferencePass
 from onnxscript import ir
 
+from surgeon.deploy.conversion import save
 from surgeon.deploy.onnx_writer.masks import Mask, Masks, count, of_positions
 from surgeon.deploy.onnx_writer.origin import origin
 from surgeon.deploy.onnx_writer.rules import apply
 from surgeon.deploy.onnx_writer.state import State, Unlike, Unwritable, array_of
+from surgeon.support.files import replace_beside
 
 # What onnx's shape inference calls a size of which it finds nothing.
 _UNKNOWN = "unk__"
@@ -30,6 +33,7 @@ def write(base: str | os.PathLike[str], path: str | os.PathLike[str], cuts: Cuts
     Whether the result computes what it is meant to has to be checked by running it.
 
     Raises:
+        OutputError: `path` can't be written.
         Unwritable: an operator loses positions of which surgeon doesn't know what becomes there, or its operands don't
             fit each other, as where a weight that loses positions is not in `cuts`.
 
@@ -58,11 +62,14 @@ def write(base: str | os.PathLike[str], path: str | os.PathLike[str], cuts: Cuts
                 raise
             copies |= more
     _finish(model, state)
-    ir.save(model, path)
+    target = Path(path)
+    with replace_beside(target) as scratch:
+        save(model, scratch / target.name)
 
 
 def _prepared(base: str | os.PathLike[str], cuts: Cuts, copies: Mapping[str, Masks]) -> tuple[ir.Model, State]:
     model = ir.load(base)
+    load_to_model(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if not all(_is_known(output.shape) for node in model.graph for output in node.outputs):
         ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
