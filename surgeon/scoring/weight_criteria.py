@@ -114,7 +114,7 @@ def bn_scale(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarr
     shared = reductions(groups)
     scales = []
     for member in shared.members(group):
-        if groups.graph.canonical[member.tensor] in shared.batch_norm_scales:
+        if groups.graph.canonical[member.tensor] in shared.batch_norm_scales():
             positions = sum(int((units >= 0).sum()) for units in shared.positions(group, member))
             scales.append(shared.sums(group, member, 1) / (positions / group.size))
     return np.mean(scales, axis=0) if scales else magnitude(groups, group, rng)
