@@ -122,8 +122,9 @@ class Run:
             value: Tensor = self.interpreter.evaluate(layer.node, instead={**given, layer.weight.node: weight})
             return value
 
+        biased = layer.bias is not None or layer.unknown_bias
         with torch.no_grad():
-            return evaluate(weight) - evaluate(torch.zeros_like(weight)) if layer.biased else evaluate(weight)
+            return evaluate(weight) - evaluate(torch.zeros_like(weight)) if biased else evaluate(weight)
 
 
 def backwards(groups: Groups, sensitivity: Sensitivity, batches: Sequence[Inputs], seed: int) -> Iterator[Run]:

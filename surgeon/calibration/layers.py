@@ -42,10 +42,6 @@ class Contraction:
     bias: Slot | None = None
     unknown_bias: bool = False
 
-    @property
-    def biased(self) -> bool:
-        return self.bias is not None or self.unknown_bias
-
 
 def find(node: fx.Node, copy: fx.Node, find_slot: Finder) -> Contraction | None:
     """A node of the original graph as a contraction; None for anything else, or where the weight is computed.

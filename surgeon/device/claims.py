@@ -7,7 +7,7 @@ from typing import Final
 
 from surgeon.device import onnx_protobuf as pb
 from surgeon.device.onnx_protobuf import Node, graph_span, parse
-from surgeon.device.protobuf import BYTES, VARINT, Buffer, fields, integers, text, varint
+from surgeon.device.protobuf import BYTES, VARINT, Buffer, fields, integers, nested, text, varint
 from surgeon.errors import InvalidArgument
 
 _VALUES: Final = 1 << 27
@@ -47,19 +47,14 @@ def _shape(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]
 
 def _shapes(model: Buffer) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The short lists of integers among the graph's constants, by name."""
-    for number, kind, low, high in fields(model, *graph_span(model)):
-        if kind != BYTES:
-            continue
-        if number == pb.GRAPH_INITIALIZER:
-            yield _integers(model, low, high)
-        elif number == pb.GRAPH_NODE:
-            parts = [part for part in fields(model, low, high) if part[1] == BYTES]
-            names = [text(model, a, b) for part, _, a, b in parts if part == pb.NODE_OUTPUT]
-            for part, _, a, b in parts:
-                if part == pb.NODE_ATTRIBUTE and len(names) == 1:
-                    for inner, form, start, end in fields(model, a, b):
-                        if inner == pb.ATTRIBUTE_TENSOR and form == BYTES:
-                            yield names[0], _integers(model, start, end)[1]
+    graph = graph_span(model)
+    for tensor in nested(model, *graph, pb.GRAPH_INITIALIZER):
+        yield _integers(model, *tensor)
+    for node in nested(model, *graph, pb.GRAPH_NODE):
+        names = [text(model, *name) for name in nested(model, *node, pb.NODE_OUTPUT)]
+        for tensor in nested(model, *node, pb.NODE_ATTRIBUTE, pb.ATTRIBUTE_TENSOR):
+            if len(names) == 1:
+                yield names[0], _integers(model, *tensor)[1]
 
 
 def _integers(model: Buffer, start: int, end: int) -> tuple[str, tuple[int, ...]]:

@@ -44,8 +44,8 @@ def fields(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int
 
 def nested(buffer: Buffer, start: int, end: int, *path: int) -> Iterator[tuple[int, int]]:
     """The spans of the messages that a path of field numbers leads to."""
-    for number, _, low, high in fields(buffer, start, end):
-        if number == path[0]:
+    for number, kind, low, high in fields(buffer, start, end):
+        if (number, kind) == (path[0], BYTES):
             if len(path) == 1:
                 yield low, high
             else:

@@ -140,16 +140,13 @@ class Timings:
         most = self.profile.rules.get("direct", 0)
         found = {dims: self._sample(operator, dims) for dims in direct(operator, full)}
         few = {dims: s.us / 1e3 for dims, s in found.items() if dims[0] <= most and s.blocked}
-        if len({dims[0] for dims in few}) < 2:
+        channels = sorted({dims[0] for dims in few})
+        if len(channels) < 2:
             return time
-        block = max(1, self.profile.block)
-        lines = [
-            (float(channels), through({d: ms for d, ms in few.items() if d[0] == channels}, (1,), block))
-            for channels in sorted({dims[0] for dims in few})
-        ]
+        a, b, block = channels[0], channels[-1], max(1, self.profile.block)
+        first, last = (through({d: ms for d, ms in few.items() if d[0] == each}, (1,), block) for each in (a, b))
 
         def narrow(dims: Sequence[Any]) -> np.ndarray:
-            (a, first), (b, last) = lines[0], lines[-1]
             share = (np.asarray(dims[0], dtype=np.float64) - a) / (b - a)
             return np.maximum((1 - share) * first.at(dims) + share * last.at(dims), first.values.min() / 4)
 

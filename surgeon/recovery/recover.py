@@ -107,7 +107,7 @@ def recover_groups(
         recovered = duplicate(slim)
         notes.append(
             f"the outputs would deviate by {after.deviation:.3g}, more than the {before:.3g} they do, so the model is "
-            "left as it was; more or more representative data may help"
+            "left as it was; more, or more representative, data may help"
         )
         after = Outcome(deviation=before)
     distilled = None

@@ -247,5 +247,5 @@ def where(node: fx.Node) -> str:
     path = next(reversed(list(stack.values())), ("", None))[0] if stack else ""
     path = str(path).removeprefix("L['self'].").removeprefix("L['self']")
     target = node.target
-    operator = getattr(target, "_opname", None) or getattr(target, "__name__", str(target))
+    operator = str(getattr(target, "_opname", None) or getattr(target, "__name__", target))
     return f"{operator} in {path}" if path else operator

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ class Reductions:
     def __init__(self, groups: Groups) -> None:
         self.groups = groups
         self._norms: dict[tuple[str, int, int], np.ndarray] = {}
+        self._scales: frozenset[str] | None = None
 
     def members(self, group: Group) -> list[Member]:
         """The group's members that are floating-point parameters, tied ones once."""
@@ -48,13 +48,14 @@ class Reductions:
             total += np.bincount(units[inside], weights=self._norms[key][inside], minlength=group.size)
         return total
 
-    @cached_property
     def batch_norm_scales(self) -> frozenset[str]:
         """The names of the parameters that a batch norm multiplies its channels by."""
-        graph = self.groups.graph
-        weights = (arguments(node).get("weight") for node in graph.nodes if "batch_norm" in operator_name(node))
-        names = (graph.tensors.get(weight.name) for weight in weights if weight is not None)
-        return frozenset(graph.canonical[name] for name in names if name is not None)
+        if self._scales is None:
+            graph = self.groups.graph
+            weights = (arguments(node).get("weight") for node in graph.nodes if "batch_norm" in operator_name(node))
+            names = (graph.tensors.get(weight.name) for weight in weights if weight is not None)
+            self._scales = frozenset(graph.canonical[name] for name in names if name is not None)
+        return self._scales
 
     def features(self, group: Group, member: Member) -> Tensor:
         """Each unit's slice of the member as a row, `(units, elements)` in float32 or wider."""

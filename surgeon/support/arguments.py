@@ -5,7 +5,7 @@ A check takes the name and the value of an argument. It returns the value to use
 nor a float as an integer; NumPy's integers and floats are accepted as Python's.
 
 `checked` applies a table of checks, by name, to the arguments of a function, or of all methods of a class, before
-anything runs. An argument that equals its default is not checked, so that a default of None makes it optional. The
+anything runs. An argument that is its default is not checked, so that a default of None makes it optional. The
 checks in `COMMON` don't need torch.
 
 >>> @checked(COMMON)
@@ -336,7 +336,7 @@ def checked(
 ) -> Callable[[_T], _T]:
     """Check the arguments of a function, or of a class's public methods, by a table of checks by name.
 
-    The function runs inside of the context `within`. A parameter without a check in the table is an error at import.
+    The function runs inside of the context `within`. A parameter without a check is a TypeError when it is defined.
     """
 
     def decorate(target: Any) -> Any:

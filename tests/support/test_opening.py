@@ -231,7 +231,7 @@ DOCUMENTS = [
     (b"[1e999]", "1e999 is not finite"),
     (b"9" * 100, "a number has 100 digits"),
     (b"[" + b"0," * 4_000_000 + b"0]", "more than 3,000,000 values"),
-    (b"\xff", "no JSON"),
+    (b"\xff", "not valid JSON"),
 ]
 
 
