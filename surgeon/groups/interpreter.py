@@ -16,6 +16,7 @@ from surgeon.ir.operators import is_a
 from surgeon.rules import is_random
 from surgeon.support.process_wide import process_wide
 
+_VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 _HALF = {torch.float16, torch.bfloat16}
 _REDUCED = {torch.float32, *_HALF}
 _COMPLEX = {torch.complex64, torch.complex32}
@@ -115,6 +116,10 @@ class Interpreter:
                 values.pop(dead, None)
         return self._last_uses[node]
 
+    def holds(self, node: fx.Node, batch: int = 0) -> bool:
+        """Whether the value of a node is at hand."""
+        return node.op == "get_attr" or node in self._values[batch]
+
     def value(self, node: fx.Node, batch: int = 0) -> Any:
         """The value of an operand of the node at hand."""
         if node.op != "get_attr":
@@ -150,7 +155,7 @@ class Interpreter:
         args, kwargs = pytree.tree_map(self._precision, fx.node.map_arg((node.args, node.kwargs), operand))
         if node.op == "output":
             return [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        if node.target is torch.ops.aten.view.default:
+        if node.target in _VIEWS:
             return args[0].reshape(*args[1:])  # at other sizes or types, kernels lay out memory in other ways
         if is_random(node):
             return self._drawn(node, args, kwargs)

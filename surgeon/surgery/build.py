@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from torch import fx, nn
 
-from surgeon.errors import NotEquivalent, SurgeryError
+from surgeon.errors import NotEquivalent
 from surgeon.frontend.isolation import untouched
 from surgeon.frontend.trace import refuse_unfit, skeleton, trace_inputs
 from surgeon.groups.coupling import Groups
@@ -36,10 +37,17 @@ def carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str = "auto") 
 
 
 def _carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str) -> tuple[Operation, Certificate]:
-    operation = _operation(model, groups, keep, form)
+    with stage("operate"):
+        operation = operate(model, groups, keep, form)
+    if operation.recorded:
+        with suppress(NotEquivalent, RuntimeError), stage("verify"):
+            return operation, _proof(groups, keep, operation)
+        # Not all that an operator calls runs at another precision, or computes the same there: its own graph decides.
+        with stage("operate"):
+            operation = operate(model, groups, keep, form, retrace=True)
     with stage("verify"):
         try:
-            return operation, certify(groups, groups.kept(keep), operation.traced, operation.pairs)
+            return operation, _proof(groups, keep, operation)
         except RuntimeError as error:
             # Tracing knows shapes alone: only now that the operators run does an input of a wrong type show.
             refuse_unfit(skeleton(model).eval(), groups.graph.inputs, error)
@@ -50,23 +58,13 @@ def _carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str) -> tuple
             # The user's code computes a number from sizes, as in x / x.numel(): a graph keeps the original's.
             reason = f"in its own class, {error}".partition(":")[0]
     with stage("operate"):
-        operation = replace(_operation(model, groups, keep, "graph"), reason=reason)
+        operation = replace(operate(model, groups, keep, "graph", retrace=True), reason=reason)
     with stage("verify"):
-        return operation, certify(groups, groups.kept(keep), operation.traced, operation.pairs)
+        return operation, _proof(groups, keep, operation)
 
 
-def _operation(model: nn.Module, groups: Groups, keep: Keep, form: str) -> Operation:
-    """The operation, whose module's own graph is the predicted one."""
-    with stage("operate"):
-        operation = operate(model, groups, keep, form)
-    try:
-        with stage("verify"):
-            _ = operation.traced
-    except SurgeryError:
-        # It calls the same operators, but reads otherwise in a graph: its graph alone decides then.
-        with stage("operate"):
-            return operate(model, groups, keep, form, retrace=True)
-    return operation
+def _proof(groups: Groups, keep: Keep, operation: Operation) -> Certificate:
+    return certify(groups, groups.kept(keep), operation.traced, operation.pairs)
 
 
 def hold_against(groups: Groups, keep: Keep, slim: nn.Module) -> Certificate:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -21,7 +20,8 @@ from surgeon.surgery.attributes import NAMED_ALIKE, Attribute, Renumbered, modul
 from surgeon.surgery.canonical import Stream, difference
 from surgeon.surgery.leaves import restore_leaves
 from surgeon.surgery.record import Stand, record
-from surgeon.surgery.rewrite import assemble, check_shapes, printed, slim_graph
+from surgeon.surgery.replay import Paired, replay
+from surgeon.surgery.rewrite import Predicted, assemble, check_shapes, printed, slim_graph
 from surgeon.surgery.same import pair
 from surgeon.surgery.tensors import like, slim_tensors, take
 
@@ -30,41 +30,31 @@ FORMS = ("auto", "module", "graph")
 MOST_TRIALS = 4
 
 
-# A graph, and for each operator of the original's graph the one in it that stands for it.
-Retraced = tuple[Graph, dict[fx.Node, fx.Node]]
-
-
 @dataclass(frozen=True)
 class Operation:
     """The smaller model and how it came to be.
 
     `module` is what the user gets; `form` is "module" (the user's own class) or "graph" (a `torch.fx.GraphModule`), for
-    the `reason` given. `renumbered` lists the integers that were rewritten: module, attribute, old, new.
+    the `reason` given. `recorded` says that its graph is made of the calls that it was seen to make, and not exported.
+    `renumbered` lists the integers that were rewritten: module, attribute, old, new.
     """
 
     module: nn.Module
     form: str
     reason: str
-    retrace: Callable[[], Retraced] = field(repr=False)
+    paired: Paired = field(repr=False)
+    recorded: bool
     renumbered: tuple[tuple[str, str, object, object], ...] = ()
 
     @property
     def traced(self) -> Graph:
-        """The graph of `module`, which is traced when it is first asked for.
-
-        Raises:
-            SurgeryError: it is not the predicted one, although `module` made the predicted calls.
-        """
-        return self._retraced[0]
+        """The graph of what `module` computes."""
+        return self.paired[0]
 
     @property
     def pairs(self) -> Mapping[fx.Node, fx.Node]:
-        """Each operator of the original graph with the one in `traced` that stands for it. Raises as `traced`."""
-        return self._retraced[1]
-
-    @cached_property
-    def _retraced(self) -> Retraced:
-        return self.retrace()
+        """Each operator of the original graph with the one in `traced` that stands for it."""
+        return self.paired[1]
 
 
 @dataclass(frozen=True)
@@ -79,7 +69,7 @@ class _Prediction:
     copies: Mapping[fx.Node, fx.Node]
     tensors: Mapping[str, Tensor]
     stand: Stand
-    calls: Stream | None
+    calls: Predicted | None
 
 
 def operate(
@@ -124,7 +114,7 @@ def _operate(
     if isinstance(found, str):
         raise SurgeryError(f"the smaller graph of {type(model).__name__} is not the predicted one: {found}")
     _copy_modes(model, module)
-    return Operation(module, "graph", reason, found)
+    return Operation(module, "graph", reason, *found)
 
 
 def _in_own_class(model: nn.Module, predicted: _Prediction) -> Operation | str:
@@ -140,7 +130,7 @@ def _in_own_class(model: nn.Module, predicted: _Prediction) -> Operation | str:
         found = _train_only(candidate, groups) or _hold(candidate, predicted)
         if not isinstance(found, str):
             _copy_modes(model, candidate)
-            return Operation(candidate, "module", "sizes rewritten on its modules", found, renumbered.changes)
+            return Operation(candidate, "module", "sizes rewritten on its modules", *found, renumbered.changes)
         first = first or found
         if not trial:
             doubts = [{key: size} for key, sizes in renumbered.doubts.items() for size in sizes]
@@ -148,30 +138,24 @@ def _in_own_class(model: nn.Module, predicted: _Prediction) -> Operation | str:
     return first
 
 
-def _hold(candidate: nn.Module, predicted: _Prediction) -> str | Callable[[], Retraced]:
-    """How to get the candidate's own graph, where the candidate is the predicted one; or why it is not."""
-    groups, copies = predicted.groups, predicted.copies
-    if predicted.calls is not None:
+def _hold(candidate: nn.Module, predicted: _Prediction) -> tuple[Paired, bool] | str:
+    """The candidate's own graph and whether it is recorded, if the candidate is the predicted one; or why it is not."""
+    groups, want = predicted.groups, predicted.calls
+    if want is not None:
+        calls: Stream | None = None
         try:
             calls = record(skeleton(candidate).eval(), groups.graph.inputs, predicted.stand)
-            same = calls is not None and difference(predicted.calls, calls) is None
         except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
             try:
                 refuse_unfit(skeleton(candidate).eval(), groups.graph.inputs, error)
             except SurgeonError as unfit:
                 return _does_not_run(unfit)
-            same = False
-        if same:
-            return partial(_predicted, candidate, groups, copies)
-    found = _retrace(candidate, groups, copies)
-    return found if isinstance(found, str) else lambda: found
-
-
-def _predicted(candidate: nn.Module, groups: Groups, copies: Mapping[fx.Node, fx.Node]) -> Retraced:
-    found = _retrace(candidate, groups, copies)
-    if isinstance(found, str):
-        raise SurgeryError(f"{type(candidate).__name__} is not the predicted smaller graph once it is traced: {found}")
-    return found
+        if calls is not None and difference(want.stream, calls) is None:
+            paired = replay(groups, predicted.tensors, want, calls)
+            if paired is not None:
+                return paired, True
+    found = _retrace(candidate, groups, predicted.copies)
+    return found if isinstance(found, str) else (found, False)
 
 
 def own_class(
@@ -205,7 +189,7 @@ def _tables(module: nn.Module) -> tuple[dict[str, Any], ...]:
     return module._parameters, module._buffers, vars(module)
 
 
-def _retrace(candidate: nn.Module, groups: Groups, copies: Mapping[fx.Node, fx.Node]) -> str | Retraced:
+def _retrace(candidate: nn.Module, groups: Groups, copies: Mapping[fx.Node, fx.Node]) -> str | Paired:
     """The candidate's own graph, paired with the original's operators; or why it is not the predicted graph."""
     why = ""
     # Fixed sizes trace in half the time; where they hide how a number came about, it may not be found to be a size.

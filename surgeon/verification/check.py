@@ -80,19 +80,22 @@ def _node_by_node(
     full = Interpreter(groups.graph, inputs, parameter=zeroed, precision=double)
     small = Interpreter(slim, inputs, precision=double)
     remaining = iter(small)
+    passed: set[fx.Node] = set()
     worst, place, count = 0.0, "", 0
     results: list[tuple[Tensor, Tensor]] = []
     with precisely():
         for node in full:
             if node.op == "output":
-                results = list(zip(full.compute(node), _advance(small, remaining, slim.output), strict=True))
+                results = list(zip(full.compute(node), _advance(small, remaining, passed, slim.output), strict=True))
                 break
             value = masked(groups, kept, node, _reference(groups, kept, node, full))
             full.set(node, value)
             full.drop(node)  # before the smaller model's node is computed and compared
             if node not in pairs:
                 continue
-            other = _advance(small, remaining, pairs[node])
+            if pairs[node] in passed and not small.holds(pairs[node]):
+                continue  # it only gives what was compared already, and nobody needs any more
+            other = _advance(small, remaining, passed, pairs[node])
             if is_random(node):  # other numbers are drawn for another shape: go on with the same ones
                 other = _same_draw(groups, kept, node, value, other)
                 small.set(pairs[node], other)
@@ -109,9 +112,12 @@ def _node_by_node(
     return worst, place, count, results
 
 
-def _advance(run: Interpreter, remaining: Iterator[fx.Node], goal: fx.Node) -> Any:
+def _advance(run: Interpreter, remaining: Iterator[fx.Node], passed: set[fx.Node], goal: fx.Node) -> Any:
     """Compute the remaining nodes up to `goal`, and give its value."""
+    if run.holds(goal):
+        return run.value(goal)
     for node in remaining:
+        passed.add(node)
         value = run.compute(node)
         run.drop(node)
         if node is goal:
