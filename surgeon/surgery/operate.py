@@ -61,7 +61,8 @@ class Operation:
 class _Prediction:
     """What the smaller model must be: its tensors, and each operator of the original graph as it is called now.
 
-    `calls` is what these operators call in their turn; None where recording does not tell, or is not wanted.
+    `calls` is what these operators call in their turn; None where recording does not tell, or is not wanted. `faults`
+    keeps for what a recording raised why the candidate does not run; empty where it runs on real tensors.
     """
 
     groups: Groups
@@ -70,6 +71,7 @@ class _Prediction:
     tensors: Mapping[str, Tensor]
     stand: Stand
     calls: Predicted | None
+    faults: dict[str, str] = field(default_factory=dict)
 
 
 def operate(
@@ -146,10 +148,15 @@ def _hold(candidate: nn.Module, predicted: _Prediction) -> tuple[Paired, bool] |
         try:
             calls = record(skeleton(candidate).eval(), groups.graph.inputs, predicted.stand)
         except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
-            try:
-                refuse_unfit(skeleton(candidate).eval(), groups.graph.inputs, error)
-            except SurgeonError as unfit:
-                return _does_not_run(unfit)
+            said = f"{type(error).__name__}: {error}"
+            if said not in predicted.faults:
+                try:
+                    refuse_unfit(skeleton(candidate).eval(), groups.graph.inputs, error)
+                    predicted.faults[said] = ""
+                except SurgeonError as unfit:
+                    predicted.faults[said] = _does_not_run(unfit)
+            if predicted.faults[said]:
+                return predicted.faults[said]
         if calls is not None and difference(want.stream, calls) is None:
             paired = replay(groups, predicted.tensors, want, calls)
             if paired is not None:
