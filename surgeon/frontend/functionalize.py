@@ -16,7 +16,10 @@ _WRITE, _WRITTEN = torch.ops.aten.copy_.default, torch.ops.aten.copy.default
 _MAY_ALIAS = {"aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::to", "aten::type_as"}
 
 # Their operands: input, weight, bias, running mean, running variance, whether to take the batch's.
-_MOVES_STATISTICS = {"aten::batch_norm", "aten::instance_norm"}
+_MOVES_STATISTICS = {
+    "aten::batch_norm", "aten::instance_norm", "aten::native_batch_norm", "aten::cudnn_batch_norm",
+    "aten::miopen_batch_norm",
+}
 
 
 def functionalize(program: ExportedProgram) -> fx.GraphModule:

@@ -16,6 +16,7 @@ from surgeon.ir.operators import is_a
 from surgeon.rules import is_random
 from surgeon.support.process_wide import process_wide
 
+_VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 _HALF = {torch.float16, torch.bfloat16}
 _REDUCED = {torch.float32, *_HALF}
 _COMPLEX = {torch.complex64, torch.complex32}
@@ -115,6 +116,10 @@ class Interpreter:
                 values.pop(dead, None)
         return self._last_uses[node]
 
+    def holds(self, node: fx.Node, batch: int = 0) -> bool:
+        """Whether the value of a node is at hand."""
+        return node.op == "get_attr" or node in self._values[batch]
+
     def value(self, node: fx.Node, batch: int = 0) -> Any:
         """The value of an operand of the current node."""
         if node.op != "get_attr":
@@ -148,7 +153,7 @@ class Interpreter:
         args, kwargs = pytree.tree_map(self._precision, fx.node.map_arg((node.args, node.kwargs), operand))
         if node.op == "output":
             return [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        if node.target is torch.ops.aten.view.default:
+        if node.target in _VIEWS:
             return args[0].reshape(*args[1:])  # at other sizes or dtypes, kernels lay out memory differently
         if is_random(node):
             devices = {each.device for each in pytree.tree_leaves(args) if isinstance(each, Tensor) and each.is_cuda}

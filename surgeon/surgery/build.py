@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from torch import fx, nn
 
-from surgeon.errors import NotEquivalent, SurgeryError
-from surgeon.frontend.free_sizes import FreeSizes, free_sizes
+from surgeon.errors import NotEquivalent
+from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.isolation import untouched
 from surgeon.frontend.trace import refuse_unfit, skeleton, trace_inputs
 from surgeon.groups.coupling import Groups
@@ -40,7 +41,14 @@ def carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str = "auto") 
 def _carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str) -> tuple[Operation, Certificate]:
     with stage("trace"):
         sizes = free_sizes(model, groups.graph.inputs)
-    operation = _operation(model, groups, keep, form, sizes)
+    with stage("operate"):
+        operation = operate(model, groups, keep, form, sizes=sizes)
+    if operation.recorded:
+        with suppress(NotEquivalent, RuntimeError), stage("verify"):
+            return operation, _certified(model, operation)
+        # Not all that an operator calls runs at another precision, or computes the same there: its own graph decides.
+        with stage("operate"):
+            operation = operate(model, groups, keep, form, retrace=True, sizes=sizes)
     with stage("verify"):
         try:
             return operation, _certified(model, operation)
@@ -54,7 +62,7 @@ def _carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str) -> tuple
             # The user's code computes a number from sizes, as in x / x.numel(): a graph keeps the original's.
             reason = f"in its own class, {error}".partition(":")[0]
     with stage("operate"):
-        operation = replace(_operation(model, groups, keep, "graph", sizes), reason=reason)
+        operation = replace(operate(model, groups, keep, "graph", retrace=True, sizes=sizes), reason=reason)
     with stage("verify"):
         return operation, _certified(model, operation)
 
@@ -69,20 +77,6 @@ def _certified(model: nn.Module, operation: Operation) -> Certificate:
             model, operation.module, groups, kept, sizes, whole=whole, symbolic=operation.rung.proved
         )
     return replace(certificate, second_size=second)
-
-
-def _operation(model: nn.Module, groups: Groups, keep: Keep, form: str, sizes: FreeSizes) -> Operation:
-    """The operation, whose module's own graph is the predicted one."""
-    with stage("operate"):
-        operation = operate(model, groups, keep, form, sizes=sizes)
-    try:
-        with stage("verify"):
-            _ = operation.traced
-    except SurgeryError:
-        # It calls the same operators, but reads otherwise in a graph: its graph alone decides then.
-        with stage("operate"):
-            return operate(model, groups, keep, form, retrace=True, sizes=sizes)
-    return operation
 
 
 def hold_against(groups: Groups, keep: Keep, slim: nn.Module) -> Certificate:

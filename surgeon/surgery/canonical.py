@@ -51,11 +51,37 @@ class Call:
     written: str
 
 
+class Made(NamedTuple):
+    """A call as it was made, of an operator that writes into nothing, with tensors as Values of such calls.
+
+    `several` says whether its result is a tuple.
+    """
+
+    operator: Any
+    args: list[Any]
+    kwargs: Mapping[str, Any]
+    several: bool
+
+
+class Program(NamedTuple):
+    """What was called, those calls too that only give their input: enough to compute the outputs again.
+
+    `places` says for each call of the stream which of the calls made it is; `order` which call of the stream it is that
+    was recorded at a place, for those that the outputs need.
+    """
+
+    made: list[Made]
+    outputs: list[Value]
+    places: list[int]
+    order: Mapping[int, int]
+
+
 class Stream(NamedTuple):
-    """Calls in order, and the tensors that come out in the end."""
+    """Calls in order, and the tensors that come out in the end; of a recording, what was called word by word."""
 
     calls: list[Call]
     outputs: list[Value]
+    program: Program | None = None
 
 
 def call_of(target: Any, given: Mapping[str, Any], shape: Shape, shapes: list[Shape], result: Any) -> Call:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -25,7 +24,8 @@ from surgeon.surgery.input_sizes import check_on_entry
 from surgeon.surgery.ladder import Rung, ladder
 from surgeon.surgery.leaves import restore_leaves
 from surgeon.surgery.record import Stand, record
-from surgeon.surgery.rewrite import assemble, check_shapes, printed, slim_graph
+from surgeon.surgery.replay import Paired, replay
+from surgeon.surgery.rewrite import Predicted, assemble, check_shapes, printed, slim_graph
 from surgeon.surgery.same import pair
 from surgeon.surgery.tensors import like, slim_tensors, take
 from surgeon.verification.certificate import SecondSize
@@ -36,57 +36,50 @@ FORMS = ("auto", "module", "graph")
 MOST_TRIALS = 4
 
 
-# A graph, and for each operator of the original's graph the one in it that stands for it.
-Retraced = tuple[Graph, dict[fx.Node, fx.Node]]
-
-
 @dataclass(frozen=True)
 class Operation:
     """The smaller model and how it came to be.
 
     `module` is what the user gets; `form` is "module" (the user's own class) or "graph" (a `torch.fx.GraphModule`), for
-    the `reason` given. `renumbered` lists the integers that were rewritten: module, attribute, old, new.
+    the `reason` given. `recorded` says that its graph is made of the calls that it was seen to make, and not exported.
+    `rung` is what it was made from, `second_size` what was seen of a graph at another size. `renumbered` lists the
+    integers that were rewritten: module, attribute, old, new.
     """
 
     module: nn.Module
     form: str
     reason: str
-    retrace: Callable[[], Retraced] = field(repr=False)
+    paired: Paired = field(repr=False)
+    recorded: bool
     rung: Rung = field(repr=False)
     second_size: SecondSize | None = None
     renumbered: tuple[tuple[str, str, object, object], ...] = ()
 
     @property
     def traced(self) -> Graph:
-        """The graph of `module`, which is traced when it is first asked for.
-
-        Raises:
-            SurgeryError: it is not the predicted one, although `module` made the predicted calls.
-        """
-        return self._retraced[0]
+        """The graph of what `module` computes."""
+        return self.paired[0]
 
     @property
     def pairs(self) -> Mapping[fx.Node, fx.Node]:
-        """Each operator of the original graph with the one in `traced` that stands for it. Raises as `traced`."""
-        return self._retraced[1]
-
-    @cached_property
-    def _retraced(self) -> Retraced:
-        return self.retrace()
+        """Each operator of the original graph with the one in `traced` that stands for it."""
+        return self.paired[1]
 
 
 @dataclass(frozen=True)
 class _Prediction:
     """What the smaller model must be: its tensors, and each operator of the original graph as it is called now.
 
-    `calls` is what these operators call in their turn; None where recording does not tell, or is not wanted.
+    `calls` is what these operators call in their turn; None where recording does not tell, or is not wanted. `faults`
+    keeps for what a recording raised why the candidate does not run; empty where it runs on real tensors.
     """
 
     rung: Rung
     copies: Mapping[fx.Node, fx.Node]
     tensors: Mapping[str, Tensor]
     stand: Stand
-    calls: Stream | None
+    calls: Predicted | None
+    faults: dict[str, str] = field(default_factory=dict)
 
 
 def operate(
@@ -163,7 +156,7 @@ def _as_graph(model: nn.Module, rung: Rung, retrace: bool, reason: str) -> Opera
     if isinstance(found, str):
         raise SurgeryError(f"the smaller graph of {type(model).__name__} is not the predicted one: {found}")
     _copy_modes(model, module)
-    return Operation(module, "graph", reason, found, rung)
+    return Operation(module, "graph", reason, *found, rung)
 
 
 def _in_own_class(model: nn.Module, predicted: _Prediction) -> Operation | str:
@@ -180,7 +173,7 @@ def _in_own_class(model: nn.Module, predicted: _Prediction) -> Operation | str:
         if not isinstance(found, str):
             _copy_modes(model, candidate)
             reason, rung = "sizes rewritten on its modules", predicted.rung
-            return Operation(candidate, "module", reason, found, rung, renumbered=renumbered.changes)
+            return Operation(candidate, "module", reason, *found, rung, renumbered=renumbered.changes)
         first = first or found
         if not trial:
             doubts = [{key: size} for key, sizes in renumbered.doubts.items() for size in sizes]
@@ -188,30 +181,29 @@ def _in_own_class(model: nn.Module, predicted: _Prediction) -> Operation | str:
     return first
 
 
-def _hold(candidate: nn.Module, predicted: _Prediction) -> str | Callable[[], Retraced]:
-    """How to get the candidate's own graph, where the candidate is the predicted one; or why it is not."""
-    groups, copies = predicted.rung.groups, predicted.copies
-    if predicted.calls is not None:
+def _hold(candidate: nn.Module, predicted: _Prediction) -> tuple[Paired, bool] | str:
+    """The candidate's own graph and whether it is recorded, if the candidate is the predicted one; or why it is not."""
+    groups, want = predicted.rung.groups, predicted.calls
+    if want is not None:
+        calls: Stream | None = None
         try:
             calls = record(skeleton(candidate).eval(), groups.graph.inputs, predicted.stand)
-            same = calls is not None and difference(predicted.calls, calls) is None
         except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
-            try:
-                refuse_unfit(skeleton(candidate).eval(), groups.graph.inputs, error)
-            except SurgeonError as unfit:
-                return _does_not_run(unfit)
-            same = False
-        if same:
-            return partial(_predicted, candidate, groups, copies)
-    found = _retrace(candidate, groups, copies)
-    return found if isinstance(found, str) else lambda: found
-
-
-def _predicted(candidate: nn.Module, groups: Groups, copies: Mapping[fx.Node, fx.Node]) -> Retraced:
-    found = _retrace(candidate, groups, copies)
-    if isinstance(found, str):
-        raise SurgeryError(f"{type(candidate).__name__} is not the predicted smaller graph once it is traced: {found}")
-    return found
+            said = f"{type(error).__name__}: {error}"
+            if said not in predicted.faults:
+                try:
+                    refuse_unfit(skeleton(candidate).eval(), groups.graph.inputs, error)
+                    predicted.faults[said] = ""
+                except SurgeonError as unfit:
+                    predicted.faults[said] = _does_not_run(unfit)
+            if predicted.faults[said]:
+                return predicted.faults[said]
+        if calls is not None and difference(want.stream, calls) is None:
+            paired = replay(groups, predicted.tensors, want, calls)
+            if paired is not None:
+                return paired, True
+    found = _retrace(candidate, groups, predicted.copies)
+    return found if isinstance(found, str) else (found, False)
 
 
 def own_class(
@@ -245,7 +237,7 @@ def _tables(module: nn.Module) -> tuple[dict[str, Any], ...]:
     return module._parameters, module._buffers, vars(module)
 
 
-def _retrace(candidate: nn.Module, groups: Groups, copies: Mapping[fx.Node, fx.Node]) -> str | Retraced:
+def _retrace(candidate: nn.Module, groups: Groups, copies: Mapping[fx.Node, fx.Node]) -> str | Paired:
     """The candidate's own graph, paired with the original's operators; or why it is not the predicted graph."""
     why = ""
     # Fixed sizes trace in half the time; where they hide how a number came about, it may not be found to be a size.

@@ -20,7 +20,7 @@ from surgeon.frontend.functionalize import functional_variant
 from surgeon.frontend.isolation import quietly, with_masks_as_given, without_fast_attention
 from surgeon.frontend.trace import Inputs
 from surgeon.ir.operators import by_name, is_a, operator_name
-from surgeon.surgery.canonical import Call, Shape, Stream, Value, call_of, map_leaves, results_of, values
+from surgeon.surgery.canonical import Call, Made, Program, Shape, Stream, Value, call_of, map_leaves, results_of, values
 
 
 class Stand:
@@ -43,7 +43,7 @@ class Stand:
             self._real[id(fake)] = id(value)
         return self._of[id(value)][1]
 
-    def real(self, fake: Tensor) -> int | None:
+    def real(self, fake: Any) -> int | None:
         """The identity of the real tensor that this one stands for, if it stands for one."""
         return self._real.get(id(fake))
 
@@ -58,6 +58,9 @@ class Recorder(TorchDispatchMode):
         self.stand = stand
         self._calls: list[Call] = []
         self._values: dict[int, Value] = {}
+        self._made: list[Made] = []
+        self._places: list[int] = []  # of each call, which of those made it is
+        self._sources: dict[int, Value] = {}  # where tensors are from among the calls made
         self._alive: list[Tensor] = []  # so that no identity is given out twice
         self._sharing: dict[int, set[int]] = {}  # tensors by the memory that they are in
         self._doubt = False
@@ -69,14 +72,25 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         args, kwargs = map_leaves(args, self.stand.of), map_leaves(kwargs, self.stand.of)
         named = by_name(func, args, kwargs)
-        told = map_leaves(named, lambda each: self._value(each) if isinstance(each, Tensor) else each)
+        told = map_leaves(named, self._told)
+        given, by_key = map_leaves(args, self._source), map_leaves(kwargs, self._source)  # before it is written into
         result = func(*args, **kwargs)
-        self._note(func, named, told, result)
+        self._note(func, named, told, result, Made(func, given, by_key, isinstance(result, tuple | list)))
         return result
+
+    def known(self, result: Any) -> Any:
+        """The tensors of a result as their Values; None for one that was never seen."""
+
+        def value(each: Any) -> Value | None:
+            real = self.stand.real(each)
+            return self._values.get(id(each)) or (Value(-1, real) if real is not None else None)
+
+        return map_leaves(result, value)
 
     def stream(self, outputs: Any) -> Stream | None:
         """The calls that `outputs` need, in order, and the outputs; None where they do not tell what is computed."""
-        ends = [self._value(leaf) for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        ends = [self._value(leaf) for leaf in tensors]
         if self._doubt:
             return None
         needed: set[int] = set()
@@ -86,15 +100,24 @@ class Recorder(TorchDispatchMode):
             if index >= 0 and index not in needed:
                 needed.add(index)
                 todo += [value.call for value in values(self._calls[index].arguments)]
-        order = {-1: -1} | {index: place for place, index in enumerate(sorted(needed))}
+        kept = sorted(needed)  # in the order of the calls
+        order = {-1: -1} | {index: place for place, index in enumerate(kept)}
 
         def renamed(value: Any) -> Any:
             return Value(order[value.call], value.place) if isinstance(value, Value) else value
 
-        calls = [self._calls[index] for index in sorted(needed)]
+        calls = [self._calls[index] for index in kept]
+        places = [self._places[index] for index in kept]
         return Stream(
-            [replace(call, arguments=map_leaves(call.arguments, renamed)) for call in calls], [renamed(v) for v in ends]
+            [replace(call, arguments=map_leaves(call.arguments, renamed)) for call in calls],
+            [renamed(value) for value in ends],
+            Program(self._made, [self._source(leaf) for leaf in tensors], places, order),
         )
+
+    def _told(self, leaf: Any) -> Any:
+        if isinstance(leaf, torch.SymInt | torch.SymFloat | torch.SymBool):
+            self._doubt = True  # a number that depends on values is named differently from run to run
+        return self._value(leaf) if isinstance(leaf, Tensor) else leaf
 
     def _value(self, tensor: Tensor) -> Value:
         tensor = self.stand.of(tensor)
@@ -104,24 +127,36 @@ class Recorder(TorchDispatchMode):
             self._know(tensor, Value(-1, real or 0))
         return self._values[id(tensor)]
 
+    def _source(self, leaf: Any) -> Any:
+        """Where a tensor is from among the calls made; anything else as it is."""
+        if not isinstance(leaf, Tensor):
+            return leaf
+        leaf = self.stand.of(leaf)
+        return self._sources.get(id(leaf)) or Value(-1, self.stand.real(leaf))
+
     def _know(self, tensor: Tensor, value: Value) -> None:
         self._values[id(tensor)] = value
         self._alive.append(tensor)
         self._sharing.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))
 
-    def _note(self, func: Any, named: Mapping[str, Any], told: dict[str, Any], result: Any) -> None:
+    def _note(self, func: Any, named: Mapping[str, Any], told: dict[str, Any], result: Any, made: Made) -> None:
         if self._doubt:
             return
         results = results_of(result)
         if not any(isinstance(each, Tensor) for each in results):
             return
-        if func._schema.is_mutable:
+        writes = func._schema.is_mutable
+        if writes:
             plain = functional_variant(func)
             if plain is None or result is not (target := named.get("self")) or not self._alone(target):
                 self._doubt = True  # others may see what is written
                 return
             func = plain
-        elif is_a(func, "identity") or (_moves_nothing(func, named) and _alike(named["self"], result)):
+        for place, each in enumerate(results):
+            if isinstance(each, Tensor):
+                self._sources[id(each)] = Value(len(self._made), place)
+        self._made.append(made._replace(operator=func))
+        if not writes and (is_a(func, "identity") or (_moves_nothing(func, named) and _alike(named["self"], result))):
             self._know(result, told["self"])
             return
         shapes = [_shape(each) for each in results]
@@ -131,6 +166,7 @@ class Recorder(TorchDispatchMode):
         for place, each in enumerate(results):
             if isinstance(each, Tensor):
                 self._know(each, Value(len(self._calls), place))
+        self._places.append(len(self._made) - 1)
         self._calls.append(call_of(func, told, _shape(named.get("self")), shapes, result))
 
     def _alone(self, tensor: Tensor) -> bool:

@@ -6,7 +6,7 @@ import math
 import operator
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,13 @@ from surgeon.rules import Kept, Typed, arguments, example_number, failed, where
 from surgeon.surgery.canonical import Stream
 from surgeon.surgery.record import Recorder, Stand
 from surgeon.surgery.tensors import place
+
+
+class Predicted(NamedTuple):
+    """The calls that the smaller graph makes, and what each node of the original graph gives of them, as recorded."""
+
+    stream: Stream
+    results: Mapping[fx.Node, Any]
 
 
 def slim_graph(groups: Groups, kept: Kept) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
@@ -127,7 +134,7 @@ def expected(groups: Groups, node: fx.Node, kept: Kept) -> list[tuple[int, ...]]
 
 def check_shapes(
     groups: Groups, kept: Kept, copies: dict[fx.Node, fx.Node], tensors: dict[str, Tensor], stand: Stand
-) -> Stream | None:
+) -> Predicted | None:
     """Propagate tensors without values through the new graph: every shape must be the predicted one.
 
     Returns the calls of operators that the graph makes; None where they do not tell what it computes.
@@ -136,6 +143,7 @@ def check_shapes(
         SurgeryError: an operator can't run, or computes other shapes than its axes say.
     """
     values: dict[fx.Node, Any] = {}
+    results: dict[fx.Node, Any] = {}
     leaves = pytree.tree_leaves(groups.graph.inputs)
     for value in (*leaves, *tensors.values()):
         stand.of(value)  # now, so that none is made among the calls
@@ -148,8 +156,10 @@ def check_shapes(
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
                 raise SurgeryError(f"{where(old)} ({old.name}) can't run in the smaller graph: {error}") from error
             _compare(groups, old, values[node], kept)
+            results[old] = recorder.known(values[node])
     ends = [leaf for leaf in pytree.tree_leaves(groups.graph.output.args) if isinstance(leaf, fx.Node)]
-    return recorder.stream([values[copies[node]] for node in ends])
+    stream = recorder.stream([values[copies[node]] for node in ends])
+    return Predicted(stream, results) if stream is not None else None
 
 
 def _propagate(
