@@ -21,46 +21,30 @@ def _clip(b: Builder, x: str, others: list[str], settings: Mapping[str, Any]) ->
     return b.node("Clip", [x, *bounds])
 
 
+#: ATen operators that are one ONNX operator, without settings.
+_PLAIN = """
+relu:Relu sigmoid:Sigmoid hardswish:HardSwish tanh:Tanh elu:Elu celu:Celu selu:Selu mish:Mish softplus:Softplus
+prelu:PRelu exp:Exp log:Log erf:Erf sqrt:Sqrt neg:Neg abs:Abs reciprocal:Reciprocal add:Add sub:Sub rsub:Sub mul:Mul
+div:Div maximum:Max minimum:Min
+"""
+
 #: By the names of the ATen operators.
 POINTWISE: dict[str, Writer] = {
-    "relu": _plain("Relu"),
+    **{name: _plain(operator) for name, operator in (pair.split(":") for pair in _PLAIN.split())},
     "relu6": lambda b, x, others, settings: _clip(b, x, others, {"min": 0, "max": 6}),
     "hardtanh": _clip,
     "clamp": _clip,
     "clamp_min": _clip,
     "clamp_max": _clip,
-    "sigmoid": _plain("Sigmoid"),
     "hardsigmoid": _plain("HardSigmoid", alpha=1 / 6, beta=0.5),
-    "hardswish": _plain("HardSwish"),
     "silu": lambda b, x, others, settings: b.node("Mul", [x, b.node("Sigmoid", [x])]),
     "gelu": lambda b, x, others, settings: b.node("Gelu", [x], approximate=str(settings.get("approximate", "none"))),
-    "tanh": _plain("Tanh"),
     "leaky_relu": lambda b, x, others, settings: b.node(
         "LeakyRelu", [x], alpha=float(settings.get("negative_slope", 0.01))
     ),
-    "elu": _plain("Elu"),
-    "celu": _plain("Celu"),
-    "selu": _plain("Selu"),
-    "mish": _plain("Mish"),
-    "softplus": _plain("Softplus"),
-    "prelu": _plain("PRelu"),
-    "exp": _plain("Exp"),
-    "log": _plain("Log"),
-    "erf": _plain("Erf"),
-    "sqrt": _plain("Sqrt"),
     "rsqrt": lambda b, x, others, settings: b.node("Reciprocal", [b.node("Sqrt", [x])]),
     "square": lambda b, x, others, settings: b.node("Mul", [x, x]),
-    "neg": _plain("Neg"),
-    "abs": _plain("Abs"),
-    "reciprocal": _plain("Reciprocal"),
     "pow": lambda b, x, others, settings: b.node("Pow", [x, *(others or [b.constant(2.0)])]),
-    "add": _plain("Add"),
-    "sub": _plain("Sub"),
-    "rsub": _plain("Sub"),
-    "mul": _plain("Mul"),
-    "div": _plain("Div"),
-    "maximum": _plain("Max"),
-    "minimum": _plain("Min"),
 }
 #: Those whose operands can be swapped.
 COMMUTATIVE = {"add", "mul", "maximum", "minimum"}

@@ -75,8 +75,7 @@ def l1(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
     >>> l1(groups, group, np.random.default_rng(0)).tolist()
     [8.0, 2.0]
     """
-    shared = reductions(groups)
-    return sum((shared.sums(group, member, 1) for member in shared.members(group)), np.zeros(group.size))
+    return _sums(groups, group, order=1)
 
 
 @register("l2")
@@ -89,7 +88,7 @@ def l2(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
     >>> l2(groups, group, np.random.default_rng(0)).round(3).tolist()
     [5.099, 2.0]
     """
-    return np.sqrt(_squares(groups, group))
+    return np.sqrt(_sums(groups, group, order=2))
 
 
 @register("bn_scale")
@@ -161,7 +160,7 @@ def lamp(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray:
     >>> lamp(groups, group, np.random.default_rng(0)).round(3).tolist()
     [1.0, 0.133]
     """
-    squares = _squares(groups, group)
+    squares = _sums(groups, group, order=2)
     order = np.argsort(squares, kind="stable")
     rest = np.cumsum(squares[order][::-1])[::-1]
     scores = np.zeros(group.size)
@@ -182,9 +181,10 @@ def random(groups: Groups, group: Group, rng: np.random.Generator) -> np.ndarray
     return rng.random(group.size)
 
 
-def _squares(groups: Groups, group: Group) -> np.ndarray:
+def _sums(groups: Groups, group: Group, order: int) -> np.ndarray:
+    """The sum of |w| ** `order` over each unit's weights in all members."""
     shared = reductions(groups)
-    return sum((shared.sums(group, member) for member in shared.members(group)), np.zeros(group.size))
+    return sum((shared.sums(group, member, order) for member in shared.members(group)), np.zeros(group.size))
 
 
 def _example() -> tuple[Groups, Group]:

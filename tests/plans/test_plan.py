@@ -192,8 +192,8 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (entry(format="other"), "no plan"),
-        (without("format"), "no plan"),
+        (entry(format="other"), "not a plan"),
+        (without("format"), "not a plan"),
         (entry(version=2), "version 2.*reads up to 1.*update surgeon"),
         (entry(version=0), "version 0"),
         (entry(version="1"), '"version" must be .*, not str'),
@@ -236,7 +236,7 @@ def test_malformed_plans_are_refused(
 def test_files_that_are_no_plan_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(content)
-    with pytest.raises(PlanError, match="no plan"):
+    with pytest.raises(PlanError, match="not a plan"):
         Plan.load(path)
 
 

@@ -39,39 +39,29 @@ _FLOATS: Final = ("Infinity", "-Infinity", "NaN")
 
 #: The checks of strings, by field; also for the strings of a list and the keys of an object.
 _TEXTS: Final[Mapping[str, Check]] = {
-    "Device.type": check_device,
-    "SymExpr.expr_str": check_expression,
-    "SymIntArgument.as_name": check_name,
-    "SymFloatArgument.as_name": check_name,
-    "SymBoolArgument.as_name": check_name,
-    "TensorArgument.name": check_name,
-    "GraphArgument.name": check_name,
-    "Argument.as_string": check_text,
-    "Argument.as_strings": check_text,
-    "Argument.as_operator": check_operator,
-    "NamedArgument.name": check_optional_name,
-    "Node.target": check_operator,
-    "Node.name": check_name,
-    "Graph.tensor_values": check_name,
-    "Graph.sym_int_values": check_name,
-    "Graph.sym_bool_values": check_name,
-    "Graph.sym_float_values": check_name,
-    "ConstantValue.as_string": check_text,
-    "InputToConstantInputSpec.name": check_name,
-    "InputToParameterSpec.parameter_name": check_path,
-    "InputToBufferSpec.buffer_name": check_path,
-    "InputToTensorConstantSpec.tensor_constant_name": check_path,
-    "BufferMutationSpec.buffer_name": check_path,
-    "ParameterMutationSpec.parameter_name": check_path,
-    "UserInputMutationSpec.user_input_name": check_name,
-    "ModuleCallSignature.in_spec": check_spec,
-    "ModuleCallSignature.out_spec": check_spec,
-    "ModuleCallSignature.forward_arg_names": check_name,
-    "ModuleCallEntry.fqn": check_optional_name,
-    "ExportedProgram.range_constraints": check_symbol,
-    "ExportedProgram.opset_version": check_name,
-    "PayloadMeta.path_name": check_payload,
-    "PayloadConfig.config": check_path,
+    field: check
+    for check, fields in (
+        (check_device, "Device.type"),
+        (check_expression, "SymExpr.expr_str"),
+        (check_name, """
+            SymIntArgument.as_name SymFloatArgument.as_name SymBoolArgument.as_name TensorArgument.name
+            GraphArgument.name Node.name Graph.tensor_values Graph.sym_int_values Graph.sym_bool_values
+            Graph.sym_float_values InputToConstantInputSpec.name UserInputMutationSpec.user_input_name
+            ModuleCallSignature.forward_arg_names ExportedProgram.opset_version
+        """),
+        (check_text, "Argument.as_string Argument.as_strings ConstantValue.as_string"),
+        (check_operator, "Argument.as_operator Node.target"),
+        (check_optional_name, "NamedArgument.name ModuleCallEntry.fqn"),
+        (check_path, """
+            InputToParameterSpec.parameter_name InputToBufferSpec.buffer_name
+            InputToTensorConstantSpec.tensor_constant_name BufferMutationSpec.buffer_name
+            ParameterMutationSpec.parameter_name PayloadConfig.config
+        """),
+        (check_spec, "ModuleCallSignature.in_spec ModuleCallSignature.out_spec"),
+        (check_symbol, "ExportedProgram.range_constraints"),
+        (check_payload, "PayloadMeta.path_name"),
+    )
+    for field in fields.split()
 }
 
 #: The accepted kinds of a union, if not all are.
