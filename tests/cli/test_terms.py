@@ -27,7 +27,7 @@ KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
 
 #: What no command can raise: these take Python objects, or arguments that have no option.
 NOT_REACHED = (
-    r"^(loss|ridge|max_params|form|rate|n)='X'", r"takes no loss; leave loss=", r"^loss= needs labeled", r"not a surgeon\.",
+    r"^(loss|ridge|max_params|form|rate|n)='X'", r"takes no loss; leave loss=", r"^loss= needs", r"not a surgeon\.",
     r"neither a surgeon\.Profile", r"surgeon\.schedules", r"surgeon\.study", r"loss\.backward",
 )  # fmt: skip
 PYTHON = re.compile(r"\b[a-z_]+=(?!=)|\bsurgeon\.[a-zA-Z]+|\bPlan\.|\bexample_inputs\b|\bfresh_model\b|\blatency_ms\b")
