@@ -84,12 +84,14 @@ def sweep(
 
 def _cut(work: nn.Module, groups: Groups, swept: Sweep) -> tuple[nn.Module, Form, float]:
     """The smaller module, its form, and its deviation from `work`, whose tensors take over the constants."""
-    expected = _outputs(groups.graph, groups, {})
+    graph = groups.graph
+    before = {name: graph.tensor(name).detach().clone() for name, c in graph.canonical.items() if c in swept.shifts}
     exact = _shifted(groups, swept)
     operation, _ = carry_out(work, groups, swept.keep)
     kept = groups.kept(swept.keep)
     small = {name: gathered(value, groups.tensors[name], kept) for name, value in exact.items()}
-    found = _outputs(operation.traced, groups, small)
+    expected = _outputs(graph, operation.traced, before)
+    found = _outputs(operation.traced, operation.traced, small)
     deviation = max((relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
     if deviation > TOLERANCE:
         raise NotEquivalent(
@@ -110,8 +112,8 @@ def _shifted(groups: Groups, swept: Sweep) -> dict[str, Tensor]:
     return exact
 
 
-def _outputs(graph: Graph, groups: Groups, instead: dict[str, Tensor]) -> list[Tensor]:
-    """The outputs in float64, on the inputs that the groups were traced with."""
-    run = Interpreter(graph, checked_inputs(groups.graph), parameter=instead.get, precision=double)
+def _outputs(graph: Graph, given: Graph, instead: dict[str, Tensor]) -> list[Tensor]:
+    """The outputs in float64, on the inputs of the graph `given`."""
+    run = Interpreter(graph, checked_inputs(given), parameter=instead.get, precision=double)
     with precisely():
         return run.run()

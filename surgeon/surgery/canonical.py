@@ -124,15 +124,32 @@ def _untold(target: Any, given: Mapping[str, Any], shape: Shape) -> dict[str, An
     return found
 
 
-def difference(predicted: Stream, found: Stream) -> tuple[int, str] | None:
-    """The first call in which two streams differ, and how in words; None where they compute the same."""
+class Difference(NamedTuple):
+    """Where two streams differ: the call, or -1, in words, and whether the same operator computes another shape."""
+
+    call: int
+    words: str
+    by_shape: bool = False
+
+
+def difference(predicted: Stream, found: Stream) -> Difference | None:
+    """The first call in which two streams differ; None where they compute the same."""
     for index, (want, have) in enumerate(zip(predicted.calls, found.calls, strict=False)):
         words = _words(want, have)
         if words is not None:
-            return index, words
+            return Difference(index, words, want.operator == have.operator and want.shapes != have.shapes)
     if len(predicted.calls) != len(found.calls):
-        return -1, f"it has {len(found.calls)} operators, not {len(predicted.calls)}"
-    return None if predicted.outputs == found.outputs else (-1, "it gives other tensors")
+        return Difference(-1, f"it has {len(found.calls)} operators, not {len(predicted.calls)}")
+    return None if predicted.outputs == found.outputs else Difference(-1, "it gives other tensors")
+
+
+def alike_but_for_sizes(one: Stream, other: Stream) -> bool:
+    """Whether the same operators are called in the same order, and compute tensors of as many axes."""
+
+    def told(stream: Stream) -> list[tuple[str, list[int]]]:
+        return [(call.operator, [len(shape) for shape in call.shapes]) for call in stream.calls]
+
+    return told(one) == told(other)
 
 
 def _words(want: Call, have: Call) -> str | None:

@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidArgument, SurgeonError, SurgeryError, first_line
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.free_sizes import FreeSizes
 from surgeon.frontend.functionalize import write_again
-from surgeon.frontend.trace import Graph, refuse_unfit, skeleton, trace_inputs, unread
+from surgeon.frontend.trace import Graph, Inputs, batched, refuse_unfit, skeleton, trace_inputs, unread
 from surgeon.groups.coupling import Groups
-from surgeon.rules import Kept
+from surgeon.rules import Kept, where
 from surgeon.support.process_wide import uncollected
 from surgeon.surgery.attributes import NAMED_ALIKE, Attribute, Renumbered, module_path, renumber
-from surgeon.surgery.canonical import Stream, difference
+from surgeon.surgery.canonical import Stream, alike_but_for_sizes, difference
 from surgeon.surgery.follow import follow_tensors
 from surgeon.surgery.input_sizes import check_on_entry
 from surgeon.surgery.ladder import Rung, ladder
@@ -198,12 +199,37 @@ def _hold(candidate: nn.Module, predicted: _Prediction) -> tuple[Paired, bool] |
                     predicted.faults[said] = _does_not_run(unfit)
             if predicted.faults[said]:
                 return predicted.faults[said]
-        if calls is not None and difference(want.stream, calls) is None:
-            paired = replay(groups, predicted.tensors, want, calls)
+        unlike = difference(want.stream, calls) if calls is not None else None
+        if unlike is not None and unlike.by_shape:
+            return f"{where(want.origin(unlike.call))}{unlike.words}"  # other calls may be the same ones in a graph
+        if calls is not None and unlike is None:
+            inputs, calls = _one_sample(candidate, predicted, calls)
+            paired = replay(groups, inputs, predicted.tensors, want, calls)
             if paired is not None:
                 return paired, True
     found = _retrace(candidate, groups, predicted.copies)
     return found if isinstance(found, str) else (found, False)
+
+
+def _one_sample(candidate: nn.Module, predicted: _Prediction, calls: Stream) -> tuple[Inputs, Stream]:
+    """Inputs to hold the candidate's values against the original's on, and its calls on them.
+
+    Of equal samples, as where one was repeated for the trace, it is one, unless it is treated otherwise than several.
+    """
+    graph = predicted.rung.groups.graph
+    alone = batched(graph.inputs, 1)
+    if not graph.dynamic or graph.batch == 1 or not _repeats(graph.inputs, alone):
+        return graph.inputs, calls
+    try:
+        found = record(skeleton(candidate).eval(), alone, predicted.stand)
+    except Exception:  # noqa: BLE001  (the user's forward may raise anything; it takes several)
+        return graph.inputs, calls
+    return (alone, found) if found is not None and alike_but_for_sizes(calls, found) else (graph.inputs, calls)
+
+
+def _repeats(inputs: Inputs, alone: Inputs) -> bool:
+    pairs = zip(pytree.tree_leaves(inputs), pytree.tree_leaves(alone), strict=True)
+    return all(torch.equal(every, one.expand(every.shape)) for every, one in pairs if isinstance(every, Tensor))
 
 
 def own_class(

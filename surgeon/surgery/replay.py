@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from surgeon.frontend.trace import Graph
+from surgeon.frontend.trace import Graph, Inputs, batch_size
 from surgeon.groups.coupling import Groups
 from surgeon.ir.operators import is_a, operator_name
 from surgeon.rules import is_random
@@ -23,15 +23,17 @@ _BY_MEMORY = {"as_strided", "as_strided_copy", "_reshape_alias"}
 Paired = tuple[Graph, dict[fx.Node, fx.Node]]
 
 
-def replay(groups: Groups, tensors: Mapping[str, Tensor], predicted: Predicted, found: Stream) -> Paired | None:
-    """The graph of the calls that the smaller model made, paired with the original's operators.
+def replay(
+    groups: Groups, inputs: Inputs, tensors: Mapping[str, Tensor], predicted: Predicted, found: Stream
+) -> Paired | None:
+    """The graph of the calls that the smaller model made on `inputs`, paired with the original's operators.
 
     `tensors` are the smaller model's by their names. None where the calls can't be made again one by one.
     """
     assert found.program is not None and predicted.stream.program is not None  # they are recorded
     if any(operator_name(made.operator) in _BY_MEMORY for made in found.program.made):
         return None
-    drawn = _Drawn(groups, tensors, found.program)
+    drawn = _Drawn(groups, inputs, tensors, found.program)
     drawn.draw()
     pairs: dict[fx.Node, fx.Node] = {}
     order = predicted.stream.program.order
@@ -49,8 +51,10 @@ def replay(groups: Groups, tensors: Mapping[str, Tensor], predicted: Predicted, 
 class _Drawn:
     """Draws the calls that the outputs need."""
 
-    def __init__(self, groups: Groups, tensors: Mapping[str, Tensor], program: Program) -> None:
-        self._groups = groups
+    def __init__(
+        self, groups: Groups, inputs: Inputs, tensors: Mapping[str, Tensor], program: Program
+    ) -> None:
+        self._inputs = inputs
         self._program = program
         self._new = fx.Graph()
         self._names = {id(value): groups.graph.canonical[name] for name, value in tensors.items()}
@@ -59,9 +63,13 @@ class _Drawn:
         self._nodes: dict[Value, fx.Node] = {}
         self._calls: dict[int, fx.Node] = {}
         self._needed = set(_needed(program))
+        # The inputs of the trace as those that stand for them.
+        traced = pytree.tree_leaves(groups.graph.inputs)
+        given = pytree.tree_leaves(inputs)
+        self._same = {Value(-1, id(a)): Value(-1, id(b)) for a, b in zip(traced, given, strict=True)}
 
     def draw(self) -> None:
-        for index, leaf in enumerate(pytree.tree_leaves(self._groups.graph.inputs)):
+        for index, leaf in enumerate(pytree.tree_leaves(self._inputs)):
             node = self._new.placeholder(f"input_{index}")
             if isinstance(leaf, Tensor):
                 self._nodes.setdefault(Value(-1, id(leaf)), node)
@@ -102,7 +110,7 @@ class _Drawn:
         if not isinstance(result, Value):
             return None
         if result.call < 0:
-            return self._nodes.get(result)
+            return self._nodes.get(self._same.get(result, result))
         index = self._place(result.call, order)
         return self._nodes.get(Value(index, result.place)) if index is not None else None
 
@@ -111,10 +119,11 @@ class _Drawn:
         return self._program.places[place] if place >= 0 else None
 
     def graph(self) -> Graph:
-        graph, read = self._groups.graph, set(self._read.values())
+        read = set(self._read.values())
         own = {name: value for name, value in self._own.items() if name in read}
         module = assemble(self._new, own, set())
-        return Graph(module, graph.inputs, self._read, {name: name for name in own}, False, graph.batch, own)
+        canonical = {name: name for name in own}
+        return Graph(module, self._inputs, self._read, canonical, False, batch_size(self._inputs), own)
 
 
 def _needed(program: Program) -> Iterator[Value]:

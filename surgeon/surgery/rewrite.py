@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from surgeon.errors import SurgeryError
 from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept, Typed, arguments, example_number, failed, where
-from surgeon.surgery.canonical import Stream
+from surgeon.surgery.canonical import Stream, values
 from surgeon.surgery.record import Recorder, Stand
 from surgeon.surgery.tensors import place
 
@@ -25,6 +25,16 @@ class Predicted(NamedTuple):
 
     stream: Stream
     results: Mapping[fx.Node, Any]
+
+    def origin(self, call: int) -> fx.Node:
+        """The original node that makes a call of the stream."""
+        assert self.stream.program is not None  # it is recorded
+        order = self.stream.program.order
+        last = {
+            node: max((order.get(value.call, -1) for value in values(found)), default=-1)
+            for node, found in self.results.items()
+        }
+        return next(node for node, index in last.items() if index >= call)
 
 
 def slim_graph(groups: Groups, kept: Kept) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:

@@ -37,8 +37,7 @@ def pair(groups: Groups, traced: Graph, copies: Mapping[fx.Node, fx.Node]) -> st
     unlike = difference(predicted, found)
     if unlike is None:
         return {originals[copy]: node for copy, node in zip(old, new, strict=True)}
-    index, words = unlike
-    return words if index < 0 else f"{where(originals[old[index]])}{words}"
+    return unlike.words if unlike.call < 0 else f"{where(originals[old[unlike.call]])}{unlike.words}"
 
 
 def _stream(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidModel, NotEquivalent
-from surgeon.frontend.trace import Graph, batched
+from surgeon.frontend.trace import Graph
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import Interpreter, double, precisely
 from surgeon.ir.axes import Axis
@@ -27,14 +26,15 @@ def certify(
 ) -> Certificate:
     """Hold the smaller graph against the original.
 
-    `pairs` maps each operator of the original graph to the one in `slim` that stands for it.
+    `pairs` maps each operator of the original graph to the one in `slim` that stands for it. Both are run on the inputs
+    of `slim`.
 
     Raises:
         NotEquivalent: an operator's result deviates by more than `tolerance`, relative to the largest magnitude in it;
             the message names the first such operator.
         InvalidModel: an output holds NaN, of which nothing can be proved.
     """
-    inputs = checked_inputs(groups.graph)
+    inputs = checked_inputs(slim)
     deviation, worst, count, results = _node_by_node(groups, kept, slim, pairs, inputs, tolerance)
     for position, (full, _) in enumerate(results):
         if full.is_floating_point() and full.isnan().any():
@@ -48,11 +48,11 @@ def certify(
     reason = "statistics are taken over the kept units only" if statistics else ""
     whole: float | None = None
     if not reason:
-        found = _end_to_end(groups, kept, inputs, [small for _, small in results], tolerance)
-        if isinstance(found, str):
-            reason = found
+        zeroed = _with_zeroed_parameters(groups, kept, inputs)
+        if isinstance(zeroed, str):
+            reason = zeroed
         else:
-            whole = found
+            whole = max((relative(z, b) for z, (_, b) in zip(zeroed, results, strict=True)), default=0.0)
     if whole is not None and whole > tolerance:
         raise NotEquivalent(
             f"the original with its removed units' parameters set to zero differs from the smaller model by "
@@ -245,38 +245,6 @@ def relative(a: Tensor, b: Tensor) -> float:
     if largest != largest:
         return float("inf")
     return largest / float(scale) if scale > 0 else (0.0 if largest == 0 else float("inf"))
-
-
-def _end_to_end(groups: Groups, kept: Kept, inputs: Any, outputs: list[Tensor], tolerance: float) -> float | str:
-    """How far the smaller model's outputs are from the zeroed original's; or why that check does not apply.
-
-    Of equal samples one is run, and all of them only if its outputs are not each sample's.
-    """
-    alone = _one_of_equals(groups.graph, inputs)
-    if alone is not None:
-        with suppress(RuntimeError):  # the number of samples is written into the graph
-            zeroed = _with_zeroed_parameters(groups, kept, alone)
-            if not isinstance(zeroed, str):
-                each = [z.expand(b.shape) if _is_sample(z, b) else z for z, b in zip(zeroed, outputs, strict=True)]
-                found = max(map(relative, each, outputs), default=0.0)
-                if found <= tolerance:
-                    return found
-    zeroed = _with_zeroed_parameters(groups, kept, inputs)
-    return zeroed if isinstance(zeroed, str) else max(map(relative, zeroed, outputs), default=0.0)
-
-
-def _one_of_equals(graph: Graph, inputs: Any) -> Any:
-    """The inputs with one sample, if all samples are equal, as where one was repeated for the trace; else None."""
-    if not graph.dynamic or graph.batch == 1:
-        return None
-    alone = batched(inputs, 1)
-    pairs = zip(pytree.tree_leaves(inputs), pytree.tree_leaves(alone), strict=True)
-    equal = all(torch.equal(every, one.expand(every.shape)) for every, one in pairs if isinstance(every, Tensor))
-    return alone if equal else None
-
-
-def _is_sample(one: Tensor, every: Tensor) -> bool:
-    return one.dim() > 0 and one.dim() == every.dim() and len(one) == 1 and one.shape[1:] == every.shape[1:]
 
 
 def _with_zeroed_parameters(groups: Groups, kept: Kept, inputs: Any) -> list[Tensor] | str:
