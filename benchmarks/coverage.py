@@ -95,7 +95,8 @@ def _stages(row: dict[str, Any], library: str, name: str, ratio: float) -> None:
     row["stage"] = "export"
     with tempfile.TemporaryDirectory() as folder:
         exported = surgeon.export(slim, Path(folder) / "slim.onnx", example_inputs=inputs)
-    row |= {"onnx": exported.deviation, "dynamic": exported.dynamic_batch, "batches": list(exported.batches_checked)}
+    row |= {"onnx": exported.deviation, "dynamic": exported.dynamic_batch, "inputs": dict(exported.inputs)}
+    row |= {"shapes": [dict(each) for each in exported.shapes_checked], "export_notes": list(exported.notes)}
     row |= {"stage": "done", "ok": True}
 
 
