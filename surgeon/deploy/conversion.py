@@ -10,6 +10,7 @@ import torch
 from onnxscript import ir
 
 from surgeon.deploy.flat import cause
+from surgeon.deploy.folding import fold_batch_norms
 from surgeon.deploy.lowering import copy_before_views, write_out_attention, write_out_grouped_products
 from surgeon.errors import ExportError, OutputError
 from surgeon.support.files import free_name
@@ -30,6 +31,7 @@ def to_onnx(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
         ExportError: ONNX has nothing for an operator, which the message names, or torch.onnx fails.
     """
     try:
+        fold_batch_norms(program)
         write_out_attention(program)
         write_out_grouped_products(program)
         try:

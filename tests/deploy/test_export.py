@@ -227,11 +227,11 @@ def test_attention_written_out_is_a_program_like_any_other() -> None:
 def test_views_are_copied_where_their_strides_are_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert, clones = conversion._convert, []
 
-    def fail_at_first(program: torch.export.ExportedProgram) -> ir.Model:
+    def fail_at_first(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
         clones.append(sum(node.target is torch.ops.aten.clone.default for node in program.graph.nodes))
         if len(clones) % 2:
             raise ValueError("Cannot view a tensor")
-        return convert(program)
+        return convert(program, opset)
 
     inputs = (torch.randn(2, 5, 32), torch.randn(1, 4, 5, 5))
     export(Attention(), tmp_path / "plain.onnx", example_inputs=inputs)
@@ -304,7 +304,7 @@ def test_too_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytes
 def test_a_deviating_file_never_replaces_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "m.onnx"
     target.write_bytes(b"the old file")
-    write = export_module.save
+    write = conversion.save
 
     def tampering_write(model: ir.Model, path: Path) -> None:
         write(model, path)
@@ -379,7 +379,7 @@ def test_an_unwritable_folder_is_noticed_first(tmp_path: Path, monkeypatch: pyte
 
 def test_report_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        ExportReport(Path("a"), 1, 20, True, 0.0, (1,)).bytes = 2  # type: ignore[misc]
+        ExportReport(Path("a"), 1, 20, {}, 0.0, ()).bytes = 2  # type: ignore[misc]
 
 
 def test_several_clamps_of_one_tensor(tmp_path: Path) -> None:

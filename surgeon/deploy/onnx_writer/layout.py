@@ -244,7 +244,7 @@ def _expand(node: ir.Node, state: State) -> None:
     shift = len(sizes(node.outputs[0], node)) - len(old)
     state.need(node, 0, {at - shift: mask for at, mask in copies.items() if at >= shift and old[at - shift] != 1})
     (length,) = sizes(node.inputs[1], node) if node.inputs[1] is not None else (0,)
-    out = {axis + shift: mask for axis, mask in masks.items()} | copies
+    out = {axis + shift: mask for axis, mask in masks.items()} | dict(copies)
     if isinstance(length, str):
         raise Unwritable(f"{place(node)}: how many axes it is given is not known")
     # The operand may have more axes than it is expanded to.

@@ -57,7 +57,8 @@ def factor(mask: Mask, sizes: Sequence[int]) -> list[Mask]:
         DoesNotFactor: there are none, as where each head loses other channels.
     """
     box = mask.reshape(tuple(sizes))
-    parts = [box.any(axis=tuple(other for other in range(len(sizes)) if other != axis)) for axis in range(len(sizes))]
+    axes = range(len(sizes))
+    parts = [np.asarray(box.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
     if not np.array_equal(merge(parts), mask):
         raise DoesNotFactor(f"what stays of {mask.size} positions is no product over {tuple(sizes)}")
     return parts

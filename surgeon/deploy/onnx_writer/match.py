@@ -34,7 +34,7 @@ def known_cuts(
         weight = value.const_value
         if weight is None:
             continue
-        shape = tuple(int(size) for size in weight.shape)
+        shape = weight.numpy().shape
         if name in tensors:
             if name in cuts and shape == tuple(tensors[name].shape):
                 found[name] = cuts[name]

@@ -78,7 +78,7 @@ def _prepared(base: str | os.PathLike[str], cuts: Cuts, copies: Mapping[str, Mas
         weight = model.graph.initializers.get(name)
         if weight is None or weight.const_value is None:
             raise Unwritable(f"{Path(base).name} has no weight {name!r}")
-        known[name] = of_positions(kept, [int(size) for size in weight.const_value.shape])
+        known[name] = of_positions(kept, weight.const_value.numpy().shape)
     return model, State(model.graph, known, copies)
 
 
