@@ -18,7 +18,7 @@ from surgeon.frontend.isolation import quietly, undisturbed, untouched, without_
 from surgeon.frontend.trace import Inputs
 from surgeon.ir.size_conditions import Place
 
-#: Runs that are made at most, and the seconds after which none is begun: a large model is asked less.
+#: Runs that are made at most, and the seconds of this thread after which none is begun: a large model is asked less.
 MOST_RUNS = 40
 MOST_SECONDS = 5.0
 #: How many other sizes of an axis are tried before it counts as fixed.
@@ -163,7 +163,7 @@ class Original:
     def run(self, inputs: Inputs) -> Any:
         """What the model computes; or the first line of its error, as an `Unfit`."""
         args, kwargs = pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), inputs)
-        start = time.perf_counter()
+        start = time.thread_time()
         try:
             with undisturbed(), untouched(self._model), quietly(), without_fast_attention(), torch.no_grad():
                 return self._copy(*args, **kwargs)
@@ -171,7 +171,7 @@ class Original:
             return Unfit(first_line(error))
         finally:
             self.runs += 1
-            self.seconds += time.perf_counter() - start
+            self.seconds += time.thread_time() - start
 
 
 @dataclass(frozen=True)

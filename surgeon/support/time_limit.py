@@ -6,7 +6,8 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -20,9 +21,10 @@ class TimeIsUp(BaseException):
 
 @contextmanager
 def limited(seconds: float, inside: tuple[str, ...]) -> Iterator[None]:
-    """Raise TimeIsUp in this thread once `seconds` are over, as soon as it runs code of one of the files `inside`.
+    """Raise TimeIsUp in this thread once it has run for `seconds`, when it is in code of one of the files `inside`.
 
-    Work on numbers and formulas can be left anywhere; code that puts a process into another state and back can't.
+    These are seconds of its own, whatever else the machine does, where the system tells them. Work on numbers and
+    formulas can be left anywhere; code that puts a process into another state and back can't.
     `inside` are parts of paths.
 
     >>> import fractions
@@ -35,10 +37,13 @@ def limited(seconds: float, inside: tuple[str, ...]) -> Iterator[None]:
     """
     thread, over, lock = threading.get_ident(), threading.Event(), threading.Lock()
 
+    clock = _clock(thread)
+    end = clock() + seconds
+
     def watch() -> None:
-        if over.wait(seconds):
-            return
-        while not over.wait(LOOK):
+        while not over.wait(max(end - clock(), LOOK)):
+            if clock() < end:
+                continue
             with lock:
                 if over.is_set():
                     return
@@ -54,6 +59,14 @@ def limited(seconds: float, inside: tuple[str, ...]) -> Iterator[None]:
         with lock:
             over.set()
         watcher.join()
+
+
+def _clock(thread: int) -> Callable[[], float]:
+    """What a thread has run so far, in seconds; elsewhere than on Linux, the time of day does."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return time.monotonic
+    own = time.pthread_getcpuclockid(thread)
+    return lambda: time.clock_gettime(own)
 
 
 def _is_inside(frame: FrameType | None, inside: tuple[str, ...]) -> bool:
