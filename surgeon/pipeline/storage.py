@@ -180,7 +180,7 @@ def _digest(path: Path) -> str:
 
 def _read_meta(path: Path) -> tuple[str, dict[str, str]]:
     """The form, and the further names of tied tensors."""
-    meta = _DOCUMENT.read(path)
+    meta: dict[str, Any] = _DOCUMENT.read(path)
     tied = meta.get("tied")
     if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
         raise WeightsError(f"{path}: tied is {tied!r}, not an object of tensor names")
