@@ -241,7 +241,7 @@ def test_a_weights_file_is_refused(folder: Path, change: Callable[[dict[str, Ten
 
 def test_a_weights_file_that_is_none_is_refused(folder: Path) -> None:
     (folder / "weights.safetensors").write_bytes(b"no weights")
-    nothing_changed(lambda: surgeon.load(folder, Net()), None, WeightsError, "no whole safetensors file")
+    nothing_changed(lambda: surgeon.load(folder, Net()), None, WeightsError, "not a complete safetensors file")
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `--data` and `--calibration` name: what the Python API takes as text too, or the user's own Python."""
+"""The inputs named by `--data` and `--calibration`: what the Python API takes as a string too, or Python objects."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from surgeon.errors import InvalidArgument
 
 
 def read(spec: str) -> Any:
-    """The inputs that `spec` names, as `data=` of `surgeon.shrink` takes them.
+    """The inputs named by `spec`, as `data=` of `surgeon.shrink` takes them.
 
-    `package.module:NAME` is imported, from the current folder too. NAME is anything that yields batches, such as a
-    DataLoader, or a function or class that gives one when called without arguments. All else is handed on.
+    `package.module:NAME` is imported, also from the current folder. NAME is anything that yields batches, such as a
+    DataLoader, or a function or class that makes one without arguments. Any other spec is returned unchanged.
 
     Raises:
         InvalidArgument: it can't be imported or called.
@@ -34,7 +34,7 @@ def _imported(package: str, name: str) -> Any:
         for part in name.split("."):
             found = getattr(found, part, None)
         if found is None:
-            raise InvalidArgument(f"{spec} is nothing; give something that yields batches, or a function that does")
+            raise InvalidArgument(f"{spec} does not exist; name something that yields batches, or a function that does")
         if callable(found) and (isinstance(found, type) or not hasattr(found, "__iter__")):
             try:
                 found = found()

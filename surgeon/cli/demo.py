@@ -1,9 +1,8 @@
-"""A trained network on real images, before and after: what it costs, and what it still knows."""
+"""The demo: shrinks a trained network, and compares accuracy, size and latency on real images before and after."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from rich.console import Console
@@ -11,35 +10,34 @@ from rich.table import Table
 from torch import nn
 
 import surgeon
-from surgeon.device.benchmark import Verdict
 from surgeon.errors import InvalidArgument
 from surgeon.support.files import StrPath, replace_many
 from surgeon.support.progress import stage
 from surgeon.support.scratch import temporary_folder
 
 SECONDS = 4.0
-"""What the benchmark may take."""
+"""The duration of the benchmark."""
 
 
 def run(network: str, ratio: float, *, threads: int = 1, out: StrPath | None = None) -> None:
     """Shrink one of the repository's trained networks and print accuracy, size, cost and measured latency.
 
-    Accuracy is of all 10,000 test images of Fashion-MNIST, before and directly after cutting: nothing is trained
-    in between. With `out`, the two ONNX files, the plan, the weights and the report are kept there.
+    Accuracy is on the 10,000 test images of Fashion-MNIST, before and directly after pruning, without fine-tuning. With
+    `out`, the two ONNX files, the plan, the weights and the report are kept there.
 
     Raises:
         InvalidArgument: there is no such network, or the repository's `models` is not installed.
         OutputError: `out` can't be written.
     """
     console = Console(highlight=False, soft_wrap=True)
-    with _folder(out) as folder:
-        model, images, labels = _load(network)
+    with temporary_folder() if out is None else replace_many(out) as folder:
+        model, images, labels, accuracy = _load(network)
         example = images[:2]
         with stage("accuracy before"):
-            before = _accuracy(model, images, labels)
+            before = accuracy(model, images, labels)
         slim, report = surgeon.shrink(model, ratio, example_inputs=example, return_report=True)
         with stage("accuracy after"):
-            after = _accuracy(slim, images, labels)
+            after = accuracy(slim, images, labels)
         sizes = {}
         for name, each in (("base", model), ("slim", slim)):
             with stage(f"export {name}"):
@@ -62,23 +60,25 @@ def run(network: str, ratio: float, *, threads: int = 1, out: StrPath | None = N
     for name, change in (("parameters", report.params), ("MACs an image", report.macs)):
         table.add_row(name, f"{change.before:,}", f"{change.after:,}", _times(change.before, change.after))
     table.add_row("ONNX file", *(f"{size / 1e3:,.0f} kB" for size in sizes.values()), _times(*sizes.values()))
-    table.add_row(_measured(threads), *_latencies(verdict), f"{verdict.ratio}")
+    latencies = (f"{each.median:.3f} ms" for each in (verdict.base, verdict.slim))
+    plural = "s" if threads > 1 else ""
+    table.add_row(f"latency, batch 1, {threads} thread{plural}", *latencies, f"{verdict.ratio}")
     console.print(table)
     console.print(
-        f"\nlatency: {verdict.decision}; the ratio has its 95 % interval, and the base against itself is off by "
-        f"{verdict.noise:.1%}\n\ncertificate, float64:"
+        f"\nlatency: {verdict.decision}; the ratio is given with its 95 % interval, and measuring the base against "
+        f"itself is off by {verdict.noise:.1%}\n\ncertificate, float64:"
     )
     console.print(f"{report.certificate}", markup=False)
     console.print(
-        f"\nThe accuracy after is that of the cut alone (guessing gives {1 / len(labels.unique()):.0%}): units were "
-        "ranked by their weights, no image was looked at, and nothing was trained since. Fine-tune it next, as any "
-        "module."
+        f"\nThe accuracy after is that directly after pruning (guessing gives {1 / len(labels.unique()):.0%}): units "
+        "were ranked by their weights, without data, and nothing was trained. Fine-tune the result next."
     )
     if out is not None:
         console.print(f"\nThe files are in {out}", markup=False)
 
 
-def _load(network: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+def _load(network: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor, Callable[..., float]]:
+    """The network, test images and labels, and the function that computes the accuracy."""
     try:
         import models
         from models.data import load_test
@@ -87,28 +87,10 @@ def _load(network: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
             f"the demo's networks can't be imported ({error}); they come with surgeon's repository"
         ) from error
     try:
-        return models.load(network), *load_test()
+        return models.load(network), *load_test(), models.accuracy
     except ValueError as error:
         raise InvalidArgument(str(error)) from error
 
 
-def _accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    import models
-
-    return models.accuracy(model, images, labels)
-
-
-def _folder(out: StrPath | None) -> AbstractContextManager[Path]:
-    return temporary_folder() if out is None else replace_many(out)
-
-
 def _times(before: float, after: float) -> str:
     return f"{before / after:.2f} x smaller"
-
-
-def _measured(threads: int) -> str:
-    return f"latency, batch 1, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _latencies(verdict: Verdict) -> tuple[str, str]:
-    return f"{verdict.base.median:.3f} ms", f"{verdict.slim.median:.3f} ms"

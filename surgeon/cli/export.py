@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import surgeon
-from surgeon.cli.options import Pretrained, Seed, Shape, Spec, load, load_slim, reported
+from surgeon.cli.options import Pretrained, Seed, Shape, Spec, load, load_slim
 from surgeon.errors import InvalidArgument
 
 
@@ -20,11 +20,6 @@ class Free(StrEnum):
     ALL = "all"
     BATCH = "batch"
     NONE = "none"
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands of this file to the command line."""
-    app.command()(reported()(export))
 
 
 def export(

@@ -1,8 +1,9 @@
-"""The command line. Each command checks where it will write before it works, and ends in one message if it can't."""
+"""The command line. Each command checks that its output can be written first, and fails with a one-line message."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +12,8 @@ import typer
 
 import surgeon
 from surgeon.cli import data as batches
-from surgeon.cli import device as device_commands
-from surgeon.cli import export as export_commands
-from surgeon.cli import study as study_commands
-from surgeon.cli import sweep as sweep_commands
+from surgeon.cli.device import bench, kit, profile, quantize, report
+from surgeon.cli.export import export
 from surgeon.cli.options import (
     Ignore,
     NeededData,
@@ -31,6 +30,8 @@ from surgeon.cli.options import (
     show,
     with_options,
 )
+from surgeon.cli.study import study
+from surgeon.cli.sweep import sweep
 from surgeon.cli.terms import running
 from surgeon.pipeline.options import Options
 from surgeon.support import interrupts
@@ -39,23 +40,27 @@ from surgeon.support.progress import collect, stage
 
 
 class _App(typer.Typer):
-    """Ends in one line, with its files put away, when a signal asks for it."""
+    """Cleans up its files and ends with a one-line message if it is stopped by a signal."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         interrupts.unwind(lambda: super(_App, self).__call__(*args, **kwargs))
 
 
 app = _App(
-    help="Make a PyTorch model smaller, prove that it is the same function less the removed units, "
-    "export it, and measure the speed-up.\n\n"
-    "Files from somebody else (.pt2, ONNX, arrays, plans, profiles, weights) are checked before they are acted on: "
-    "nothing in them is unpickled, evaluated or imported. What is not checked: what a model computes, and what "
-    "onnxruntime does with a valid file. What is trusted: package.module:NAME, which is run, and kit.pyz. "
-    "See docs/security.md.",
+    help="Make a PyTorch model smaller, prove that it is the original less the removed units, export it, and measure "
+    "the speed-up.\n\n"
+    "Untrusted files (.pt2, ONNX, arrays, plans, profiles, weights) are validated before use: nothing in them is "
+    "unpickled, evaluated or imported. Not validated: what a model computes, and what onnxruntime does with a valid "
+    "file. Trusted: package.module:NAME, which is run, and kit.pyz. See docs/security.md.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Add a command, whose errors are reported in the command line's terms."""
+    return app.command()(reported()(function))
 
 
 def _version(wanted: bool) -> None:
@@ -71,27 +76,24 @@ def common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and exit.")
     ] = False,
 ) -> None:
-    """What is given before a command."""
+    """The options before a command."""
     group: Any = context.command
     context.with_resource(running(context.invoked_subcommand or "", group.commands))
 
 
 class Network(StrEnum):
-    """The reference networks of the demo."""
-
     RESIDUAL = "residual"
     DEPTHWISE = "depthwise"
     TRANSFORMER = "transformer"
 
 
-@app.command()
-@reported()
+@command
 def demo(
     network: Annotated[Network, typer.Option(help="Which of the trained networks.")] = Network.RESIDUAL,
     ratio: Annotated[float, typer.Option(help="Share of the MACs to remove.")] = 0.5,
     threads: Threads = 1,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="Keep the files that it makes.")
+        Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="A folder in which to keep the files.")
     ] = None,
 ) -> None:
     """Shrink a trained network, and show accuracy, size and measured latency before and after."""
@@ -100,8 +102,7 @@ def demo(
     run(network.value, ratio, threads=threads, out=out)
 
 
-@app.command()
-@reported()
+@command
 @with_options
 def shrink(
     spec: Spec,
@@ -115,7 +116,7 @@ def shrink(
     threads = options["threads"]
     if options["latency_ms"] is None and options["budget"] != "latency":
         options["threads"] = None
-    Options.of(**options)  # refuses what is wrong before the model is loaded
+    Options.of(**options)  # invalid options fail before the model is loaded
     with collect() as seconds, replace_many(out) as scratch:
         model, inputs = load(spec, shape or [], pretrained, options["seed"])
         slim, report = surgeon.shrink(model, example_inputs=inputs, return_report=True, **options)
@@ -137,8 +138,7 @@ def shrink(
     show(report)
 
 
-@app.command()
-@reported()
+@command
 def recover(
     spec: Spec,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `surgeon apply` or `surgeon shrink` wrote.")],
@@ -149,7 +149,7 @@ def recover(
     pretrained: Pretrained = False,
     seed: Seed = 0,
 ) -> None:
-    """Fit the layers that are left to make up for what a plan removed, from unlabeled inputs, without labels.
+    """Fit the remaining layers to make up for what a plan removed, from unlabeled inputs.
 
     Writes slim.onnx, plan.json, weights.safetensors and report.json.
     """
@@ -165,25 +165,23 @@ def recover(
     print(report)
 
 
-@app.command()
-@reported()
+@command
 def inspect(spec: Spec, shape: Shape = None, ignore: Ignore = None) -> None:
     """Print the groups of coupled units, and every pinned axis with the reason."""
     model, inputs = load(spec, shape or [], pretrained=False, seed=0)
     print(surgeon.inspect(model, example_inputs=inputs, ignore=ignore or ()))
 
 
-@app.command()
-@reported()
+@command
 def apply(
     spec: Spec,
-    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan.json to replay.")],
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan.json to apply.")],
     out: Out,
     shape: Shape = None,
     pretrained: Pretrained = False,
     seed: Seed = 0,
 ) -> None:
-    """Replay a plan on a model of the same architecture; write what `surgeon recover` does."""
+    """Apply a plan to a model of the same architecture; writes the same files as `surgeon recover`."""
     with replace_many(out) as scratch:
         made = surgeon.Plan.load(plan)
         model, inputs = load(spec, shape or [], pretrained, seed)
@@ -196,7 +194,7 @@ def apply(
 
 
 def _with_report(slim: Any, inputs: Any, scratch: Path, out: Path, kind: str, **said: Any) -> Any:
-    """Export a smaller model to `scratch`, which becomes `out`, and write what is said of it beside the file."""
+    """Export a smaller model to `scratch`, which becomes `out`, and write the report on it."""
     from surgeon.reporting.report import document
 
     found = surgeon.export(slim, scratch / "slim.onnx", example_inputs=inputs)
@@ -205,8 +203,7 @@ def _with_report(slim: Any, inputs: Any, scratch: Path, out: Path, kind: str, **
     return found
 
 
-@app.command()
-@reported()
+@command
 def verify(
     spec: Spec,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `surgeon shrink` wrote.")],
@@ -216,14 +213,12 @@ def verify(
 ) -> None:
     """Prove that the model in a folder is SPEC less the removed units. Give the options of `surgeon shrink`.
 
-    Of weights that data have fitted since the cut, or that were rotated before it, nothing can be proved.
+    This is impossible for weights that were fitted to data after the cut, or rotated before it.
     """
     model, inputs = load(spec, shape or [], pretrained, seed)
     slim, plan = load_slim(folder, model)
     print(surgeon.verify(model, slim, plan, example_inputs=inputs))
 
 
-device_commands.add_commands(app)
-export_commands.add_commands(app)
-study_commands.add_commands(app)
-sweep_commands.add_commands(app)
+for each in (profile, kit, bench, export, quantize, report, study, sweep):
+    command(each)

@@ -1,4 +1,4 @@
-"""What the commands share: their options, how they load a model and report an error."""
+"""What the commands share: their options, loading of models, and reporting of errors."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ Spec = Annotated[
     typer.Argument(
         metavar="SPEC",
         help="timm:NAME, torchvision:NAME, package.module:FACTORY, or the file of a torch.export program, "
-        "NAME.pt2. A .pt2 file is checked, and nothing in it is unpickled, evaluated or imported; a FACTORY is run.",
+        "NAME.pt2. A .pt2 file is validated, and nothing in it is unpickled, evaluated or imported; a FACTORY is run.",
     ),
 ]
 Shape = Annotated[
     list[str] | None,
     typer.Option(metavar="1,3,224,224", help="Shape of an input, once for each; inferred where that is safe."),
 ]
-Pretrained = Annotated[bool, typer.Option("--pretrained", help="Take the zoo's published weights.")]
-Seed = Annotated[int, typer.Option(help="Draws a zoo's random weights, and what a criterion draws.")]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Use the zoo's pretrained weights.")]
+Seed = Annotated[int, typer.Option(help="Seed of a zoo's random weights, and of criteria that use random numbers.")]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where to write; created if missing.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime while measuring.")]
 _DATA = typer.Option(
     metavar="FILE|FOLDER|MODULE:NAME|synthetic",
-    help="Unlabeled inputs as for inference: .npy, .npz or .safetensors, a folder of such files, what yields "
-    "batches in your own Python, such as package.module:LOADER, or synthetic: made from the model alone.",
+    help="Unlabeled inputs as for inference: .npy, .npz or .safetensors, a folder of such files, a Python object that "
+    "yields batches, such as package.module:LOADER, or synthetic: generated from the model alone.",
 )
 Data = Annotated[str | None, _DATA]
 NeededData = Annotated[str, _DATA]
@@ -61,7 +61,7 @@ Ignore = Annotated[
     typer.Option(metavar="GLOB", help="Module or parameter to leave alone; may be given several times."),
 ]
 
-#: How the command line takes what is not as in Python; an option that it can't take is None.
+#: Options that the command line takes in another way than Python; None for one that it can't take.
 _SHOWN: dict[str, Any] = {
     "budget": Annotated[StrEnum("Budget", [(name, name) for name in (*BUDGETS, "latency")]), _told("budget")],
     "scope": Annotated[StrEnum("Scope", [(name, name) for name in SCOPES]), _told("scope")],
@@ -78,7 +78,7 @@ _SHOWN: dict[str, Any] = {
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """For a command of `**options`: it takes those of `surgeon.shrink`, and gets them as the Python API takes them."""
+    """Give a command with `**options` those of `surgeon.shrink`, which it gets as the Python API takes them."""
     signature = inspect.signature(command, eval_str=True)
     *own, _ = signature.parameters.values()
     more = [
@@ -110,7 +110,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _renamed(old: str, new: str) -> Any:
-    """A hidden option that tells its new name."""
+    """A hidden option whose error gives its new name."""
     flag = isinstance(_OPTIONS[new].default, bool)
     names = [f"--{name.replace('_', '-')}" for name in ((old, new, f"no-{old}", f"no-{new}") if flag else (old, new))]
 
@@ -127,7 +127,7 @@ def _renamed(old: str, new: str) -> Any:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turn an error that surgeon raises on purpose into its message, in the command line's terms, and exit code 1."""
+    """Turn an error of surgeon's into its message, in the command line's terms, and exit code 1."""
     try:
         yield
     except SurgeonError as error:
@@ -154,12 +154,12 @@ def load(spec: str, shapes: Sequence[str], pretrained: bool, seed: int) -> tuple
 
 
 def load_slim(folder: Path, model: nn.Module) -> tuple[nn.Module, Plan]:
-    """The smaller model in a folder, and the plan that it was made by: of one version, also while it is replaced."""
+    """The smaller model in a folder, and its plan; consistent even if the folder is being replaced."""
     from surgeon.plans.plan import plan_of
 
     slim = surgeon.load(folder, model)
     plan = plan_of(slim, None)
-    assert plan is not None  # a model that was loaded carries it
+    assert plan is not None  # every loaded model carries its plan
     return slim, plan
 
 
@@ -169,12 +169,12 @@ def _sizes(text: str) -> list[int]:
     except ValueError:
         sizes = []
     if not sizes or min(sizes) < 1:
-        raise InvalidArgument(f"--shape {text!r} is no shape; give positive sizes, such as 1,3,224,224")
+        raise InvalidArgument(f"--shape {text!r} is not a shape; give positive sizes, such as 1,3,224,224")
     return sizes
 
 
 def _least_widths(texts: Sequence[str]) -> Any:
-    """`min_width` as the Python API takes it: for all groups where no glob is given."""
+    """`min_width` as the Python API takes it; a value without a glob is for all groups."""
     named: dict[str, float | int] = {}
     for text in texts:
         glob, equals, number = text.rpartition("=")
@@ -189,7 +189,6 @@ def _least_widths(texts: Sequence[str]) -> Any:
 
 
 def show(report: object) -> None:
-    """Print a report."""
     from rich.console import Console
 
     Console(highlight=False, soft_wrap=True).print(report)

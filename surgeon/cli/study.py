@@ -8,23 +8,16 @@ from typing import Annotated
 
 import typer
 
-from surgeon.cli.options import reported
-
 Names = list[str]
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add the command of this file to the command line."""
-    app.command()(reported()(study))
 
 
 def study(
     task: Annotated[
         str, typer.Argument(metavar="TASK", help="package.module:NAME or folder/file.py:NAME; see surgeon.study.Task.")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where rows go; a study there goes on.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where to write; a study there resumes.")],
     ratio: Annotated[list[float], typer.Option(help="Share of the MACs to remove; may be given several times.")],
-    criterion: Annotated[Names, typer.Option(help="Ranks units: magnitude, l1, l2, taylor, …")] = ["magnitude"],
+    criterion: Annotated[Names, typer.Option(help="What ranks units: magnitude, l1, l2, taylor, …")] = ["magnitude"],
     scope: Annotated[Names, typer.Option(help="global, or local for the same share of each layer.")] = ["global"],
     schedule: Annotated[Names, typer.Option(help="one-shot, steps:N, cubic:N or exponential:N.")] = ["one-shot"],
     survivors: Annotated[Names, typer.Option(help="kept, rewound or reinitialized.")] = ["kept"],
@@ -33,17 +26,17 @@ def study(
     baseline: Annotated[Names, typer.Option(help="random, scratch, small or dense; none for none.")] = [
         "random", "scratch", "small",
     ],
-    seeds: Annotated[int, typer.Option(min=1, help="How many, from 0 on.")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes of this machine.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="The number of seeds, from 0.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="The number of processes on this machine.")] = 1,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: its address, auto, or local.")
     ] = None,
     latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Measure latency too.")] = False,
     list_only: Annotated[bool, typer.Option("--list", help="Print the runs, and run nothing.")] = False,
 ) -> None:
-    """Prune and retrain in every combination asked for, beside baselines; write rows, a table and plots.
+    """Prune and retrain in every requested combination, with baselines; write rows, a table and plots.
 
-    Options may be given several times. The same command again goes on where it was stopped.
+    Options may be given several times. Run the same command again to resume an interrupted study.
     """
     from surgeon.study import Study, figures, grid
 

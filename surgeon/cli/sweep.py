@@ -1,4 +1,4 @@
-"""The command that takes dead units away."""
+"""The command that removes dead units."""
 
 from __future__ import annotations
 
@@ -9,36 +9,31 @@ from typing import Annotated
 import typer
 
 import surgeon
-from surgeon.cli.options import Ignore, Out, Pretrained, Seed, Shape, Spec, load, reported, show
+from surgeon.cli.options import Ignore, Out, Pretrained, Seed, Shape, Spec, load, show
 from surgeon.support.files import replace_many, write_text
 
 
 class Rank(StrEnum):
-    """Among which connections the least are looked for."""
+    """The connections that are ranked together."""
 
     GLOBAL = "global"
     LOCAL = "local"
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add the command of this file to the command line."""
-    app.command()(reported()(sweep))
 
 
 def sweep(
     spec: Spec,
     out: Out,
     amount: Annotated[
-        float | None, typer.Option(help="Share of the connections to set to zero before, the least ones.")
+        float | None, typer.Option(help="Share of the connections to set to zero first, by magnitude.")
     ] = None,
     scope: Annotated[Rank, typer.Option(help="Rank all connections together, or those of each weight.")] = Rank.GLOBAL,
     ignore: Ignore = None,
-    threshold: Annotated[float, typer.Option(help="Entries of parameters below it count as zero.")] = 0.0,
+    threshold: Annotated[float, typer.Option(help="Entries of parameters below it in magnitude count as zero.")] = 0.0,
     seed: Seed = 0,
     pretrained: Pretrained = False,
     shape: Shape = None,
 ) -> None:
-    """Take away dead neurons and channels; write base.onnx, slim.onnx, plan.json, weights.safetensors, report.json."""
+    """Remove dead neurons and channels; write base.onnx, slim.onnx, plan.json, weights.safetensors and report.json."""
     with replace_many(out) as scratch:
         model, inputs = load(spec, shape or [], pretrained, seed)
         if amount is not None:

@@ -1,8 +1,8 @@
-"""The command line's terms for what an error says in those of the Python API: `--ratio 1.5` for `ratio=1.5`.
+"""Translates error messages from the Python API's terms into the command line's: `--ratio 1.5` for `ratio=1.5`.
 
-Every error that a command prints goes through `in_terms`. What an argument is called is read off the options of the
-commands themselves; the table `PHRASES` has what is more than a name: a call that a command stands for, and a remedy
-that is another one here.
+Every error that a command prints goes through `in_terms`. The names of arguments come from the options of the commands
+themselves; the table `PHRASES` holds what goes beyond names: calls for which there is a command, and remedies that
+differ on the command line.
 
 >>> table = Table.of("shrink", {"shrink": {"ratio": ("--ratio",)}, "sweep": {"amount": ("--amount",)}})
 >>> in_terms("ratio=1.5: give the share; or amount=, as surgeon.sweep takes", table)
@@ -18,10 +18,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-#: A parameter of a command: its option, and for a flag what switches it off.
+#: The options of a command by parameter; a flag also has the option that switches it off.
 Names = Mapping[str, tuple[str, ...]]
 
-#: Pattern, and what is said instead. They come before names are replaced, in this order.
+#: Patterns and their replacements, applied in this order, before names are replaced.
 PHRASES = (
     (r"Remedy: pass example_inputs= a tensor, a tuple, or a dict of keyword inputs for (\S.*?)\.?$",
      r"Remedy: give --shape once for each input of \1, or a SPEC whose factory returns the model and its inputs."),
@@ -59,7 +59,7 @@ PHRASES = (
     (r"^dynamic: ", "--axis and --fix: "),
 )
 
-#: What a command does that goes by another name in Python.
+#: The commands for Python functions of another name.
 COMMANDS = {
     "plan": "shrink", "save": "shrink", "Plan.apply": "apply", "load": "apply",
     "benchmark": "bench", "prune_connections": "sweep --amount",
@@ -70,7 +70,7 @@ _VALUE = r"""(?:'[^'\n]*'|"[^"\n]*"|\([^)\n]*\)|\[[^\]\n]*\]|\{[^}\n]*\}|[^\s,;:
 
 @dataclass(frozen=True)
 class Table:
-    """How the parameters of the running command are given, and, where it lacks one, which other command has it."""
+    """The options of the running command, and, for parameters that it lacks, those of other commands."""
 
     options: Names
     others: Mapping[str, str]
@@ -78,7 +78,7 @@ class Table:
 
     @classmethod
     def of(cls, command: str, commands: Mapping[str, Names]) -> Table:
-        """The table of `command` among all commands, each with its parameters."""
+        """The table of `command`, given the options of all commands."""
         others: dict[str, str] = {}
         for name, options in commands.items():
             for parameter, given in options.items():
@@ -86,7 +86,7 @@ class Table:
         return cls(commands.get(command, {}), others, frozenset(commands))
 
     def given(self, name: str, value: str | None = None) -> str | None:
-        """`name=value` as it is written on the command line; None for what is no parameter of any command."""
+        """`name=value` as written on the command line; None if no command has such a parameter."""
         if name not in self.options:
             return self.others.get(name)
         option, *off = self.options[name]
@@ -102,7 +102,7 @@ _running: ContextVar[Table | None] = ContextVar("terms", default=None)
 
 @contextmanager
 def running(command: str, commands: Mapping[str, Any]) -> Iterator[None]:
-    """While `command`, one of typer's `commands`, runs: what `in_terms` says by default is in its terms."""
+    """A context in which `command`, one of typer's `commands`, runs, and `in_terms` uses its terms by default."""
     token = _running.set(Table.of(command, {name: options_of(each) for name, each in commands.items()}))
     try:
         yield
@@ -111,7 +111,7 @@ def running(command: str, commands: Mapping[str, Any]) -> Iterator[None]:
 
 
 def options_of(command: Any) -> dict[str, tuple[str, ...]]:
-    """The options of a command by the names of its parameters; of a flag that can be switched off both names."""
+    """The options of a command by parameter; for a flag that can be switched off, both options."""
     found = {}
     for each in command.params:
         if each.param_type_name == "option" and each.name is not None and not each.hidden:
@@ -120,7 +120,7 @@ def options_of(command: Any) -> dict[str, tuple[str, ...]]:
 
 
 def in_terms(message: str, table: Table | None = None) -> str:
-    """`message` in the terms of the command line, by default of the command that runs; as it is where none does."""
+    """`message` in the terms of a command, by default the running one; unchanged if none is running."""
     table = table or _running.get()
     if table is None:
         return message

@@ -1,4 +1,4 @@
-"""What the widths of groups are multiples of, so that operators stay in fast kernels; and which are inner ones."""
+"""What group widths should be multiples of, so that operators use fast kernels, and which groups are inner factors."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from surgeon.groups.coupling import Group, Groups
 from surgeon.ir.axes import leaves
 
 NARROW = 16
-"""Below this many channels convolutions are computed by slower kernels."""
+"""Below this many channels, convolutions are computed by slower kernels."""
 FINENESS = (NARROW, 8, 4, 2, 1)
-"""What bounds the default alignment from above, in the order in which it is tried."""
+"""Upper bounds of the default alignment, in the order in which they are tried."""
 
 
 class Alignment:
-    """What the units of each group look like in the weights that have them.
+    """How the units of each group appear in the weights.
 
-    `inside` tells for each leaf how many positions one unit has on end, `inner` the leaves that are inner factors of an
-    axis of some weight, such as the size of a head or the channels in a group. The head size of attention counts as one
-    where there is but one head: its scale is worked out from it.
+    `inside` gives the numbers of contiguous positions of one unit for each leaf, `inner` the leaves that are inner
+    factors of an axis of some weight, such as the size of a head or the channels per group. The head size of attention
+    counts as inner even with a single head, since the scale of attention depends on it.
     """
 
     def __init__(self, groups: Groups, cost: Cost) -> None:
@@ -27,14 +27,14 @@ class Alignment:
         self.inside, self.inner = _products(groups, cost)
 
     def steps(self, align: int | None = None, finest: int = NARROW) -> dict[int, int]:
-        """The least number of units by which the width of each leaf may vary.
+        """The number of units of which each leaf's width must be a multiple.
 
-        `align` is in positions, as for `surgeon.shrink`; where it is None, `finest` bounds the default.
+        `align` is in positions, as for `surgeon.shrink`; if it is None, `finest` is an upper bound of the default.
         """
         return {group.leaf.id: self.step(group, align, finest) for group in self.groups}
 
     def step(self, group: Group, align: int | None, finest: int) -> int:
-        """The same for one group."""
+        """As `steps`, for one group."""
         size = group.size
         if align is None and size < 8:
             return 1

@@ -1,7 +1,7 @@
-"""What a width of every group costs: multiply-accumulate operations and parameters.
+"""The cost of a network as a function of the widths of its groups: multiply-accumulate operations and parameters.
 
-Every axis is a polynomial in the widths of the groups, so every cost is one too: a sum of monomials, the same for all
-operators and tensors together. It is put together once and then evaluated at any widths.
+The size of every axis is a polynomial in the widths of the groups, and so is every cost. The polynomial is computed
+once and then evaluated at any widths.
 
 >>> import torch
 >>> from torch import nn
@@ -29,33 +29,28 @@ from torch import fx, nn
 
 from surgeon.groups.coupling import Groups
 from surgeon.ir.axes import Axis, Leaf, Prod, Sum
-from surgeon.ir.polynomial import Polynomial, Terms, product_of, sum_of
+from surgeon.ir.polynomial import Polynomial, Terms, evaluate, product_of, sum_of
 from surgeon.rules import where
 from surgeon.support.arguments import BUDGETS, choice
 
 Widths = Mapping[int, int]
 
-# What moving one element to or from memory costs, in multiply-accumulate operations: about the balance of a CPU core,
-# 50 billion operations and 8 GB a second. It only ever ranks groups by how much time their MACs stand for.
+# The cost of moving one element to or from memory, in multiply-accumulate operations: about the balance of a CPU core,
+# with 50 billion operations and 8 GB per second. It is used only to rank groups by the time that their MACs take.
 MACS_PER_ELEMENT = 24.0
 
 
 @dataclass(frozen=True)
 class Share:
-    """One operator's or one tensor's part of a cost: `terms` at any widths, `tensors` the weights it reads."""
+    """The share of one operator or tensor in a cost: a polynomial, and the weights that are read."""
 
     label: str
     tensors: tuple[str, ...]
     terms: Terms = field(repr=False)
 
     def at(self, widths: Widths, sizes: Widths) -> float:
-        """The part's cost at these widths; leaves that are not given keep their size."""
-        total = 0.0
-        for leaves, factor in self.terms.items():
-            for leaf in leaves:
-                factor *= widths.get(leaf, sizes[leaf])
-            total += factor
-        return total
+        """The cost at these widths; leaves that are not given keep their size."""
+        return float(evaluate(self.terms, {**sizes, **widths}))
 
 
 class Cost:
@@ -66,17 +61,18 @@ class Cost:
         self.sizes: dict[int, int] = {group.leaf.id: group.size for group in groups}
         self.order: dict[int, int] = {leaf: place for place, leaf in enumerate(self.sizes)}
         self._axes: dict[Axis, Terms] = {}
+        self._polynomials: dict[str, Polynomial] = {}
 
     def macs(self, widths: Widths) -> float:
-        """Multiply-accumulate operations for one sample of the batch."""
+        """Multiply-accumulate operations per sample."""
         return self.polynomial("macs")(self.vector(widths))
 
     def params(self, widths: Widths) -> int:
-        """Elements of the parameters, tied ones once."""
+        """The number of parameters, tied ones counted once."""
         return round(self.polynomial("params")(self.vector(widths)))
 
     def channels(self, widths: Widths) -> int:
-        """Units of all groups together."""
+        """The number of units of all groups."""
         return sum(widths.get(leaf, size) for leaf, size in self.sizes.items())
 
     def of(self, budget: str) -> Callable[[Widths], float]:
@@ -88,7 +84,7 @@ class Cost:
         return {"macs": self.macs, "params": self.params, "channels": self.channels}[self.check(budget)]
 
     def check(self, budget: object) -> str:
-        """`budget`, if there is one of this name."""
+        """Return `budget` if it is the name of one."""
         return str(choice(*BUDGETS)("budget", budget))
 
     def vector(self, widths: Widths) -> np.ndarray:
@@ -96,17 +92,13 @@ class Cost:
         return np.array([widths.get(leaf, size) for leaf, size in self.sizes.items()], dtype=np.float64)
 
     def polynomial(self, budget: str) -> Polynomial:
-        """The polynomial of a budget."""
-        match self.check(budget):
-            case "macs":
-                return self._macs
-            case "params":
-                return self._params
-            case _:
-                return self._channels
+        name = self.check(budget)
+        if name not in self._polynomials:
+            self._polynomials[name] = Polynomial(sum_of(share.terms for share in self.shares(name)), self.order)
+        return self._polynomials[name]
 
     def shares(self, budget: str) -> list[Share]:
-        """The operators ("macs"), parameters ("params") or groups ("channels") that the cost consists of."""
+        """The operators ("macs"), parameters ("params") or groups ("channels") that make up the cost."""
         match self.check(budget):
             case "macs":
                 return self._operators
@@ -116,7 +108,7 @@ class Cost:
                 return [Share(group.name, (), {(group.leaf.id,): 1.0}) for group in self.groups]
 
     def explain(self, budget: str, widths: Widths, most: int) -> list[str]:
-        """The `most` largest parts of what these widths cost, each with what pins the weights it reads."""
+        """The `most` largest shares of the cost at these widths, each with what pins the weights that it reads."""
         pins = {pin.tensor: pin for pin in sorted(self.groups.pinned, key=lambda pin: pin.size)}
         total = self.of(budget)({}) or 1
         shares = sorted(((share.at(widths, self.sizes), share) for share in self.shares(budget)), key=lambda s: -s[0])
@@ -128,20 +120,8 @@ class Cost:
         return lines
 
     @cached_property
-    def _macs(self) -> Polynomial:
-        return Polynomial(sum_of(share.terms for share in self._operators), self.order)
-
-    @cached_property
-    def _params(self) -> Polynomial:
-        return Polynomial(sum_of(share.terms for share in self._parameters), self.order)
-
-    @cached_property
-    def _channels(self) -> Polynomial:
-        return Polynomial({(leaf,): 1.0 for leaf in self.sizes}, self.order)
-
-    @cached_property
     def time(self) -> Polynomial:
-        """A rough time of one sample in units of one MAC: the operations, and the elements that are moved for them."""
+        """A rough estimate of the time per sample, in units of one MAC: the operations and the elements they move."""
         moved = (self._moved(node) for node in self.groups.graph.nodes)
         elements = sum_of(product_of([part, {(): MACS_PER_ELEMENT / self._batch}]) for part in moved if part)
         weights = sum_of(product_of([share.terms, {(): MACS_PER_ELEMENT}]) for share in self._parameters)
@@ -171,7 +151,7 @@ class Cost:
         return list(found.values())
 
     def _moved(self, node: fx.Node) -> Terms:
-        """The elements that an operator writes, and those that it reads where it does more than walk over them."""
+        """The elements that an operator writes, and those that it reads if it multiplies and accumulates."""
         axes = self.groups.axes.get(node)
         if node.op != "call_function" or not isinstance(axes, tuple) or _is_view(node):
             return {}
@@ -184,13 +164,10 @@ class Cost:
         return sum_of(parts)
 
     def _volume(self, axes: Iterable[Axis], scale: float) -> Terms:
-        total: Terms = {(): scale}
-        for axis in axes:
-            total = product_of([total, self.size(axis)])
-        return total
+        return product_of([{(): scale}, *map(self.size, axes)])
 
     def size(self, axis: Axis) -> Terms:
-        """An axis as a polynomial; leaves that no group may prune are numbers."""
+        """The size of an axis as a polynomial, in which leaves that can't be pruned are numbers."""
         if axis not in self._axes:
             self._axes[axis] = self._expand(self.groups.space.resolve(axis))
         return self._axes[axis]
@@ -200,10 +177,7 @@ class Cost:
             case Leaf():
                 return {(axis.id,): 1.0} if axis.id in self.sizes else {(): float(axis.size)}
             case Prod():
-                total: Terms = {(): 1.0}
-                for factor in axis.factors:
-                    total = product_of([total, self._expand(factor)])
-                return total
+                return product_of(map(self._expand, axis.factors))
             case Sum():
                 return sum_of(self._expand(term) for term in axis.terms)
             case _:
@@ -211,7 +185,7 @@ class Cost:
 
 
 def positions_inside(axis: Axis, positions: int = 1) -> Iterator[tuple[int, int]]:
-    """For each occurrence of a leaf: its id, and how many positions on end each of its units has in the axis."""
+    """For each occurrence of a leaf in the axis: its id, and how many contiguous positions each of its units has."""
     match axis:
         case Prod():
             for factor in reversed(axis.factors):
@@ -243,7 +217,7 @@ def products(axis: Axis) -> Iterator[tuple[Axis, ...]]:
 
 
 def weights_of(node: fx.Node, groups: Groups) -> tuple[str, ...]:
-    """The parameters that an operator reads, through views too."""
+    """The parameters that an operator reads, directly or through views."""
     found: list[str] = []
     for operand in node.all_input_nodes:
         while operand.op == "call_function" and len(operand.all_input_nodes) == 1 and _is_view(operand):

@@ -1,4 +1,4 @@
-"""What a ratio leaves of a budget, and how closely widths keep to that."""
+"""How much of a budget a pruning ratio leaves, and how closely widths match that."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections.abc import Mapping
 
 from surgeon.cost.cost import Cost
 
-#: The share of what is to be left that widths may leave unused; more only where the next width of a group is too wide.
+#: The share of the limit that widths may leave unused; more only if every wider choice exceeds the limit.
 TOLERANCE = 0.02
 _ROUNDING = 1e-9
 
 
 class Target:
-    """What may be left of a budget after the share `ratio` of it is removed: `limit`, of `whole`."""
+    """What may be left of a budget, `limit` of `whole`, once the share `ratio` of it is removed."""
 
     def __init__(self, cost: Cost, budget: str, ratio: float) -> None:
         self.cost, self.budget, self.ratio = cost, budget, ratio
         self.polynomial = cost.polynomial(budget)
         self.whole = self.polynomial(cost.vector({}))
-        # Room for rounding, but never for nothing to be removed where something is to be.
+        # Allows for rounding, but not so much that nothing is removed when something should be.
         self.limit = min((1 - ratio) * (1 + _ROUNDING), 1 - ratio / 2) * self.whole
 
     def unused(self, widths: Mapping[int, int]) -> float:
-        """The share of the limit that these widths do not use; below 0 where they exceed it."""
+        """The share of the limit that these widths leave unused; negative if they exceed it."""
         return 1 - self.polynomial(self.cost.vector(widths)) / self.limit
 
     def removed(self, widths: Mapping[int, int]) -> float:
-        """The share of the budget that these widths remove; 0 where there is nothing to remove."""
+        """The share of the budget that these widths remove; 0 if there is nothing to remove."""
         return 1 - self.polynomial(self.cost.vector(widths)) / self.whole if self.whole else 0.0
 
 
 def percent(share: float, gap: str = "") -> str:
-    """A share in percent, with the decimals that tell it from 0 % and 100 %, and `gap` before the sign.
+    """A share in percent, with as many decimals as distinguish it from 0 % and 100 %, and `gap` before the sign.
 
     >>> [percent(share) for share in (0.5, 0.0123, 0.9645, 0.9999, 0.999962, 0.0)]
     ['50.0%', '1.2%', '96.5%', '99.99%', '99.9962%', '0.0%']
@@ -45,7 +45,7 @@ def percent(share: float, gap: str = "") -> str:
 
 
 def rounded_down(share: float) -> float:
-    """A share to few decimals, but no larger, and to 1 % of its distance from 1.
+    """A share rounded down to at least four decimals, and to within 1 % of its distance from 1.
 
     >>> rounded_down(0.123456), rounded_down(0.99987654)
     (0.1234, 0.999876)

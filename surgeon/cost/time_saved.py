@@ -1,10 +1,10 @@
-"""By how much damage counts more where little time is saved: read off the axes and the costs, never off a model's kind.
+"""Weights for the damage of a cut by how little time it saves, derived from axes and costs, not from a model's kind.
 
-- Of leaves whose product forms one axis of a weight, such as heads · head size or groups · channels in a group, the
+- Of leaves whose product forms one axis of a weight, such as heads · head size or groups · channels per group, the
   outermost is cut first: removing heads saves time in proportion, making heads smaller saves half as much.
-- Convolutions on fewer than 16 channels leave the fast kernels, so a wider group gets there late.
-- Groups whose MACs stand for more time than other groups' (depthwise convolutions, which move more than they compute)
-  are cut deeper, groups that save next to nothing are left alone.
+- Convolutions on fewer than 16 channels don't use the fast kernels, so wider groups are cut below 16 only late.
+- Groups whose MACs take more time than other groups' (depthwise convolutions, which move more than they compute) are
+  cut more, and groups that save almost nothing are left alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HELD_USELESS = 100.0
 def for_speed(
     damages: Mapping[int, np.ndarray], groups: Groups, cost: Cost, budget: str, align: int | None
 ) -> dict[int, np.ndarray]:
-    """The damages of 1, 2, … units that stay, by leaf, each as many times as it should count for saving little time."""
+    """The damages of keeping 1, 2, … units, by leaf, each multiplied by its weight for saving little time."""
     alignment, paces = Alignment(groups, cost), _paces(cost, budget)
     found = {}
     for group in groups:
@@ -41,7 +41,7 @@ def for_speed(
 
 
 def _paces(cost: Cost, budget: str) -> dict[int, float]:
-    """How much faster than others a group goes: by the time its MACs stand for, and 0.01 where they are few."""
+    """How readily each group is cut, by the time that its MACs take relative to others'; 0.01 if its share is small."""
     widths = cost.vector({})
     wanted, time = cost.polynomial(budget), cost.time
     shares = {leaf: -wanted.change(widths, cost.order[leaf], size // 2) for leaf, size in cost.sizes.items()}

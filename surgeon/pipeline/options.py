@@ -1,10 +1,11 @@
 """The options of `shrink`, `plan`, `Pruner` and the command line: the name, type, default, check and help of each.
 
-Users give them flat, by keyword. Inside, they travel by concern, each a frozen value that has checked itself: how much
-is to go (`Target`), inputs (`Data`), which units may go (`Select`) and what makes up for them (`Repair`). `Options` are
-all four. The TypedDicts at the end tell type checkers and editors the same names and types.
+Users pass them as flat keywords. Internally, they are grouped by concern into frozen values that check themselves: how
+much to remove (`Target`), inputs (`Data`), which units may be removed (`Select`) and how to make up for them
+(`Repair`). `Options` holds all four. The TypedDicts at the end declare the same names and types for type checkers and
+editors.
 
-This file needs no torch, since `surgeon --help` reads it.
+This file does not import torch, since `surgeon --help` reads it.
 
 >>> Options.of(ratio=0.5, min_width=16).settings()
 {'ratio': 0.5, 'budget': 'macs', 'scope': 'global', 'min_width': 16, 'seed': 0}
@@ -66,9 +67,9 @@ Device: TypeAlias = "Profile | str | os.PathLike[str] | None"
 
 @dataclass(frozen=True)
 class Option:
-    """What an option may be, and what it does; the command line takes the first sentence of `help`.
+    """The check and the help of an option; the command line shows the first sentence of `help`.
 
-    Users call it `name`, by default as its field is called.
+    Its public name is `name`, by default that of its field.
     """
 
     check: Check
@@ -82,7 +83,7 @@ class Option:
 
 
 class Keyword(NamedTuple):
-    """An option as users give it: the field that it becomes, its type (text where that is torch's) and its default."""
+    """An option as a keyword: its field, its type (as a string if that needs torch) and its default."""
 
     field: str
     type: Any
@@ -91,14 +92,14 @@ class Keyword(NamedTuple):
 
 
 def _by_torch(name: str, value: Any) -> Any:
-    """The check of values that may be torch's."""
+    """The check of an option whose values need torch."""
     from surgeon.frontend.parameters import PARAMETERS
 
     return PARAMETERS[name](name, value)
 
 
 def _device(name: str, value: Any) -> Any:
-    """A profile, or the name of its file."""
+    """A profile, or the path of its file."""
     if isinstance(value, str | os.PathLike):
         return path(name, value)
     from surgeon.device.profile import Profile
@@ -109,7 +110,7 @@ def _device(name: str, value: Any) -> Any:
 
 
 def keywords(*concerns: type["_Concern"]) -> dict[str, Keyword]:
-    """The options of these concerns by the names that users give them."""
+    """The options of these concerns by their public names."""
     found = {}
     for each in (each for concern in concerns for each in fields(concern)):  # type: ignore[arg-type]
         kind, option = get_args(each.type)
@@ -119,7 +120,7 @@ def keywords(*concerns: type["_Concern"]) -> dict[str, Keyword]:
 
 
 class _Concern:
-    """Options that belong together. What is not a default is checked when it is made, and kept as a plain value."""
+    """Options that belong together. Values other than the defaults are checked on creation, and made plain."""
 
     def __post_init__(self) -> None:
         for name, each in keywords(type(self)).items():
@@ -129,23 +130,23 @@ class _Concern:
 
     @classmethod
     def taken_from(cls, given: dict[str, Any]) -> Self:
-        """Of the keywords `given`, those that belong here; they are taken out."""
+        """The options of this concern among the keywords `given`, from which they are removed."""
         return cls(**{each.field: given.pop(name) for name, each in keywords(cls).items() if name in given})
 
     def settings(self) -> dict[str, Any]:
-        """The options by name, for the file of a plan; without those that are left open."""
+        """The options by name, for the settings of a plan, without those that are not set."""
         found = {name: getattr(self, each.field) for name, each in keywords(type(self)).items()}
         return {name: value for name, value in found.items() if value is not None and value != ()}
 
 
 @dataclass(frozen=True)
 class Target(_Concern):
-    """How much is to go, or how fast the result has to be."""
+    """How much to remove, or how fast the result must be."""
 
     ratio: Annotated[float | None, Option(
         SHARE,
-        "The share of the budget to remove, at least 0 and less than 1. No less is removed; more, by at most 2 % of "
-        "what is to be left, or by one step of one group's widths where that is more.",
+        "The share of the budget to remove, at least 0 and less than 1. No less is removed, and at most 2 % of what is "
+        "left more, or one step of one group's widths if that is larger.",
     )] = None
     latency_ms: Annotated[float | None, Option(
         ABOVE_ZERO,
@@ -153,24 +154,24 @@ class Target(_Concern):
     )] = None
     budget: Annotated[str, Option(
         choice(*BUDGETS, "latency"),
-        'What the ratio is a share of: "macs", "params", "channels" or "latency". "channels" is that share of every '
-        "group's units. \"latency\" is the share of the milliseconds of one run in onnxruntime, one sample where the "
-        "batch is free: widths are chosen by what the operators were measured to take, the result is measured, and "
-        "widths are chosen anew until it takes 98 to 100 % of what was asked for, or one step of a group's widths "
-        "less; where none do, that is an error.",
+        'What the ratio is a share of: "macs", "params", "channels" or "latency". With "channels", that share of every '
+        "group's units is removed. \"latency\" is the time of one run in onnxruntime, of one sample if the batch is "
+        "free: widths are chosen by measured times of the operators, the result is measured, and widths are chosen "
+        "again until it takes 98 to 100 % of the requested time, or one step of a group's widths less; if none do, "
+        "that is an error.",
     )] = "macs"
     device: Annotated[Device, Option(
         _device,
-        "For a latency: the profile of the CPU where the model will run, or its file; by default this CPU is "
-        "profiled. On another CPU than this one nothing can be measured, only predicted.",
+        "For a latency: the profile of the CPU on which the model will run, or its file; by default this CPU is "
+        "profiled. For a CPU other than this one, the latency is only predicted, not measured.",
     )] = None
     threads: Annotated[int | None, Option(
         POSITIVE,
-        "For a latency: onnxruntime's threads, by default the profile's, or 1. No more than that CPU has.",
+        "For a latency: onnxruntime's threads, by default the profile's, or 1. At most as many as that CPU has.",
     )] = None
     max_params: Annotated[float | None, Option(
         ABOVE_ZERO,
-        "For a latency: how many parameters the result may have at most.",
+        "For a latency: the maximum number of parameters of the result.",
     )] = None
 
     @property
@@ -202,31 +203,31 @@ class Target(_Concern):
 
 @dataclass(frozen=True)
 class Data(_Concern):
-    """Inputs to choose units by and to fit layers on."""
+    """Inputs for choosing units and fitting layers."""
 
     source: Annotated[Any, Option(
         _by_torch,
         "Unlabeled inputs, as for inference: a tensor, an iterable of batches such as a DataLoader, or a .npy, .npz or "
         ".safetensors file or a folder of them; read once. "
-        "With them the units that are rebuilt best from the others go, widths are chosen by what that does to the "
-        "model's output, and the layers that are left are fitted to make up for the rest: no labels, no training. "
-        '"synthetic" does the same with inputs that are made from the model alone, as `surgeon.synthesize` does.',
+        "With them, the units that the others reconstruct best are removed, widths are chosen by the effect on the "
+        "model's output, and the remaining layers are fitted to make up for the loss, without labels or training. "
+        '"synthetic" does the same with inputs generated from the model alone, as `surgeon.synthesize` does.',
         name="data",
     )] = None
-    samples: Annotated[int, Option(POSITIVE, "How many of the data to use at most.")] = 256
+    samples: Annotated[int, Option(POSITIVE, "The maximum number of samples of the data to use.")] = 256
     loss: Annotated["Loss | None", Option(
         function(
             "a function of the model's output and the rest of each batch, such as torch.nn.functional.cross_entropy"
         ),
-        "A function of the model's output and of what each batch of the data holds beside the inputs, that gives a "
-        'scalar. One is `loss(output, labels)`. "reconstruction" then weighs errors by the gradients of this loss, '
-        'instead of labels that it draws; the criteria "taylor", "fisher" and "gradient" are made of them.',
+        "A function of the model's output and of what each batch of the data holds beside the inputs that returns a "
+        'scalar. An example is `loss(output, labels)`. "reconstruction" then weights errors by the gradients of this '
+        'loss, instead of sampled labels; the criteria "taylor", "fisher" and "gradient" are made of these gradients.',
     )] = None
 
 
 @dataclass(frozen=True)
 class Select(_Concern):
-    """Which units may go, and what ranks them."""
+    """Which units may be removed, and what ranks them."""
 
     importance: Annotated["str | Criterion | None", Option(
         _by_torch,
@@ -235,35 +236,35 @@ class Select(_Concern):
     )] = None
     scope: Annotated[str, Option(
         choice(*SCOPES),
-        'Whether groups are compared with one another: "global" for all, "local" for none, "isomorphic" for those '
-        'of the same structure. "local" takes the same share of each group, "isomorphic" of each structure.',
+        'Which groups are compared with each other: "global" for all, "local" for none, "isomorphic" for those of the '
+        'same structure. "local" removes the same share of each group, "isomorphic" of each structure.',
     )] = "global"
     ignore: Annotated["Ignored | Iterable[Ignored]", Option(
         _by_torch,
-        "What is left alone: module names, globs, modules or parameters.",
+        "What to leave alone: module names, globs, modules or parameters.",
     )] = ()
     min_width: Annotated[MinWidth, Option(
         arguments.min_width,
-        "What is left of a group at least: a width (16) or a share (0.25), for all groups or by glob of their "
+        "The least that is left of a group: a width (16) or a share (0.25), for all groups or by globs of their "
         "names.",
     )] = None
     align: Annotated[int | None, Option(
         POSITIVE,
-        "Widths are multiples of this; 1 switches it off. By default 16 where a group is at least 32 wide, less "
-        "below, and less where the budget can't be met so, which the report tells.",
+        "Widths are multiples of this; 1 switches it off. By default 16 for groups at least 32 wide, less for narrower "
+        "ones, and less if the budget can't be met otherwise, which the report mentions.",
     )] = None
-    seed: Annotated[int, Option(NATURAL, "Seeds the criteria that draw at random.")] = 0
+    seed: Annotated[int, Option(NATURAL, "The seed of criteria that use random numbers.")] = 0
 
 
 @dataclass(frozen=True)
 class Repair(_Concern):
-    """How a model with data is prepared for the cut, and what makes up for it."""
+    """How data are used to prepare a model for the cut, and to make up for it."""
 
     project: Annotated[bool, Option(
         flag,
         "With data: rotate linear streams and attention heads before the cut. As `surgeon.project` does, so that "
-        "directions go instead of units, where data guide the selection. The rotated model computes the same; the "
-        "certificate, and the plan that the result carries, are then of that model.",
+        "directions are removed instead of units, if the data guide the selection. The rotated model computes the "
+        "same; the certificate, and the plan attached to the result, are then of that model.",
     )] = True
     compensate: Annotated[bool, Option(
         flag,
@@ -271,13 +272,13 @@ class Repair(_Concern):
     )] = True
     distill: Annotated[bool, Option(
         flag,
-        "With data: then move the fitted layers together. As `surgeon.recover` says.",
+        "With data: then fine-tune the fitted layers together by distillation. See `surgeon.recover`.",
     )] = True
 
 
 @dataclass(frozen=True)
 class Options:
-    """All options of one run, by concern; what one concern allows another is checked here."""
+    """All options of one run, by concern; combinations of options from several concerns are checked here."""
 
     target: Target
     data: Data = Data()
@@ -286,10 +287,10 @@ class Options:
 
     @classmethod
     def of(cls, **given: Any) -> "Options":
-        """The options that are given by keyword.
+        """The options from flat keywords.
 
         Raises:
-            InvalidArgument: one is not what it may be, or goes not with another.
+            InvalidArgument: a value is invalid, or two options can't be combined.
         """
         made = cls(Target.taken_from(given), Data.taken_from(given), Select.taken_from(given), Repair.taken_from(given))
         if given:
@@ -298,23 +299,27 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.target.timed and (align := self.select.align) is not None:
-            raise InvalidArgument(f"align={align!r}: for a latency, the device's own rules say which widths are fast")
+            raise InvalidArgument(
+                f"align={align!r}: for a latency, the device decides which widths are fast; leave align= out"
+            )
         if self.target.timed and (scope := self.select.scope) != "global":
-            raise InvalidArgument(f"scope={scope!r}: for a latency, groups are always compared with one another")
+            raise InvalidArgument(
+                f"scope={scope!r}: for a latency, all groups are compared with each other; leave scope= out"
+            )
 
     def settings(self) -> dict[str, Any]:
-        """What decides a plan, by the names of the options; without what is left open, and without the data."""
+        """The options that determine a plan, by name, without those that are not set and without the data."""
         samples = {} if self.data.source is None else {"samples": self.data.samples}
         return self.target.settings() | samples | self.select.settings()
 
 
 CONCERNS: Final = (Target, Data, Select, Repair)
-#: For `public`, where a function is `flat`: its options are checked when their concerns are made.
+#: The checks for `public` on a `flat` function, whose options are checked when their concerns are created.
 BY_CONCERN: Final = dict.fromkeys(keywords(*CONCERNS), OBJECT)
 
 
 def flat(*concerns: type[_Concern], but: tuple[str, ...] = ()) -> Callable[[_T], _T]:
-    """For a function of `**options`: `inspect.signature` and `help` show the options of `concerns`, all `but` some."""
+    """Show the options of `concerns`, all `but` some, in the signature and docstring of a function of `**options`."""
     taken = {name: each for name, each in keywords(*concerns).items() if name not in but}
 
     def decorate(function: _T) -> _T:
@@ -327,9 +332,9 @@ def flat(*concerns: type[_Concern], but: tuple[str, ...] = ()) -> Callable[[_T],
         ]
         ordered = sorted([*more, *own], key=lambda each: each.kind)
         function.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
-        told = "\n".join(_argument(name, each.option.help) for name, each in taken.items())
+        entries = "\n".join(_argument(name, each.option.help) for name, each in taken.items())
         text = inspect.getdoc(function) or ""
-        function.__doc__ = re.sub(r"^    options: .*$", lambda _: told, text, flags=re.MULTILINE)
+        function.__doc__ = re.sub(r"^    options: .*$", lambda _: entries, text, flags=re.MULTILINE)
         return function
 
     return decorate

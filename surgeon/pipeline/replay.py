@@ -1,4 +1,4 @@
-"""A plan that is at hand, carried out on a model, proved, or moved to widths that are fast on a device."""
+"""What is done with an existing plan: apply it to a model, verify the result, align it to widths fast on a device."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from surgeon.verification import Certificate
 
 
 def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, form: str = "auto") -> nn.Module:
-    """What `Plan.apply` says."""
+    """See `Plan.apply`."""
     require(model, plan.settings.get("basis"))
     return build(plan, model, example_inputs, form)
 
 
 def build(plan: Plan, model: nn.Module, example_inputs: Any = None, form: str = "auto") -> nn.Module:
-    """As `apply`, whatever basis the weights are in: for a model that other weights are put into."""
+    """As `apply`, but for weights in any basis, since other weights are loaded afterwards."""
     groups = _couple(plan, model, example_inputs)
     operation, _ = carry_out(model, groups, plan.keep(groups), form)
     attach(operation.module, plan)
@@ -35,21 +35,21 @@ def build(plan: Plan, model: nn.Module, example_inputs: Any = None, form: str = 
 
 
 def verify(plan: Plan, model: nn.Module, slim: nn.Module, example_inputs: Any = None) -> Certificate:
-    """What `Plan.verify` says."""
+    """See `Plan.verify`."""
     groups = _couple(plan, model, example_inputs)
     require(model, plan.settings.get("basis"))
     return hold_against(groups, plan.keep(groups), slim)
 
 
 def align(plan: Plan, profile: Profile, model: nn.Module, example_inputs: Any = None) -> Plan:
-    """What `Plan.align` says."""
+    """See `Plan.align`."""
     if not isinstance(profile, Profile):
         kind = type(profile).__name__
         raise InvalidArgument(f"profile is a {kind}, not a surgeon.Profile; surgeon.Profile.load reads a file")
     groups = _couple(plan, model, example_inputs)
     latency = Latency.of(groups, profile, model=plan.fingerprint)
     aligned = Plan.of(groups, round_up_to_fast_widths(groups, plan.keep(groups), latency), model=model)
-    return replace(aligned, settings=plan.settings)  # the plan's basis, whichever the model at hand is in
+    return replace(aligned, settings=plan.settings)  # including the plan's basis, whatever the given model's is
 
 
 def _couple(plan: Plan, model: nn.Module, example_inputs: Any) -> Groups:

@@ -1,12 +1,12 @@
-"""A smaller model on disk: its plan, its weights and what ties them together, in a folder of three files.
+"""A smaller model on disk: a folder with its plan, its weights and a description.
 
-`plan.json` is the plan. `weights.safetensors` holds the tensors of `state_dict`, each once; its metadata has
-the SHA-256 of `plan.json`. `model.json` is
+`plan.json` is the plan. `weights.safetensors` holds the tensors of `state_dict`, each once; its metadata has the
+SHA-256 of `plan.json`. `model.json` is
 
     {"format": "surgeon-model", "version": 1, "form": "module", "tied": {"head.weight": "embed.weight"}}
 
-where `form` is "module" or "graph", and `tied` maps each further name of a tensor to the one that it is
-stored under. Nothing is pickled.
+where `form` is "module" or "graph", and `tied` maps each further name of a tensor to the name under which it is stored.
+Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ from surgeon.frontend.parameters import public
 from surgeon.pipeline.replay import build
 from surgeon.plans.plan import PLAN as IS_PLAN
 from surgeon.plans.plan import Plan, plan_of
+from surgeon.support.documents import Document
 from surgeon.support.files import StrPath, find, marks, replace_many
-from surgeon.support.opening import Unfit, read_bytes
+from surgeon.support.opening import Unfit
 from surgeon.support.safetensors_io import check_header, write_tensors
-from surgeon.support.strict_json import loads
 
 PLAN = "plan.json"
 WEIGHTS = "weights.safetensors"
@@ -39,23 +39,23 @@ MODEL = "model.json"
 FORMAT = "surgeon-model"
 VERSION = 1
 ATTEMPTS = 20
-"""Of reading a folder that is replaced meanwhile."""
+"""How often reading is tried in a folder that is being replaced."""
 LISTED = 8
-"""Tensors that an error names, before it counts the rest."""
+"""The number of tensors that an error names before it counts the rest."""
+_DOCUMENT = Document("saved model", FORMAT, VERSION, WeightsError, "save the model again")
 
 
 @public(plan=IS_PLAN)
 @undisturbed()
 def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
-    """Write a smaller model to `folder`, which is created where it is missing.
+    """Write a smaller model to `folder`, which is created if it is missing.
 
-    `plan` is by default the one that the model carries since `shrink` or `Plan.apply` made it. The three files
-    are replaced at once, whenever the process ends, and other files in `folder` stay as they are: see
-    `surgeon.files.replace_many`.
+    `plan` is by default the one that `shrink` or `Plan.apply` attached to the model. The three files are replaced
+    together or not at all, and other files in `folder` are left as they are: see `surgeon.support.files.replace_many`.
 
     Raises:
-        InvalidArgument: `model` is no module, or carries no plan.
-        InvalidModel: its `state_dict` holds what is not a dense tensor.
+        InvalidArgument: `model` is not a module, or carries no plan.
+        InvalidModel: its `state_dict` holds something other than dense tensors.
         OutputError: `folder` can't be written; what was there is intact.
 
     >>> import os, tempfile
@@ -76,7 +76,7 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
     form = "graph" if isinstance(model, fx.GraphModule) else "module"
     with replace_many(folder) as scratch:
         plan.save(scratch / PLAN)
-        metadata = {"plan": _digest(scratch / PLAN)}  # one entry: safetensors writes several in any order
+        metadata = {"plan": _digest(scratch / PLAN)}  # a single entry, as safetensors does not keep their order
         write_tensors(scratch / WEIGHTS, tensors, metadata)
         meta = {"format": FORMAT, "version": VERSION, "form": form, "tied": tied}
         (scratch / MODEL).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
@@ -87,14 +87,14 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
 def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
     """The smaller model that was saved in `folder`, rebuilt from a model of the original architecture.
 
-    `fresh_model` may have any weights, and is left as it is; the result has its device and its types. While the
-    folder is being replaced, it is the old model or the new one.
+    `fresh_model` may have any weights, and is left as it is; the result has its device and dtypes. If the folder is
+    replaced meanwhile, the result is either the old or the new model.
 
     Raises:
-        InvalidArgument: `folder` is not a folder that `save` wrote, or `fresh_model` is no module.
+        InvalidArgument: `folder` is not a folder that `save` wrote, or `fresh_model` is not a module.
         PlanError: the plan is malformed, or of another architecture than `fresh_model`.
-        WeightsError: a tensor is missing, extra, or of another shape or type than the plan leaves; or the
-            file is cut short, no safetensors file, or belongs to another plan.
+        WeightsError: a tensor is missing, extra, or of another shape or dtype than the plan leaves; or the weights
+            file is truncated, not a safetensors file, or belongs to another plan.
 
     >>> import tempfile
     >>> from surgeon.pipeline.shrink import shrink
@@ -110,7 +110,7 @@ def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
         before = marks(path, names)
         try:
             slim = _load(path, fresh_model)
-        except (SurgeonError, OSError, RuntimeError):  # of a file that changed while it was read: torch's copy, too
+        except (SurgeonError, OSError, RuntimeError):  # RuntimeError: torch's, if a file changed while it was copied
             if marks(path, names) == before:
                 raise
         else:
@@ -135,15 +135,15 @@ def _load(path: Path, fresh_model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Header:
-    """The names, shapes and types of a weights file."""
+    """The shapes and types in a weights file, by tensor name."""
 
     path: Path
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    kinds: Mapping[str, str] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]]
+    kinds: Mapping[str, str]
 
 
 def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors to store by name, and the further names of those that have several."""
+    """The tensors to store by name, and the further names of tied ones."""
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
@@ -159,7 +159,7 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             continue
         first[identity] = name
         dense = value.detach().cpu().contiguous()
-        # safetensors refuses tensors that overlap, and would store all of the memory that a view looks into.
+        # safetensors refuses overlapping tensors, and would store the whole memory behind a view.
         storage = dense.untyped_storage()
         if storage.data_ptr() in storages or storage.nbytes() != dense.numel() * dense.element_size():
             dense = dense.clone()
@@ -169,7 +169,7 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    """The same for two tensors only if they are the same memory, read the same way."""
+    """Equal for two tensors only if they are the same view of the same memory."""
     storage = tensor.untyped_storage().data_ptr()
     return storage, tensor.device, tensor.storage_offset(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
@@ -179,17 +179,8 @@ def _digest(path: Path) -> str:
 
 
 def _read_meta(path: Path) -> tuple[str, dict[str, str]]:
-    """The form, and what is tied."""
-    try:
-        meta = loads(read_bytes(path))
-    except Unfit as error:
-        raise WeightsError(f"{path} can't be read as JSON: {error}") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise WeightsError(f"{path} is not of the format {FORMAT}; save the model again")
-    if meta.get("version") != VERSION:
-        raise WeightsError(
-            f"{path} is of version {meta.get('version')!r}, this surgeon reads {VERSION}; update surgeon"
-        )
+    """The form, and the further names of tied tensors."""
+    meta: dict[str, Any] = _DOCUMENT.read(path)
     tied = meta.get("tied")
     if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
         raise WeightsError(f"{path}: tied is {tied!r}, not an object of tensor names")
@@ -208,17 +199,17 @@ def _read_header(folder: Path) -> _Header:
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
             kinds = {name: str(part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError, Unfit) as error:
-        raise WeightsError(f"{path} is no whole safetensors file: {error}; save the model again") from error
+        raise WeightsError(f"{path} is not a complete safetensors file: {error}; save the model again") from error
     digest = _digest(find(folder, PLAN))
     if metadata.get("plan", digest) != digest:
         raise WeightsError(
-            f"{path} was not saved with the plan beside it: its cuts may be others; save the model again"
+            f"{path} was not saved with the plan beside it, which may make other cuts; save the model again"
         )
     return _Header(path, shapes, kinds)
 
 
 def _retie(slim: nn.Module, tied: Mapping[str, str]) -> None:
-    """Make each further name stand for the tensor of the first again, where `slim` has two."""
+    """Tie tensors that were tied when they were saved, but are separate in `slim`."""
     state = slim.state_dict(keep_vars=True)
     for name, first in tied.items():
         a, b = state.get(name), state.get(first)
@@ -226,8 +217,8 @@ def _retie(slim: nn.Module, tied: Mapping[str, str]) -> None:
             continue
         if a.shape != b.shape or a.dtype != b.dtype:
             raise WeightsError(
-                f"{name} was saved as one tensor with {first}, but here they are {_text(a)} and {_text(b)}; "
-                "build fresh_model as the saved one was built"
+                f"{name} was tied to {first} when it was saved, but here they are {a.dtype} {list(a.shape)} and "
+                f"{b.dtype} {list(b.shape)}; build fresh_model as the saved model was built"
             )
         path, _, leaf = name.rpartition(".")
         owner = slim.get_submodule(path)
@@ -286,7 +277,7 @@ def _copy(stored: _Header, tied: Mapping[str, str], slim: nn.Module) -> None:
                 elif not torch.equal(file.get_tensor(source), file.get_tensor(earlier)):
                     raise WeightsError(
                         f"{stored.path}: {source} and {earlier} have different values, "
-                        "but fresh_model ties them; build it as the saved one was built"
+                        "but fresh_model ties them; build it as the saved model was built"
                     )
     except SafetensorError as error:
         raise WeightsError(f"{stored.path} can't be read: {error}") from error
@@ -295,7 +286,3 @@ def _copy(stored: _Header, tied: Mapping[str, str], slim: nn.Module) -> None:
 def _names(names: list[str]) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
-
-
-def _text(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)}"

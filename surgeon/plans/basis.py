@@ -1,4 +1,4 @@
-"""Which basis a model's units are in: those that its author gave it, or directions that `surgeon.project` found."""
+"""The basis of a model's units: the original one, or directions that `surgeon.project` found."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import nn
 
 from surgeon.errors import PlanError
 
-#: Where a model in another basis says so.
+#: The attribute of a rotated model that holds its basis.
 _ATTRIBUTE = "surgeon_basis"
 
 
 @dataclass(frozen=True)
 class Basis:
-    """A basis that a model was brought into, without a change of what it computes.
+    """A basis into which a model was rotated, without changing what it computes.
 
-    `groups` are the names of those whose units are other directions now, `ranked` those of them whose units may be
-    removed from the last to the first only. `deviation` is how far the outputs are from the original's, relative to
-    their size. `name` tells the basis from others.
+    `groups` are the names of the groups whose units are now other directions, `ranked` those among them whose units
+    may only be removed from the last to the first. `deviation` is the relative deviation of the outputs from the
+    original's. `name` identifies the basis.
 
     >>> print(Basis("1f", ("patch",), ("patch",), 3e-7))
     1 group rotated before the cut (patch); the rotated model's outputs are the original's to 3e-07
@@ -39,28 +39,28 @@ class Basis:
 
 
 def basis_of(model: nn.Module) -> Basis | None:
-    """The basis that a model was brought into; None for one that is as its author made it."""
+    """The basis into which a model was rotated; None if it was not."""
     return getattr(model, _ATTRIBUTE, None)
 
 
 def mark(model: nn.Module, basis: Basis | None) -> None:
-    """Let a model say which basis it is in; copies of it say so too."""
+    """Set or remove a model's basis, which copies of the model carry too."""
     vars(model).pop(_ATTRIBUTE, None)
     if basis is not None:
         vars(model)[_ATTRIBUTE] = basis
 
 
 def basis_entry(model: nn.Module | None) -> dict[str, str]:
-    """What a plan's settings say of the basis that its model is in."""
+    """The entry for a model's basis in the settings of its plan."""
     basis = basis_of(model) if model is not None else None
     return {} if basis is None else {"basis": basis.name}
 
 
 def require(model: nn.Module, name: str | None) -> None:
-    """Make sure that a model is in the basis that a plan was made in: what the plan keeps means nothing in another.
+    """Make sure that a model is in the basis in which a plan was made, outside of which its units mean nothing.
 
     Raises:
-        PlanError: it is in another one.
+        PlanError: the model is in another basis.
     """
     if basis_entry(model).get("basis") == name:
         return

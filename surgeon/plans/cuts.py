@@ -24,7 +24,6 @@ class Cut:
 
 
 def cuts(name: str, value: Any) -> tuple[Cut, ...]:
-    """The cuts of a plan, each of them one."""
     found = listed(value)
     cut: Any
     for cut in (value,) if found is None else found:
@@ -36,10 +35,10 @@ def cuts(name: str, value: Any) -> tuple[Cut, ...]:
 
 
 def check_cut(cut: Cut) -> None:
-    """Refuse what no tensor could be cut by.
+    """Refuse a cut that does not fit any tensor.
 
     Raises:
-        PlanError: there is no such axis, or the indices are none, unsorted, repeated or out of range.
+        PlanError: the axis is impossible, or the indices are empty, unsorted, repeated or out of range.
     """
     place, keep = f"cut of {cut.tensor} axis {cut.axis}", cut.keep
     if cut.axis < 0 or cut.size < 1 or max(cut.axis, cut.size) >= 1 << 48:

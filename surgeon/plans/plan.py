@@ -1,4 +1,4 @@
-"""Which units stay: a `Plan`, as a frozen value and as JSON. The format is written down in docs/plan-format.md."""
+"""A `Plan` of which units to keep, as a frozen value and as JSON. The format is documented in docs/plan-format.md."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from surgeon.verification import Certificate
 
 FORMAT, VERSION = "surgeon-plan", 1
 _DOCUMENT = Document("plan", FORMAT, VERSION, PlanError, "save the plan again")
-#: Where a smaller model carries the plan that it was made by.
+#: The attribute of a smaller model that holds its plan.
 ATTRIBUTE = "surgeon_plan"
 
 
 def attach(module: nn.Module, plan: Plan) -> None:
-    """Let a smaller model carry its plan; in a graph's `meta` too, which a copy of it has as well."""
+    """Attach a plan to a smaller model; for a graph also in `meta`, which copies of it keep."""
     mark(module, None)
     vars(module)[ATTRIBUTE] = plan
     if isinstance(module, fx.GraphModule):
@@ -42,12 +42,11 @@ def attach(module: nn.Module, plan: Plan) -> None:
 
 
 def attached(module: nn.Module) -> Plan | None:
-    """The plan that a smaller model carries."""
     return getattr(module, ATTRIBUTE, None) or getattr(module, "meta", {}).get(ATTRIBUTE)
 
 
 def plan_of(module: nn.Module, given: Plan | None) -> Plan | None:
-    """The plan that is given, or else the one that the module carries, if any."""
+    """The given plan, or else the one attached to the module, if any."""
     return given if given is not None else attached(module)
 
 
@@ -60,9 +59,9 @@ _REPLAN = "make a plan for this model with surgeon.plan"
 )
 @dataclass(frozen=True)
 class Plan:
-    """What is kept of every tensor of an architecture, whatever the tensors' values.
+    """Which positions of every tensor of an architecture are kept, whatever the values of the tensors.
 
-    `fingerprint` is that of the model; `inputs` describes example inputs; `settings` says how the plan came about.
+    `fingerprint` is the model's; `inputs` describes example inputs; `settings` records how the plan was made.
 
     Raises:
         PlanError: a cut's indices are empty, unsorted, repeated or out of range, or an axis is cut twice.
@@ -98,16 +97,18 @@ class Plan:
         *,
         model: nn.Module | None = None,
     ) -> Plan:
-        """The plan that leaves the units `keep`, by leaf; leaves that are not named stay whole.
+        """The plan that keeps the units `keep`, by leaf; leaves that are not named are kept whole.
 
-        `model` is the module that was traced; without it the fingerprint is taken of the traced graph, whose tensors
-        are the same for most models.
+        `model` is the traced module; without it the fingerprint is that of the traced graph, whose tensors are the same
+        for most models.
         """
         kept = {leaf: tuple(sorted(each)) for leaf, each in keep.items()}
         if unknown := kept.keys() - {group.leaf.id for group in groups}:
             raise InvalidArgument(f"keep: {min(unknown)} is not the leaf of a group; see surgeon.inspect")
         for group in groups:
-            _check_units(group, kept.get(group.leaf.id))
+            own, size = kept.get(group.leaf.id, (0,)), group.size
+            if not own or len(set(own)) != len(own) or own[0] < 0 or own[-1] >= size:
+                raise PlanError(f"group {group.name}: keep at least one of its {size} units, each once, from 0 on")
         cuts = [
             Cut(name, index, axis.size, tuple(positions.tolist()))
             for name, axes in _tensors(groups).items()
@@ -115,14 +116,14 @@ class Plan:
             if (positions := groups.space.kept(axis, kept)).size != axis.size
         ]
         digest = fingerprint(model if model is not None else groups.graph.module)
-        own = {**(settings or {}), **basis_entry(model)}
-        return cls(digest, tuple(cuts), describe(groups.graph.inputs), _plain(own))
+        recorded = _plain({**(settings or {}), **basis_entry(model)})
+        return cls(digest, tuple(cuts), describe(groups.graph.inputs), recorded)
 
     def keep(self, groups: Groups) -> dict[int, tuple[int, ...]]:
-        """The kept units of every leaf that loses some: what `of` was given.
+        """The kept units of every leaf that loses some, as they were given to `of`.
 
         Raises:
-            PlanError: the cuts are not those of any choice of units; the message names the tensor.
+            PlanError: no choice of units leads to these cuts; the message names the tensor.
         """
         axes = _tensors(groups)
         for cut in self.cuts:
@@ -148,7 +149,8 @@ class Plan:
                         f"{name} axis {index} of {axis.size}: the plan keeps {len(cuts.get(index, range(axis.size)))} "
                         f"positions, but {len(expected)} belong to the units that its other cuts keep{why}; {_REPLAN}"
                     )
-        return {leaf: kept for leaf, kept in found.items() if len(kept) != _size(groups, leaf)}
+        sizes = {group.leaf.id: group.size for group in groups}
+        return {leaf: kept for leaf, kept in found.items() if len(kept) != sizes[leaf]}
 
     def tensor(self, name: str) -> dict[int, tuple[int, ...]]:
         """The kept positions of each axis of this tensor that loses some."""
@@ -165,7 +167,7 @@ class Plan:
         """Make sure that the plan was made for this architecture.
 
         Raises:
-            PlanError: it was made for another one; the message names the first tensor that differs, where one does.
+            PlanError: it was made for another one; the message names the first cut tensor that differs, if one does.
         """
         tensors = dict(named_tensors(model))
         same = fingerprint(model) == self.fingerprint
@@ -179,33 +181,34 @@ class Plan:
         if not same:
             raise PlanError(
                 "the plan is of another architecture: the tensors that it cuts fit, but others of the model have other "
-                f"names or shapes than when it was made; {_REPLAN}"
+                f"names or shapes than when the plan was made; {_REPLAN}"
             )
 
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Inputs of zeros like those that the plan was made with, as `(args, kwargs)`.
+        """Zeros like the inputs that the plan was made with, as `(args, kwargs)`.
+
         >>> plan = Plan("", (), {"args": [{"dtype": "float32", "shape": [2, 3]}], "kwargs": {"flag": True}})
         >>> args, kwargs = plan.example_inputs()
         >>> args[0].shape, kwargs
         (torch.Size([2, 3]), {'flag': True})
 
         Raises:
-            InvalidInputs: an input was neither a tensor nor made of plain values.
+            InvalidInputs: an input was neither a tensor nor a plain value.
         """
         args = tuple(zeros(value) for value in self.inputs["args"])
         return args, {name: zeros(value) for name, value in self.inputs["kwargs"].items()}
 
     @undisturbed()
     def apply(self, model: nn.Module, example_inputs: Any = None, form: str = "auto") -> nn.Module:
-        """The smaller model, from any weights of the same architecture; `model` is left as it is.
+        """The smaller model, for any weights of the same architecture; `model` is left as it is.
 
-        `example_inputs` are by default zeros like those that the plan was made with.
+        `example_inputs` are by default zeros like the inputs that the plan was made with.
 
         Raises:
             PlanError: the plan is of another architecture, or of the model in another basis.
             NotEquivalent: the result is not the model less the removed units.
         """
-        from surgeon.pipeline import replay  # plans are values: what is done with one is the pipeline's
+        from surgeon.pipeline import replay  # of a higher rank: plans themselves are mere values
 
         return replay.apply(self, model, example_inputs, form)
 
@@ -215,7 +218,8 @@ class Plan:
 
         Raises:
             PlanError: the plan is of another architecture, or of the model in another basis.
-            NotEquivalent: it is not; the first operator that differs is named, and which weights are not the model's.
+            NotEquivalent: it is not; the message names the first operator that differs, and weights that are not the
+                model's.
         """
         from surgeon.pipeline import replay
 
@@ -223,18 +227,19 @@ class Plan:
 
     @undisturbed()
     def align(self, profile: Profile, model: nn.Module, example_inputs: Any = None) -> Plan:
-        """The fastest plan on a device that removes no more than this one: odd widths go up to fast ones.
+        """The fastest plan on a device that removes no more than this one, with slow widths rounded up to fast ones.
 
-        Rounding up often makes a model faster, because convolutions at odd widths leave onnxruntime's fast layout; a
-        width stays as it is where that is no slower. Of the removed units the first ones come back.
+        Rounding up often makes a model faster, because convolutions at odd widths fall out of onnxruntime's fast
+        layout; widths for which it does not are left as they are. The removed units with the lowest indices are
+        restored first.
 
         Args:
             profile: of the device, taken for this model (`surgeon.profile`).
             model: a model of the plan's architecture; only its shapes matter.
-            example_inputs: by default zeros like those that the plan was made with.
+            example_inputs: by default zeros like the inputs that the plan was made with.
 
         Raises:
-            InvalidArgument: `profile` is no profile.
+            InvalidArgument: `profile` is not a profile.
             PlanError: the plan is of another architecture.
             ProfileError: the profile was taken for other models.
         """
@@ -243,7 +248,7 @@ class Plan:
         return replay.align(self, profile, model, example_inputs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON. What was at `path` before stays until the whole file is written.
+        """Write the plan as JSON, atomically.
 
         Raises:
             OutputError: the file can't be written.
@@ -306,22 +311,13 @@ def _tensors(groups: Groups) -> dict[str, Axes]:
 
 
 def _units(groups: Groups, group: Group, axes: Axes, axis: int, positions: tuple[int, ...]) -> tuple[int, ...]:
-    """The units of a group that have a position left in a tensor's axis."""
+    """The units of a group of which some position in a tensor's axis is kept."""
     left = np.array(positions)
     found = [units[left] for units in groups.space.units(axes[axis], group.leaf)]
     units = np.unique(np.concatenate(found))
     return tuple(units[units >= 0].tolist())
 
 
-def _size(groups: Groups, leaf: int) -> int:
-    return next(group.size for group in groups if group.leaf.id == leaf)
-
-
-def _check_units(group: Group, units: tuple[int, ...] | None) -> None:
-    if units is not None and (not units or len(set(units)) != len(units) or units[0] < 0 or units[-1] >= group.size):
-        raise PlanError(f"group {group.name}: keep at least one of its {group.size} units, each once, from 0 on")
-
-
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON has them, so that a plan equals what is read back; a function is its name."""
+    """Settings as JSON values, so that a plan equals what is read back; a function becomes its name."""
     return json.loads(json.dumps(dict(settings), default=lambda value: getattr(value, "__name__", str(value))))

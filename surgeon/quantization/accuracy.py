@@ -1,4 +1,4 @@
-"""How far an int8 file's outputs are from the float file's, on batches that it was not calibrated with."""
+"""How far the outputs of an int8 model are from the float model's, on batches that it was not calibrated with."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Judge = Literal["auto", "top-1", "deviation"]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """An int8 file against float32 on `rows` rows.
+    """An int8 model compared with float32 on `rows` rows.
 
-    `agreement` is the share of rows whose largest value of the first output is at the same place (None where the
-    output is no row of scores), `deviation` the largest |a - b| / |b| of an output, in Euclidean norms over all rows.
-    `enough` says whether what it is judged by, `judged`, is within its limit.
+    `agreement` is the share of rows with the same top-1 class (None if the outputs are not class scores), `deviation`
+    the largest |a - b| / |b| of an output, in Euclidean norms over all rows. `enough` says whether the measure that
+    decides, `judged`, is within its `limit`.
     """
 
     rows: int
@@ -35,22 +35,22 @@ class Accuracy:
     def __str__(self) -> str:
         same = "" if self.agreement is None else f"same top-1 as float32 on {self.agreement:.1%}, "
         limit = f"at least {self.limit:.1%}" if self.judged == "top-1" else f"at most {self.limit:.3g}"
-        return f"{same}deviation {self.deviation:.3g}, on {self.rows} rows held back ({self.judged} {limit} asked)"
+        return f"{same}deviation {self.deviation:.3g}, on {self.rows} held-out rows (required: {self.judged} {limit})"
 
 
 def judge_by(
     reference: Path, held: Sequence[Feeds], judge: Judge, agreement: float, deviation: float, threads: int
 ) -> Callable[[Path], Accuracy]:
-    """A function that holds a file against `reference` on the batches `held`.
+    """A function that compares a file with `reference` on the held-out batches.
 
     Raises:
-        InvalidInputs: the model does not run on a batch, or is asked for top-1 without a row of scores.
+        InvalidInputs: top-1 is requested, but the model's output is not class scores.
     """
     expected = _run(reference, held, threads)
     scores = len(expected) == 1 and expected[0].ndim == 2 and expected[0].shape[1] > 1
     if judge == "top-1" and not scores:
         shapes = ", ".join(str(each.shape) for each in expected)
-        raise InvalidInputs(f"top-1 needs one output of shape (N, K), the model's are {shapes}; judge by deviation")
+        raise InvalidInputs(f"top-1 needs one output of shape (N, K), the model has {shapes}; judge by deviation")
     by_top = judge == "top-1" or (judge == "auto" and scores)
 
     def measure(path: Path) -> Accuracy:
@@ -66,7 +66,7 @@ def judge_by(
 
 
 def relative(expected: np.ndarray, actual: np.ndarray) -> float:
-    """|a - b| / |b| in Euclidean norms, infinite where the shapes differ or a value is not finite.
+    """|a - b| / |b| in Euclidean norms, infinite if the shapes differ or a value is not finite.
 
     >>> relative(np.array([3.0, 4.0]), np.array([3.0, 4.5]))
     0.1
@@ -78,12 +78,12 @@ def relative(expected: np.ndarray, actual: np.ndarray) -> float:
 
 
 def _run(path: Path, held: Sequence[Feeds], threads: int) -> list[np.ndarray]:
-    """The outputs over all batches, each joined along its first axis where that is possible, else flat."""
+    """The outputs over all batches, each concatenated along its first axis where possible, else flattened."""
     session = open_session(path, threads=threads)
     try:
         runs = [session.run(None, feeds) for feeds in held]
     except ORT_ERRORS as error:
-        raise BenchmarkError(f"{path.name}: onnxruntime can't run it on the calibration: {error}") from error
+        raise BenchmarkError(f"{path.name}: onnxruntime can't run it on the calibration data: {error}") from error
     joined: list[np.ndarray] = []
     for parts in zip(*runs, strict=True):
         alike = parts[0].ndim and len({part.shape[1:] for part in parts}) == 1

@@ -1,4 +1,4 @@
-"""Unlabeled batches for a file in the ONNX format, read once and checked."""
+"""Unlabeled batches for an ONNX model, read once and checked."""
 
 from __future__ import annotations
 
@@ -31,21 +31,25 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Input:
-    """An input of a file: its name, its type as onnxruntime writes it, its sizes; a size that may vary is None."""
+    """An input of an ONNX model: its name, its type as onnxruntime writes it, its shape with None for free sizes."""
 
     name: str
     type: str
     shape: tuple[int | None, ...]
 
+    @property
+    def free(self) -> bool:
+        """Whether the batch size is free."""
+        return bool(self.shape) and self.shape[0] is None
+
 
 def collect(
     calibration: Iterable[object], inputs: Sequence[Input], model: nn.Module | None, samples: int
 ) -> list[Feeds]:
-    """Batches as feeds of a file, as many as hold `samples` rows; the rest of `calibration` is not read.
+    """Batches as feeds for onnxruntime, up to `samples` rows; the rest of `calibration` is not read.
 
-    A batch is a tensor or array, a tuple or list of them in the order of the inputs, or a dict by name; that of
-    a `model` is anything that `surgeon.export` takes. Where the file fixes its first size, larger batches are cut
-    to it.
+    A batch is a tensor or array, a tuple or list of them in the order of the inputs, or a dict by name; with a `model`,
+    anything that `surgeon.export` takes. If the batch size of the ONNX model is fixed, larger batches are split.
 
     Raises:
         InvalidInputs: a batch does not fit the inputs, or holds NaN or infinity; the message says which batch.
@@ -63,26 +67,25 @@ def collect(
 
 
 def divide(collected: Sequence[Feeds], inputs: Sequence[Input]) -> tuple[list[Feeds], list[Feeds], str]:
-    """Batches to calibrate with, batches held back to judge by, and a note where they are the same.
+    """Batches for calibration, held-out batches to measure accuracy on, and a note if they are the same.
 
-    Every other batch is held back; a lone batch is halved along its first axis, if the file allows it.
+    Every other batch is held out; a single batch is split in two along its first axis, if the batch size is free.
     """
     if len(collected) > 1:
         return list(collected[::2]), list(collected[1::2]), ""
     only = collected[0]
     half = _rows(only) // 2
-    if half and all(not each.shape or each.shape[0] is None for each in inputs):
-        both = [{name: value[part] if value.ndim else value for name, value in only.items()} for part in _halves(half)]
-        return [both[0]], [both[1]], ""
-    return [only], [only], "there is one batch alone, so that int8 is judged by the batch it was calibrated with"
-
-
-def _halves(half: int) -> tuple[slice, slice]:
-    return slice(None, half), slice(half, None)
+    if half and all(each.free or not each.shape for each in inputs):
+        first, second = (
+            {name: value[part] if value.ndim else value for name, value in only.items()}
+            for part in (slice(None, half), slice(half, None))
+        )
+        return [first], [second], ""
+    return [only], [only], "there is a single batch, so accuracy is measured on the batch that int8 was calibrated with"
 
 
 def accepted(model: nn.Module, batch: Any) -> Any:
-    """What `forward` can take of a batch: no more values than it has arguments, of a dict those that it names."""
+    """The part of a batch that `forward` accepts: as many values as it has arguments, or a dict's entries by name."""
     parameters = inspect.signature(model.forward).parameters.values()
     kinds = {each.kind for each in parameters}
     if isinstance(batch, Mapping):
@@ -95,7 +98,7 @@ def accepted(model: nn.Module, batch: Any) -> Any:
 
 
 def tensors(batch: Any, place: str) -> Any:
-    """A batch with tensors instead of arrays.
+    """A batch with its arrays converted to tensors.
 
     Raises:
         InvalidInputs: one holds NaN or infinity.
@@ -106,7 +109,7 @@ def tensors(batch: Any, place: str) -> Any:
 
 
 def _named(batch: Any, inputs: Sequence[Input], model: nn.Module | None, place: str) -> Feeds:
-    """The arrays of a batch by the names of the inputs; the rest of it, such as labels, is left out."""
+    """The arrays of a batch by input name; the rest of it, such as labels, is dropped."""
     names = [each.name for each in inputs]
     if model is not None:
         call = read_call(model, tensors(accepted(model, batch), place))
@@ -128,17 +131,17 @@ def _check(feeds: Feeds, inputs: Sequence[Input], batch: str) -> Feeds:
         )
         if not fits or not value.size:
             wanted = tuple("any" if size is None else size for size in each.shape)
-            raise InvalidInputs(f"{place} has shape {value.shape}, the model wants {wanted}".replace("'any'", "any"))
+            raise InvalidInputs(f"{place} has shape {value.shape}, the model takes {wanted}".replace("'any'", "any"))
         wanted_type = np.dtype(_TYPES.get(each.type, value.dtype))
         if np.issubdtype(wanted_type, np.floating) != np.issubdtype(value.dtype, np.floating):
-            raise InvalidInputs(f"{place} is {value.dtype}, the model wants {wanted_type}")
+            raise InvalidInputs(f"{place} is {value.dtype}, the model takes {wanted_type}")
         check_finite(torch.from_numpy(value), place)
         checked[each.name] = np.ascontiguousarray(value, dtype=wanted_type)
     return checked
 
 
 def _fit(feeds: Feeds, inputs: Sequence[Input]) -> Iterator[Feeds]:
-    """The batch, cut along the first axis to what the file has fixed."""
+    """The batch, split along the first axis if the ONNX model fixes its size."""
     fixed = {each.name: each.shape[0] for each in inputs if each.shape and each.shape[0] is not None}
     pieces = max((len(feeds[name]) // size for name, size in fixed.items() if size), default=1)
     for piece in range(pieces):

@@ -1,4 +1,4 @@
-"""From a float ONNX file to an int8 one, kept only where it is measured faster and accurate enough."""
+"""Quantizes to int8, and keeps the result only if it is measured to be faster and accurate enough."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ Kind = Literal["auto", "static", "dynamic"]
 Precision = Literal["int8", "mixed", "float32"]
 
 _RANDOM = 8
-"""Random batches to judge by where no calibration is given."""
+"""The number of random batches to measure accuracy on if no calibration is given."""
 _EXPORTED = 2
-"""Rows of the first batch of calibration that a module is exported with."""
+"""Rows of the first calibration batch that a module is exported with."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Quantized:
     """What `quantize` wrote to `path`, and the numbers that decided it.
 
     `accepted` says whether the file is int8, at least in part; otherwise it is the float32 one, and `reason` says why.
-    `precision` is "int8" where all operators with weights are, "mixed" where those in `floating`, by name, of
-    `operators` in all are in float32, and else "float32". `recipe`
-    describes the best int8 file found, `accuracy` holds it against float32, and `verdict` measures it against
-    float32. `overall` measures what stands at `path` against `base`, where that was given. `bytes` is the size
-    of the file at `path`, `float_bytes` that of the float32 file. `tried` are all that were timed.
+    `precision` is "int8" if all operators with weights are, "mixed" if those named in `floating`, of `operators` in
+    total, are in float32, and else "float32". `recipe` describes the best int8 model found; `accuracy` and `verdict`
+    compare its outputs and its speed with float32. `overall` compares the file at `path` with `base`, if that was
+    given. `bytes` is the size of the file at `path`, `float_bytes` that of the float32 file. `tried` are all recipes
+    that were timed.
     """
 
     path: Path
@@ -83,7 +83,7 @@ class Quantized:
         lines = [f"{self.path}: {kept}, {self.bytes / 1e6:.2f} MB (float32 {self.float_bytes / 1e6:.2f} MB)"]
         lines.append(f"  {self.reason}")
         if self.recipe:
-            lines.append(f"  int8 at its best: {self.recipe}")
+            lines.append(f"  best int8: {self.recipe}")
         if self.accuracy is not None:
             lines.append(f"  {self.accuracy}")
         if self.verdict is not None:
@@ -122,35 +122,35 @@ def quantize(
 ) -> Quantized:
     """Write `model` to `path` in int8 if that is faster on this CPU and accurate enough, else in float32.
 
-    The quantizer is onnxruntime's own: weights of 8 bits, a scale each output channel; activations with ranges from
-    calibration ("static") or from each run ("dynamic": matrix products). Which operators stay float is found by
-    measuring: how many at the start of the network, where few channels make int8 slow, and which kinds. Where int8
-    is not accurate enough, other ways to take the ranges and weights of 7 bits are tried.
+    onnxruntime's quantizer is used: 8-bit weights with a scale per output channel; activations with ranges from
+    calibration ("static") or from each run ("dynamic", for matrix products). Measurements decide which operators stay
+    in float: how many at the start of the network, where few channels make int8 slow, and which kinds. If int8 is not
+    accurate enough, other calibration methods and 7-bit weights are tried.
 
     Args:
         model: a module, which is exported first, or an ONNX file.
-        calibration: unlabeled inputs, as `data` of `surgeon.shrink`; read once, every other batch is held back to judge
-            accuracy by. Labels beside the inputs are left out. Without it only "dynamic" is possible, judged on random
-            inputs.
-        path: where to write, the whole or nothing; by default NAME.int8.onnx beside a file NAME.onnx, and for a module
-            int8.onnx in the current folder; instead of int8 it says mixed where some operators with weights are left in
-            float32, and float32 where all are.
-        example_inputs: of a module, by default two rows of the first batch of calibration.
-        base: an ONNX file, of the unpruned model say, that the result is measured against too.
+        calibration: unlabeled inputs, as `data` of `surgeon.shrink`, read once; every other batch is held out to
+            measure accuracy. Labels beside the inputs are ignored. Without it only "dynamic" is possible, and accuracy
+            is measured on random inputs.
+        path: where to write, atomically; by default NAME.int8.onnx beside a file NAME.onnx, and int8.onnx in the
+            current folder for a module, with "mixed" in place of "int8" if some operators with weights stay in float32,
+            and "float32" if all do.
+        example_inputs: of a module; by default two rows of the first batch of calibration.
+        base: an ONNX file, such as the unpruned model, with which the speed of the result is compared too.
         kind: "static", "dynamic", or "auto", which tries what applies and keeps the best.
-        judge: "top-1" accepts if the share of rows whose largest output is float32's is at least `agreement`,
-            "deviation" if |int8 - float32| / |float32| (Euclidean norms) is at most `deviation`. "auto" is "top-1" for
-            a model with one output of shape (N, K), K > 1, else "deviation".
+        judge: "top-1" accepts int8 if it agrees with float32 on the top-1 class for at least the share `agreement` of
+            the rows, "deviation" if |int8 - float32| / |float32| (Euclidean norms) is at most `deviation`. "auto" is
+            "top-1" for a model with one output of shape (N, K), K > 1, else "deviation".
         agreement: the least share, 0 to 1.
         deviation: the largest relative deviation.
-        samples: rows of calibration that are read.
-        threads: of onnxruntime while measuring.
-        seconds: what each of the final measurements takes.
-        seed: draws random inputs and the order of measurements.
+        samples: the number of calibration rows to read.
+        threads: onnxruntime's threads while measuring.
+        seconds: the duration of each of the final measurements.
+        seed: for random inputs and the order of measurements.
 
     Raises:
         InvalidArgument: an argument is out of range.
-        InvalidInputs: calibration is empty, or a batch holds NaN or does not fit.
+        InvalidInputs: calibration is empty, or a batch holds NaN or does not fit the model.
         OutputError: `path` can't be written (before any work).
         ExportError: a module can't be exported, or a file can't be read.
 
@@ -174,8 +174,9 @@ def quantize(
         with stage("read calibration"):
             use: list[Feeds] = []
             if given is None:
-                held = _random(source, seed)
-                notes.append("no calibration: dynamic int8 alone, judged on random inputs")
+                session = open_session(source)
+                held = [make_feeds(session, seed=seed + index) for index in range(_RANDOM)]
+                notes.append("no calibration: only dynamic int8, with its accuracy measured on random inputs")
             else:
                 owner = model if isinstance(model, nn.Module) else None
                 use, held, note = divide(collect(given, inputs, owner, samples), inputs)
@@ -185,7 +186,8 @@ def quantize(
         if not use:
             methods = ("dynamic",)
         feeds = held[0] if all(each.shape for each in inputs) else {}
-        feeds = {name: value[:1] if _free(inputs, name) else value for name, value in feeds.items()}
+        free = {each.name for each in inputs if each.free}
+        feeds = {name: value[:1] if name in free else value for name, value in feeds.items()}
         measure = judge_by(source, held, judge, agreement, deviation, threads)
         best, accuracy, tried = search(prepared, methods, feeds, measure, threads=threads, seconds=seconds, seed=seed)
         verdict = overall = None
@@ -208,7 +210,7 @@ def quantize(
         if path is None:
             target = _beside(model, precision)
         elif "int8" in target.name and precision != "int8":
-            notes.append(f"{target.name} is the name that was asked for, but the file is {precision}")
+            notes.append(f"{target.name} is the requested name, but the file is {precision}")
         if base is not None:
             with stage("measure against the base"):
                 overall = benchmark(base, chosen, threads=threads, seconds=seconds, feeds=feeds, seed=seed)
@@ -236,7 +238,7 @@ def _decide(verdict: Verdict, accuracy: Accuracy | None) -> tuple[bool, str]:
 def _float_file(
     model: nn.Module | str | os.PathLike[str], example: Any, given: Iterator[object] | None, folder: Path
 ) -> tuple[Path, Iterator[object] | None]:
-    """The float file, and the batches again where the first was looked at."""
+    """The float model's file, and the batches, of which the first may have been looked at."""
     if not isinstance(model, nn.Module):
         return Path(model), given
     first: object = None
@@ -256,7 +258,7 @@ def _float_file(
         except InvalidInputs as error:
             if not isinstance(first, tuple | list) or len(first) < 2:
                 raise
-            raise InvalidInputs(f"{error}; where batches hold more than the inputs, pass example_inputs=") from error
+            raise InvalidInputs(f"{error}; if batches hold more than the inputs, pass example_inputs=") from error
 
 
 def _inputs(path: Path) -> tuple[Input, ...]:
@@ -266,21 +268,13 @@ def _inputs(path: Path) -> tuple[Input, ...]:
     )
 
 
-def _free(inputs: tuple[Input, ...], name: str) -> bool:
-    return any(each.name == name and each.shape and each.shape[0] is None for each in inputs)
-
-
-def _random(path: Path, seed: int) -> list[Feeds]:
-    session = open_session(path)
-    return [make_feeds(session, seed=seed + index) for index in range(_RANDOM)]
-
 
 def _bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in (path, *map(path.with_name, referred(path))) if file.is_file())
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The file and its weights, in one file where they fit."""
+    """Copy a model and its weights, into one file if they fit."""
     model = onnx.load(source)
     if model.ByteSize() < SINGLE_FILE_BYTES:
         onnx.save(model, target)

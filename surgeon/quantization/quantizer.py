@@ -1,12 +1,14 @@
-"""onnxruntime's quantizer, told exactly which operators to leave in float, and kept quiet."""
+"""Runs onnxruntime's quantizer quietly, with exact control over which operators stay in float."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import onnx
@@ -20,21 +22,21 @@ Method = Literal["static", "dynamic"]
 Ranges = Literal["MinMax", "Percentile", "Entropy"]
 
 HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "Attention")
-"""The operators with weights, between which a file is cut into a float and an int8 part."""
+"""The operators with weights, at which a network is divided into a float part and an int8 part."""
 
 HISTOGRAM_ROWS = 16
-"""Rows of calibration that histograms are taken from: the quantizer holds every activation of theirs in memory."""
+"""Calibration rows that histograms are made from: the quantizer holds all of their activations in memory."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a file is quantized.
+    """How a model is quantized.
 
     `static` takes the ranges of activations from calibration, `dynamic` from each run. The first `float_until` heavy
-    operators and what stands before the next one stay float, and so do all operators of the kinds `float_kinds` (see
-    `kind_of`). `ranges` is how a range is taken from calibration; `seven_bits` leaves a bit of the weights
-    unused, so that sums can't saturate in CPUs that add pairs of products in 16 bits. `folded` rewrites the first
-    convolution, see `fold_stride`.
+    operators and everything up to the next one stay in float, and so do all operators of the kinds `float_kinds` (see
+    `kind_of`). `ranges` is the calibration method; `seven_bits` leaves one bit of the weights unused, so that sums
+    can't saturate on CPUs that add pairs of products in 16 bits. `folded` rewrites the first convolution, see
+    `fold_stride`.
     """
 
     method: Method
@@ -47,23 +49,23 @@ class Recipe:
     def __str__(self) -> str:
         parts = [f"{self.method} int8"]
         if self.float_until:
-            parts.append(f"the first {self.float_until} of the heavy operators float")
+            parts.append(f"the first {self.float_until} operators with weights in float")
         if self.float_kinds:
-            parts.append(f"{', '.join(self.float_kinds)} float")
+            parts.append(f"{', '.join(self.float_kinds)} in float")
         if self.folded:
             parts.append("the first convolution's stride folded into channels")
         if self.ranges != "MinMax":
             parts.append(f"{self.ranges} ranges")
         if self.seven_bits:
-            parts.append("weights of 7 bits")
+            parts.append("7-bit weights")
         return ", ".join(parts)
 
 
 class Source:
-    """A float file prepared for the quantizer: in one folder with all that the quantizer writes beside it."""
+    """A float model prepared for the quantizer, in a folder that also takes all that the quantizer writes."""
 
     def __init__(self, path: Path, folder: Path, calibration: Sequence[Feeds]) -> None:
-        """Raises ExportError if the file can't be read or does not fit into one."""
+        """Raises ExportError if the file can't be read or is too large for a single file."""
         self.folder = folder
         self.calibration = calibration
         self.path = folder / "prepared.onnx"
@@ -75,7 +77,7 @@ class Source:
                 if not node.name or node.name in taken:
                     node.name = f"{node.name or node.op_type}_at_{index}"
                 taken.add(node.name)
-            # What the quantizer's own preparation leaves as its mark: the file comes optimized from export.
+            # The mark of the quantizer's own preparation, which is not needed: export has optimized the model.
             del model.metadata_props[:]
             model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
             onnx.save(model, self.path)
@@ -83,7 +85,7 @@ class Source:
             self.folds = fold_stride(model)
             if self.folds:
                 onnx.save(model, self.folded)
-        # onnx and protobuf raise ValueError, DecodeError and more for a file that is broken or too large.
+        # onnx and protobuf raise ValueError, DecodeError and more for a broken or too large file.
         except Exception as error:
             raise ExportError(f"{path} can't be prepared for quantization: {error}") from error
         self.nodes = [(node.name, kind_of(node), node.op_type in HEAVY) for node in nodes]
@@ -96,25 +98,24 @@ class Source:
 
     @property
     def heavy(self) -> int:
-        """The number of heavy operators."""
+        """The number of operators with weights."""
         return sum(heavy for _, _, heavy in self.nodes)
 
     def kinds(self, recipe: Recipe) -> tuple[str, ...]:
-        """The kinds of operators that the quantizer would quantize by `recipe`."""
         known = _known(recipe.method)
         left = set(self.left_float(recipe))
         found = [kind for name, kind, _ in self.nodes if name not in left and kind.split()[-1] in known]
         return tuple(dict.fromkeys(found))
 
     def write(self, recipe: Recipe) -> Path:
-        """The file quantized by `recipe`; written once. Raises ExportError where the quantizer fails."""
+        """The model quantized by `recipe`, written on the first call. Raises ExportError if the quantizer fails."""
         if recipe in self._made:
             return self._made[recipe]
         target = self.folder / f"int8-{len(self._made)}.onnx"
         try:
             with quietly(), contextlib.redirect_stdout(io.StringIO()):  # it prints too
                 _quantize(self, recipe, target)
-        # The quantizer raises whatever its parts do, ValueError, KeyError and RuntimeError among them.
+        # The quantizer raises all kinds of errors, ValueError, KeyError and RuntimeError among them.
         except Exception as error:
             raise ExportError(f"onnxruntime's quantizer fails ({recipe}): {error}") from error
         self._made[recipe] = target
@@ -131,7 +132,7 @@ class Source:
 
 
 def kind_of(node: Any) -> str:
-    """The kind of an ONNX node: its operator, and for a convolution whether it is grouped.
+    """The kind of an ONNX node: its operator, and whether a convolution is grouped.
 
     >>> kind_of(onnx.helper.make_node("Conv", ["x", "w"], ["y"], group=4))
     'grouped Conv'
@@ -141,10 +142,10 @@ def kind_of(node: Any) -> str:
 
 
 def left_in_float(path: Path) -> tuple[list[str], int]:
-    """Of the heavy operators in a file that the quantizer wrote those in float, by name, and how many there are in all.
+    """The names of the operators with weights that a quantized model computes in float, and their number in total.
 
-    What the quantizer does not know it leaves in float, whatever it was told. In int8 an operator has another name
-    (MatMulInteger, QLinearConv), or reads what was int8 before (DequantizeLinear).
+    The quantizer leaves operators that it does not know in float, whatever it was told. An int8 operator either has
+    another name (MatMulInteger, QLinearConv) or a dequantized weight (DequantizeLinear).
     """
     graph = onnx.load(path, load_external_data=False).graph
     dequantized = {output for node in graph.node if node.op_type == "DequantizeLinear" for output in node.output}
@@ -169,7 +170,7 @@ def _quantize(source: Source, recipe: Recipe, target: Path) -> None:
     path = source.folded if recipe.folded else source.path
     types = sorted(_known(recipe.method) & source.types)
     if recipe.method == "dynamic":
-        # The quantizer takes every Gemm apart into a MatMul and an Add first.
+        # The quantizer first splits every Gemm into a MatMul and an Add.
         quantization.quantize_dynamic(
             path,
             target,
@@ -179,11 +180,13 @@ def _quantize(source: Source, recipe: Recipe, target: Path) -> None:
             reduce_range=recipe.seven_bits,
         )
         return
-    # Unsigned activations and signed weights: ReLU then costs nothing, as its zero is the type's.
+    feeds = iter(source.calibration if recipe.ranges == "MinMax" else _few(source))
+    reader: Any = SimpleNamespace(get_next=functools.partial(next, feeds, None))
+    # Unsigned activations and signed weights: ReLU then costs nothing, as its zero is the type's least value.
     quantization.quantize_static(
         path,
         target,
-        _reader(source.calibration if recipe.ranges == "MinMax" else _few(source)),
+        reader,
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=types,
         nodes_to_exclude=left,
@@ -197,23 +200,9 @@ def _quantize(source: Source, recipe: Recipe, target: Path) -> None:
 
 
 def _few(source: Source) -> list[Feeds]:
-    """The first rows of calibration."""
     few: list[Feeds] = []
     for feeds in source.calibration:
         few.append({name: value[:HISTOGRAM_ROWS] for name, value in feeds.items()} if source.free else feeds)
         if sum(len(next(iter(each.values()))) for each in few) >= HISTOGRAM_ROWS:
             break
     return few
-
-
-def _reader(calibration: Sequence[Feeds]) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.rest = iter(calibration)
-
-        def get_next(self) -> Feeds | None:
-            return next(self.rest, None)
-
-    return Reader()

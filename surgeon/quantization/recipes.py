@@ -1,4 +1,4 @@
-"""Which operators to quantize: found by measuring, not by their names."""
+"""Searches by measurement, not by name, which operators to quantize."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from surgeon.support.progress import stage
 
 ROUNDS = 24
 HOPELESS = 1.3
-"""A file this many times slower than the fastest is not timed on after a few rounds."""
+"""A file this many times slower than the fastest is no longer timed after `_FEW` rounds."""
 _FEW = 4
 WORTH = 0.02
-"""A recipe replaces a simpler one if it is this share faster: less is noise."""
+"""A recipe replaces a simpler one if it is faster by this share; less is noise."""
 
 _REMEDIES: dict[Method, tuple[dict[str, Any], ...]] = {
     "static": (
@@ -37,19 +37,19 @@ _REMEDIES: dict[Method, tuple[dict[str, Any], ...]] = {
     ),
     "dynamic": ({}, {"seven_bits": True}),
 }
-"""What to try in turn until the fastest file of a method is accurate enough; none of it changes its speed."""
+"""What to try in turn until the fastest recipe of a method is accurate enough; none of it changes the speed."""
 _JUDGED = 8
-"""Recipes that are judged at most, the fastest first."""
+"""The number of recipes, fastest first, whose accuracy is measured at most."""
 
 _FAILURES: tuple[type[Exception], ...] = (BenchmarkError, InvalidArgument, *ORT_ERRORS)
 
 Timer = Callable[[Sequence[Path]], list[float]]
-"""Files to milliseconds a run, all measured side by side."""
+"""Measures files side by side, in milliseconds per run."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A recipe that was tried, by its text: its time as a share of float32's beside it, or why it failed."""
+    """A recipe that was tried: its time as a share of float32's, measured beside it, or why it failed."""
 
     recipe: str
     share: float | None
@@ -66,7 +66,7 @@ def search(
     seconds: float,
     seed: int,
 ) -> tuple[Recipe | None, Accuracy | None, tuple[Trial, ...]]:
-    """The fastest recipe that is accurate enough, or the most promising where none is; with all that were timed."""
+    """The fastest recipe that is accurate enough, or else the most accurate, and all recipes that were timed."""
     tried: list[Trial] = []
 
     def timer(paths: Sequence[Path]) -> list[float]:
@@ -99,7 +99,7 @@ def search(
 
 
 def times(paths: Sequence[Path], feeds: Feeds, *, threads: int, seconds: float, seed: int) -> list[float]:
-    """Milliseconds a run of each file, 10th percentile of CPU time, interleaved in an order drawn anew each round.
+    """Milliseconds per run of each file, as the 10th percentile of CPU time, interleaved in random order.
 
     A file that onnxruntime can't run takes infinitely long.
     """
@@ -139,11 +139,11 @@ def times(paths: Sequence[Path], feeds: Feeds, *, threads: int, seconds: float, 
 
 
 def _explore(source: Source, method: Method, timer: Timer, tried: list[Trial]) -> list[tuple[float, Recipe]]:
-    """Recipes of a method with their times as shares of float32's, from the last time each was measured.
+    """Recipes of a method with their latest times, as shares of float32's.
 
-    First how many of the heavy operators stay float, in powers of two and once between, and whether the first
-    convolution is better folded; then each kind of operators
-    left float, and those together that gained by it.
+    First the number of operators with weights that stay in float is varied in powers of two, and the first convolution
+    is folded. Then intermediate numbers are tried, and each kind of operator is left in float, and finally all kinds
+    together that gained by it.
     """
     plain = Recipe(method)
     if not source.heavy or not source.kinds(plain):
@@ -178,13 +178,13 @@ def _explore(source: Source, method: Method, timer: Timer, tried: list[Trial]) -
         found = _time(source, [best, *combined], timer, tried)
         shares |= found
     best = _fastest({recipe: found[recipe] for recipe in (best, *combined) if recipe in found} or shares)
-    # The simplest of those that are equally fast comes first.
+    # The simplest of the equally fast recipes comes first.
     shares[best] = min(shares.values())
     return [(shares.pop(best), best), *((share, recipe) for recipe, share in shares.items())]
 
 
 def _time(source: Source, recipes: Sequence[Recipe], timer: Timer, tried: list[Trial]) -> dict[Recipe, float]:
-    """Each recipe's time as a share of float32's, measured beside it; without those that don't run."""
+    """The times of the recipes that run, as shares of float32's, which is measured beside them."""
     written: list[tuple[Recipe, Path]] = []
     for recipe in recipes:
         try:
@@ -203,13 +203,13 @@ def _time(source: Source, recipes: Sequence[Recipe], timer: Timer, tried: list[T
 
 
 def _fastest(shares: Mapping[Recipe, float]) -> Recipe:
-    """The fastest; of those that are as fast, less noise, the first."""
+    """The first of the recipes that are the fastest, up to noise."""
     least = min(shares.values())
     return next(recipe for recipe, share in shares.items() if share <= least * (1 + WORTH))
 
 
 def _depths(heavy: int) -> list[int]:
-    """1, 2, 4, 8 … below the number of heavy operators.
+    """1, 2, 4, 8 … below the number of operators with weights.
 
     >>> _depths(54)
     [1, 2, 4, 8, 16, 32]
@@ -218,7 +218,7 @@ def _depths(heavy: int) -> list[int]:
 
 
 def _steps(depth: int, depths: Sequence[int]) -> list[int]:
-    """To the middle between a depth and its neighbors among those tried."""
+    """The differences to the midpoints between a depth and its neighbors among those tried."""
     place = depths.index(depth)
     below = depths[place - 1] - depth if place else 0
     above = (depths[place + 1] if place + 1 < len(depths) else depth) - depth

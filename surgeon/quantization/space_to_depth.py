@@ -1,7 +1,8 @@
-"""A strided first convolution as one without stride on more channels: the same function, friendlier to int8 kernels.
+"""Rewrites a strided first convolution as one without stride on more channels, which suits int8 kernels better.
 
-Space to depth, as TPUs' ResNets do it: pixels s × s apart become channels, the kernel's taps with them. An int8
-convolution copies the pixels under its kernel row by row; of an image with three channels these rows are very short.
+This is the space-to-depth transform of ResNets on TPUs: each s × s block of pixels becomes channels, and the kernel is
+rearranged accordingly. An int8 convolution copies the pixels under its kernel row by row, and in an image with three
+channels these rows are very short.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from onnx import helper, numpy_helper
 
 
 def fold_stride(model: onnx.ModelProto) -> bool:
-    """Rewrite, in `model`, the convolution that reads its image, and say whether there was one to rewrite.
+    """Rewrite the convolution of `model` that reads the image, in place; False if there is none to rewrite.
 
-    It must be the only reader of a graph input (N, C, H, W), whose H and W are known and divisible by its stride, with
-    a stride above 1 that is the same both ways, ungrouped and undilated, and with a constant weight of its own.
+    It must be the only reader of a graph input (N, C, H, W) whose H and W are known and divisible by its stride. The
+    stride must be above 1 and the same along H and W, and the convolution ungrouped, undilated and with a constant
+    weight that nothing else uses.
     """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -31,7 +33,8 @@ def fold_stride(model: onnx.ModelProto) -> bool:
         users = sum(name == conv.input[1] for node in graph.node for name in node.input)
         if weight is None or users != 1 or conv.input[0] != image.name:
             continue
-        folded = _folded(numpy_helper.to_array(weight), _attributes(conv), sizes[2:])
+        given = {attribute.name: helper.get_attribute_value(attribute) for attribute in conv.attribute}
+        folded = _folded(numpy_helper.to_array(weight), given, sizes[2:])
         if folded is None:
             continue
         kernel, pads, stride = folded
@@ -45,7 +48,7 @@ def fold_stride(model: onnx.ModelProto) -> bool:
         conv.attribute.extend(left)
         conv.attribute.append(helper.make_attribute("kernel_shape", kernel.shape[2:]))
         conv.attribute.append(helper.make_attribute("pads", pads))
-        # what shape inference found for the weight is true no longer
+        # the inferred shape of the weight is no longer valid
         kept = [value for value in graph.value_info if value.name != weight.name]
         del graph.value_info[:]
         graph.value_info.extend(kept)
@@ -53,14 +56,11 @@ def fold_stride(model: onnx.ModelProto) -> bool:
     return False
 
 
-def _attributes(node: Any) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-
 
 def _folded(weight: np.ndarray, given: dict[str, Any], sizes: list[int]) -> tuple[np.ndarray, list[int], int] | None:
-    """The kernel, the padding and the old stride; None where the convolution can't be rewritten.
+    """The new kernel and padding, and the old stride; None if the convolution can't be rewritten.
 
-    Output o reads pixel s·o + t - p through tap t: that is offset ⌊(t - p) / s⌋, channel (t - p) mod s of the blocks.
+    Through tap t, output o reads pixel s·o + t - p: the block at offset ⌊(t - p) / s⌋ from o, channel (t - p) mod s.
     """
     strides, pads = given.get("strides", [1, 1]), given.get("pads", [0] * 4)
     stride = strides[0]

@@ -23,9 +23,9 @@ _LABEL = 34
 
 
 def operators(base: Sequence[Share], slim: Sequence[Share], latencies: tuple[float, float]) -> Any:
-    """Milliseconds by kind of operator, and of the operators that took most, before and after.
+    """Milliseconds by kind of operator, and of the slowest operators, before and after.
 
-    The profiler's times are scaled so that they add up to `latencies`, the measured milliseconds of the two.
+    The profiler's times are scaled to add up to `latencies`, the measured milliseconds of the two models.
     """
     before, after = (_scaled(each, total) for each, total in zip((base, slim), latencies, strict=True))
     kinds = _kinds(before, after)
@@ -41,14 +41,14 @@ def operators(base: Sequence[Share], slim: Sequence[Share], latencies: tuple[flo
             names,
             [before.get(name, (0.0, ""))[0] for name in names],
             [after.get(name, (0.0, ""))[0] for name in names],
-            "CPU time of the operators that took most, ms",
+            "CPU time of the slowest operators, ms",
             "{:.3f}",
         )
     return figure
 
 
 def widths(groups: Mapping[str, tuple[int, int]]) -> Any:
-    """Units of each group that was cut, before and after; of more than fit, those that lost most."""
+    """Units of each pruned group, before and after; if there are too many, of those that lost most."""
     cut = {name: pair for name, pair in groups.items() if pair[0] != pair[1]}
     most = sorted(cut, key=lambda name: cut[name][1] - cut[name][0])[:TOP_GROUPS]
     names = [name for name in cut if name in most]
@@ -63,7 +63,7 @@ def widths(groups: Mapping[str, tuple[int, int]]) -> Any:
 
 
 def budgets(points: Sequence[Mapping[str, float]]) -> Any:
-    """Measured latency against what was asked, and what was predicted, where that is known."""
+    """Measured latency over requested latency, and predicted latency if it is known."""
     with style():
         figure = canvas(_WIDTH * 0.62, 4.2)
         axes = figure.subplots()
@@ -71,19 +71,19 @@ def budgets(points: Sequence[Mapping[str, float]]) -> Any:
         measured = [point["measured"] for point in points]
         top = max(*asked, *measured) * 1.08
         axes.plot([0, top], [0, top], color=FAINT, linewidth=1, zorder=1)
-        axes.annotate("as asked", (0.08 * top,) * 2, (6, -4), textcoords="offset points", va="top", color=FAINT)
+        axes.annotate("as requested", (0.08 * top,) * 2, (6, -4), textcoords="offset points", va="top", color=FAINT)
         if all("predicted" in point for point in points):
             predicted = [point["predicted"] for point in points]
             axes.scatter(asked, predicted, s=42, facecolors="none", edgecolors=INK, label="predicted", zorder=3)
         axes.scatter(asked, measured, s=42, color=SLIM, label="measured", zorder=4)
-        axes.set(xlim=(0, top), ylim=(0, top), xlabel="latency asked, ms", ylabel="latency, ms")
+        axes.set(xlim=(0, top), ylim=(0, top), xlabel="requested latency, ms", ylabel="latency, ms")
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, loc="upper left")
     return figure
 
 
 def svg(figure: Any) -> str:
-    """A figure as an SVG element that refers to nothing outside of it."""
+    """A figure as a self-contained SVG element."""
     buffer = io.StringIO()
     with style():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -93,7 +93,7 @@ def svg(figure: Any) -> str:
 
 
 def png(figure: Any) -> bytes:
-    """A figure as a PNG of 160 dots an inch."""
+    """A figure as a PNG with 160 dots per inch."""
     buffer = io.BytesIO()
     with style():
         figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
@@ -101,7 +101,7 @@ def png(figure: Any) -> bytes:
 
 
 def need_matplotlib() -> None:
-    """Raises InvalidArgument, which names the extra, where matplotlib is missing."""
+    """Raises InvalidArgument, which names the extra, if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -110,7 +110,7 @@ def need_matplotlib() -> None:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Inside of this, figures are drawn in the house style."""
+    """A context in which figures are drawn in the common style."""
     import matplotlib
 
     settings: Any = {
@@ -130,14 +130,14 @@ def style() -> Iterator[None]:
 
 
 def canvas(width: float, height: float) -> Any:
-    """An empty figure of so many inches."""
+    """An empty figure of this size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def _scaled(found: Sequence[Share], total: float) -> dict[str, tuple[float, str]]:
-    """Milliseconds and kind of each operator by name; operators of one name are added up."""
+    """Milliseconds and kind of each operator by name; the times of operators with the same name are added."""
     scale = total / (sum(each.us for each in found) or 1.0)
     result: dict[str, tuple[float, str]] = {}
     for each in found:
@@ -146,7 +146,7 @@ def _scaled(found: Sequence[Share], total: float) -> dict[str, tuple[float, str]
 
 
 def _kinds(*sides: Mapping[str, tuple[float, str]]) -> list[str]:
-    """The kinds of operators that take most on either side, most first; the rest goes under ""."""
+    """The slowest kinds of operators over both models, slowest first; "" stands for the rest."""
     total: dict[str, float] = {}
     for side in sides:
         for ms, kind in side.values():
@@ -192,7 +192,7 @@ def _stacked(
 def _pairs(
     axes: Any, names: Sequence[str], before: Sequence[float], after: Sequence[float], title: str, text: str
 ) -> None:
-    """A wide pale bar for before with a narrow dark one for after in it, a row a name."""
+    """For each name, a wide pale bar for before with a narrow dark bar for after inside it."""
     rows = range(len(names))
     axes.barh(rows, before, height=0.74, color=BASE, label="base", linewidth=0)
     axes.barh(rows, after, height=0.36, color=SLIM, label="slim", linewidth=0)

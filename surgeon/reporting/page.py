@@ -1,4 +1,4 @@
-"""One self-contained page, and pictures, of what a run of `surgeon shrink` left in a folder."""
+"""A self-contained HTML page, and figures, about a folder that `surgeon shrink` wrote."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import html
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +43,6 @@ svg{max-width:100%;height:auto}
 """
 
 
-@dataclass(frozen=True)
-class _Section:
-    title: str
-    body: str
-
 
 def write_page(
     folder: StrPath,
@@ -58,18 +52,18 @@ def write_page(
     threads: int = 1,
     runs: int = 30,
 ) -> tuple[Path, ...]:
-    """Write report.html, latency.png, widths.png and, where there are several latencies, budget.png to `folder`.
+    """Write report.html, latency.png, widths.png and, if there are several latencies, budget.png to `folder`.
 
-    `folder` is what `surgeon shrink -o` wrote: report.json, and base.onnx and slim.onnx, whose operators are timed by
-    onnxruntime's profiler (`runs` runs with `threads` threads) and scaled to the latency that the report measured.
-    `others` are further folders of the same model, cut to other latencies: what was measured is drawn over what was
-    asked for. `accuracy` is shown by its names, shares from 0 to 1; by default the report's own, if it has any. The
-    page holds its pictures and refers to nothing outside.
+    `folder` was written by `surgeon shrink -o`: it holds report.json, and base.onnx and slim.onnx, whose operators are
+    timed by onnxruntime's profiler (`runs` runs with `threads` threads), scaled to the latency in the report. `others`
+    are more folders of the same model, shrunk to other latencies: measured latency is plotted over requested latency.
+    `accuracy` maps names to shares from 0 to 1; by default it is the report's own, if it has any. The page is
+    self-contained.
 
     Returns the paths of the files.
 
     Raises:
-        InvalidArgument: the folder holds no report, or matplotlib is missing (the extra "plot").
+        InvalidArgument: the folder holds no report, or matplotlib is not installed (the extra "plot").
         BenchmarkError: an ONNX file can't be run.
         OutputError: the files can't be written; what was there is intact.
     """
@@ -89,15 +83,15 @@ def write_page(
 
 @contextmanager
 def _understood(folder: Path) -> Iterator[None]:
-    """Tell of an entry that is not what surgeon writes there, wherever it is read."""
+    """Turn the errors that malformed entries of the report cause into InvalidArgument."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
         if isinstance(error, SurgeonError):
             raise
-        told = f"{type(error).__name__}: {error}"
+        cause = f"{type(error).__name__}: {error}"
         raise InvalidArgument(
-            f"{folder / 'report.json'} holds an entry of another kind than surgeon shrink writes ({told}); "
+            f"{folder / 'report.json'} holds an entry of another kind than surgeon shrink writes ({cause}); "
             "write it again with surgeon shrink"
         ) from error
 
@@ -113,7 +107,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _points(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """What each report asked of the clock and what was measured, where something was."""
+    """The requested, measured and predicted latency of each report that has a measured one."""
     found = [report.get("latency") or {} for report in reports]
     names = ("requested", "measured", "predicted")
     points = [{name: float(each[name]) for name in names} for each in found if each.get("measured")]
@@ -155,8 +149,8 @@ def _page(report: Mapping[str, Any], pictures: Mapping[str, Any], accuracy: Mapp
         f"{'the same class' if report.get('form') == 'module' else 'a GraphModule'}"
         + (f"; {finer} groups at finer widths than the default, to meet the budget" if finer else "")
     )
-    sections = [*_sections(report, pictures, accuracy)]
-    body = "\n".join(f"<section><h2>{html.escape(each.title)}</h2>\n{each.body}</section>" for each in sections)
+    sections = _sections(report, pictures)
+    body = "\n".join(f"<section><h2>{html.escape(title)}</h2>\n{text}</section>" for title, text in sections)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head>\n'
@@ -184,21 +178,22 @@ def _tiles(report: Mapping[str, Any], accuracy: Mapping[str, float]) -> str:
     return f'<div class="tiles">{cells}</div>'
 
 
-def _sections(
-    report: Mapping[str, Any], pictures: Mapping[str, Any], accuracy: Mapping[str, float]
-) -> Sequence[_Section]:
-    titles = {"latency": "Where the time goes", "widths": "Widths", "budget": "Latency against the budget"}
-    sections = [_Section(titles[name], figures.svg(figure)) for name, figure in pictures.items()]
+def _sections(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The titles of the sections and their HTML."""
     if measured := report.get("benchmark"):
-        sections.insert(0, _Section("Verdict", _verdict(measured)))
+        yield "Verdict", _verdict(measured)
+    titles = {"latency": "Where the time goes", "widths": "Widths", "budget": "Latency against the budget"}
+    for name, figure in pictures.items():
+        yield titles[name], figures.svg(figure)
     if certificate := report.get("certificate"):
-        sections.append(_Section("Certificate", _certificate(certificate)))
+        yield "Certificate", _certificate(certificate)
     if pinned := report.get("pinned"):
-        sections.append(_Section(f"Pinned: {len(pinned)} axes keep their size", _reasons(pinned)))
+        reasons = Counter(without_place(axis["reason"]) for axis in pinned).most_common()
+        rows = [(reason, str(count)) for reason, count in reasons]
+        yield f"Pinned: {len(pinned)} axes keep their size", _table(("reason", "axes"), rows)
     if seconds := report.get("seconds"):
         rows = [(name, f"{taken:.1f}") for name, taken in seconds.items()]
-        sections.append(_Section("Seconds of each stage", _table(("", "s"), rows)))
-    return sections
+        yield "Seconds of each stage", _table(("", "s"), rows)
 
 
 def _verdict(measured: Mapping[str, Any]) -> str:
@@ -222,8 +217,8 @@ def _verdict(measured: Mapping[str, Any]) -> str:
             rows.append((name, *(str(sum(layouts[side][key] for key in keys)) for side in ("base", "slim"))))
     plural = "s" if measured["threads"] > 1 else ""
     note = (
-        f"{measured['runs']} timings of each, interleaved, {measured['threads']} thread{plural}. The base against "
-        f"itself comes out different by up to {_percent(measured['noise'])}: that is this machine's noise."
+        f"{measured['runs']} timings of each, interleaved, {measured['threads']} thread{plural}. Measuring the base "
+        f"against itself differs by up to {_percent(measured['noise'])}: that is this machine's noise."
     )
     text = f"<p><b>{html.escape(said)}</b> {html.escape(note)}</p>{_table(('', 'base', 'slim'), rows)}"
     explanation = _explanation(measured.get("explanation") or {})
@@ -255,12 +250,6 @@ def _certificate(found: Mapping[str, Any]) -> str:
     if statistics:
         lines.append(("statistics over kept units only", "; ".join(statistics)))
     return _table(("", ""), lines)
-
-
-def _reasons(pinned: Sequence[Mapping[str, Any]]) -> str:
-    """How many axes each reason pins, without the operators' names, the most frequent first."""
-    reasons = Counter(without_place(axis["reason"]) for axis in pinned)
-    return _table(("reason", "axes"), [(reason, str(count)) for reason, count in reasons.most_common()])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""What a run did, as a table to read and as JSON to keep."""
+"""The report on a run, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from surgeon.support.files import StrPath, write_text
 FORMAT = "surgeon-report"
 VERSION = 1
 ROWS = 16
-"""Groups that the table shows; the JSON has them all."""
+"""The number of groups in the table; the JSON has them all."""
 REASONS = 5
-"""Reasons for pinning that the table shows, the most frequent first."""
+"""The number of reasons for pinning in the table, the most frequent first."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Change:
 
     @property
     def removed(self) -> float:
-        """The share that is gone, 0 to 1.
+        """The share that was removed, 0 to 1.
 
         >>> Change(8, 6).removed
         0.25
@@ -50,14 +50,14 @@ class Change:
 class Report:
     """What `shrink` did to a model.
 
-    `form` says whether the result is the user's own class ("module") or a GraphModule ("graph"),
-    `form_reason` why. `requested`, `possible` and `reached` are the shares of `budget` that were asked for, that
-    could go at most under the options given (None where that is not known), and that went. `groups` maps the name
-    of each group of coupled units to its width before and after, `unaligned` those whose widths had to be finer for
-    the budget than alignment makes them by default, to what they would be multiples of. `certificate` is what
-    verification found, `inputs` which of their sizes are free and what fixes the others, `latency` what was asked of
-    the clock and what it told, `recovery` which layers made up for the cut, `basis` which groups were rotated before
-    it, `exports` and `benchmark` what export and measuring found, where they ran. `seconds` are those of each stage.
+    `form` says whether the result is the user's own class ("module") or a GraphModule ("graph"), `form_reason` why.
+    `requested`, `possible` and `reached` are the shares of `budget` that were requested, that could be removed at most
+    under the given options (None if unknown), and that were removed. `groups` maps the name of each group of coupled
+    units to its width before and after; `unaligned` maps the groups that are not aligned by default, in order to meet
+    the budget, to their default alignment. `certificate` is the result of verification, `inputs` says which of their
+    sizes are free and what fixes the others, `latency` is the requested and measured latency, `recovery` the layers
+    that were fitted after the cut, `basis` the groups that were rotated before it, `exports` and `benchmark` the
+    results of export and benchmark, if they ran. `seconds` is the time of each stage.
 
     >>> report = Report("Net", "module", "", "macs", requested=0.5, reached=0.49, macs=Change(100, 51),
     ...                 params=Change(10, 6), groups={"conv1": Change(8, 5)}, possible=0.97)
@@ -117,7 +117,7 @@ class Report:
 
     @checked(COMMON)
     def save(self, path: StrPath) -> None:
-        """Write `to_json` to `path`, the whole or nothing.
+        """Write `to_json` to `path`, atomically.
 
         Raises:
             OutputError: `path` can't be written.
@@ -142,7 +142,7 @@ class Report:
             named = [f"{name} {self.groups[name].after} ({step})" for name, step in self.unaligned.items()]
             more = f" and {len(named) - REASONS} more" if len(named) > REASONS else ""
             lines.append(
-                "to meet the budget, widths are no multiples of what is fast by default (in brackets): "
+                "to meet the budget, widths are not multiples of the default alignment (in parentheses): "
                 + ", ".join(named[:REASONS]) + more
             )
         if self.pinned:
@@ -154,9 +154,7 @@ class Report:
                 lines.append(f"  {sum(count for _, count in rest):4} for {len(rest)} other reasons")
         lines += [f"input {line}" for line in self.inputs]
         parts = (self.latency, self.recovery, self.basis, self.certificate, *self.exports.values(), self.benchmark)
-        for found in parts:
-            if found is not None:
-                lines.append(str(found))
+        lines += [str(found) for found in parts if found is not None]
         if self.seconds:
             taken = (f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
             lines.append("seconds: " + ", ".join(taken))
@@ -172,7 +170,7 @@ def _percent(share: float) -> str:
 
 
 def document(name: str, **parts: object) -> str:
-    """JSON text of the format `name`: an object with `format`, `version` and the parts.
+    """JSON text in the format `name`: an object with `format`, `version` and the parts.
 
     >>> document("surgeon-recovery", exports={"slim": Path("slim.onnx")}).replace("\\n", "")
     '{ "format": "surgeon-recovery", "version": 1, "exports": {  "slim": "slim.onnx" }}'
@@ -181,7 +179,7 @@ def document(name: str, **parts: object) -> str:
 
 
 def _plain(value: object) -> Any:
-    """`value` in the types that JSON has; what has none of its own is written as its text."""
+    """`value` in JSON's types; objects of other types become strings."""
     match value:
         case None | bool() | int() | str():
             return value

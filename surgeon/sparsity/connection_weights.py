@@ -1,4 +1,4 @@
-"""Which parameters hold connections: weights that inputs are multiplied with before they are summed."""
+"""Which parameters hold connections: the weights of operators that multiply and accumulate."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from surgeon.groups.coupling import Groups
 from surgeon.ir.operators import is_a, operator_name
 from surgeon.rules import arguments
 
-#: The arguments by which operators that multiply and accumulate take a weight; `self` is an addend of the last two.
+#: The arguments through which such operators take a weight; in `_ADDING`, `self` is an addend instead.
 _FACTORS = {"weight", "params", "self", "other", "mat1", "mat2", "batch1", "batch2", "vec", "tensor", "tensors"}
 _ADDING = {"addmm", "baddbmm"}
 
 
 def connection_weights(groups: Groups) -> dict[str, nn.Parameter]:
-    """The parameters that are factors of a product which is summed up, by their first names.
+    """The parameters that are factors in sums of products, by their first names.
 
-    That is what linear layers, convolutions, recurrent layers and products of matrices have as weights. Biases, norms,
-    scales, and tables that are only looked up in, such as position embeddings, are none.
+    These are the weights of linear layers, convolutions, recurrent layers and matrix products, but not biases, scales,
+    the parameters of norms, or tables that are only looked up in, such as position embeddings.
 
     >>> import surgeon, torch
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
@@ -43,7 +43,7 @@ def connection_weights(groups: Groups) -> dict[str, nn.Parameter]:
 
 
 def _source(node: fx.Node) -> fx.Node:
-    """The node whose elements `node` has."""
+    """The node whose elements `node` rearranges."""
     while node.op == "call_function" and len(node.all_input_nodes) == 1:
         moves = is_a(node, "identity", "view", "reorder", "split", "part", "repeat", "cast")
         if not moves and node.target is not operator.getitem:

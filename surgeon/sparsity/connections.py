@@ -1,4 +1,4 @@
-"""Unstructured pruning: single connections are set to zero; `surgeon.sweep` takes what dies with them."""
+"""Unstructured pruning: single connections are set to zero; `surgeon.sweep` removes units that become dead."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def prune_connections(
 ) -> nn.Module:
     """A copy of `model` whose connections of least magnitude are zero.
 
-    Connections are the entries of weights that inputs are multiplied with before they are summed: those of linear
-    layers, convolutions, recurrent layers and matrix products; biases, norms and looked-up tables have none. They stay
-    zero in training with `surgeon.Masks.of_zeros`.
+    Connections are the entries of weights in sums of products: those of linear layers, convolutions, recurrent layers
+    and matrix products, but not biases, the parameters of norms, or lookup tables. `surgeon.Masks.of_zeros` keeps them
+    at zero in training.
 
     Args:
         model: any module that `torch.export` can trace; it is left as it is.
-        amount: the share of the connections to set to zero, at least 0 and less than 1; those that are zero already
-            count.
+        amount: the share of the connections to set to zero, at least 0 and less than 1, including those that are zero
+            already.
         scope: "global" ranks all connections of the model together, "local" those of each weight.
-        threshold: instead of an amount, the magnitude below which connections go.
+        threshold: instead of `amount`, the magnitude below which connections are set to zero.
         ignore: module names, globs, modules or parameters to leave alone.
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
             safe.
@@ -69,7 +69,10 @@ def prune_connections(
     left_alone = ignoring(model, ignore)
     chosen = [name for name in connection_weights(groups) if not left_alone(name)]
     if not chosen:
-        raise NothingToPrune(f"{type(model).__name__} has no weight to prune that inputs are multiplied with")
+        raise NothingToPrune(
+            f"{type(model).__name__} has no weight to prune: no linear layer, convolution, recurrent layer or matrix "
+            "product outside of ignore="
+        )
     sparse = duplicate(model)
     weights = [sparse.get_parameter(name).detach() for name in chosen]
     if threshold is not None:
@@ -84,7 +87,7 @@ def prune_connections(
 
 
 def least(weights: list[Tensor], share: float) -> list[Tensor]:
-    """Masks of the entries of least magnitude, that share of all of them; of equals the first.
+    """Masks of the entries of least magnitude, a `share` of all entries; of equal ones the first.
 
     >>> least([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 0.5])], 0.75)
     [tensor([True, True]), tensor([False, True])]

@@ -1,4 +1,4 @@
-"""What is constant in a network, and what is read, element by element."""
+"""Dataflow analysis of a network, element by element: what is constant, and what the outputs depend on."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from surgeon.rules.base import size_of
 from surgeon.sparsity.influence import Influence, Operands, influence
 from surgeon.verification.check import checked_inputs
 
-#: Called with each operator as soon as its operands and its result are known.
+#: Called with each operator once its operands and its result are known.
 Look = Callable[[Operands], None]
 
 
 def gather(groups: Groups, look: Look) -> dict[fx.Node, Any]:
-    """Go through the graph forward for what is constant, and backward for what is read; gives the latter.
+    """A forward pass for what is constant, then a backward pass for what is read; returns masks of the latter by node.
 
-    `look` is called with each operator on the way forward, while the values of its operands are there. Of nodes without
-    a mask nothing is read; of those with several results it is a dict of masks by index.
+    `look` is called with each operator in the forward pass, while the values of its operands are available. Nothing is
+    read of nodes without a mask; nodes with several results have a dict of masks by index.
     """
     traced: dict[fx.Node, tuple[Operands, Influence]] = {}
     _forward(groups, look, traced)
@@ -43,7 +43,8 @@ def _forward(groups: Groups, look: Look, traced: dict[fx.Node, tuple[Operands, I
             if node.op == "placeholder":
                 unknown[node] = torch.ones(value.shape, dtype=torch.bool) if isinstance(value, Tensor) else None
             elif node.target is operator.getitem:
-                unknown[node] = _item(unknown.get(node.all_input_nodes[0]), node.args[1])
+                masks, index = unknown.get(node.all_input_nodes[0]), node.args[1]
+                unknown[node] = masks[index] if isinstance(masks, list) and isinstance(index, int) else masks
             elif node.op == "call_function":
                 own = {n: unknown[n] for n in node.all_input_nodes if n in unknown}
                 operands = Operands(node, run.operands(node), own, value)
@@ -54,9 +55,6 @@ def _forward(groups: Groups, look: Look, traced: dict[fx.Node, tuple[Operands, I
             for dead in run.drop(node):
                 unknown.pop(dead, None)
 
-
-def _item(masks: Any, index: Any) -> Any:
-    return masks[index] if isinstance(masks, list) and isinstance(index, int) else masks
 
 
 def _backward(groups: Groups, traced: dict[fx.Node, tuple[Operands, Influence]]) -> dict[fx.Node, Any]:
@@ -79,7 +77,7 @@ def _backward(groups: Groups, traced: dict[fx.Node, tuple[Operands, Influence]])
 
 
 def _transposed(operands: Operands, found: Influence, read: Any) -> dict[fx.Node, Tensor]:
-    """The elements of a node's operands that what is read of its result depends on."""
+    """The elements of a node's operands on which the read elements of its result depend."""
     masks = {n: torch.zeros(shape, dtype=torch.float32, requires_grad=True) for n, shape in operands.live.items()}
     with torch.enable_grad():
         result = found.apply(masks)

@@ -1,8 +1,8 @@
 """Which elements of an operator's result depend on which elements of its operands.
 
-Each operator has a linear function of non-negative masks: an element of its result is positive where it depends on an
-element that is. Run forward on what depends on the model's inputs, it says what is constant; its transpose, run
-backward from the model's outputs, says what is read. Where an operator is not known, all depends on all.
+Each operator has a linear function of non-negative masks: an element of its result is positive if it depends on a
+positive element of an operand. Run forward from the model's inputs, it tells what is constant; its transpose, run
+backward from the model's outputs, tells what is read. For an unknown operator, everything depends on everything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from surgeon.rules.pointwise import elementwise, prelu, unary
 
 Masks = Mapping[fx.Node, Tensor]
 
-#: Constants are known to be equal; computed at several positions, they may differ by rounding.
+#: Equal constants that are computed at several positions may differ by rounding.
 ROUNDING = 1e-12
 
 _MOVES = set("""
@@ -43,10 +43,10 @@ _RANDOM = set("rand randn rand_like randn_like randint randperm bernoulli multin
 
 @dataclass(frozen=True)
 class Influence:
-    """`apply` maps the masks of operands to that of the result, or a list of them.
+    """`apply` maps the masks of operands to the mask of the result, or to a list of them.
 
-    `loose` says which elements are no constants even if no input reaches them, as they depend on sizes that may be
-    others in another run, such as the sum over an image.
+    `loose` marks elements that are not constants even if no input reaches them, because they depend on sizes that may
+    vary from run to run, such as the sum over an image.
     """
 
     apply: Callable[[Masks], Any]
@@ -57,7 +57,7 @@ class Influence:
 class Operands:
     """The values of a node's operands, and whether their elements depend on the model's inputs.
 
-    `live` are the operands that are computed tensors: the model's own are constant and need no mask.
+    `live` are the operands that are computed tensors; the model's own tensors are constant and need no mask.
     """
 
     node: fx.Node
@@ -67,34 +67,31 @@ class Operands:
 
     def __post_init__(self) -> None:
         inputs = self.node.all_input_nodes
-        self.live = {n: self.values[n].shape for n in inputs if n.op != "get_attr" and _is_tensor(self.values[n])}
+        computed = [n for n in inputs if n.op != "get_attr" and isinstance(self.values[n], Tensor)]
+        self.live = {n: self.values[n].shape for n in computed}
         self.shape = _shapes(self.result)
 
     def is_live(self, operand: object) -> bool:
         return isinstance(operand, fx.Node) and operand in self.live
 
     def forget(self) -> None:
-        """Let go of all values that were computed: the influence does not need them."""
+        """Drop all computed values, which the influence does not need."""
         for n in self.live:
             self.values.pop(n)
         self.unknown.clear()
         self.result = None
 
     def matters(self, operand: fx.Node) -> Tensor:
-        """Where an operand is not known to be zero."""
+        """The elements of an operand that are not known to be zero."""
         value, unknown = self.values[operand], self.unknown.get(operand)
         return ((value != 0) | unknown if unknown is not None else value != 0).float()
 
     def varies(self, operand: fx.Node, over: Sequence[int]) -> Tensor:
-        """Whether an operand's elements are not one known constant along these dims."""
+        """Where an operand's elements are not one known constant along these dims."""
         value, unknown = self.values[operand].double(), self.unknown.get(operand)
         spread = value.amax(tuple(over), keepdim=True) - value.amin(tuple(over), keepdim=True)
         varies = ~(spread <= ROUNDING * value.abs().amax(tuple(over), keepdim=True))
         return varies | unknown.any(dim=tuple(over), keepdim=True) if unknown is not None else varies
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
 
 
 def _shapes(result: Any) -> Any:
@@ -108,14 +105,14 @@ def _zeros(*shape: int) -> Tensor:
 
 
 def influence(o: Operands) -> tuple[Influence, Any]:
-    """The influence of a node's operands on its result; and which elements of it depend on the model's inputs."""
+    """The influence of a node's operands on its result, and which elements of that depend on the model's inputs."""
     masks = {n: o.unknown[n].float() for n in o.live}
     try:
         found = _by_operator(o)
         return found, _either(found.apply(masks), found.loose)
     except RuleDoesNotApply:
         pass
-    except Exception as error:  # noqa: BLE001  (a rule that is wrong about one operator must not stop the run)
+    except Exception as error:  # noqa: BLE001  (a faulty rule for one operator must not stop the run)
         failed(o.node, error)
     found = _everything(o)
     return found, _either(found.apply(masks), found.loose)
@@ -131,8 +128,9 @@ def _either(masks: Any, loose: Any) -> Any:
 
 def _by_operator(o: Operands) -> Influence:
     node, name = o.node, operator_name(o.node)
-    if name in _RANDOM or (name.endswith("dropout") and _training(node)):
-        return Influence(_everything(o).apply, _loose(o.shape))
+    trains = name.endswith("dropout") and any(arguments(node).get(flag) for flag in ("train", "training"))
+    if trains or name in _RANDOM:
+        return _everything(o)
     if not o.live:
         return Influence(lambda masks: _spread(o.shape, _zeros()))
     a = arguments(node)
@@ -162,9 +160,6 @@ def _by_operator(o: Operands) -> Influence:
     return _everything(o)
 
 
-def _training(node: fx.Node) -> bool:
-    return bool(arguments(node).get("train", arguments(node).get("training")))
-
 
 def _loose(shape: Any) -> Any:
     if isinstance(shape, list):
@@ -191,7 +186,7 @@ def _index_nodes(a: Mapping[str, Any]) -> list[fx.Node]:
 
 
 def _moved(o: Operands, a: Mapping[str, Any], indices: Mapping[fx.Node, Tensor], masks: Masks) -> Any:
-    """The operator moves the masks as it moves the values; what it adds is constant."""
+    """Move the masks as the operator moves the values; the elements that it adds are constant."""
     kept = set(_index_nodes(a))
 
     def replace(n: fx.Node) -> Any:
@@ -208,12 +203,12 @@ def _moved(o: Operands, a: Mapping[str, Any], indices: Mapping[fx.Node, Tensor],
         mode = {"mode": a["mode"]} if a.get("mode") else {}
         return torch.nn.functional.pad(args[0], fx.node.map_arg(a["pad"], lambda n: o.values[n]), **mode)
     if operator_name(o.node) in ("view", "_unsafe_view") and "dtype" not in a:
-        return args[0].reshape(*args[1:])  # memory may be laid out in another way than the values were
+        return args[0].reshape(*args[1:])  # the mask's memory layout may differ from the value's
     return o.node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _product(o: Operands, a: Mapping[str, Any]) -> Influence:
-    """A factor that is zero hides the other one."""
+    """A zero factor hides the other factor."""
     x, y = a["self"], a["other"]
     if x is y or not (isinstance(x, fx.Node) and isinstance(y, fx.Node)):
         zero = not isinstance(y, fx.Node) and y == 0
@@ -227,7 +222,7 @@ def _scaled(o: Operands, n: fx.Node) -> Tensor:
 
 
 def _bilinear(o: Operands, a: Mapping[str, Any], x: Any, y: Any) -> Influence:
-    """Sums of products: a factor that is zero hides the other one. Addends are added."""
+    """Sums of products, in which a zero factor hides the other factor, plus addends."""
     matters = {n: o.matters(n) for n in (x, y)}
     addends = [n for n in o.live if n is not x and n is not y]
 
@@ -276,7 +271,7 @@ def _window_rank(name: str) -> int:
 
 
 def _windows(o: Operands, rank: int) -> Influence:
-    """Each channel depends on itself, anywhere in the image."""
+    """Each channel depends on all positions of the same channel."""
     if len(o.live) != 1:
         raise RuleDoesNotApply("several computed operands")
     (x,) = o.live
@@ -287,14 +282,14 @@ def _windows(o: Operands, rank: int) -> Influence:
 
 
 def _live(o: Operands, x: Any) -> torch.Size:
-    """The shape of an operand that is computed."""
+    """The shape of an operand, which must be computed."""
     if not o.is_live(x):
         raise RuleDoesNotApply("the normalized tensor is not computed")
     return o.live[x]
 
 
 def _normalized(o: Operands, a: Mapping[str, Any], x: Any, shape: Sequence[int], over: Sequence[int]) -> Influence:
-    """All elements that a statistic is taken over count, unless their scale is zero."""
+    """All elements that a statistic is taken over count, unless the scale is zero."""
     shape_of_x = _live(o, x)
     weight = a.get("weight")
     scale = o.matters(weight).reshape(shape) if isinstance(weight, fx.Node) else torch.ones((), dtype=torch.float32)
@@ -354,13 +349,13 @@ def _glu(o: Operands, a: Mapping[str, Any]) -> Influence:
 
 
 def _attention(o: Operands, a: Mapping[str, Any]) -> Influence:
-    """Weights that sum to one: values that are the same constant everywhere come out as they are."""
+    """Attention weights sum to one, so values that are the same constant everywhere come out unchanged."""
     q, k, v, given = a["query"], a["key"], a["value"], a.get("attn_mask")
     if a.get("enable_gqa") or not all(o.is_live(n) for n in (q, k, v)):
         return _everything(o)
     of_q, of_k = o.matters(q).amax(-2, keepdim=True), o.matters(k).amax(-2, keepdim=True)
     varies = o.varies(v, [-2])
-    if o.is_live(given):  # a row that is masked as a whole has no weights that sum to one
+    if o.is_live(given):  # the weights of a fully masked row don't sum to one
         varies = varies | (o.values[v] != 0).any(-2, keepdim=True)
 
     def apply(masks: Masks) -> Tensor:

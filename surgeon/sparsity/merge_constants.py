@@ -1,7 +1,7 @@
-"""Constants that no bias can take over: one of them takes over the others.
+"""Constant channels that no bias can absorb: one of them absorbs the others.
 
-Under a convolution with zeros around its image, a constant channel adds less at the borders. So does any other constant
-channel: its kernels times the ratio of the two constants can be added to those of one that is left.
+Under a convolution with zero padding, a constant channel contributes less at the borders, so no bias can replace it.
+Another constant channel can: the removed channel's kernels, times the ratio of the two constants, are added to its own.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from surgeon.sparsity.readers import Reader
 
 @dataclass(frozen=True)
 class Merge:
-    """The unit `left` takes over the units `gone`, in each of the readers."""
+    """The unit `left` absorbs the units `gone`, in each of the readers."""
 
     left: int
     gone: tuple[int, ...]
     readers: tuple[Reader, ...]
 
     def shifts(self, groups: Groups) -> dict[str, np.ndarray]:
-        """What is to be added to the weights of the readers."""
+        """The changes of the readers' weights, by name."""
         found = {}
         for reader in self.readers:
             assert reader.weight is not None and reader.values is not None
@@ -39,9 +39,9 @@ class Merge:
 
 
 def merge(groups: Groups, group: Group, blockers: Mapping[int, list[Reader]]) -> Merge | None:
-    """One of the units that can't go takes over as many others as it can; None where there are not two of the kind.
+    """The merge of units that can't be removed otherwise; None if there are fewer than two that can be merged.
 
-    `blockers` are the readers for which each unit can't go.
+    `blockers` are the readers because of which each unit can't be removed.
     """
     able = [unit for unit, readers in blockers.items() if all(_constant(groups, group, r, unit) for r in readers)]
     found = {id(reader): reader for unit in able for reader in blockers[unit]}
@@ -49,18 +49,18 @@ def merge(groups: Groups, group: Group, blockers: Mapping[int, list[Reader]]) ->
     if len(able) < 2:
         return None
     sizes = [min(_size(reader, unit) for reader in readers) for unit in able]
-    left = able[int(np.argmax(sizes))]  # the largest constant, so that no weight grows much
+    left = able[int(np.argmax(sizes))]  # the largest constant, so that weights grow little
     return Merge(left, tuple(unit for unit in able if unit != left), readers) if max(sizes) > 0 else None
 
 
 def _size(reader: Reader, unit: int) -> float:
-    """The magnitude of a unit's constant; 0 where it is none."""
+    """The magnitude of a unit's constant; 0 if it is not constant."""
     assert reader.values is not None
     return float(abs(np.nan_to_num(reader.values[0, unit])))
 
 
 def _constant(groups: Groups, group: Group, reader: Reader, unit: int) -> bool:
-    """Whether a unit is blocked as a constant under padding alone, where its channels are the group's units."""
+    """Whether only padding prevents the removal of a constant unit, and the reader's channels are the group's units."""
     return (
         reader.padded
         and reader.weight is not None

@@ -1,4 +1,4 @@
-"""Operators that sum over units: what each unit adds to what they compute."""
+"""Operators that sum over units: what each unit contributes to their results."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _PRODUCTS = {
     "dot": ("self", "tensor"), "addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"),
 }
 
-NO_PLACE = "a constant that is not zero, and nothing there can take it over"
-PADDED = "a constant that is not zero under a convolution with padding: at the borders it is missing"
+NO_PLACE = "a nonzero constant, and there is no bias or running mean to fold it into"
+PADDED = "a nonzero constant under a convolution with padding, whose zeros lack it at the borders"
 UNEVEN = "a constant that is not the same everywhere"
 STATISTIC = "a statistic is taken over the unit and others"
 
 
 @dataclass(frozen=True)
 class Target:
-    """The tensor that takes over a constant which an operator's result loses: it is added `sign` times."""
+    """The tensor into which a constant that an operator's result loses is folded, with this sign."""
 
     tensor: str
     sign: int
@@ -37,12 +37,12 @@ class Target:
 
 @dataclass
 class Reader:
-    """An operator and an axis that it sums over, or takes a statistic over.
+    """An operator and an axis over which it sums or takes a statistic.
 
-    By positions of the axis: `zero` says whether it adds nothing, whatever is read; `known` whether what is summed is
-    constant. A linear layer or convolution has `weights` (groups, outputs a group, positions), summed over the kernel,
-    and `values` (groups, positions) of what it reads: NaN where that is not one known constant; `weight` is the name of
-    its weight, if that belongs to it alone.
+    For each position of the axis, `zero` says whether it contributes nothing, whatever is read, and `known` whether the
+    summed values are constant. A linear layer or convolution has `weights` (groups, outputs per group, positions),
+    summed over the kernel, and the `values` (groups, positions) that it reads, NaN where they are not one known
+    constant; `weight` is the name of its weight, if no other operator uses it.
     """
 
     node: fx.Node
@@ -62,35 +62,29 @@ class Reader:
         return where(self.node)
 
     def blocked(self, read: Any) -> dict[int, str]:
-        """The positions that can't go, each with the reason; `read` are the elements that are read of the result."""
+        """The positions that can't be removed, with reasons; `read` masks the elements of the result that are read."""
         if read is None or (isinstance(read, Tensor) and not read.any()):
             return {}
         if self.statistic:
             return dict.fromkeys(range(self.axis.size), STATISTIC)
         if self.matters is None or self.values is None or not isinstance(read, Tensor):
-            return {int(p): self._constant(int(p)) for p in np.flatnonzero(~self.zero)}
-        rows = self._rows(read)
+            return {p: NO_PLACE if self.known[p] else "" for p in np.flatnonzero(~self.zero).tolist()}
+        name = operator_name(self.node)
+        channel = read.dim() - 1 if name == "linear" else read.dim() - int(name[4]) - 1  # conv1d, conv2d, conv3d
+        rows = read.movedim(channel, 0).flatten(1).any(1).numpy().reshape(self.matters.shape[:2])
         needed = (self.matters & rows[:, :, None]).any(1)  # by groups and positions
         foldable = np.isfinite(self.values) & ((self.values == 0) | (self.target is not None and not self.padded))
         found = {}
-        for p in np.flatnonzero((needed & ~foldable).any(0)):
-            found[int(p)] = self._why(self.values[needed[:, p] & ~foldable[:, p], p], bool(self.known[p]))
+        for p in np.flatnonzero((needed & ~foldable).any(0)).tolist():
+            found[p] = self._why(self.values[needed[:, p] & ~foldable[:, p], p], bool(self.known[p]))
         return found
 
     def shift(self, gone: np.ndarray) -> np.ndarray:
-        """What the result loses with these positions, by output channel."""
+        """What each output channel loses with these positions."""
         assert self.weights is not None and self.values is not None
         values = np.nan_to_num(self.values[:, gone])
         return np.einsum("gop,gp->go", self.weights[:, :, gone], values).ravel()
 
-    def _rows(self, read: Tensor) -> np.ndarray:
-        assert self.matters is not None
-        dim = _output_dim(self.node, read)
-        rows = read.movedim(dim, 0).flatten(1).any(1).numpy()
-        return rows.reshape(self.matters.shape[:2])
-
-    def _constant(self, position: int) -> str:
-        return NO_PLACE if self.known[position] else ""
 
     def _why(self, values: np.ndarray, known: bool) -> str:
         if not known:
@@ -101,14 +95,14 @@ class Reader:
 
 
 def readers(groups: Groups, o: Operands) -> list[Reader]:
-    """The axes with prunable units that a node sums over."""
+    """The axes with prunable units over which a node sums or takes a statistic."""
     typed = groups.typed[o.node]
-    found = []
-    for axes, statistic in ((typed.contracted, False), (typed.reduced, True)):
-        for axis in axes:
-            if any(leaf.id in groups.names for leaf in groups.space.leaves(axis)):
-                found.append(_reader(groups, o, axis, statistic))  # noqa: PERF401
-    return found
+    return [
+        _reader(groups, o, axis, statistic)
+        for axes, statistic in ((typed.contracted, False), (typed.reduced, True))
+        for axis in axes
+        if any(leaf.id in groups.names for leaf in groups.space.leaves(axis))
+    ]
 
 
 def _reader(groups: Groups, o: Operands, axis: Axis, statistic: bool) -> Reader:
@@ -123,7 +117,7 @@ def _reader(groups: Groups, o: Operands, axis: Axis, statistic: bool) -> Reader:
             zero.append(np.stack([_by_position(~o.matters(n).bool(), dim) for n, dim in same]).any(0))
         if same and all(n in o.unknown for n, _ in same):
             known.append(np.stack([_by_position(~o.unknown[n], dim) for n, dim in same]).all(0))
-    # where the axis is summed over twice, as in the sum of a matrix, what is gone must add nothing either way
+    # If the axis is summed over twice, as in the sum of a matrix, a removed position must add nothing either way.
     for found, into in ((zero, reader.zero), (known, reader.known)):
         if found:
             into[:] = np.stack(found).all(0)
@@ -131,7 +125,7 @@ def _reader(groups: Groups, o: Operands, axis: Axis, statistic: bool) -> Reader:
 
 
 def _by_position(mask: Tensor, dim: int) -> np.ndarray:
-    """Whether all of a mask is set, at each position of a dim."""
+    """For each position of a dim, whether the whole mask is set there."""
     return mask.movedim(dim, 0).reshape(mask.shape[dim], -1).all(1).numpy()
 
 
@@ -142,12 +136,12 @@ def _axis(groups: Groups, node: fx.Node, dim: int) -> Axis:
 
 
 def _every_operand(groups: Groups, o: Operands) -> list[list[tuple[fx.Node, int]]]:
-    """All dims of all computed operands."""
+    """All dims of all computed operands, each on its own."""
     return [[(n, dim)] for n, shape in o.live.items() for dim in range(len(shape)) if len(groups.axes[n]) == len(shape)]
 
 
 def _summed(o: Operands) -> list[list[tuple[fx.Node, int]]]:
-    """For each axis that is summed over: the operands and dims whose elements are multiplied with one another."""
+    """For each axis that is summed over: the operands and dims whose elements are multiplied with each other."""
     name, a = operator_name(o.node), arguments(o.node)
     if name in _PRODUCTS:
         first, second = (a[key] for key in _PRODUCTS[name])
@@ -167,7 +161,7 @@ def _summed(o: Operands) -> list[list[tuple[fx.Node, int]]]:
 
 
 def _describe_layer(groups: Groups, o: Operands, reader: Reader) -> bool:
-    """Fill in what is known of a linear layer or convolution, if it is one."""
+    """Fill in what is known of a linear layer or convolution; False if the node is neither."""
     name = operator_name(o.node)
     a = arguments(o.node)
     linear, convolution = name == "linear", name in ("conv1d", "conv2d", "conv3d")
@@ -184,7 +178,8 @@ def _describe_layer(groups: Groups, o: Operands, reader: Reader) -> bool:
     reader.values = _constants(x, o.unknown[a["input"]], channel).reshape(count, -1)
     by_group = _by_position(~o.unknown[a["input"]], channel).reshape(count, -1)
     reader.known = np.asarray(by_group.all(axis=0))
-    reader.padded = convolution and not _unpadded(a["padding"])
+    padding: Any = a.get("padding")
+    reader.padded = convolution and (padding != "valid" if isinstance(padding, str) else any(padding))
     reader.target = _target(groups, o.node, a)
     own = _own(groups, a["weight"], o.node, 1)
     reader.weight = own.tensor if own is not None else None
@@ -192,7 +187,7 @@ def _describe_layer(groups: Groups, o: Operands, reader: Reader) -> bool:
 
 
 def _constants(x: Tensor, unknown: Tensor, channel: int) -> np.ndarray:
-    """The one value of each channel, NaN where it has none that is known."""
+    """The one value of each channel, NaN where there is no single known value."""
     by_channel, unknown = x.double().movedim(channel, 0).flatten(1), unknown.movedim(channel, 0).flatten(1)
     first = by_channel[:, :1]
     close = (by_channel - first).abs() <= ROUNDING * by_channel.abs().amax(1, keepdim=True)
@@ -200,18 +195,8 @@ def _constants(x: Tensor, unknown: Tensor, channel: int) -> np.ndarray:
     return torch.where(single, first[:, 0], torch.nan).numpy()
 
 
-def _unpadded(padding: Any) -> bool:
-    return padding == "valid" if isinstance(padding, str) else not any(padding)
-
-
-def _output_dim(node: fx.Node, result: Tensor) -> int:
-    if operator_name(node) == "linear":
-        return result.dim() - 1
-    return result.dim() - int(operator_name(node)[4]) - 1
-
-
 def _target(groups: Groups, node: fx.Node, a: dict[str, Any]) -> Target | None:
-    """A bias that belongs to the operator alone, or the running mean of the BatchNorm that alone reads its result."""
+    """The operator's own bias, or the running mean of the BatchNorm that alone reads its result."""
     if a["bias"] is not None:
         return _own(groups, a["bias"], node, 1)
     users = list(node.users)
@@ -225,6 +210,7 @@ def _target(groups: Groups, node: fx.Node, a: dict[str, Any]) -> Target | None:
 
 
 def _own(groups: Groups, tensor: fx.Node, user: fx.Node, sign: int) -> Target | None:
+    """The tensor of a node as a target, if `user` alone uses it."""
     graph = groups.graph
     names = {n: graph.canonical.get(graph.tensors.get(n.name, "")) for n in graph.nodes if n.op == "get_attr"}
     name = names.get(tensor)

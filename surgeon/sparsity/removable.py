@@ -1,4 +1,4 @@
-"""Which units can go without a change of the outputs, and what takes over what they added."""
+"""Which units can be removed without changing the outputs, and where their contributions are folded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from surgeon.groups.coupling import Group, Groups
 from surgeon.sparsity.dataflow import gather
-from surgeon.sparsity.influence import Operands
 from surgeon.sparsity.merge_constants import Merge, merge
 from surgeon.sparsity.readers import STATISTIC, Reader, readers
 
@@ -19,7 +18,7 @@ LAST = "a layer can't be empty"
 
 @dataclass(frozen=True)
 class Found:
-    """What became of the units of one group: how many have no input or no output, and why others of these are left."""
+    """What a sweep found in one group: the removed units without input and without output, and why others are left."""
 
     name: str
     size: int
@@ -31,7 +30,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The units to keep by leaf, what to add to which tensors, and a line for each group."""
+    """The units to keep by leaf, what to add to which tensors, and an entry for each group."""
 
     keep: dict[int, tuple[int, ...]]
     shifts: dict[str, np.ndarray]
@@ -39,17 +38,13 @@ class Sweep:
 
 
 def find(groups: Groups) -> Sweep:
-    """All units that are constant or read by nobody, and that can go.
+    """All units that can be removed because they are constant or nothing reads them.
 
-    One pass forward and one backward find all of them: to take a constant unit away changes no value, and a unit that
-    is read by such units alone is not read.
+    One forward and one backward pass find all of them: removing a constant unit changes no value, and a unit that only
+    such units read is itself not read.
     """
     known: list[Reader] = []
-
-    def look(operands: Operands) -> None:
-        known.extend(readers(groups, operands))
-
-    read = gather(groups, look)
+    read = gather(groups, lambda operands: known.extend(readers(groups, operands)))
     blocked = [reader.blocked(read.get(reader.node)) for reader in known]
     keep: dict[int, tuple[int, ...]] = {}
     lines = []
@@ -87,7 +82,7 @@ def _decide(
                 blockers.setdefault(unit, []).append(reader)
                 if not reader.known[position]:
                     alive[unit] = True
-                elif reader.statistic:  # what follows a statistic is not constant, but the unit was before
+                elif reader.statistic:  # the unit was constant before the statistic, but is not after it
                     reasons[unit] = f"{reader.place}: {why[position]}"
                 else:
                     reasons.setdefault(unit, f"{reader.place}: {why[position]}")
@@ -109,7 +104,7 @@ def _decide(
 
 
 def _shifts(groups: Groups, keep: Mapping[int, tuple[int, ...]], known: list[Reader]) -> dict[str, np.ndarray]:
-    """What is to be added to tensors of the model for the constants that go."""
+    """The changes of the model's tensors that make up for the removed constants."""
     kept = groups.kept(keep)
     found: dict[str, np.ndarray] = {}
     for reader in known:

@@ -1,4 +1,4 @@
-"""What a sweep took away, as a value and as a table."""
+"""What a sweep removed, as a value and as a table."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from surgeon.sparsity.removable import Found
 class SweepReport:
     """What `surgeon.sweep` did.
 
-    `groups` has a line for each group of coupled units; `params` are the parameters before and after, `deviation` is
-    the largest of the outputs, relative, in float64, and `form` is "module" (the user's own class) or "graph".
+    `groups` has an entry for each group of coupled units; `params_before` and `params_after` count parameters,
+    `deviation` is the largest relative deviation of an output, in float64, and `form` is "module" (the user's own
+    class) or "graph".
     """
 
     model: str
@@ -27,29 +28,25 @@ class SweepReport:
 
     @property
     def removed(self) -> int:
-        """How many units went."""
+        """The number of removed units."""
         return sum(group.size - group.kept for group in self.groups)
 
     @property
     def constant(self) -> int:
-        """How many of them had no input."""
+        """The number of removed units without input, which were constant."""
         return sum(group.constant for group in self.groups)
 
     @property
     def unread(self) -> int:
-        """How many of them had inputs, but nobody who reads them."""
+        """The number of removed units with inputs but without output, which nothing reads."""
         return sum(group.unread for group in self.groups)
 
     @property
     def left(self) -> dict[str, int]:
-        """Why dead units were left, and how many."""
-        total: Counter[str] = Counter()
-        for group in self.groups:
-            total.update(group.left)
-        return dict(total)
+        """The number of dead units that were left, by the reason why."""
+        return dict(sum((Counter(group.left) for group in self.groups), Counter()))
 
     def to_json(self) -> str:
-        """All of it as JSON."""
         groups = [{**vars(group), "left": dict(group.left)} for group in self.groups]
         totals = {"removed": self.removed, "constant": self.constant, "unread": self.unread, "left": self.left}
         return json.dumps({**vars(self), **totals, "groups": groups}, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Removes the units that died when connections were pruned: those without input, and those without output."""
+"""Removes units that are dead after connections were pruned: those without input, and those without output."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ Form = Literal["module", "graph"]
 def sweep(
     model: nn.Module, example_inputs: Any = None, *, threshold: float = 0.0, return_report: bool = False
 ) -> Any:
-    """A smaller copy of `model` without the neurons and channels that are dead, and with the same outputs.
+    """A smaller copy of `model` without its dead neurons and channels, and with the same outputs.
 
-    A unit is dead when none of its inputs is connected, or when nobody reads it; each that goes may leave others dead,
-    and these go too. A unit without inputs is constant: what it adds to the layers that read it goes into their
-    biases, or into the running mean of the BatchNorm behind them. Where that can't be, the unit is left, and the
-    report says so; of constants that are not zero under a convolution with padding one is left, which takes over what
-    the others add. Outputs are compared in float64.
+    A unit is dead if none of its inputs is connected, or if nothing reads it; units that become dead when others are
+    removed are removed too. A unit without inputs is constant: its contribution to the layers that read it is folded
+    into their biases, or into the running mean of the BatchNorm that follows. Where that is impossible, the unit is
+    left, and the report says why; of nonzero constants under a convolution with padding, one is left, which absorbs
+    the others. Outputs are compared in float64.
 
     Args:
-        model: any module that `torch.export` can trace; it is left as it is. What it computes in eval mode counts.
+        model: any module that `torch.export` can trace; it is left as it is. Its outputs in eval mode are preserved.
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
             safe.
-        threshold: parameters' entries below it in magnitude are set to zero before, as after training with an L1
-            penalty. Outputs are then those of the model with these zeros.
+        threshold: entries of parameters below it in magnitude are set to zero first, as is useful after training with
+            an L1 penalty. Outputs are then those of the model with these zeros.
         return_report: return `(slim, SweepReport)`.
 
     Returns:
-        The smaller module, in the user's own class where that is possible, or `(module, SweepReport)`. A copy of the
-        model where no unit is dead.
+        The smaller module, in the user's own class where possible, or `(module, SweepReport)`. If no unit is dead, it
+        is a copy of the model.
 
     Raises:
         InvalidArgument, InvalidInputs, InvalidModel: bad input.
         TraceError: `torch.export` can't trace the model.
-        NotEquivalent: the outputs are not the same; please report the network.
+        NotEquivalent: the outputs differ; please report the network.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> _ = net[0].weight.data[:3].zero_(), net[2].weight.data[:, 5].zero_()
@@ -83,7 +83,7 @@ def sweep(
 
 
 def _cut(work: nn.Module, groups: Groups, swept: Sweep) -> tuple[nn.Module, Form, float]:
-    """The smaller module, its form, and its deviation from `work`, whose tensors take over the constants."""
+    """The smaller module, its form, and its deviation from `work`, into whose tensors the constants are folded."""
     graph = groups.graph
     before = {name: graph.tensor(name).detach().clone() for name, c in graph.canonical.items() if c in swept.shifts}
     exact = _shifted(groups, swept)
@@ -102,7 +102,7 @@ def _cut(work: nn.Module, groups: Groups, swept: Sweep) -> tuple[nn.Module, Form
 
 
 def _shifted(groups: Groups, swept: Sweep) -> dict[str, Tensor]:
-    """Let tensors of the traced model take over the constants that go; and what they would be in float64."""
+    """Fold the constants that are removed into tensors of the traced model; returns these tensors in float64."""
     exact = {}
     for name, shift in swept.shifts.items():
         tensor = groups.graph.tensor(next(n for n, c in groups.graph.canonical.items() if c == name))

@@ -1,4 +1,4 @@
-"""Studies: many runs of train, prune and retrain with their baselines, one row a run, a table and plots in the end."""
+"""Studies: many train-prune-retrain runs with baselines, one result row per run, summarized in a table and plots."""
 
 from surgeon.study.runs import Run, grid
 from surgeon.study.study import Study

@@ -1,4 +1,4 @@
-"""Single connections pruned while a model trains."""
+"""Unstructured pruning while a model trains."""
 
 from __future__ import annotations
 
@@ -10,44 +10,40 @@ from torch import Tensor, nn
 from surgeon.groups.coupling import Groups
 from surgeon.sparsity.connection_weights import connection_weights
 from surgeon.sparsity.connections import least
-from surgeon.study.training import Penalty
+from surgeon.training.regularizers import Regularizer
 from surgeon.training.schedules import Schedule, share_at
 from surgeon.training.weight_masks import Masks
 
 
 class Connections:
-    """Masks the least connections of a model, in place, as a schedule says; a pruner as the training loop sees one.
+    """Masks a model's connections of least magnitude, in place and on a schedule; a hook of the training loop.
 
-    With a `seed` those that go are drawn at random instead.
+    With a `seed`, the connections are drawn at random instead.
     """
 
     def __init__(
         self, model: nn.Module, groups: Groups, target: float, schedule: Schedule, *, scope: str, seed: int | None,
-        penalty: Penalty | None,
+        regularizer: Regularizer | None,
     ) -> None:
-        self.model, self.names, self.target, self.schedule = model, connection_weights(groups), target, schedule
-        self.scope, self.seed, self.penalty = scope, seed, penalty
+        self.model, self.groups, self.target, self.schedule = model, groups, target, schedule
+        self.scope, self.seed, self.regularizer = scope, seed, regularizer
         self.masks = Masks(model)
         self.count, self.share = 0, 0.0
         self._prune()
 
     def regularize(self) -> None:
-        """Add the penalty's gradients."""
-        if self.penalty is not None:
-            self.penalty.regularize()
+        if self.regularizer is not None:
+            self.regularizer(self.groups)
 
     def step(self) -> None:
-        """Mask what is due, and hold what is masked at zero."""
         self.count += 1
         self.masks.enforce()
         self._prune()
 
     def state_dict(self) -> dict[str, Any]:
-        """The masks, and where it is."""
         return {"count": self.count, "share": self.share, "masks": self.masks.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
         self.count, self.share = state["count"], state["share"]
         self.masks.load_state_dict(state["masks"])
 
@@ -58,8 +54,8 @@ class Connections:
             self.masks.set(self._keep(self.target * share))
 
     def _keep(self, share: float) -> dict[str, Tensor]:
-        """Which connections stay; those that are masked are the least."""
-        weights = {name: self.model.get_parameter(name).detach() for name in self.names}
+        """The masks of the connections that stay; those masked earlier are zero, and so the least."""
+        weights = {name: self.model.get_parameter(name).detach() for name in connection_weights(self.groups)}
         if self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed)
             drawn = {name: 1 - torch.rand(value.shape, generator=generator) for name, value in weights.items()}

@@ -1,4 +1,4 @@
-"""The plots of a study: the metric against MACs, and against measured latency, with the spread over seeds."""
+"""The plots of a study: the metric over MACs and over measured latency, with the range over seeds."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ Place = Callable[[Row], float]
 
 
 def available() -> bool:
-    """Whether matplotlib is there."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def by_macs(rows: Sequence[Row]) -> Any:
-    """The metric after retraining against the share of the MACs that is left; of connections, of the weights."""
+    """The metric after retraining over the share of MACs left, or of weights where connections are pruned."""
     return _plot(rows, _left, "MACs left (of connections: weights left)", 100)
 
 
 def by_latency(rows: Sequence[Row]) -> Any:
-    """The metric after retraining against the measured milliseconds of one sample."""
+    """The metric after retraining over the measured milliseconds per sample."""
     return _plot([row for row in rows if "latency" in row], lambda row: row["latency"]["ms"], "measured latency, ms", 1)
 
 
@@ -37,7 +36,7 @@ def _left(row: Row) -> float:
 
 
 def _plot(rows: Sequence[Row], place: Place, axis: str, scale: int) -> Any:
-    """A series for what differs in nothing but ratio and seed: a line of means, a bar from the least to the most."""
+    """A line of means for runs that differ only in ratio and seed, with error bars from the lowest to the highest."""
     kept = [row for row in rows if "error" not in row]
     names = varied(kept)
     series: dict[str, list[tuple[float, list[float]]]] = {}

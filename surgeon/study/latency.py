@@ -1,4 +1,4 @@
-"""The latency of what a study's runs come to, each against the dense model."""
+"""The latency of the models that a study's runs produced, each against the dense model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SECONDS = 2.0
 
 
 def measure(runs: Iterable[Run], store: Store) -> None:
-    """Add to each row the milliseconds of its model and of the dense one, one after the other in this process.
+    """Add to each row the milliseconds of its model and of the dense one, measured one after another in this process.
 
-    Runs are measured when all have been trained, so that nothing else of the study is running.
+    This comes after all runs have been trained, so that nothing else of the study is running.
     """
     todo = [
         (run, row) for run in runs

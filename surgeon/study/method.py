@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -17,21 +18,21 @@ from surgeon.study.connections import Connections
 from surgeon.study.runs import Run, schedule_of
 from surgeon.study.store import Row, Store
 from surgeon.study.task import Task
-from surgeon.study.training import Dense, Penalty, dense, macs, measure, penalty, steps_of, train
+from surgeon.study.training import Dense, dense, macs, measure, penalty, steps_of, train
 from surgeon.support.files import ensure_folder
 from surgeon.training import schedules
 from surgeon.training.pruner import Pruner
 from surgeon.training.rewinding import reinitialize, rewind
 from surgeon.training.schedules import Schedule
 
-#: Pruning in several steps ends after this share of retraining; the rest is for the model to recover.
+#: Iterative pruning ends after this share of retraining; the rest is for the model to recover.
 PRUNING = 1 / 3
-#: Of retraining, what gradients are gathered over before the first units go by them.
+#: The share of retraining over which gradients are accumulated before the first units are removed by them.
 GATHERING = 0.05
 
 
 def carry_out(task: Task, run: Run, store: Store, measured: bool = False) -> Row:
-    """The row of a run, and its model as ONNX where it will be measured. What it was cut off in is gone on with."""
+    """The row of a run, resumed if it was interrupted. Its model is exported to ONNX if it is to be `measured`."""
     start = time.perf_counter()
     base = dense(task, run, store.dense(run))
     work = store.work(run)
@@ -54,44 +55,43 @@ def carry_out(task: Task, run: Run, store: Store, measured: bool = False) -> Row
 
 
 def _prune(task: Task, run: Run, base: Dense, work: Path) -> tuple[nn.Module, float | None]:
-    """The pruned model after retraining, and its metric before; that is not known where the two are one."""
+    """The pruned model after retraining, and its metric before; None if it is pruned during retraining."""
     if run.removed == "connections":
         return _prune_connections(task, run, base, work)
     if run.iterative or run.criterion in GRADIENT_CRITERIA:
         pruner = _pruner(task, run, base)
-        train(task, pruner.model, run, work, epochs=task.retraining, retraining=True, pruner=pruner)
+        train(task, pruner.model, run, work, retraining=True, pruner=pruner)
         return pruner.commit(), None
-    slim = shrink(
-        base.model, run.ratio, example_inputs=task.inputs(), importance=run.criterion, scope=run.scope, align=1,
-        seed=run.seed,
-    )
+    slim = shrink(base.model, run.ratio, **_options(task, run))
     before = measure(task, slim)
     match run.survivors:
         case "rewound":
             rewind(slim, base.early)
         case "reinitialized":
             reinitialize(slim, _other(run))
-    train(task, slim, run, work, epochs=task.retraining, retraining=True)
+    train(task, slim, run, work, retraining=True)
     return slim, before
 
 
+def _options(task: Task, run: Run) -> dict[str, Any]:
+    return {
+        "example_inputs": task.inputs(), "importance": run.criterion, "scope": run.scope, "align": 1, "seed": run.seed,
+    }
+
+
 def _pruner(task: Task, run: Run, base: Dense) -> Pruner:
-    """What prunes a copy of the trained model while it is retrained."""
     return Pruner(
-        copy.deepcopy(base.model), run.ratio, schedule=_schedule(task, run), importance=run.criterion,
-        example_inputs=task.inputs(), scope=run.scope, align=1, seed=run.seed,
-        regularizer=() if (found := penalty(run)) is None else found,
+        copy.deepcopy(base.model), run.ratio, schedule=_schedule(task, run), regularizer=penalty(run),
+        **_options(task, run),
     )
 
 
 def _prune_connections(task: Task, run: Run, base: Dense, work: Path) -> tuple[nn.Module, float | None]:
-    """The same of single connections: the model has its shape, and zeros."""
-    sparse, regularizer = copy.deepcopy(base.model), penalty(run)
-    groups = analyze(sparse, task.inputs())
+    """As `_prune`, for single connections: the model keeps its shape, and has zeros."""
+    sparse = copy.deepcopy(base.model)
     pruner = Connections(
-        sparse, groups, run.ratio, _schedule(task, run), scope=run.scope,
-        seed=run.seed if run.criterion == "random" else None,
-        penalty=None if regularizer is None else Penalty(regularizer, groups),
+        sparse, analyze(sparse, task.inputs()), run.ratio, _schedule(task, run), scope=run.scope,
+        seed=run.seed if run.criterion == "random" else None, regularizer=penalty(run),
     )
     before = None if run.iterative else measure(task, sparse)
     match run.survivors:
@@ -100,32 +100,25 @@ def _prune_connections(task: Task, run: Run, base: Dense, work: Path) -> tuple[n
         case "reinitialized":
             reinitialize(sparse, _other(run))
     pruner.masks.enforce()
-    train(task, sparse, run, work, epochs=task.retraining, retraining=True, pruner=pruner)
+    train(task, sparse, run, work, retraining=True, pruner=pruner)
     return sparse, before
 
 
 def _scratch(task: Task, run: Run, base: Dense, work: Path) -> tuple[nn.Module, None]:
-    """The architecture that pruning leaves, trained from scratch for as long as the pruned model was in all."""
-    if run.criterion in GRADIENT_CRITERIA:  # as far as the pruned model is retrained before its units go
+    """The pruned architecture, trained from scratch for as many epochs as the pruned model in total."""
+    if run.criterion in GRADIENT_CRITERIA:  # retrain as far as the pruned model is before its units are removed
         pruner = _pruner(task, run, base)
-        train(
-            task, pruner.model, run, None, epochs=task.retraining, steps=_gathering(task), retraining=True,
-            pruner=pruner,
-        )
+        train(task, pruner.model, run, None, steps=_gathering(task), retraining=True, pruner=pruner)
         made = pruner.plan
     else:
-        made = plan(
-            base.model, run.ratio, example_inputs=task.inputs(), importance=run.criterion, scope=run.scope, align=1,
-            seed=run.seed,
-        )
+        made = plan(base.model, run.ratio, **_options(task, run))
     return _from_scratch(task, run, made.apply(base.model), work)
 
 
 def _small(task: Task, run: Run, base: Dense, work: Path) -> tuple[nn.Module, None]:
-    """A dense network of equal size: the widths of all layers cut by the same share, trained from scratch."""
-    made = plan(
-        base.model, run.ratio, example_inputs=task.inputs(), importance="random", scope="local", align=1, seed=run.seed
-    )
+    """A dense network of the same size, with the widths of all layers cut by the same share, trained from scratch."""
+    uniform = {"importance": "random", "scope": "local"}
+    made = plan(base.model, run.ratio, **_options(task, run) | uniform)
     return _from_scratch(task, run, made.apply(base.model), work)
 
 
@@ -136,14 +129,13 @@ def _from_scratch(task: Task, run: Run, model: nn.Module, work: Path) -> tuple[n
 
 
 def _longer(task: Task, run: Run, base: Dense, work: Path) -> tuple[nn.Module, float]:
-    """The dense model, trained on for as long as a pruned one is retrained."""
+    """The dense model, trained further for as long as a pruned one is retrained."""
     model = copy.deepcopy(base.model)
-    train(task, model, run, work, epochs=task.retraining, retraining=True)
+    train(task, model, run, work, retraining=True)
     return model, base.metric
 
 
 def _schedule(task: Task, run: Run) -> Schedule:
-    """A run's schedule, over the steps of retraining."""
     kind, count = schedule_of(run)
     total = task.retraining * steps_of(task)
     start = _gathering(task) if run.criterion in GRADIENT_CRITERIA else 0
@@ -159,10 +151,10 @@ def _schedule(task: Task, run: Run) -> Schedule:
 
 
 def _gathering(task: Task) -> int:
-    """The steps of retraining that gradients are gathered over."""
+    """The steps of retraining over which gradients are accumulated."""
     return max(1, round(GATHERING * task.retraining * steps_of(task)))
 
 
 def _other(run: Run) -> int:
-    """A seed that no run has, for weights that are drawn anew."""
+    """A seed that no run uses, for reinitialized weights."""
     return run.seed + 1_000_000

@@ -1,4 +1,4 @@
-"""The runs of a study: what each of them is asked for, and its name."""
+"""The runs of a study: their settings and names."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from surgeon.errors import InvalidArgument
 from surgeon.scoring import CRITERIA, GRADIENT_CRITERIA
-from surgeon.support.arguments import SCOPES, SHARE
+from surgeon.support.arguments import SCOPES, SHARE, choice
 
-#: What is done: prune a trained model; train the pruned architecture, or a dense network of equal size with all widths
-#: cut alike, from scratch; or train the dense model for as long.
+#: Prune a trained model; train the pruned architecture, or a dense network of the same size with all widths cut alike,
+#: from scratch; or train the dense model for as long.
 METHODS = ("prune", "scratch", "small", "dense")
-#: What becomes of the weights that are left.
+#: What happens to the remaining weights before retraining.
 SURVIVORS = ("kept", "rewound", "reinitialized")
 #: What is removed: coupled units, or single connections.
 REMOVED = ("units", "connections")
@@ -28,18 +28,18 @@ _PENALTY = re.compile(r"none|(l1|l2|group_lasso|batch_norm_l1):(\d.*)")
 
 @dataclass(frozen=True)
 class Run:
-    """One row of a study. Widths of units are any integers, `align=1`: criteria are compared, not how they are rounded.
+    """The settings of one row of a study. Widths are not aligned (`align=1`), so that the criteria alone are compared.
 
     Args:
         method: see METHODS.
         criterion: the name of a criterion.
-        ratio: the share of the MACs to remove, or of the connections.
+        ratio: the share of the MACs, or of the connections, to remove.
         scope: "global", or "local" for the same share of each layer.
-        schedule: "one-shot", or "steps:N", "cubic:N" or "exponential:N" for N times within retraining.
+        schedule: "one-shot", or "steps:N", "cubic:N" or "exponential:N" to prune N times during retraining.
         survivors: "kept", "rewound" to an early state of training, or "reinitialized".
-        penalty: of training and retraining: "none", or its name and strength, such as "l1:1e-5".
+        penalty: during training and retraining: "none", or its name and strength, such as "l1:1e-5".
         removed: "units" or "connections".
-        seed: of all that is drawn.
+        seed: of all random numbers.
 
     >>> Run(criterion="l1", ratio=0.75).key
     'prune-l1-0.75-global-one-shot-kept-none-units-s0'
@@ -47,7 +47,7 @@ class Run:
     'small-magnitude-0.5-global-one-shot-kept-none-units-s2'
 
     Raises:
-        InvalidArgument: an entry is none of these, or they don't go together.
+        InvalidArgument: a setting has another value, or two of them can't be combined.
     """
 
     method: str = "prune"
@@ -67,8 +67,7 @@ class Run:
             "removed": REMOVED,
         }
         for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise InvalidArgument(f"{name}={getattr(self, name)!r}: choose one of {', '.join(values)}")
+            choice(*values)(name, getattr(self, name))
         if not _SCHEDULE.fullmatch(self.schedule):
             raise InvalidArgument(
                 f"schedule={self.schedule!r}: give one-shot, steps:N, cubic:N or exponential:N, such as steps:5"
@@ -81,24 +80,24 @@ class Run:
             raise InvalidArgument(f"survivors={self.survivors!r} go with schedule='one-shot', not {self.schedule!r}")
         if self.removed == "connections" and (self.method != "prune" or self.criterion not in ("magnitude", "random")):
             raise InvalidArgument(
-                f"connections are pruned by magnitude or at random, from a trained model: not {self.method}, "
-                f"{self.criterion}"
+                "connections are pruned by magnitude or at random, from a trained model: the method can't be "
+                f"{self.method} with the criterion {self.criterion}"
             )
 
     @property
     def key(self) -> str:
-        """The run's name, which a file may have."""
+        """The run's name, which is a valid file name."""
         *parts, seed = (f"{value:g}" if isinstance(value, float) else str(value) for value in asdict(self).values())
         return "-".join([*(part.replace(":", "") for part in parts), f"s{seed}"])
 
     @property
     def iterative(self) -> bool:
-        """Whether it is pruned in several steps."""
+        """Whether the model is pruned in several steps."""
         return self.schedule != ONE_SHOT
 
     @property
     def plain(self) -> Run:
-        """The run without what its method does not depend on."""
+        """The run with defaults for all settings that its method ignores."""
         default = Run()
         kept = {
             "prune": {field.name for field in fields(Run)},
@@ -111,7 +110,7 @@ class Run:
 
 
 def schedule_of(run: Run) -> tuple[str, int]:
-    """The kind of a run's schedule, and in how many steps."""
+    """The kind of a run's schedule, and its number of steps."""
     kind, _, count = run.schedule.partition(":")
     return kind, int(count or 1)
 
@@ -134,20 +133,20 @@ def grid(
     seeds: int | Iterable[int] = 3,
     baselines: Iterable[str] = BASELINES,
 ) -> tuple[Run, ...]:
-    """Every combination, and for each the baselines asked for, every run once.
+    """Every combination of the settings, and its baselines, each run once.
 
-    Survivors that are not kept go with one shot alone. `seeds` are a number of seeds, from 0 on, or the seeds.
+    Survivors other than "kept" are combined with "one-shot" only. `seeds` is a number of seeds, from 0, or the seeds.
 
     >>> len(grid(criteria=["l1", "l2"], ratios=[0.5, 0.75], seeds=3, baselines=["random", "small"]))
     24
 
     Raises:
-        InvalidArgument: an entry is unknown, or there are none.
+        InvalidArgument: a value is unknown, or there is no run.
     """
     baselines = tuple(baselines)
     for name in baselines:
         if name not in BASELINES:
-            raise InvalidArgument(f"baseline {name!r}: choose of {', '.join(BASELINES)}")
+            raise InvalidArgument(f"baseline {name!r} is unknown: choose among {', '.join(BASELINES)}")
     numbers = range(seeds) if isinstance(seeds, int) else seeds
     found: dict[Run, None] = {}
     combinations = itertools.product(numbers, ratios, criteria, scopes, schedules, survivors, penalties, removed)
@@ -167,18 +166,18 @@ def grid(
 
 
 def parse(data: Any) -> Run:
-    """A run as JSON has it.
+    """A run from its JSON object.
 
     >>> parse(asdict(Run(ratio=0.25))) == Run(ratio=0.25)
     True
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: it does not describe a run.
     """
     try:
         return Run(**data)
     except TypeError as error:
-        raise InvalidArgument(f"{str(data)[:200]} is no run: {error}") from error
+        raise InvalidArgument(f"{str(data)[:200]} is not a run: {error}") from error
 
 
 def _is_number(text: str) -> bool:

@@ -1,8 +1,8 @@
 """The folder of a study.
 
-`study.json` says which task it is of and lists the runs; `rows/KEY.json` holds the row of each run that is done,
-written as a whole; `dense/` has the trained models that runs start from, `models/KEY.onnx` what is measured, and
-`work/` what unfinished runs resume from.
+`study.json` names the task and lists the runs; `rows/KEY.json` holds the row of each finished run, written atomically;
+`dense/` holds the trained models that runs start from, `models/KEY.onnx` the models to be measured, and `work/` the
+checkpoints from which unfinished runs resume.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from surgeon.errors import InvalidArgument
 from surgeon.study.runs import Run, parse
+from surgeon.support.documents import Document
 from surgeon.support.files import StrPath, ensure_folder, remove_folder, write_text
 from surgeon.support.opening import Unfit, read_bytes
 from surgeon.support.scratch import sweep_tree
@@ -26,20 +27,21 @@ VERSION = 1
 
 Row = dict[str, Any]
 
+_HEAD = Document("study", FORMAT, VERSION, InvalidArgument, "make the study again in another folder")
+
 
 @dataclass(frozen=True)
 class Store:
-    """What is on disk."""
+    """The files of a study."""
 
     folder: Path
 
     @property
     def head(self) -> Path:
-        """The list of runs."""
         return self.folder / "study.json"
 
     def begin(self, settings: Mapping[str, Any], runs: Iterable[Run], root: str) -> None:
-        """Write what the study is to do; `root` is the folder from which its task is imported.
+        """Write the settings and the list of runs; `root` is the folder from which the task is imported.
 
         Raises:
             InvalidArgument: the folder holds a study with other settings.
@@ -64,30 +66,27 @@ class Store:
         Raises:
             InvalidArgument: there is no study, or it is of a newer version.
         """
-        head = _json(self.head)
-        if head.get("format") != FORMAT or head.get("version") != VERSION:
-            raise InvalidArgument(f"{self.head} is no study of version {VERSION}")
-        settings, runs, root = (head.get(name) for name in ("settings", "runs", "root"))
-        if not isinstance(settings, dict) or not isinstance(runs, list) or not isinstance(root, str):
-            raise InvalidArgument(f"{self.head} is broken: it lacks its settings, runs or root; make the study again")
-        return settings, [parse(entry) for entry in runs], root
+        def parts(head: dict[str, Any]) -> tuple[dict[str, Any], list[Run], str]:
+            runs = [parse(entry) for entry in _HEAD.entry(head, "runs", list)]
+            return _HEAD.entry(head, "settings", dict), runs, _HEAD.entry(head, "root", str)
+
+        return _HEAD.read(self.head, parts)
 
     def row(self, run: Run) -> Row | None:
-        """The row of a run that is done, or that failed; None where it was not tried yet."""
+        """The row of a run that finished or failed; None if it has not been tried yet."""
         path = self._row(run)
         if not os.path.lexists(path):
             return None
-        row = _json(path)
+        row = _read(path)
         if fault := _fault(row, run):
             raise InvalidArgument(f"{path} is broken: {fault}; delete it to have it made again")
         return row
 
     def rows(self, runs: Iterable[Run]) -> list[Row]:
-        """The rows that are there, in the order of the runs."""
         return [row for run in runs if (row := self.row(run)) is not None]
 
     def write(self, run: Run, row: Mapping[str, Any]) -> None:
-        """Write a run's row, after which there is nothing to resume."""
+        """Write a run's row; its checkpoints are no longer needed then, unless it failed."""
         path = self._row(run)
         ensure_folder(path.parent)
         write_text(path, json.dumps({"key": run.key, "run": asdict(run), **row}) + "\n")
@@ -95,28 +94,28 @@ class Store:
             remove_folder(self.work(run))
 
     def work(self, run: Run) -> Path:
-        """What a run resumes from."""
+        """The checkpoints of a run."""
         return self.folder / "work" / run.key
 
     def onnx(self, run: Run) -> Path:
-        """What of a run is measured."""
+        """A run's model, for measuring its latency."""
         return self.folder / "models" / f"{run.key}.onnx"
 
     @property
     def base(self) -> Path:
-        """The dense model, with which it is compared."""
+        """The dense model, against which latency is measured."""
         return self.folder / "models" / "dense.onnx"
 
     def dense(self, run: Run) -> Path:
-        """Where the trained model is that a run starts from."""
+        """The folder of the trained model that a run starts from."""
         return self.folder / "dense" / f"{run.penalty.replace(':', '')}-s{run.seed}"
 
     def _tidy(self) -> None:
-        """Remove what processes that were killed left: scratch folders, and what runs that are done went on from."""
+        """Remove what killed processes left behind: scratch folders, and checkpoints of finished runs."""
         sweep_tree(self.folder)
         for work in (self.folder / "work").glob("*"):
             row = self.folder / "rows" / f"{work.name}.json"
-            if row.exists() and "error" not in _json(row):
+            if row.exists() and "error" not in _read(row):
                 remove_folder(work)
 
     def _row(self, run: Run) -> Path:
@@ -124,39 +123,34 @@ class Store:
 
 
 def store(folder: StrPath) -> Store:
-    """The store in a folder."""
     return Store(Path(folder).absolute())
 
 
 def _fault(row: Mapping[str, Any], run: Run) -> str | None:
-    """What a row lacks, if anything."""
+    """What is wrong with a row, if anything."""
     if row.get("run") != asdict(run) or row.get("key") != run.key:
         return "it is of another run"
     if "error" in row:
-        return None if isinstance(row["error"], str) and row["error"] else "its error is no text"
+        return None if isinstance(row["error"], str) and row["error"] else "its error is not a text"
     clock = row.get("latency", {"ms": 1, "speedup": 1})
     if not isinstance(clock, dict):
-        return "latency is none"
+        return "latency is not an object"
     numbers = {name: row.get(name) for name in ("dense", "after", "macs", "params", "dense_macs", "dense_params")}
     numbers |= {name: clock.get(name) for name in ("ms", "speedup")}
     if row.get("before", 0) is not None:
         numbers["before"] = row.get("before")
     if wrong := [name for name, value in numbers.items() if type(value) not in (int, float)]:
-        return f"{wrong[0]} is no number"
+        return f"{wrong[0]} is not a number"
     if not (row["dense_macs"] > 0 and row["dense_params"] > 0):
-        return "the dense model has no size"
+        return "the dense model has no MACs or no parameters"
     return None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Row:
     try:
-        content = read_bytes(path)
-    except Unfit as error:
-        raise InvalidArgument(f"{path} can't be read: {error}; is this the folder of a study?") from error
-    try:
-        found = loads(content, finite=False)
+        found = loads(read_bytes(path), finite=False)
     except Unfit as error:
         raise InvalidArgument(f"{path} is broken: {error}; delete it to have it made again") from error
     if not isinstance(found, dict):
-        raise InvalidArgument(f"{path} is broken: it holds a {type(found).__name__}; delete it")
+        raise InvalidArgument(f"{path} is broken: it holds a {type(found).__name__}; delete it to have it made again")
     return found

@@ -1,4 +1,4 @@
-"""A study: its runs, carried out and resumed; its rows, its table and its plots."""
+"""A study: carries out and resumes its runs, and gives their rows, a table and plots."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from surgeon.study.runs import Run
 from surgeon.study.store import Row, store
 from surgeon.study.table import markdown
 from surgeon.study.task import Task, check, load
+from surgeon.support.arguments import POSITIVE
 from surgeon.support.files import StrPath, write_text
 from surgeon.support.progress import counter
 
@@ -22,39 +23,37 @@ BY_LATENCY = "metric-latency"
 
 
 class Study:
-    """Runs of one task in a folder, where a row is kept of each.
+    """Runs of one task, whose result rows are kept in a folder.
 
-    A study that is started again in its folder goes on: with the runs that have no row yet, and within those from the
-    last epoch that was finished. Runs that failed are tried again.
+    A study that is started again in its folder resumes: it carries out the runs without a row, each from its last
+    finished epoch, and retries runs that failed.
 
     Args:
         task: `package.module:NAME` or `folder/file.py:NAME`, or the task itself, which then stays in this process.
-        folder: where everything is written; created where it is missing.
-        runs: what to run, such as `surgeon.study.grid(…)`.
-        measure: whether the latency of what comes out is measured too, in onnxruntime on one thread.
+        folder: where everything is written; created if missing.
+        runs: the runs, such as `surgeon.study.grid(…)`.
+        measure: whether to measure the latency of the resulting models too, in onnxruntime on one thread.
         threads: torch's threads in each process; with one, a run's result is always the same.
 
     Raises:
-        InvalidArgument: the task is none, or the folder holds another study.
+        InvalidArgument: the task is not one, or the folder holds another study.
         OutputError: the folder can't be written.
     """
 
     def __init__(
         self, task: str | Task, folder: StrPath, runs: Iterable[Run], *, measure: bool = False, threads: int = 1
     ) -> None:
-        if type(threads) is not int or threads < 1:
-            raise InvalidArgument(f"threads={threads!r}: give an integer of at least 1")
+        self.measure, self.threads = measure, POSITIVE("threads", threads)
         self.runs = tuple(dict.fromkeys(runs))
         if not self.runs:
             raise InvalidArgument("the study has no runs; see surgeon.study.grid")
         name = _absolute(task) if isinstance(task, str) else None
         self.task = load(name) if name is not None else check(task)
-        self.measure, self.threads = measure, threads
         self._shared = name is not None
         self._store = store(folder)
         settings = {
             "task": name if name is not None else type(self.task).__qualname__, "epochs": self.task.epochs,
-            "retraining": self.task.retraining, "measure": measure, "threads": threads,
+            "retraining": self.task.retraining, "measure": measure, "threads": self.threads,
         }
         self._store.begin(settings, self.runs, os.getcwd())
 
@@ -67,26 +66,26 @@ class Study:
     def rows(self) -> list[Row]:
         """The rows so far, each a dict.
 
-        `run` says what was asked for; `dense`, `before` and `after` are the metric of the dense model and of the pruned
-        one, before retraining (None where the two are one) and after; `macs`, `dense_macs`, `params` (that are not
-        zero) and `dense_params` are sizes, `latency` what was measured. A row of a run that failed has `error` alone.
+        `run` holds the settings; `dense`, `before` and `after` are the metric of the dense model and of the pruned one
+        before retraining (None if it is pruned during retraining) and after; `macs`, `dense_macs`, `params` (nonzero
+        ones) and `dense_params` are sizes, `latency` the measurements. A failed run's row has `error` instead.
         """
         return self._store.rows(self.runs)
 
     def run(self, jobs: int = 1, ray: str | None = None) -> list[Row]:
-        """Carry out what has no row yet; all rows.
+        """Carry out the pending runs, and return all rows.
 
         Args:
-            jobs: processes of this machine.
-            ray: instead, the address of a Ray cluster ("auto" for the one of this machine, "local" for one that is
-                started for the study).
+            jobs: the number of processes on this machine.
+            ray: instead, the address of a Ray cluster ("auto" for one that runs on this machine, "local" to start one
+                for the study).
 
         Raises:
-            InvalidArgument: several processes are asked for, but the task was not given by name; or ray is missing.
+            InvalidArgument: several processes are requested, but the task was not given by name; or ray is not
+                installed.
             SurgeonError: a process ended before its work was done.
         """
-        if type(jobs) is not int or jobs < 1:
-            raise InvalidArgument(f"jobs={jobs!r}: give an integer of at least 1")
+        jobs = POSITIVE("jobs", jobs)
         if (jobs > 1 or ray is not None) and not self._shared:
             raise InvalidArgument("other processes import the task: give its name, package.module:NAME or file.py:NAME")
         pending = self.pending
@@ -106,11 +105,11 @@ class Study:
         return self.rows
 
     def table(self) -> str:
-        """All settings with their mean over seeds, as Markdown."""
+        """A table of the means over seeds, as Markdown."""
         return markdown(self.rows)
 
     def write(self) -> list[Path]:
-        """Write the table, and the plots where matplotlib is there; the files."""
+        """Write the table and, if matplotlib is installed, the plots; returns the paths."""
         made = [self._store.folder / TABLE]
         write_text(made[0], self.table())
         plots: dict[str, Any] = {BY_MACS: figures.by_macs}

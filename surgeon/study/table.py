@@ -1,4 +1,4 @@
-"""The rows of a study in Markdown: means over seeds, and how far the seeds lie apart."""
+"""The rows of a study as a Markdown table: means and ranges over seeds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from surgeon.study.runs import Run
 from surgeon.study.store import Row
 
-#: What a series is made of: rows that differ in the seed alone are one point.
+#: The settings that identify a point: rows that differ only in the seed are one point.
 SETTINGS = tuple(field.name for field in fields(Run) if field.name != "seed")
 
 
 def points(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
-    """The rows that did not fail, by their settings: one of each seed."""
+    """The successful rows by settings, one for each seed."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if "error" not in row:
@@ -30,7 +30,7 @@ def varied(rows: Iterable[Row]) -> list[str]:
 
 
 def label(settings: Mapping[str, Any], names: Iterable[str]) -> str:
-    """What tells a series from the others; baselines are told by their name.
+    """The name of a series: the values of the settings that vary, or the baseline's name.
 
     >>> label({"method": "prune", "criterion": "l1", "schedule": "steps:5"}, ["method", "criterion", "schedule"])
     'l1, steps:5'
@@ -51,7 +51,6 @@ def label(settings: Mapping[str, Any], names: Iterable[str]) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table."""
     failed = [row for row in rows if "error" in row]
     kept = [row for row in rows if "error" not in row]
     lines: list[str] = []
@@ -64,11 +63,13 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def spread(values: Sequence[float], form: str = ".4f") -> str:
-    """The mean, ± half the range.
+    """The mean ± half the range; a dash if there are no values.
 
     >>> spread([0.5, 0.7])
     '0.6000 ± 0.1000'
     """
+    if not values:
+        return "–"
     half = (max(values) - min(values)) / 2
     return f"{statistics.mean(values):{form}}" + (f" ± {half:{form}}" if len(values) > 1 else "")
 
@@ -88,17 +89,14 @@ def _table(rows: Sequence[Row]) -> list[str]:
     ]  # fmt: skip
     for settings, found in points(rows).items():
         given = dict(zip(SETTINGS, settings, strict=True))
-        before = [row["before"] for row in found if row["before"] is not None]
         cells = [
             label(given, names), f"{given['ratio']:.0%}", _share(found, "macs"), _share(found, "params"),
-            spread(before) if before else "–", spread([row["after"] for row in found]),
-            spread([row["dense"] - row["after"] for row in found]),
+            spread([row["before"] for row in found if row["before"] is not None]),
+            spread([row["after"] for row in found]), spread([row["dense"] - row["after"] for row in found]),
         ]
         if timed:
             clocks = [row["latency"] for row in found if "latency" in row]
-            cells += [spread([c["ms"] for c in clocks], ".4f"), spread([c["speedup"] for c in clocks], ".2f")] if (
-                clocks
-            ) else ["–", "–"]
+            cells += [spread([each["ms"] for each in clocks]), spread([each["speedup"] for each in clocks], ".2f")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

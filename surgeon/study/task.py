@@ -1,4 +1,4 @@
-"""What a study needs to know of a user's work."""
+"""The interface through which a study uses a user's model, data and training recipe."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from surgeon.frontend.model_loading import current_folder_importable
 class Task(Protocol):
     """A model, data, a loss and a metric.
 
-    `epochs` is how long the dense model is trained, `retraining` for how many more a pruned one is. What is drawn at
-    random comes from the generators of torch, numpy or Python, which the study seeds.
+    The dense model is trained for `epochs` epochs, a pruned one for `retraining` more. Random numbers must come from
+    the global generators of torch, numpy or Python, which the study seeds.
     """
 
     epochs: int
     retraining: int
 
     def model(self) -> nn.Module:
-        """A new model, with the weights that training starts from."""
+        """A new model with initial weights."""
 
     def inputs(self) -> Any:
         """Example inputs of the model, as `surgeon.shrink` takes them."""
 
     def batches(self) -> Iterable[Any]:
-        """The training set: a DataLoader, or any iterable that gives the batches of an epoch each time."""
+        """The training set: a DataLoader, or any iterable that yields the batches of an epoch each time."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The mean loss of a batch."""
 
     def optimizer(self, parameters: Iterable[nn.Parameter], retraining: bool) -> Optimizer:
-        """For training, or, most often with a smaller rate, for retraining."""
+        """The optimizer for training or for retraining, which often has a smaller learning rate."""
 
     def metric(self, model: nn.Module) -> float:
-        """What a model in eval mode is worth on held-out data, such as its accuracy; the more, the better."""
+        """The score of a model in eval mode on held-out data, such as its accuracy; higher is better."""
 
 
 PARTS = ("epochs", "retraining", "model", "inputs", "batches", "loss", "optimizer", "metric")
 
 
 def load(spec: str) -> Task:
-    """The task that `spec` names: `package.module:NAME` or `folder/file.py:NAME`, an object or what a call gives.
+    """The task named by `spec`, `package.module:NAME` or `folder/file.py:NAME`: an object, or a callable that makes it.
 
     Raises:
-        InvalidArgument: there is none, or it lacks something; the message says what.
+        InvalidArgument: there is no such task, or it lacks an attribute; the message says which.
     """
     source, _, name = spec.rpartition(":")
     if not source or not name:
@@ -76,14 +76,14 @@ def load(spec: str) -> Task:
 
 
 def check(task: Any, name: str = "task") -> Task:
-    """`task`, if it is one.
+    """Return `task` if it implements `Task`.
 
     Raises:
-        InvalidArgument: it lacks something, or its epochs are no positive integers.
+        InvalidArgument: it lacks an attribute, or its epochs are not positive integers.
     """
     missing = [part for part in PARTS if not hasattr(task, part)]
     if missing:
-        raise InvalidArgument(f"{name} is no task: it has no {', '.join(missing)}; see surgeon.study.Task")
+        raise InvalidArgument(f"{name} is not a task: it has no {', '.join(missing)}; see surgeon.study.Task")
     for part in ("epochs", "retraining"):
         value = getattr(task, part)
         if type(value) is not int or value < 1:
@@ -95,10 +95,10 @@ def check(task: Any, name: str = "task") -> Task:
 def _file(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError("there is no such file")
-    name = str(path.absolute())  # which no import takes for its own
+    name = str(path.absolute())  # can't collide with a module's name
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where a dataclass looks itself up
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Training as a study does it: seeded, with a penalty, resumed where it was cut off."""
+"""Training in a study: seeded, with an optional penalty, and resumable."""
 
 from __future__ import annotations
 
@@ -19,38 +19,36 @@ from surgeon.study.task import Task
 from surgeon.support.files import remove_folder
 from surgeon.training import checkpoint as checkpoints
 from surgeon.training import regularizers
-from surgeon.training.loop import Moment, Steered, fit
+from surgeon.training.loop import Moment, TrainingHook, fit
 from surgeon.training.regularizers import Regularizer
 
-#: The state that weights are rewound to: after this share of the training, as the lottery tickets that train well.
+#: Weights are rewound to their state after this share of training, as is best for lottery tickets.
 EARLY = 0.1
 
 
 @dataclass
 class Penalty:
-    """A regularizer as the training loop takes it."""
+    """A regularizer as a hook of the training loop."""
 
     regularizer: Regularizer
     groups: Groups
 
     def regularize(self) -> None:
-        """Add its gradients."""
         self.regularizer(self.groups)
 
     def step(self) -> None:
-        """Nothing is pruned."""
+        pass
 
     def state_dict(self) -> dict[str, Any]:
-        """It has none."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """It has none."""
+        pass
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A trained model, its weights early in training, what it is worth, and its size."""
+    """A trained model, its weights early in training, its metric and its size."""
 
     model: nn.Module
     early: dict[str, Tensor]
@@ -60,52 +58,51 @@ class Dense:
 
 
 def fresh(task: Task, seed: int) -> nn.Module:
-    """A new model of the task, with the weights that `seed` draws."""
+    """A new model of the task, initialized with `seed`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = task.model()
     if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"task.model() gives a {type(model).__name__}, not a torch.nn.Module")
+        raise InvalidArgument(f"task.model() returned a {type(model).__name__}, not a torch.nn.Module")
     return model
 
 
 def measure(task: Task, model: nn.Module) -> float:
-    """The task's metric of a model."""
     model.eval()
     with torch.no_grad():
         value = task.metric(model)
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"task.metric(model) gives a {type(value).__name__}, not a number") from error
+        raise InvalidArgument(f"task.metric(model) returned a {type(value).__name__}, not a number") from error
 
 
 def macs(task: Task, model: nn.Module) -> float:
-    """Multiply-accumulate operations of one sample."""
+    """Multiply-accumulate operations per sample."""
     return Cost(analyze(model, task.inputs())).macs({})
 
 
 def penalty(run: Run) -> Regularizer | None:
-    """What a run's training is penalized by."""
     name, strength = penalty_of(run)
     made: Regularizer | None = getattr(regularizers, name)(strength) if name != "none" else None
     return made
 
 
 def steps_of(task: Task) -> int:
-    """The batches of an epoch."""
     batches = task.batches()
     return len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
 
 
 def train(
-    task: Task, model: nn.Module, run: Run, folder: Path | None, *, epochs: int, retraining: bool,
-    steps: int | None = None, pruner: Steered | None = None, early: Path | None = None,
+    task: Task, model: nn.Module, run: Run, folder: Path | None, *, retraining: bool, epochs: int | None = None,
+    steps: int | None = None, pruner: TrainingHook | None = None, early: Path | None = None,
 ) -> None:
-    """Train `model` in place, and go on from `folder` where that was begun; `early` is where an early state goes.
+    """Train `model` in place, resuming from the checkpoint in `folder`; an early state is written to `early`.
 
-    With `steps` training stops after so many of those that `epochs` are.
+    `epochs` are by default the task's. With `steps`, training stops after that many steps of the schedule for them.
     """
+    if epochs is None:
+        epochs = task.retraining if retraining else task.epochs
     regularizer = penalty(run)
     if pruner is None and regularizer is not None:
         pruner = Penalty(regularizer, analyze(model, task.inputs()))
@@ -125,16 +122,16 @@ def train(
 
 
 def dense(task: Task, run: Run, folder: Path) -> Dense:
-    """The trained model that a run starts from: trained, or read where that was done before."""
+    """The trained model that a run starts from; it is read if it was trained before."""
     model = fresh(task, run.seed)
     state = checkpoints.read(folder / "trained")
     if state is None:
-        train(task, model, run, folder / "checkpoint", epochs=task.epochs, retraining=False, early=folder / "early")
+        train(task, model, run, folder / "checkpoint", retraining=False, early=folder / "early")
         size = {"macs": macs(task, model), "params": sum(value.numel() for value in model.parameters())}
         state = {"metric": measure(task, model), **size, "model": model.state_dict()}
         checkpoints.write(folder / "trained", state, 0)
     remove_folder(folder / "checkpoint")
     model.load_state_dict(state["model"])
     early = checkpoints.read(folder / "early")
-    assert early is not None  # it was written first
+    assert early is not None  # training has written it
     return Dense(model, early["model"], state["metric"], state["macs"], state["params"])

@@ -1,4 +1,4 @@
-"""Where runs are carried out: in this process, in several of this machine, or on a Ray cluster."""
+"""Where runs are carried out: in this process, in several processes on this machine, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Progress = Callable[[], object]
 
 _WORKER = "import sys; from surgeon.study.workers import main; main(sys.argv[1:])"
 PATIENCE = 10.0
-"""Seconds that a worker has to put its files away."""
+"""Seconds that a worker has to clean up."""
 
 
 def attempt(task: Task, run: Run, place: Store) -> None:
-    """Carry out a run and write its row; where it fails, the row says why."""
+    """Carry out a run and write its row; if it fails, the row says why."""
     settings, _, _ = place.read()
     try:
         row = carry_out(task, run, place, settings["measure"])
@@ -42,13 +42,12 @@ def attempt(task: Task, run: Run, place: Store) -> None:
 
 
 def prepare(task: Task, run: Run, place: Store) -> None:
-    """Train the model that a run starts from."""
     dense(task, run, place.dense(run))
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Inside of this torch computes on so many threads."""
+    """A context in which torch computes on `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -58,29 +57,27 @@ def threads(count: int) -> Iterator[None]:
 
 
 def here(task: Task, runs: Iterable[Run], place: Store, progress: Progress) -> None:
-    """In this process, one after the other."""
     for run in runs:
         attempt(task, run, place)
         progress()
 
 
 def in_processes(runs: Sequence[Run], place: Store, jobs: int, progress: Progress) -> None:
-    """In `jobs` processes of this machine; each takes every so many-th run, after the models that they start from.
+    """Carry out the runs in `jobs` processes on this machine, once the dense models that they start from are trained.
 
     Raises:
         SurgeonError: a process ended before its work was done.
     """
-    starts = list({place.dense(run): run for run in runs}.values())
-    for job, part in (("prepare", starts), ("attempt", runs)):
+    for job, part in _phases(runs, place):
         count = min(jobs, len(part))
         keys = [",".join(run.key for run in part[index::count]) for index in range(count)]
         command = [sys.executable, "-c", _WORKER, str(place.folder), job]
         environment = {**os.environ, "PYTHONPATH": _python_path()}
-        # A worker ends when its standard input does, that is, with this process, however that ends.
+        # A worker ends when its standard input is closed, and so with this process, even if that is killed.
         processes = [
             subprocess.Popen(
                 [*command, key], stdin=subprocess.PIPE, env=environment, stdout=subprocess.DEVNULL,
-                process_group=0,  # a terminal's Ctrl-C goes to this process alone, which ends them
+                process_group=0,  # so that Ctrl-C in a terminal reaches this process only, which ends the workers
             )
             for key in keys
         ]
@@ -90,8 +87,7 @@ def in_processes(runs: Sequence[Run], place: Store, jobs: int, progress: Progres
                 progress()
         finally:
             for process in processes:
-                if process.poll() is None:
-                    process.terminate()
+                process.terminate()
             for process in processes:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(PATIENCE)
@@ -100,19 +96,21 @@ def in_processes(runs: Sequence[Run], place: Store, jobs: int, progress: Progres
                 assert process.stdin is not None
                 process.stdin.close()
         if bad := [process.returncode for process in processes if process.returncode != 0]:
-            raise SurgeonError(f"a process of the study ended with code {bad[0]}; start it again to go on")
+            raise SurgeonError(f"a process of the study ended with code {bad[0]}; start the study again to resume it")
 
 
 def on_ray(runs: Sequence[Run], place: Store, address: str | None, progress: Progress) -> None:
-    """On a Ray cluster, whose machines all see the study's folder and the task; without an address, on this machine.
+    """Carry out the runs on a Ray cluster, whose machines can all access the study's folder and the task.
+
+    Without an address, a cluster is started on this machine.
 
     Raises:
-        InvalidArgument: ray is missing, or no cluster is found at the address.
+        InvalidArgument: ray is not installed, or there is no cluster at the address.
     """
     try:
         import ray
     except ImportError as error:
-        raise InvalidArgument(f'a cluster is reached by ray: pip install "surgeon[ray]" ({error})') from error
+        raise InvalidArgument(f'running on a cluster needs ray: pip install "surgeon[ray]" ({error})') from error
     own = not ray.is_initialized()
     if own:
         try:
@@ -124,8 +122,7 @@ def on_ray(runs: Sequence[Run], place: Store, address: str | None, progress: Pro
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InvalidArgument(f"no Ray cluster at {address!r}: {error}") from error
     try:
-        starts = list({place.dense(run): run for run in runs}.values())
-        for job, part in (("prepare", starts), ("attempt", runs)):
+        for job, part in _phases(runs, place):
             remote = ray.remote(num_cpus=1)(work)
             waiting = [remote.remote(str(place.folder), job, [run.key]) for run in part]
             while waiting:
@@ -137,8 +134,13 @@ def on_ray(runs: Sequence[Run], place: Store, address: str | None, progress: Pro
             ray.shutdown()
 
 
+def _phases(runs: Sequence[Run], place: Store) -> tuple[tuple[str, Sequence[Run]], ...]:
+    """The jobs in order: first a run for each dense model, which is trained, then all runs."""
+    return ("prepare", list({place.dense(run): run for run in runs}.values())), ("attempt", runs)
+
+
 def work(folder: str, job: str, keys: Iterable[str]) -> None:
-    """In a process of its own: prepare or attempt the runs of these keys."""
+    """Do a job for the runs with these keys; called in a process of its own."""
     place = store(folder)
     settings, runs, root = place.read()
     os.chdir(root)
@@ -150,7 +152,7 @@ def work(folder: str, job: str, keys: Iterable[str]) -> None:
 
 
 def _python_path() -> str:
-    """Where other processes of this machine find surgeon, installed or not."""
+    """The PYTHONPATH for workers, with which they find surgeon even if it is not installed."""
     root = str(Path(__file__).parents[2])
     return os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
 
@@ -163,7 +165,7 @@ def _end_with_the_parent() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """In a process that was started for it, with arguments FOLDER JOB KEY,KEY…."""
+    """The entry point of a worker process, with arguments FOLDER JOB KEY,KEY…."""
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     folder, job, keys = arguments
     interrupts.unwind(lambda: work(folder, job, keys.split(",")), quiet=True)

@@ -1,4 +1,4 @@
-"""Pruning while a model trains: masks first, surgery later; and retraining what is left."""
+"""Pruning during training, with masks first and surgery at the end; and retraining the smaller model."""
 
 from surgeon.training.distillation import distillation
 from surgeon.training.dropout import scale_dropout

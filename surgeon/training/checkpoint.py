@@ -1,12 +1,12 @@
-"""A training's state on disk: plain values as JSON, tensors as safetensors, nothing that runs code when it is read.
+"""Training state on disk: plain values as JSON, tensors as safetensors, nothing that runs code when it is read.
 
 A checkpoint is a folder. `tensors-STEP.safetensors` holds the tensors, and `checkpoint.json` everything else:
 
     {"format": "surgeon-checkpoint", "version": 1, "tensors": "tensors-120.safetensors", "state": …}
 
 In `state`, `{"tensor": NAME}` stands for a tensor of the file, `{"tuple": […]}` for a tuple, and
-`{"dict": [[key, value], …]}` for a dict, whose keys need not be strings. `checkpoint.json` is replaced last and as a
-whole: a checkpoint that was cut off leaves the one before.
+`{"dict": [[key, value], …]}` for a dict, whose keys need not be strings. `checkpoint.json` is replaced last and
+atomically, so an interrupted write leaves the previous checkpoint intact.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _PATTERN = "tensors-*.safetensors"
 
 
 def write(folder: StrPath, state: Mapping[str, Any], step: int) -> None:
-    """Replace the checkpoint in `folder`, which is created where it is missing, by `state`.
+    """Replace the checkpoint in `folder`, which is created if it is missing, by `state`.
 
     Raises:
-        InvalidArgument: `state` holds what is neither a tensor nor a plain value; the message says where.
+        InvalidArgument: `state` holds something that is neither a tensor nor a plain value; the message says where.
         InvalidModel: a tensor is of a type that can't be stored.
-        OutputError: `folder` can't be written; the checkpoint before is intact.
+        OutputError: `folder` can't be written; the previous checkpoint is intact.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +54,7 @@ def write(folder: StrPath, state: Mapping[str, Any], step: int) -> None:
     path = ensure_folder(folder)
     old = _old(path)
     name = f"tensors-{step}.safetensors"
-    if name == old:  # the file that a reader is told to read is never replaced
+    if name == old:  # the file that the present checkpoint refers to is never replaced
         name = f"tensors-{step}-again.safetensors"
     with replace(path / name) as temporary:
         write_tensors(temporary, tensors)
@@ -66,7 +66,7 @@ def write(folder: StrPath, state: Mapping[str, Any], step: int) -> None:
 
 
 def read(folder: StrPath) -> dict[str, Any] | None:
-    """What `write` was given; None where `folder` holds no checkpoint. Tensors are on the CPU.
+    """The state that was written; None if `folder` holds no checkpoint. Tensors are on the CPU.
 
     Raises:
         WeightsError: the checkpoint is broken, or of a newer version.
@@ -77,15 +77,15 @@ def read(folder: StrPath) -> dict[str, Any] | None:
     try:
         head = loads(read_bytes(path), finite=False)
     except Unfit as error:
-        raise WeightsError(f"{path} can't be read: {error}; delete the folder to start anew") from error
+        raise WeightsError(f"{path} can't be read: {error}; delete the folder to start over") from error
     if not isinstance(head, dict) or head.get("format") != FORMAT:
-        raise WeightsError(f'{path} is no checkpoint: the entry "format" must be "{FORMAT}"; choose another folder')
+        raise WeightsError(f'{path} is not a checkpoint: the entry "format" must be "{FORMAT}"; choose another folder')
     if head.get("version") != VERSION:
         raise WeightsError(f"{path} is of version {head.get('version')}, this surgeon reads {VERSION}; update surgeon")
     try:
         name = head["tensors"]
         if Path(name).name != name:  # the file lies beside it
-            raise WeightsError(f"the checkpoint {path} is broken: {name!r} is no name of a file beside it")
+            raise WeightsError(f"the checkpoint {path} is broken: {name!r} is not the name of a file beside it")
         check_header(path.parent / name)
         tensors = load_file(path.parent / name)
         state = _decode(head["state"], tensors)
@@ -94,14 +94,14 @@ def read(folder: StrPath) -> dict[str, Any] | None:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(f"the checkpoint {path} is broken: {error}; delete the folder to start anew") from error
+        raise WeightsError(f"the checkpoint {path} is broken: {error}; delete the folder to start over") from error
     return dict(state)
 
 
 def _old(path: Path) -> str | None:
     try:
         return str(loads(read_bytes(path / HEAD), finite=False)["tensors"])
-    except (Unfit, KeyError, TypeError):  # none, or a broken one, which is replaced
+    except (Unfit, KeyError, TypeError):  # there is none, or a broken one, which is replaced
         return None
 
 
@@ -113,7 +113,7 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
             return value.item()
         case Tensor():
             name = f"{len(tensors)}{place}"
-            # a copy: safetensors takes no two tensors that share memory
+            # a copy, since safetensors refuses tensors that share memory
             tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
             return {"tensor": name}
         case tuple():

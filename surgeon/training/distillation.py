@@ -1,4 +1,4 @@
-"""Learning from the unpruned model."""
+"""Knowledge distillation from the unpruned model."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ def distillation(
     weight: float = 0.5,
     logits: Callable[[Any], Tensor] | None = None,
 ) -> Loss:
-    """A loss that also pulls a model's logits to those of the unpruned one, on the same inputs.
+    """A loss that also pulls a model's logits toward those of the unpruned model on the same inputs.
 
     (1 - weight) · loss + weight · T² · KL(softmax(teacher / T) ‖ softmax(model / T)), the mean over all positions.
     Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
 
     Args:
-        loss: from a model and a batch to the mean loss, as for `surgeon.training.fit`; it calls the model.
-        teacher: the unpruned model. A copy of it as it is now is kept, in eval mode.
+        loss: a function of a model and a batch that calls the model and returns the mean loss, as for
+            `surgeon.training.fit`.
+        teacher: the unpruned model. Its present state is copied, in eval mode.
         temperature: T, above 0: the higher, the more small logits count.
-        weight: from 0 to 1.
-        logits: from a model's output to its logits, classes last; by default the output itself where it is a tensor, or
-            what it has under the name "logits".
+        weight: of the distillation term, from 0 to 1.
+        logits: a function from a model's output to its logits, classes last; by default the output itself if it is a
+            tensor, else its "logits" entry.
 
     Raises:
-        InvalidArgument: a number is out of range; or, when it is used, the loss does not call the model, or its output
-            has no logits of the teacher's shape.
+        InvalidArgument: a number is out of range; or, when the result is called, the loss does not call the model, or
+            the model's logits do not have the teacher's shape.
 
     >>> dense, slim = nn.Linear(2, 3), nn.Linear(2, 3)
     >>> both = distillation(lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]), dense, weight=1.0)
@@ -79,7 +80,8 @@ def distillation(
 def _logits(output: Any) -> Tensor:
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(found, Tensor):
-        raise InvalidArgument(f"distillation: a {type(output).__name__} is no tensor and has no logits; pass logits=")
+        kind = type(output).__name__
+        raise InvalidArgument(f"distillation: a {kind} is not a tensor and has no logits; pass logits=")
     return found
 
 

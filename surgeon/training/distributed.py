@@ -1,4 +1,4 @@
-"""Decisions that all processes of a training take alike."""
+"""Decisions on which all processes of a distributed training run agree."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import distributed
 
 
 def agreed(scores: Mapping[int, np.ndarray], device: torch.device) -> dict[int, np.ndarray]:
-    """The mean of scores over all processes, as the first of them has it; the scores themselves in a single process.
+    """The mean of the scores over all processes, as rank 0 has it; in a single process, the scores themselves.
 
-    `device` is where a backend sums that knows no other, such as NCCL.
+    `device` is where the sum is computed by a backend that supports no other device, such as NCCL.
 
     >>> agreed({3: np.array([1.0, 2.0])}, torch.device("cpu"))
     {3: array([1., 2.])}

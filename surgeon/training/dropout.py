@@ -1,4 +1,4 @@
-"""Dropout rates for the capacity that pruning has left."""
+"""Dropout rates adapted to the capacity that is left after pruning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from surgeon.surgery.attributes import module_path
 
 @dataclass(frozen=True)
 class Scaled:
-    """A dropout's rate before and after, and the connections of the layers that it serves."""
+    """A dropout's rate before and after, and the connections of the layers that it feeds."""
 
     rate: float
     scaled: float
@@ -37,21 +37,21 @@ class Scaled:
 def scale_dropout(slim: nn.Module, plan: Plan | None = None, example_inputs: Any = None) -> dict[str, Scaled]:
     """Lower the rate of each Dropout module, in place, to rate · √(connections left / connections before).
 
-    The connections are those of the layers that a dropout serves: the convolutions and linear layers that read it,
-    through whatever stands between. What is left of them are the weights that are not zero, so that connections that
-    were pruned one by one count too. Call it once, after pruning. Han et al., "Learning both Weights and Connections
-    for Efficient Neural Networks", 2015, arXiv:1506.02626.
+    The connections are those of the layers that a dropout feeds: the convolutions and linear layers that read it,
+    directly or through operators without weights. Nonzero weights count as connections left, so connections pruned one
+    by one are accounted for too. Call it once, after pruning. Han et al., "Learning both Weights and Connections for
+    Efficient Neural Networks", 2015, arXiv:1506.02626.
 
     Args:
         slim: the pruned model.
-        plan: of what was cut from it; by default the one that it carries, if any.
-        example_inputs: by default zeros like those that the plan was made with.
+        plan: what was cut from it; by default the plan attached to it, if any.
+        example_inputs: by default zeros like the example inputs of the plan.
 
     Returns:
-        What was changed, by the name of the module.
+        What was changed, by module name.
 
     Raises:
-        InvalidArgument: there is neither a plan nor example inputs.
+        InvalidArgument: neither a plan nor example inputs are known.
         TraceError: `torch.export` can't trace the model.
 
     >>> import torch, surgeon
@@ -61,41 +61,34 @@ def scale_dropout(slim: nn.Module, plan: Plan | None = None, example_inputs: Any
     0.5 → 0.25, 160 of 640 connections
     """
     plan = plan_of(slim, plan)
-    if plan is None and example_inputs is None:
+    if example_inputs is not None:
+        inputs = normalize_inputs(example_inputs)
+    elif plan is not None:
+        inputs = plan.example_inputs()
+    else:
         raise InvalidArgument(f"{type(slim).__name__} carries no plan; pass example_inputs=")
-    inputs = normalize_inputs(example_inputs) if example_inputs is not None else _inputs(plan)
     groups = couple(trace_inputs(slim, inputs))
-    served: dict[str, set[str]] = {}
+    modules = slim.named_modules(remove_duplicate=False)
+    dropouts = {path: module for path, module in modules if isinstance(module, _DropoutNd)}
+    weights: dict[str, set[str]] = {}
     for node in groups.graph.nodes:
         path = module_path(node)
-        if path is not None and _is_dropout(node) and isinstance(slim.get_submodule(path), _DropoutNd):
-            served.setdefault(path, set()).update(_read_by(node, groups))
+        if path is not None and path in dropouts and is_a(node, "dropout"):
+            weights.setdefault(path, set()).update(_read_by(node, groups))
     found = {}
-    for path, names in served.items():
+    for path, names in weights.items():
         left = sum(int(groups.graph.tensor(name).count_nonzero()) for name in names)
         before = sum(_before(groups.graph.tensor(name), name, plan) for name in names)
-        module = slim.get_submodule(path)
-        assert isinstance(module, _DropoutNd)
         if before and left != before:
-            found[path] = Scaled(module.p, module.p * math.sqrt(left / before), before, left)
+            rate = dropouts[path].p
+            found[path] = Scaled(rate, rate * math.sqrt(left / before), before, left)
     for path, each in found.items():
-        module = slim.get_submodule(path)
-        assert isinstance(module, _DropoutNd)
-        module.p = each.scaled
+        dropouts[path].p = each.scaled
     return found
 
 
-def _inputs(plan: Plan | None) -> Any:
-    assert plan is not None  # scale_dropout has seen to that
-    return plan.example_inputs()
-
-
-def _is_dropout(node: fx.Node) -> bool:
-    return is_a(node, "dropout")
-
-
 def _read_by(node: fx.Node, groups: Groups) -> Iterator[str]:
-    """The weights of the operators that sum over what a node computes, through those that do not have any."""
+    """The weights of the operators that contract over a node's result, also through operators without weights."""
     seen: set[fx.Node] = set()
     ahead = list(node.users)
     while ahead:
@@ -111,6 +104,6 @@ def _read_by(node: fx.Node, groups: Groups) -> Iterator[str]:
 
 
 def _before(weight: Tensor, name: str, plan: Plan | None) -> int:
-    """How many connections a weight had before anything was cut."""
+    """The number of connections that a weight had before anything was cut."""
     sizes = {cut.axis: cut.size for cut in plan.cuts if cut.tensor == name} if plan is not None else {}
     return math.prod(sizes.get(axis, size) for axis, size in enumerate(weight.shape))

@@ -1,4 +1,4 @@
-"""Training one part of a network while the other stands still."""
+"""Training one part of a network while the other is frozen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from surgeon.errors import InvalidArgument
 from surgeon.frontend.parameters import module_in_place, public
 from surgeon.support.arguments import choice
 
-#: What `frozen` can hold still: convolutions with the norms of their channels, or fully connected layers.
+#: What `frozen` can freeze: convolutions with the norms of their channels, or fully connected layers.
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "convolutions": (_ConvNd, _NormBase, nn.GroupNorm),
     "linear": (nn.Linear, nn.Bilinear),
@@ -23,19 +23,19 @@ KINDS: dict[str, tuple[type[nn.Module], ...]] = {
 @public(model=module_in_place, kind=choice(*KINDS))
 @contextmanager
 def frozen(model: nn.Module, kind: str) -> Iterator[nn.Module]:
-    """Inside of this the convolutions of `model`, or its fully connected layers, are not trained.
+    """A context in which the convolutions of `model`, or its fully connected layers, are not trained.
 
-    After pruning the two are retrained in turn, since gradients that vanish on their way through many layers train
-    badly all at once: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015,
-    arXiv:1506.02626. Convolutions are frozen with the norms of their channels, whose running statistics stay as they
-    are; an optimizer leaves alone what has no gradient.
+    After pruning, the two are retrained in turn, because vanishing gradients make it hard to retrain a deep network
+    all at once: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015,
+    arXiv:1506.02626. Convolutions are frozen together with the norms of their channels, whose running statistics do
+    not change either; an optimizer skips parameters without gradients.
 
     Args:
-        model: changed in place, and afterwards as before.
+        model: changed in place; on exit its parameters require gradients again.
         kind: "convolutions" or "linear".
 
     Raises:
-        InvalidArgument: there is no such kind, or the model has no such layer with parameters that are trained.
+        InvalidArgument: the kind is unknown, or the model has no such layer with trainable parameters.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
     >>> with frozen(net, "convolutions"):

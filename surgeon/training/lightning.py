@@ -1,4 +1,4 @@
-"""A callback of Lightning that prunes. Lightning is an extra: `pip install "surgeon[lightning]"`."""
+"""A Lightning callback that prunes. Lightning is an extra: `pip install "surgeon[lightning]"`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _missing = ""
 _Callback: Any = object
 try:
     _Callback = import_module("pytorch_lightning").Callback
-except (ImportError, RuntimeError) as error:  # it is not installed, or a torchvision that it imports is a misfit
+except (ImportError, RuntimeError) as error:  # not installed, or it imports a torchvision that does not fit torch
     _missing = str(error)
 
 
 class PruningCallback(_Callback):
-    """Calls a pruner at its places in Lightning's loop: before and after each step of the optimizer.
+    """Calls a pruner in Lightning's loop, before and after each optimizer step.
 
-    Make the pruner from the module that is to be pruned, which may be the LightningModule or a part of it, before
-    `trainer.fit`, and commit it afterwards. Its state is kept in Lightning's checkpoints.
+    Create the pruner before `trainer.fit`, from the module to prune: the LightningModule or a part of it. Commit it
+    afterwards. Its state is saved in Lightning's checkpoints.
 
         pruner = surgeon.Pruner(module.net, 0.5, schedule=schedule, example_inputs=x)
         Trainer(callbacks=[PruningCallback(pruner)]).fit(module, loader)
         slim = pruner.commit()
 
     Raises:
-        InvalidArgument: it is given no `surgeon.Pruner`, or one of a module that is not a part of what is trained; or
-            Lightning is missing.
+        InvalidArgument: `pruner` is not a `surgeon.Pruner`, or its module is not part of what is trained; or Lightning
+            is not installed.
     """
 
     def __init__(self, pruner: Pruner) -> None:

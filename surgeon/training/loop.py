@@ -1,4 +1,4 @@
-"""A training loop on Hugging Face Accelerate: the same script on one CPU, several GPUs or several machines."""
+"""A training loop on Hugging Face Accelerate: the same script runs on one CPU, several GPUs or several machines."""
 
 from __future__ import annotations
 
@@ -24,22 +24,8 @@ from surgeon.training import seeding as randomness
 from surgeon.training.distillation import LOSS, Loss
 
 
-class Steered(Protocol):
-    """What is told of every step, such as a `surgeon.Pruner`."""
-
-    def regularize(self) -> object:
-        """After the gradients are there, before they are used."""
-
-    def step(self) -> object:
-        """After the weights changed."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> object: ...
-
-
 class Scheduler(Protocol):
-    """A learning rate scheduler of torch; it is stepped after each step."""
+    """A learning rate scheduler; it is stepped after each optimizer step."""
 
     def step(self) -> object: ...
 
@@ -48,12 +34,19 @@ class Scheduler(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> object: ...
 
 
+class TrainingHook(Scheduler, Protocol):
+    """What takes part in every training step, such as a `surgeon.Pruner`; `step` follows the optimizer's."""
+
+    def regularize(self) -> object:
+        """Called after the backward pass, before the gradients are used."""
+
+
 @dataclass(frozen=True)
 class Moment:
-    """Where training stands after a step, as callbacks are told, in every process.
+    """The state of training after a step, which callbacks get in every process.
 
-    `step` counts from 1, `epoch` from 0. `loss` is that of the whole batch, over all processes; `model` is the one that
-    `fit` was given.
+    `step` counts from 1, `epoch` from 0. `loss` is that of the whole batch, over all processes; `model` is the one
+    passed to `fit`.
     """
 
     step: int
@@ -64,20 +57,19 @@ class Moment:
 
     @property
     def loss(self) -> float:
-        """The mean loss of the batch."""
         return float(self.value)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What `fit` did: the loss of each step from the first one on, and from which step it was resumed."""
+    """What `fit` did: the loss of each step since the start of training, and the step from which it resumed."""
 
     losses: tuple[float, ...]
     resumed: int = 0
 
     @property
     def steps(self) -> int:
-        """The steps in all."""
+        """The number of steps in total."""
         return len(self.losses)
 
 
@@ -92,7 +84,9 @@ _OPTIMIZES, _SCHEDULES = (either(_MAKES, ready, callable) for ready in (_OPTIMIZ
 @public(
     model=module_in_place, loader=loader, loss=LOSS, optimizer=_OPTIMIZES, epochs=POSITIVE, steps=POSITIVE,
     scheduler=_SCHEDULES, resume=flag, split=flag, clip=ABOVE_ZERO, checkpoint=is_path, every=POSITIVE,
-    pruner=having("a surgeon.Pruner, or what has its methods", "regularize", "step", "state_dict", "load_state_dict"),
+    pruner=having(
+        "a surgeon.Pruner, or an object with its methods", "regularize", "step", "state_dict", "load_state_dict"
+    ),
     callbacks=functions("functions of a Moment", 1),
     accelerator=having("an accelerate.Accelerator", "prepare", "backward", "num_processes"),
 )
@@ -105,7 +99,7 @@ def fit(
     epochs: int | None = None,
     steps: int | None = None,
     scheduler: Scheduler | Callable[[Optimizer], Scheduler] | None = None,
-    pruner: Steered | None = None,
+    pruner: TrainingHook | None = None,
     callbacks: Iterable[Callback] = (),
     clip: float | None = None,
     checkpoint: StrPath | None = None,
@@ -117,37 +111,37 @@ def fit(
 ) -> Fitted:
     """Train `model` in place.
 
-    Started by `accelerate launch` or `torchrun`, the same call trains on several GPUs or machines: each process
-    computes its part of every batch, so that a batch is the loader's batch however many processes there are. A step is
+    Under `accelerate launch` or `torchrun`, the same call trains on several GPUs or machines: each process computes
+    its part of every batch, so the batch size is the loader's however many processes there are. A step is
 
         loss.backward(); pruner.regularize(); optimizer.step(); pruner.step(); scheduler.step()
 
     Args:
-        model: stays the caller's; afterwards its modules are in the mode, train or eval, that they were in.
-        loader: batches, anew for each epoch: a DataLoader, or any other iterable.
-        loss: from the model, wrapped where there are several processes, and a batch to its mean loss.
+        model: trained in place; on return its modules are in the mode, train or eval, that they were in.
+        loader: a DataLoader, or any iterable that yields the batches of an epoch each time it is iterated.
+        loss: a function of the model (wrapped, if there are several processes) and a batch that returns the mean loss.
         optimizer: of the model's parameters, or a function that makes one from them.
-        epochs, steps: how long, the one or the other.
-        scheduler: of the optimizer, or a function that makes one from it; stepped after each step.
-        pruner: prunes while the model is trained.
+        epochs, steps: how long to train; give one of them.
+        scheduler: of the optimizer, or a function that makes one from it; stepped after each optimizer step.
+        pruner: prunes during training.
         callbacks: each is called with a `Moment` after each step, in every process.
-        clip: the norm that the gradients are clipped to.
-        checkpoint: a folder for the state of training, which all machines see.
-        every: steps between checkpoints; by default there is one at the end of each epoch. The last step has one too.
-        resume: go on from the checkpoint, where the folder holds one; on one thread the weights come out as if training
-            had never stopped, bit for bit. Without it training starts anew.
-        seed: of all that is drawn: the order of a loader, augmentation, dropout. The generators of torch, numpy and
-            Python are afterwards as they were.
-        split: whether the loader gives the whole batch in every process, of which each takes its part. Where the loader
-            gives each process its own part already, False.
+        clip: the maximum gradient norm.
+        checkpoint: a folder for the training state, accessible to all machines.
+        every: steps between checkpoints; by default one is written at the end of each epoch, and after the last step.
+        resume: continue from the checkpoint, if the folder holds one. On one thread, the weights are then bit for bit
+            those of an uninterrupted run. With False, training starts from the beginning.
+        seed: for the order of the data, augmentation and dropout. The states of the generators of torch, numpy and
+            Python are restored afterwards.
+        split: True if the loader yields the whole batch in every process, of which each takes its part; False if it
+            already yields each process's own part.
         accelerator: an `accelerate.Accelerator`, for mixed precision and the like.
 
     Raises:
-        InvalidArgument: an argument is out of range, the loader gives no batch, or accelerate is missing.
-        WeightsError: the checkpoint is broken, or of another model or training.
+        InvalidArgument: an argument is out of range, the loader yields no batch, or accelerate is not installed.
+        WeightsError: the checkpoint is broken, or belongs to another model or training run.
         OutputError: the checkpoint can't be written.
 
-    Batch norm is computed of each process's part, as everywhere: with it, several processes train slightly differently.
+    Batch norm uses the statistics of each process's part, so with it several processes train slightly differently.
 
     >>> from torch.nn.functional import mse_loss
     >>> net, batches = nn.Linear(2, 1), [(torch.ones(8, 2), torch.ones(8, 1))] * 4
@@ -161,17 +155,17 @@ def fit(
     if checkpoint is not None:
         ensure_folder(checkpoint)
     made = optimizer if isinstance(optimizer, Optimizer) else optimizer(model.parameters())
-    _OPTIMIZER("what optimizer made", made)
+    _OPTIMIZER("the result of optimizer", made)
     scheduled = scheduler(made) if callable(scheduler) else scheduler
     if scheduled is not None:
-        _SCHEDULER("what scheduler made", scheduled)
+        _SCHEDULER("the result of scheduler", scheduled)
     accelerator = accelerator if accelerator is not None else _accelerator()
     _check_accelerator(accelerator)
     state = _State(model, made, scheduled, pruner, seed, accelerator)
     if checkpoint is not None and resume:
         state.load(checkpoint)
     resumed = state.step
-    total = steps if steps is not None else (epochs or 0) * _length(loader)
+    total = steps if steps is not None else (epochs or 0) * (len(loader) if isinstance(loader, Sized) else 0)
     shown = counter("train") if accelerator.is_main_process else nullcontext(lambda done, total: None)
     with randomness.put_back(), _prepared(model, made, accelerator) as (wrapped, used), shown as progress:
         while state.step < steps if steps is not None else state.epoch < (epochs or 0):
@@ -195,12 +189,12 @@ def fit(
 
 @dataclass
 class _State:
-    """Where training stands: `batch` counts within the epoch, `step` in all; `saved` is the step of the checkpoint."""
+    """The state of training: `batch` counts within the epoch, `step` in total; `saved` is the checkpoint's step."""
 
     model: nn.Module
     optimizer: Optimizer
     scheduler: Scheduler | None
-    pruner: Steered | None
+    pruner: TrainingHook | None
     seed: int
     accelerator: Any
     step: int = 0
@@ -219,7 +213,7 @@ class _State:
         return self.earlier
 
     def parts(self) -> dict[str, Any]:
-        """What has a state of its own, in the order in which it is loaded: masks are there before weights are read."""
+        """All that has a state, in loading order: masks before weights."""
         parts = {
             "pruner": self.pruner, "model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler,
             "scaler": self.accelerator.scaler,
@@ -227,11 +221,11 @@ class _State:
         return {name: part for name, part in parts.items() if part is not None}
 
     def settings(self) -> dict[str, Any]:
-        """What a training must share with the one that it goes on with."""
+        """What must match for a training run to be resumed."""
         return {"seed": self.seed, **{name: type(part).__name__ for name, part in self.parts().items()}}
 
     def save(self, folder: StrPath) -> None:
-        """Write the state, from the main process."""
+        """Write a checkpoint, from the main process."""
         if self.accelerator.is_main_process:
             place = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "losses": self.losses}
             stored = {name: part.state_dict() for name, part in self.parts().items()}
@@ -240,14 +234,14 @@ class _State:
         self.accelerator.wait_for_everyone()
 
     def load(self, folder: StrPath) -> None:
-        """Go on from the checkpoint in `folder`, where there is one."""
+        """Continue from the checkpoint in `folder`, if there is one."""
         stored = checkpoints.read(folder)
         if stored is None:
             return
         if (found := stored.get("settings")) != self.settings():
             raise WeightsError(
-                f"the checkpoint in {folder} is of another training: {found}, this one is {self.settings()}; "
-                "choose another folder, or resume=False"
+                f"the checkpoint in {folder} is of another training run: it has {found}, this one {self.settings()}; "
+                "choose another folder, or pass resume=False"
             )
         for name, part in self.parts().items():
             if name == "model":
@@ -262,15 +256,17 @@ class _State:
 def _step(
     model: nn.Module, optimizer: Any, batch: Any, state: _State, loss: Loss, clip: float | None, split: bool
 ) -> Tensor:
-    """One step; the mean loss of the whole batch."""
+    """Perform one step; the mean loss of the whole batch."""
+    from accelerate.utils import send_to_device
+
     accelerator = state.accelerator
     batch, weight = _part(batch, accelerator) if split and accelerator.num_processes > 1 else (batch, 1.0)
-    batch = _send(batch, accelerator.device)
+    batch = send_to_device(batch, accelerator.device)
     randomness.computing(state.seed, state.step, accelerator.process_index)
     optimizer.zero_grad()
     value = _number(loss(model, batch)) * weight
     accelerator.backward(value)
-    if accelerator.scaler is not None:  # what follows reads gradients as they are
+    if accelerator.scaler is not None:  # regularizers and clipping need the true gradients
         accelerator.unscale_gradients(optimizer)
     if state.pruner is not None:
         state.pruner.regularize()
@@ -288,15 +284,14 @@ def _step(
 
 
 def _epoch(loader: Iterable[Any], state: _State) -> Iterator[Any]:
-    """The batches of an epoch that are still to come.
+    """The remaining batches of an epoch.
 
-    Those before them are read too and dropped: so what reading draws at random is the same as without an interruption.
+    Those before them are read too and dropped, so that reading draws the same random numbers as without interruption.
     """
-    epoch = state.epoch
+    epoch, skipped = state.epoch, state.batch
     randomness.restart(loader, state.seed, epoch)
     randomness.reading(state.seed, epoch, 0)
     batches = iter(loader)
-    skipped = state.batch
     for index in itertools.count():
         randomness.reading(state.seed, epoch, index)
         try:
@@ -313,7 +308,7 @@ def _epoch(loader: Iterable[Any], state: _State) -> Iterator[Any]:
 
 
 def _part(batch: Any, accelerator: Any) -> tuple[Any, float]:
-    """A process's part of a batch, and the weight of its mean loss in the mean over processes."""
+    """This process's part of a batch, and the weight of its mean loss in the mean over processes."""
     from accelerate.utils import find_batch_size, slice_tensors
 
     try:
@@ -325,21 +320,14 @@ def _part(batch: Any, accelerator: Any) -> tuple[Any, float]:
         ) from error
     count, index = accelerator.num_processes, accelerator.process_index
     start, end = size * index // count, size * (index + 1) // count
-    # A process without a share computes a sample too: the others wait for its gradients, of zero.
-    return slice_tensors(batch, slice(start, max(end, start + 1)) if size > start else slice(0, 1)), (
-        (end - start) * count / size
-    )
-
-
-def _send(batch: Any, device: torch.device) -> Any:
-    from accelerate.utils import send_to_device
-
-    return send_to_device(batch, device)
+    # Even a process without samples computes one, with weight 0: the others wait for its gradients.
+    part = slice(start, max(end, start + 1)) if size > start else slice(0, 1)
+    return slice_tensors(batch, part), (end - start) * count / size
 
 
 @contextmanager
 def _prepared(model: nn.Module, optimizer: Optimizer, accelerator: Any) -> Iterator[tuple[nn.Module, Any]]:
-    """The model in train mode and wrapped as the hardware needs it; afterwards it is as it was, but for the weights."""
+    """The model in train mode and wrapped for the hardware; on exit everything but its weights is restored."""
     modes = [(module, module.training) for module in model.modules()]
     own = set(vars(model))
     model.train()
@@ -358,12 +346,8 @@ def _accelerator() -> Any:
         from accelerate import Accelerator
     except ImportError as error:
         raise InvalidArgument(f'fit trains with accelerate: pip install "surgeon[train]" ({error})') from error
-    # told so, it lets processes without an accelerator train together; else each would train for itself
+    # Without cpu=True, processes without a GPU would each train on their own instead of together.
     return Accelerator(cpu=not torch.accelerator.is_available())
-
-
-def _length(loader: Iterable[Any]) -> int:
-    return len(loader) if isinstance(loader, Sized) else 0
 
 
 def _check_weights(folder: StrPath, model: nn.Module, stored: Mapping[str, Any]) -> None:
@@ -373,25 +357,28 @@ def _check_weights(folder: StrPath, model: nn.Module, stored: Mapping[str, Any])
         if held.get(name) != found.get(name):
             raise WeightsError(
                 f"the checkpoint in {folder} is of another model: {name} is {found.get(name, 'missing')} there and "
-                f"{held.get(name, 'missing')} in the model; choose another folder, or resume=False"
+                f"{held.get(name, 'missing')} in the model; choose another folder, or pass resume=False"
             )
 
 
 def _check_accelerator(accelerator: Any) -> None:
     if accelerator.gradient_accumulation_steps != 1:
-        raise InvalidArgument("gradient_accumulation_steps must be 1 here; take larger batches on more processes")
+        raise InvalidArgument(
+            "accelerator has gradient_accumulation_steps above 1, but fit takes an optimizer step for every batch; "
+            "set it to 1, and use larger batches or more processes instead"
+        )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         raise InvalidArgument(
-            f"{started} processes were started, but the accelerator knows of {accelerator.num_processes}: "
-            "on CPUs make it with accelerate.Accelerator(cpu=True), before anything else of accelerate is used"
+            f"{started} processes were started, but the accelerator knows of {accelerator.num_processes}: on CPUs, "
+            "create it as accelerate.Accelerator(cpu=True) before using anything else from accelerate"
         )
 
 
 def _number(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         held = f"{_text(value)} without a gradient" if isinstance(value, Tensor) else _text(value)
-        raise InvalidArgument(f"loss(model, batch) gave {held}; it must give one number to go back from, as a tensor")
+        raise InvalidArgument(f"loss(model, batch) returned {held}; it must return a scalar tensor with a gradient")
     return value.reshape(())
 
 

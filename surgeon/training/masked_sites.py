@@ -1,7 +1,7 @@
-"""Where masked parameters alone do not do: operators that must be told which positions stay.
+"""Operators that masked parameters alone don't take care of: they must be told which positions are kept.
 
-Those are statistics over masked units, and sums over masked units that are not zero, as an operator such as the sigmoid
-made constants of their zeros.
+These are statistics over masked units, and sums over masked units that are not zero because an operator such as the
+sigmoid made nonzero constants of their zeros.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -25,21 +24,11 @@ from surgeon.verification.reference import STATISTICS
 
 def kept_mask(axes: Axes, kept: Kept) -> Tensor:
     """True at the positions of a tensor whose units are all kept."""
-    mask = torch.ones([axis.size for axis in axes], dtype=torch.bool)
-    for dim, axis in enumerate(axes):
-        if kept.changed(axis):
-            mask &= _along(axis, kept).reshape([-1 if d == dim else 1 for d in range(len(axes))])
-    return mask
-
-
-def _along(axis: Axis, kept: Kept) -> Tensor:
-    stays = np.zeros(axis.size, dtype=bool)
-    stays[kept.positions(axis)] = True
-    return torch.from_numpy(stays)
+    return with_zeros(torch.ones([axis.size for axis in axes], dtype=torch.bool), axes, kept)
 
 
 def interceptors(groups: Groups, kept: Kept, model: nn.Module) -> tuple[list[Interceptor], list[str]]:
-    """The sites by the modules in whose code they are, and notes about those that are in none."""
+    """The sites, by the modules whose code they are in, and notes about those that can't be intercepted."""
     sites, notes = _sites(groups, kept)
     calls: dict[str, dict[str, list[fx.Node]]] = {}
     for node in groups.graph.nodes:
@@ -48,28 +37,27 @@ def interceptors(groups: Groups, kept: Kept, model: nn.Module) -> tuple[list[Int
     modules = dict(model.named_modules(remove_duplicate=False))
     found = []
     for path in dict.fromkeys(module_path(node) for node in sites):
-        here = [site for node, site in sites.items() if module_path(node) == path]
+        here = [node for node in sites if module_path(node) == path]
         if path is None or path not in modules:
-            notes += [f"{site.place}: it is in the code of no module" for site in here]
+            notes += [f"{sites[node].place}: it is in the code of no module" for node in here]
             continue
-        names = {operator_name(node.target) for node in sites if module_path(node) == path}
-        each = [_of_call(nodes, names, sites) for nodes in calls[path].values()]
-        first, counted = each[0]
+        names = {operator_name(node.target) for node in here}
+        (first, counted), *others = (_of_call(nodes, names, sites) for nodes in calls[path].values())
         alike = all(
             number == counted and own.keys() == first.keys() and all(own[key].same(first[key]) for key in own)
-            for own, number in each[1:]
+            for own, number in others
         )
-        if not alike:
-            notes.append(f"{here[0].place}: the module is called several times, on different units")
-            continue
-        found.append(Interceptor(path, first, counted))
+        if alike:
+            found.append(Interceptor(path, first, counted))
+        else:
+            notes.append(f"{sites[here[0]].place}: the module is called several times, on different units")
     return found, notes
 
 
 def _of_call(
     nodes: Iterable[fx.Node], names: set[str], sites: Mapping[fx.Node, Site]
 ) -> tuple[dict[tuple[str, int], Site], dict[str, int]]:
-    """The sites of one call by name and number, and how many operators of each name there are."""
+    """The sites of one call by operator name and index, and the number of operators of each name."""
     own: dict[tuple[str, int], Site] = {}
     seen: Counter[str] = Counter()
     for node in nodes:
@@ -82,7 +70,7 @@ def _of_call(
 
 
 def _sites(groups: Groups, kept: Kept) -> tuple[dict[fx.Node, Site], list[str]]:
-    """The operators that masked parameters alone do not take care of, and notes about those that nothing does."""
+    """The operators that masked parameters alone don't take care of, and notes about those that nothing can."""
     found: dict[fx.Node, Site] = {}
     notes: list[str] = []
 
@@ -100,7 +88,7 @@ def _sites(groups: Groups, kept: Kept) -> tuple[dict[fx.Node, Site], list[str]]:
                 if name in STATISTICS:
                     found[node] = _site(groups, kept, node, STATISTICS[name][0], typed.reduced, statistic=True)
                 else:
-                    notes.append(f"{where(node)}: there is no formula for {name} over kept units")
+                    notes.append(f"{where(node)}: {name} has no formula over kept units only")
             elif lost and not any(is_zero(groups, kept, operand, lost, run) for operand in node.all_input_nodes):
                 operand = _operand(groups, node, lost)
                 if operand is None:
@@ -112,12 +100,12 @@ def _sites(groups: Groups, kept: Kept) -> tuple[dict[fx.Node, Site], list[str]]:
 
 
 def _site(groups: Groups, kept: Kept, node: fx.Node, operand: str, over: Iterable[Axis], statistic: bool) -> Site:
-    """The node as a site; of its operand, those axes count that have units of the axes that are summed `over`."""
+    """The node as a site; of its operand, only axes count that share units with the axes that are summed `over`."""
     axes = groups.axes[arguments(node)[operand]]
     assert isinstance(axes, tuple)
     summed = {leaf.id for axis in over for leaf in groups.space.leaves(axis)}
     keep = {
-        dim: _along(axis, kept)
+        dim: kept_mask((axis,), kept)
         for dim, axis in enumerate(axes)
         if kept.changed(axis) and any(leaf.id in summed for leaf in groups.space.leaves(axis))
     }
@@ -125,7 +113,7 @@ def _site(groups: Groups, kept: Kept, node: fx.Node, operand: str, over: Iterabl
 
 
 def _operand(groups: Groups, node: fx.Node, lost: list[Axis]) -> str | None:
-    """An operand, by its argument's name, that has one of the axes."""
+    """The argument name of an operand that has one of the axes."""
     wanted = [groups.space.resolve(axis) for axis in lost]
     for name, value in arguments(node).items():
         axes = groups.axes.get(value, ()) if isinstance(value, fx.Node) else ()

@@ -1,7 +1,7 @@
-"""Operators of a module's own code that are computed over kept positions only, while its parameters are masked.
+"""Operators of a module's own code, computed over kept positions only while its parameters are masked.
 
-A module's operators are found as they are called: while its `forward` runs, a `TorchFunctionMode` sees each function
-of torch, and those that the graph has as operators of this very module are counted in their order.
+They are found as they are called: while a module's `forward` runs, a `TorchFunctionMode` sees each torch function, and
+counts, in order, those that the graph has as operators of this very module.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def operator_name(target: object) -> str:
-    """The name that an ATen operator and the functions which call it have in common.
+    """The name shared by an ATen operator and the functions that call it.
 
     >>> operator_name(torch.ops.aten._softmax.default), operator_name(torch.Tensor.__matmul__)
     ('softmax', 'matmul')
@@ -37,10 +37,10 @@ def operator_name(target: object) -> str:
 
 @dataclass(frozen=True)
 class Site:
-    """One operator, and the positions that stay of the operand `operand`, as booleans by dim.
+    """One operator, and the kept positions of its operand `operand`, as a boolean mask for each dim.
 
-    `given` are the operator's arguments as they were traced, tensors replaced by None, and `tensors` the names of those
-    in their order. A statistic is computed by its formula; else the operand's other positions are set to zero.
+    `given` are the operator's arguments as traced, with tensors replaced by None, and `tensors` the names of those
+    tensors, in order. A statistic is computed by its formula; otherwise the operand's other positions are zeroed.
     """
 
     place: str
@@ -53,26 +53,24 @@ class Site:
 
     @classmethod
     def of(cls, node: fx.Node, place: str, operand: str, keep: Mapping[int, Tensor], statistic: bool) -> Site:
-        """The site of a node of the graph."""
         given = arguments(node)
         tensors = tuple(name for name, value in given.items() if isinstance(value, fx.Node))
         constants = {name: None if name in tensors else value for name, value in given.items()}
         return cls(place, node.target._opname, operand, keep, constants, tensors, statistic)  # type: ignore[union-attr]
 
     def same(self, other: Site) -> bool:
-        """Whether both keep the same positions."""
         return self.keep.keys() == other.keep.keys() and all(
             torch.equal(keep, other.keep[dim]) for dim, keep in self.keep.items()
         )
 
     def compute(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What the operator gives over the positions that stay."""
+        """The operator's result over the kept positions."""
         found = self._tensors(function, args, kwargs)
         x = found.get(self.operand)
         if not isinstance(x, Tensor) or any(
             dim >= x.dim() or x.shape[dim] != len(keep) for dim, keep in self.keep.items()
         ):
-            raise SurgeryError(f"{self.place}: the operand is not of the shape that was traced")
+            raise SurgeryError(f"{self.place}: the operand's shape differs from the traced one")
         mask = torch.ones((), dtype=torch.bool, device=x.device)
         for dim, keep in self.keep.items():
             mask = mask & keep.to(x.device).reshape([-1 if d == dim else 1 for d in range(x.dim())])
@@ -97,10 +95,10 @@ class Site:
         return result
 
     def _tensors(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The call's tensors by the names that the operator's schema has for them."""
+        """The call's tensors, by their names in the operator's schema."""
         try:
             named = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
-        except (ValueError, TypeError):  # torch's own functions in C have no signature; their tensors come in order
+        except (ValueError, TypeError):  # torch's C functions have no signature; their tensors come in order
             named = dict(kwargs)
             left = [name for name in self.tensors if name not in kwargs]
             named |= zip(left, (value for value in args if isinstance(value, Tensor)), strict=False)
@@ -117,7 +115,7 @@ class _Mode(TorchFunctionMode):
         super().__init__()
         self.sites, self.counted = sites, counted
         self.seen: Counter[str] = Counter()
-        self.inside = 0  # how many calls of inner modules are running: their operators are not this module's own
+        self.inside = 0  # running calls of submodules, whose operators are not this module's own
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -132,7 +130,7 @@ class _Mode(TorchFunctionMode):
 
 @dataclass
 class Interceptor:
-    """The sites in the code of one module, by the operator's name and by which one of that name it is in a call.
+    """The sites in the code of one module, by operator name and index among the operators of that name in a call.
 
     `counted` says how many operators of each of these names a call has.
     """
@@ -143,7 +141,7 @@ class Interceptor:
     running: list[_Mode] = field(default_factory=list, repr=False)
 
     def attach(self, module: nn.Module) -> list[RemovableHandle]:
-        """Hook the module and those in it; the handles that undo it."""
+        """Hook the module and its submodules; returns the handles that undo it."""
         handles = [
             module.register_forward_pre_hook(self.enter),
             module.register_forward_hook(self.leave, prepend=True, always_call=True),

@@ -1,4 +1,4 @@
-"""Pruning inside the user's own training loop: units are masked step by step, and cut off at the end."""
+"""Pruning inside the user's own training loop: units are masked gradually, and removed at the end."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from surgeon.verification.check import TOLERANCE
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided at a step: which share of the target was due, how much of the budget is gone, what is left."""
+    """What was decided at a step: the share of the target that was due, the share of the budget removed, the widths."""
 
     step: int
     share: float
@@ -56,21 +56,21 @@ class Decision:
     regularizer=functions("functions as in surgeon.training.regularizers", 1), state=mapping("what state_dict() gave"),
 )
 class Pruner:
-    """Masks units of `model` while the user trains it, and cuts them off in the end.
+    """Masks units of `model` while the user trains it, and removes them at the end.
 
-    The loop stays the user's own: `regularize` after `loss.backward()`, `step` after `optimizer.step()`, or both by
-    `attach`. At the steps where the schedule rises the units are scored, widths are allocated, and the least units
-    are masked, see `UnitMasks`; they stay masked. Over several processes (`torch.distributed`) scores are averaged and
-    the first process's are taken, so that all mask the same units.
+    The training loop stays the user's own: call `regularize` after `loss.backward()` and `step` after
+    `optimizer.step()`, or let `attach` do both. Whenever the schedule rises, the units are scored, widths are
+    allocated, and the least important units are masked, see `UnitMasks`; they stay masked. With several processes
+    (`torch.distributed`) scores are averaged, so that all processes mask the same units.
 
     Args:
         model: any module that `torch.export` can trace, not wrapped for several processes; its weights are masked in
             place.
         target: the share of the budget to remove in the end, at least 0 and less than 1.
-        schedule: a function from the step, 0 before the training, to the share of the target that is due: one of
+        schedule: a function from the step, 0 before training, to the share of the target that is due: one of
             `surgeon.schedules`, or the user's own.
-        importance: the name of a criterion of `surgeon.scoring`, "taylor", "fisher" or "gradient", which are made
-            of the gradients since the last decision, or a function.
+        importance: the name of a criterion of `surgeon.scoring`; "taylor", "fisher" or "gradient", which use the
+            gradients since the last decision; or a function.
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
             safe.
         budget: "macs", "params" or "channels".
@@ -137,9 +137,9 @@ class Pruner:
         }
         self._settings = {"budget": budget, **select.settings(), "ignore": named(model, select.ignore)}
         if not observing:
-            score(self.groups, importance, self.seed)  # refuses what is no criterion before anything is trained
-        alike = {group.leaf.id: np.ones(group.size) for group in self.groups}
-        allocate(self.groups, alike, self.cost, ratio=self.target, **self._options)  # refuses what is out of reach
+            score(self.groups, importance, self.seed)  # an unknown criterion fails before anything is trained
+        uniform = {group.leaf.id: np.ones(group.size) for group in self.groups}
+        allocate(self.groups, uniform, self.cost, ratio=self.target, **self._options)  # so does an infeasible target
         self._masks = UnitMasks(model, self.groups)
         self._count, self._share = 0, 0.0
         self._kept: dict[int, tuple[int, ...]] = {}
@@ -150,47 +150,47 @@ class Pruner:
 
     @property
     def history(self) -> tuple[Decision, ...]:
-        """What was decided so far."""
+        """The decisions so far."""
         return tuple(self._history)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Operators in which the masked model differs from what surgery will make of it, see `UnitMasks`."""
+        """Operators in which the masked model differs from what `commit` will make of it, see `UnitMasks`."""
         return self._masks.notes
 
     @property
     def steps(self) -> int:
-        """How often `step` was called."""
+        """The number of calls of `step`."""
         return self._count
 
     @property
     def done(self) -> bool:
-        """Whether all of the target is masked."""
+        """Whether the whole target is masked."""
         return self._share == 1.0
 
     @property
     def plan(self) -> Plan:
-        """What is masked now, as the plan that `commit` would carry out."""
+        """The plan that `commit` would carry out now."""
         settings = {"ratio": self.target, "share": self._share, "schedule": self.schedule, **self._settings}
         return Plan.of(self.groups, self._kept, settings, model=self.model)
 
     def regularize(self) -> None:
-        """After `loss.backward()`, and after gradients are unscaled: observe them, then add those of the penalties.
+        """Observe the gradients, then add those of the penalties; call it after `loss.backward()` and any unscaling.
 
         Raises:
-            InvalidArgument: there are no gradients, but the importance is made of them.
+            InvalidArgument: the importance needs gradients, and there are none.
         """
         self._observe()
         for regularizer in self.regularizers:
             regularizer(self.groups)
 
     def step(self) -> Decision | None:
-        """After `optimizer.step()`, before gradients are zeroed: count, mask what is due, keep what is masked at zero.
+        """Count the step, mask what is due and keep masked units at zero; call it after `optimizer.step()`.
 
-        Returns the decision, where one was due.
+        It must come before the gradients are zeroed. Returns the decision, if one was due.
 
         Raises:
-            InvalidArgument: the importance is made of gradients and there were none; or the schedule gives no share.
+            InvalidArgument: the importance needs gradients and there were none; or the schedule does not give a share.
         """
         if not self._observed:
             self._observe()
@@ -203,7 +203,7 @@ class Pruner:
         return None
 
     def attach(self, optimizer: torch.optim.Optimizer) -> tuple[RemovableHandle, RemovableHandle]:
-        """Let `optimizer.step()` call `regularize` before and `step` after: the loop needs no other change.
+        """Let `optimizer.step()` call `regularize` before and `step` after, so that the loop needs no other change.
 
         The handles' `remove()` undoes it.
         """
@@ -212,9 +212,9 @@ class Pruner:
 
     @undisturbed()
     def commit(self, form: str = "auto") -> nn.Module:
-        """The masked model without its masked units, physically smaller, proved equal to it; it carries its plan.
+        """The masked model physically without its masked units, proved equal to it; it carries its plan.
 
-        The masked model stays as it is, and may be trained further.
+        The masked model is left as it is, and may be trained further.
 
         Args:
             form: "module" or "graph" insists on the user's own class, or on a `torch.fx.GraphModule`.
@@ -235,11 +235,11 @@ class Pruner:
         return operation.module
 
     def release(self) -> None:
-        """Give every masked unit back what it had when it was masked, and take all hooks off the model."""
+        """Restore every masked unit to its values from before it was masked, and remove all hooks from the model."""
         self._masks.release()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a pruner of the same arguments needs to go on: plain values and tensors."""
+        """All that a pruner with the same arguments needs to continue: plain values and tensors."""
         return {
             "step": self._count,
             "share": self._share,
@@ -250,7 +250,7 @@ class Pruner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another pruner stopped; the model's own `load_state_dict` may be called before or after.
+        """Continue where another pruner stopped; the model's own `load_state_dict` may be called before or after.
 
         Raises:
             WeightsError: the state is of another model, or not of a pruner.
@@ -271,15 +271,15 @@ class Pruner:
         """Write the state to a folder, as JSON and safetensors; see `surgeon.training.checkpoint`.
 
         Raises:
-            OutputError: the folder can't be written; the state that was there is intact.
+            OutputError: the folder can't be written; a state that was there is intact.
         """
         checkpoint.write(folder, self.state_dict(), self._count)
 
     def load(self, folder: str | os.PathLike[str]) -> None:
-        """Go on from what `save` wrote.
+        """Continue from what `save` wrote.
 
         Raises:
-            WeightsError: there is no such state in the folder, or it is broken or of another model.
+            WeightsError: the folder holds no such state, or it is broken or of another model.
         """
         state = checkpoint.read(folder)
         if state is None:
@@ -295,14 +295,13 @@ class Pruner:
             self._gradients.add()
 
     def _decide(self, share: float) -> Decision:
-        """Mask what is due."""
         with stage("prune"):
             scores = self._scores()
             tops = {leaf: len(kept) for leaf, kept in self._kept.items()}
             widths = allocate(
                 self.groups, scores, self.cost, ratio=self.target * share, ceilings=tops, **self._options
             )
-            # Masked units, of score -1, come after every other, also where others are worth nothing.
+            # Masked units get a score of -1, below every other unit's, so that they are never chosen again.
             self._kept = choose(self.groups, self._with_masked(scores, -1.0), widths)
             self._masks.set(self._kept)
         if self._gradients is not None:
@@ -315,7 +314,7 @@ class Pruner:
         return decision
 
     def _scores(self) -> dict[int, np.ndarray]:
-        """The worth of the units, the same in all processes; masked ones are worth nothing."""
+        """The scores of the units, the same in all processes; 0 for masked units."""
         if self._gradients is not None and isinstance(self.importance, str):
             scores = self._gradients.scores(self.importance)
         else:

@@ -1,7 +1,7 @@
-"""Penalties that make weights small while a model trains, so that little is lost when they go.
+"""Penalties that shrink weights while a model trains, so that little is lost when they are removed.
 
-A regularizer is a function of the groups that adds the gradient of its penalty to the gradients that `backward` left.
-Parameters that have no gradient, such as frozen ones, are left alone.
+A regularizer is a function of the groups that adds the gradient of its penalty to the `.grad` of the parameters, after
+`backward`. Parameters without a gradient, such as frozen ones, are skipped.
 
 >>> import torch
 >>> from torch import nn
@@ -17,7 +17,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -33,49 +33,38 @@ Regularizer = Callable[[Groups], None]
 
 @public()
 def l1(strength: float) -> Regularizer:
-    """`strength` · Σ |w| over the weights, the parameters of two axes and more, that the model reads.
+    """`strength` · Σ |w| over the weights: the parameters with two or more axes that the model reads.
 
-    Single connections die by it. Han et al., "Learning both Weights and Connections for Efficient Neural Networks",
-    2015, arXiv:1506.02626.
+    It drives single connections to zero. Han et al., "Learning both Weights and Connections for Efficient Neural
+    Networks", 2015, arXiv:1506.02626.
 
     Raises:
-        InvalidArgument: `strength` is no number of at least 0.
+        InvalidArgument: `strength` is not a number of at least 0.
     """
-    @public(groups=GROUPS)
-    @torch.no_grad()
-    def add(groups: Groups) -> None:
-        for weight, gradient in _weights(groups):
-            gradient.add_(weight.sign(), alpha=strength)
-
-    return add
+    return _over_weights(torch.sign, strength)
 
 
 @public()
 def l2(strength: float) -> Regularizer:
-    """`strength` / 2 · Σ w² over the weights, the parameters of two axes and more, that the model reads.
+    """`strength` / 2 · Σ w² over the weights: the parameters with two or more axes that the model reads.
 
-    As l1 in Han et al., 2015, arXiv:1506.02626; the same as weight decay in SGD.
+    The counterpart of `l1` in Han et al., 2015, arXiv:1506.02626; with SGD, the same as weight decay.
 
     Raises:
-        InvalidArgument: `strength` is no number of at least 0.
+        InvalidArgument: `strength` is not a number of at least 0.
     """
-    @public(groups=GROUPS)
-    @torch.no_grad()
-    def add(groups: Groups) -> None:
-        for weight, gradient in _weights(groups):
-            gradient.add_(weight, alpha=strength)
-
-    return add
+    return _over_weights(lambda weight: weight, strength)
 
 
 @public()
 def batch_norm_l1(strength: float) -> Regularizer:
-    """`strength` · Σ |γ| over the scales of batch norms: whole channels die by it, where a batch norm scales them.
+    """`strength` · Σ |γ| over the scales of batch norms: it drives whole channels that a batch norm scales to zero.
 
     Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", 2017, arXiv:1708.06519.
 
     Raises:
-        InvalidArgument: `strength` is no number of at least 0; or, when it is used, the model has no such scale.
+        InvalidArgument: `strength` is not a number of at least 0; or, when the result is called, the model has no batch
+            norm with a scale.
     """
     @public(groups=GROUPS)
     @torch.no_grad()
@@ -93,12 +82,12 @@ def batch_norm_l1(strength: float) -> Regularizer:
 
 @public()
 def group_lasso(strength: float) -> Regularizer:
-    """`strength` · Σ over units of the norm of all that belongs to the unit: whole units of any kind die by it.
+    """`strength` · Σ over units of the L2 norm of all that belongs to the unit: it drives whole units to zero.
 
     Wen et al., "Learning Structured Sparsity in Deep Neural Networks", 2016, arXiv:1608.03665, on coupled units.
 
     Raises:
-        InvalidArgument: `strength` is no number of at least 0.
+        InvalidArgument: `strength` is not a number of at least 0.
     """
     @public(groups=GROUPS)
     @torch.no_grad()
@@ -122,10 +111,15 @@ def group_lasso(strength: float) -> Regularizer:
     return add
 
 
-def _weights(groups: Groups) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each weight with its gradient, tied ones once."""
-    graph = groups.graph
-    for value in {graph.canonical[name]: value for name, value in graph.values.items()}.values():
-        if isinstance(value, nn.Parameter) and value.dim() > 1 and value.grad is not None:
-            yield value, value.grad
+def _over_weights(derivative: Callable[[Tensor], Tensor], strength: float) -> Regularizer:
+    """A penalty that is a sum over weights, tied ones counted once, by its derivative."""
+    @public(groups=GROUPS)
+    @torch.no_grad()
+    def add(groups: Groups) -> None:
+        graph = groups.graph
+        for value in {graph.canonical[name]: value for name, value in graph.values.items()}.values():
+            if isinstance(value, nn.Parameter) and value.dim() > 1 and value.grad is not None:
+                value.grad.add_(derivative(value), alpha=strength)
+
+    return add
 

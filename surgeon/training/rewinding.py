@@ -1,4 +1,4 @@
-"""What becomes of the weights that survive: they are kept, rewound to an earlier state, or drawn anew."""
+"""What happens to the surviving weights: they are kept, rewound to an earlier state, or reinitialized."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from surgeon.plans.plan import PLAN, Plan, plan_of
 @public(slim=module_in_place, plan=PLAN, earlier=TENSORS)
 @torch.no_grad()
 def rewind(slim: nn.Module, earlier: Mapping[str, Tensor], plan: Plan | None = None) -> None:
-    """Set the weights of a smaller model, in place, to those that the whole model had at an earlier time.
+    """Set the weights of a smaller model, in place, to those that the full model had earlier in training.
 
     Frankle & Carbin, "The Lottery Ticket Hypothesis", 2019, arXiv:1803.03635; Renda et al., "Comparing Rewinding and
     Fine-tuning in Neural Network Pruning", 2020, arXiv:2003.02389.
 
     Args:
         slim: what `surgeon.shrink`, `Plan.apply` or `Pruner.commit` returned.
-        earlier: the whole model's `state_dict()` from then; a copy of it, since training changes it in place.
-        plan: by default the one that `slim` carries.
+        earlier: the full model's `state_dict()` at that point, copied, since training changes tensors in place.
+        plan: by default the one attached to `slim`.
 
     Raises:
         InvalidArgument: `slim` carries no plan.
-        WeightsError: a tensor is missing, or not of the shape that the plan cuts. Nothing was changed.
+        WeightsError: a tensor is missing, or its shape is not the one that the plan cuts. Nothing was changed.
 
     >>> import surgeon
     >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
@@ -70,17 +70,17 @@ def _cut(name: str, earlier: Tensor | None, now: Tensor, plan: Plan) -> Tensor:
 @public(model=module_in_place)
 @torch.no_grad()
 def reinitialize(model: nn.Module, seed: int = 0) -> None:
-    """Draw all parameters of a model anew, in place.
+    """Reinitialize all parameters of a model, in place.
 
-    Modules that can reset their parameters do so, batch norms their statistics too. A parameter of any other module,
-    such as a position table, is drawn from the normal distribution with the mean and deviation that it has.
+    Modules with `reset_parameters` call it, which also resets batch norm statistics. A parameter of any other module,
+    such as a position embedding, is drawn from a normal distribution with its current mean and standard deviation.
 
-    The generators of torch are afterwards as they were.
+    The states of torch's generators are restored.
 
     Liu et al., "Rethinking the Value of Network Pruning", 2019, arXiv:1810.05270.
 
     Raises:
-        InvalidArgument: `seed` is no integer of at least 0.
+        InvalidArgument: `seed` is not an integer of at least 0.
 
     >>> first, second = nn.Linear(2, 3), nn.Linear(2, 3)
     >>> reinitialize(first, seed=1)

@@ -1,7 +1,7 @@
-"""Schedules: which share of the target is removed after how many steps of the optimizer.
+"""Schedules: which share of the pruning target is reached after how many optimizer steps.
 
-A schedule is a function of the step, counted from 0 before the first, that gives a share from 0 to 1 and never falls.
-Those here are compared and printed by their arguments; any function of the user's own does as well.
+A schedule maps a step, 0 before the first, to a share from 0 to 1 and never decreases. Those here compare and print by
+their arguments; any user-defined function works as well.
 
 >>> schedule = steps(start=100, end=300, n=3)
 >>> [round(schedule(step), 2) for step in (99, 100, 199, 200, 300, 1000)]
@@ -20,7 +20,7 @@ from torch import nn
 from surgeon.errors import InvalidArgument
 from surgeon.support.arguments import NATURAL, POSITIVE, Check, call, checked, function, integer, number, shown
 
-#: From the step to the share of the target that is removed by then.
+#: From a step to the share of the target that is reached by then.
 Schedule = Callable[[int], float]
 SCHEDULE = function(
     "one of surgeon.schedules, or a function from the step to a share from 0 to 1", 1, (type, nn.Module)
@@ -34,9 +34,16 @@ _TAKEN: dict[str, Check] = {
 @checked(_TAKEN)
 @dataclass(frozen=True)
 class OneShot:
-    """All at step `at`."""
+    """Everything at once, at step `at`; step 0 is before training.
 
-    at: int
+    >>> one_shot(10)(9), one_shot(10)(10)
+    (0.0, 1.0)
+
+    Raises:
+        InvalidArgument: `at` is not an integer of at least 0.
+    """
+
+    at: int = 0
 
     def __call__(self, step: int) -> float:
         return 1.0 if step >= self.at else 0.0
@@ -45,63 +52,7 @@ class OneShot:
 @checked(_TAKEN)
 @dataclass(frozen=True)
 class Steps:
-    """The same share at each of `n` steps, evenly from `start` to `end`."""
-
-    start: int
-    end: int
-    n: int
-
-    def __call__(self, step: int) -> float:
-        if step < self.start:
-            return 0.0
-        if step >= self.end:
-            return 1.0
-        return (1 + (step - self.start) * (self.n - 1) // (self.end - self.start)) / self.n
-
-
-@checked(_TAKEN)
-@dataclass(frozen=True)
-class Cubic:
-    """Fast at `start`, slowly towards `end`, every so many steps."""
-
-    start: int
-    end: int
-    every: int
-
-    def __call__(self, step: int) -> float:
-        return 1 - (1 - _passed(step, self.start, self.end, self.every)) ** 3
-
-
-@checked(_TAKEN)
-@dataclass(frozen=True)
-class Exponential:
-    """Falling off from `start` to `end` at a rate, every so many steps."""
-
-    start: int
-    end: int
-    every: int
-    rate: float
-
-    def __call__(self, step: int) -> float:
-        return math.expm1(-self.rate * _passed(step, self.start, self.end, self.every)) / math.expm1(-self.rate)
-
-
-@checked(_TAKEN)
-def one_shot(at: int = 0) -> OneShot:
-    """Everything at once, at step `at`; 0 is before the training.
-
-    >>> one_shot(10)(9), one_shot(10)(10)
-    (0.0, 1.0)
-
-    Raises:
-        InvalidArgument: `at` is no integer of at least 0.
-    """
-    return OneShot(at)
-
-
-@checked(_TAKEN)
-def steps(start: int, end: int, n: int) -> Steps:
-    """A fixed share of the target, 1 / `n`, at each of `n` steps: the first at `start`, the last at `end`.
+    """An equal share of the target, 1 / `n`, at each of `n` steps: the first at `start`, the last at `end`.
 
     Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015, arXiv:1506.02626.
 
@@ -111,14 +62,46 @@ def steps(start: int, end: int, n: int) -> Steps:
     Raises:
         InvalidArgument: not 0 ≤ `start` ≤ `end`, `n` less than 1, or fewer than `n` steps from `start` to `end`.
     """
-    integer(start)("end", end)
-    if n > end - start + 1:
-        raise InvalidArgument(f"n={n}: there are but {end - start + 1} steps from start={start} to end={end}")
-    return Steps(start, end, n)
+
+    start: int
+    end: int
+    n: int
+
+    def __post_init__(self) -> None:
+        integer(self.start)("end", self.end)
+        available = self.end - self.start + 1
+        if self.n > available:
+            raise InvalidArgument(f"n={self.n}: only {available} steps lie from start={self.start} to end={self.end}")
+
+    def __call__(self, step: int) -> float:
+        if step < self.start:
+            return 0.0
+        if step >= self.end:
+            return 1.0
+        return (1 + (step - self.start) * (self.n - 1) // (self.end - self.start)) / self.n
+
+
+@dataclass(frozen=True)
+class _Ramp:
+    """A schedule that rises from `start` to `end`, every `every` steps."""
+
+    start: int
+    end: int
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        integer(self.start + 1)("end", self.end)
+
+    def _elapsed(self, step: int) -> float:
+        """The fraction of the ramp that lies behind, as of the last update."""
+        if step >= self.end:
+            return 1.0
+        return max(0, (step - self.start) // self.every * self.every) / (self.end - self.start)
 
 
 @checked(_TAKEN)
-def cubic(start: int, end: int, every: int = 1) -> Cubic:
+@dataclass(frozen=True)
+class Cubic(_Ramp):
     """Most of it early, while there is much to choose from: 1 - (1 - t)³, t from 0 at `start` to 1 at `end`.
 
     Zhu & Gupta, "To prune, or not to prune", 2017, arXiv:1710.01878.
@@ -129,11 +112,14 @@ def cubic(start: int, end: int, every: int = 1) -> Cubic:
     Raises:
         InvalidArgument: not 0 ≤ `start` < `end`, or `every` less than 1.
     """
-    return Cubic(*_span(start, end, every))
+
+    def __call__(self, step: int) -> float:
+        return 1 - (1 - self._elapsed(step)) ** 3
 
 
 @checked(_TAKEN)
-def exponential(start: int, end: int, every: int = 1, rate: float = 3.0) -> Exponential:
+@dataclass(frozen=True)
+class Exponential(_Ramp):
     """(1 - exp(-rate · t)) / (1 - exp(-rate)), t from 0 at `start` to 1 at `end`.
 
     With `rate` = -ln(1 - target) each step removes the same fraction of what is left, as in Frankle & Carbin, "The
@@ -146,18 +132,25 @@ def exponential(start: int, end: int, every: int = 1, rate: float = 3.0) -> Expo
     Raises:
         InvalidArgument: not 0 ≤ `start` < `end`, `every` less than 1, or `rate` not above 0.
     """
-    return Exponential(*_span(start, end, every), rate)
+
+    rate: float = 3.0
+
+    def __call__(self, step: int) -> float:
+        return math.expm1(-self.rate * self._elapsed(step)) / math.expm1(-self.rate)
+
+
+one_shot, steps, cubic, exponential = OneShot, Steps, Cubic, Exponential
 
 
 @checked(_TAKEN)
 def share_at(schedule: Schedule, step: int) -> float:
-    """What a schedule says of a step, checked.
+    """The share that a schedule gives for a step, checked.
 
     >>> share_at(lambda step: min(1, step / 10), 5)
     0.5
 
     Raises:
-        InvalidArgument: it is no function, or gives no number from 0 to 1.
+        InvalidArgument: it is not a function, or does not give a number from 0 to 1.
     """
     share: Any = call("schedule", schedule, step)
     try:
@@ -167,15 +160,3 @@ def share_at(schedule: Schedule, step: int) -> float:
     if not 0 <= value <= 1:
         raise InvalidArgument(f"the schedule gives {shown(share)} at step {step}: a share of the target is from 0 to 1")
     return value
-
-
-def _passed(step: int, start: int, end: int, every: int) -> float:
-    """How much of the way from `start` to `end` is behind, as of the last multiple of `every`."""
-    if step >= end:
-        return 1.0
-    return max(0, (step - start) // every * every) / (end - start)
-
-
-def _span(start: int, end: int, every: int) -> tuple[int, int, int]:
-    integer(start + 1)("end", end)
-    return start, end, every

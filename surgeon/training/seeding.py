@@ -1,7 +1,7 @@
-"""What is drawn at random, as a function of where training stands: a training that is resumed draws the same again.
+"""Random numbers as a function of training progress: a resumed training run draws the same numbers again.
 
-Nothing of a generator's state has to be kept, on however many processes: before each batch is read and before each
-step is computed, the generators are seeded by the training's seed and by the place.
+No generator state has to be saved, however many processes there are: before each batch is read and before each step is
+computed, the generators are seeded from the training seed and the position in the run.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _READING, _COMPUTING = 0, 1
 
 
 def reading(seed: int, epoch: int, batch: int) -> None:
-    """Before a batch is read: the same on all processes, so that all see the same order."""
+    """Seed before a batch is read: alike in all processes, so that all see the same order."""
     _seed(seed, _READING, epoch, batch)
 
 
 def computing(seed: int, step: int, process: int) -> None:
-    """Before a step is computed: another draw on each process."""
+    """Seed before a step is computed: differently in each process."""
     _seed(seed, _COMPUTING, step, process)
 
 
 def restart(loader: Iterable[Any], seed: int, epoch: int) -> None:
-    """Seed the generators that a DataLoader or its samplers hold themselves, and tell samplers the epoch."""
+    """Seed the generators that a DataLoader or its samplers own, and tell samplers the epoch."""
     holders = [loader]
     for holder in holders:
         for name in ("batch_sampler", "sampler"):
@@ -45,7 +45,7 @@ def restart(loader: Iterable[Any], seed: int, epoch: int) -> None:
 
 @contextmanager
 def put_back() -> Iterator[None]:
-    """Inside of this the generators may be seeded; afterwards they are as they were."""
+    """A context in which the global generators may be seeded; on exit their states are restored."""
     numbers, arrays = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:

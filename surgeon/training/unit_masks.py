@@ -1,9 +1,8 @@
-"""Whole units that are switched off while a model trains: what it computes is what surgery will make of it."""
+"""Whole units masked while a model trains, so that it computes what surgery will make of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from surgeon.ir.fingerprint import named_tensors
 from surgeon.rules import Axes, Kept
 from surgeon.training.masked_sites import interceptors, kept_mask
 from surgeon.training.masked_statistics import Interceptor
-from surgeon.training.weight_masks import Masks
+from surgeon.training.weight_masks import Held, Masks
 from surgeon.verification.check import checked_inputs, relative
 
 _UNITS, _BUFFERS = "units.", "buffers."
@@ -29,15 +28,15 @@ _UNITS, _BUFFERS = "units.", "buffers."
 
 @public(model=module_in_place, groups=GROUPS, keep=units, state=TENSORS)
 class UnitMasks:
-    """Units of a model that are switched off, with all that belongs to them in every coupled tensor.
+    """Masks of whole units, with all that belongs to them in every coupled tensor.
 
-    The model is changed in place, see `Masks`; call `enforce` after each `optimizer.step()`. Then it computes what
-    remains of it when the units are cut off: parameters of masked units are zero, both those that compute them and
-    those that read them; operators that take a statistic over masked units (LayerNorm, RMSNorm, GroupNorm, softmax, …)
-    take it over the others, through hooks on the innermost module whose code calls them; a buffer, such as a running
+    The model is changed in place, see `Masks`; call `enforce` after each `optimizer.step()`. It then computes what it
+    will compute once the units are removed: parameters of masked units are zero, both those that produce and those
+    that consume them; operators that take a statistic over masked units (LayerNorm, RMSNorm, GroupNorm, softmax, …)
+    take it over the kept ones, through hooks on the innermost module whose code calls them; a buffer, such as a running
     variance, keeps its entries for masked units.
 
-    `notes` says of each operator that could not be taken care of; without notes, the masked model computes what surgery
+    `notes` lists the operators for which this was not possible; if it is empty, the masked model computes what surgery
     makes of it.
 
     >>> import surgeon
@@ -54,18 +53,19 @@ class UnitMasks:
         self._model = model
         self._groups = groups
         self._masks = Masks(model)
-        self._buffers: dict[str, _Held] = {}
+        self._buffers: dict[str, Held] = {}
         self._hooks: list[RemovableHandle] = []
         self.keep: dict[int, tuple[int, ...]] = {}
         self.notes: tuple[str, ...] = ()
 
     def set(self, keep: Mapping[int, Iterable[int]]) -> None:
-        """Mask all units but those that are kept, by leaf; leaves that are not named stay whole.
+        """Mask all units but those in `keep`, by leaf; leaves that are not named are kept whole.
 
-        This replaces what was masked before: units that come back have their values from when they were masked.
+        This replaces earlier masks: units that are unmasked get the values that they had when they were masked.
 
         Raises:
-            InvalidArgument: a leaf is no group's, or its units are none, repeated or out of range. Nothing was changed.
+            InvalidArgument: a leaf is not a group's, or its units are empty, repeated or out of range. Nothing was
+                changed.
         """
         units = self._checked(keep)
         kept = self._groups.kept(units)
@@ -77,23 +77,20 @@ class UnitMasks:
         self._intercept(kept)
 
     def enforce(self) -> None:
-        """Set masked entries to zero again, and buffers of masked units to what they were."""
+        """Set masked entries of parameters to zero again, and those of buffers to their earlier values."""
         self._masks.enforce()
-        buffers = dict(self._model.named_buffers())
-        for name, held in self._buffers.items():
-            if name in buffers:
-                held.restore(buffers[name])
+        self._restore(dict(self._model.named_buffers()))
 
     def release(self) -> None:
-        """Give every unit back what it had when it was masked, and hold nothing any more."""
-        self.enforce()  # buffers keep what they were
+        """Restore every unit to its values from before it was masked, and remove all masks and hooks."""
+        self.enforce()  # for the buffers
         self._masks.release()
         self._unhook()
         self._buffers.clear()
         self.keep, self.notes = {}, ()
 
     def bare(self) -> nn.Module:
-        """The masked model without hooks of these masks, for surgery: a copy of its modules that shares its tensors."""
+        """A copy of the masked model's modules, for surgery: it shares its tensors, but has no hooks of these masks."""
         bare = skeleton(self._model)
         for module in bare.modules():
             for hooks in (module._forward_pre_hooks, module._forward_hooks):
@@ -104,12 +101,12 @@ class UnitMasks:
         return bare
 
     def deviation(self, slim: nn.Module) -> float:
-        """How far, at most, the outputs of `slim` are from those of the masked model, relative to the largest.
+        """The largest deviation of an output of `slim` from the masked model's, relative to its largest magnitude.
 
         Both are traced as they are and run in float64, in eval mode, on the inputs that the groups were traced with.
 
         Raises:
-            NotEquivalent: `slim` has other outputs.
+            NotEquivalent: `slim` has another number of outputs.
         """
         runs = [_outputs(model, self._groups) for model in (self._model, slim)]
         if len(runs[0]) != len(runs[1]):
@@ -117,16 +114,16 @@ class UnitMasks:
         return max((relative(a, b) for a, b in zip(*runs, strict=True)), default=0.0)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The units that are kept, and all that masked ones had, as tensors by name."""
+        """The kept units and the remembered values of masked ones, as tensors by name."""
         names = self._groups.names
         return {
             **self._masks.state_dict(),
             **{f"{_UNITS}{names[leaf]}": torch.tensor(kept) for leaf, kept in self.keep.items()},
-            **{f"{_BUFFERS}{name}": held.value for name, held in self._buffers.items()},
+            **{f"{_BUFFERS}{name}": held.before for name, held in self._buffers.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave; the model's own `load_state_dict` may be called before or after.
+        """Replace the masks by those of a `state_dict`; the model's own may be loaded before or after.
 
         Raises:
             WeightsError: the state is not of such a model.
@@ -143,7 +140,7 @@ class UnitMasks:
         self._masks.load_state_dict(rest)
         kept = self._groups.kept(units)
         self._buffers = {
-            name: _Held(kept_mask(axes, kept), state[f"{_BUFFERS}{name}"].clone())
+            name: Held(kept_mask(axes, kept), state[f"{_BUFFERS}{name}"].clone())
             for name, axes in self._tensors().items()
             if f"{_BUFFERS}{name}" in state
         }
@@ -166,20 +163,22 @@ class UnitMasks:
         return found
 
     def _tensors(self) -> dict[str, Axes]:
-        """The axes of the model's own tensors; constants of the graph are left out."""
+        """The axes of the model's own tensors, without constants of the graph."""
         own = {name for name, _ in named_tensors(self._model)}
         return {name: axes for name, axes in self._groups.tensors.items() if name in own}
 
     def _hold_buffers(self, keep: Mapping[str, Tensor]) -> None:
-        """Remember buffers' entries of units that are masked now; those of units that come back are as they were."""
+        """Remember the buffers of which entries are masked now, after those of earlier masks were restored."""
         buffers = dict(self._model.named_buffers(remove_duplicate=False))
-        held = {}
-        for name, mask in keep.items():
-            if name in self._buffers:
-                self._buffers[name].restore(buffers[name])
-            if not mask.all():
-                held[name] = _Held(mask, buffers[name].detach().clone())
-        self._buffers = held
+        self._restore({name: buffers[name] for name in keep})
+        self._buffers = {
+            name: Held(mask, buffers[name].detach().clone()) for name, mask in keep.items() if not mask.all()
+        }
+
+    def _restore(self, buffers: Mapping[str, Tensor]) -> None:
+        for name, held in self._buffers.items():
+            if name in buffers and buffers[name].shape == held.before.shape:
+                held.restore(buffers[name])
 
     def _unhook(self) -> None:
         for handle in self._hooks:
@@ -204,25 +203,11 @@ class UnitMasks:
         self.notes = tuple(dict.fromkeys(notes))
 
 
-@dataclass
-class _Held:
-    """A buffer's value, to which the entries that are not kept are set back."""
-
-    keep: Tensor
-    value: Tensor
-
-    def restore(self, buffer: Tensor) -> None:
-        if buffer.shape == self.value.shape:
-            keep = self.keep.to(buffer.device)
-            with torch.no_grad():
-                buffer.copy_(torch.where(keep, buffer, self.value.to(buffer)))
-
-
 def _outputs(model: nn.Module, groups: Groups) -> list[Tensor]:
     inputs = pytree.tree_map(double, checked_inputs(groups.graph))
     try:
-        graph = trace_inputs(duplicate(model).double(), inputs)  # what depends on the type, as an eps, is double's
-    except SurgeonError:  # its code names another type, which is computed in float64 all the same
+        graph = trace_inputs(duplicate(model).double(), inputs)  # constants such as eps are then those of float64
+    except SurgeonError:  # the code names a type; the graph is run in float64 all the same
         graph = trace_inputs(model, groups.graph.inputs)
     with precisely():
         return Interpreter(graph, inputs, precision=double).run()

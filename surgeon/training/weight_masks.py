@@ -1,4 +1,4 @@
-"""Connections that are switched off while a model trains: f(x; M ⊙ W), as a state that can be taken back."""
+"""Connections masked while a model trains, f(x; M ⊙ W), in a way that can be undone."""
 
 from __future__ import annotations
 
@@ -22,11 +22,20 @@ _KEEP, _BEFORE = ".keep", ".before"
 
 
 @dataclass
-class _Mask:
-    """`keep` says which entries stay; `before` has the values that the others had when they were masked."""
+class Held:
+    """`keep` says which entries of a tensor stay; `before` has the values that the others had when they were masked."""
 
     keep: Tensor
     before: Tensor
+
+    @torch.no_grad()
+    def restore(self, tensor: Tensor) -> None:
+        """Set the entries that are not kept back to their values from before."""
+        tensor.copy_(torch.where(self.keep.to(tensor.device), tensor, self.before.to(tensor)))
+
+
+@dataclass
+class _Mask(Held):
     parameter: nn.Parameter | None = field(default=None, repr=False)
     hook: RemovableHandle | None = field(default=None, repr=False)
 
@@ -41,12 +50,12 @@ class _Mask:
 
 @public(model=module_in_place, keep=mapping("boolean tensors by the names of parameters", text), state=TENSORS)
 class Masks:
-    """Entries of a model's parameters that are held at zero, and what they were before.
+    """Masks that hold entries of a model's parameters at zero, and remember their values.
 
     The model is changed in place: masked entries of its parameters are zero, and so are their gradients, so that
     neither an optimizer's moments nor a gradient norm sees them. Call `enforce` after each `optimizer.step()`. The
-    model keeps its class, its parameters and the keys of its `state_dict`; a copy of it has the zeros, but nothing
-    that holds them. A tied parameter is masked once, under any of its names.
+    model keeps its class, its parameters and the keys of its `state_dict`; a copy of it has the zeros, but is not held
+    to them. A tied parameter is masked once, under any of its names.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> before = model.weight.detach().clone()
@@ -66,10 +75,10 @@ class Masks:
     @classmethod
     @undisturbed()
     def of_zeros(cls, model: nn.Module, example_inputs: Any = None) -> Masks:
-        """Masks of all connections that are zero, as `surgeon.prune_connections` leaves them: they stay zero.
+        """Masks of all connections that are zero, so that what `surgeon.prune_connections` zeroed stays zero.
 
-        Connections are entries of weights that inputs are multiplied with before they are summed; other parameters,
-        such as biases that start at zero, learn on. `example_inputs` are inferred where that is safe.
+        Connections are the entries of weights that inputs are multiplied with and summed over; other parameters, such
+        as biases initialized to zero, keep training. `example_inputs` are inferred where that is safe.
 
         >>> import surgeon
         >>> model = surgeon.prune_connections(nn.Linear(4, 2), 0.5)
@@ -88,13 +97,13 @@ class Masks:
         return MappingProxyType({name: mask.keep for name, mask in self._masks.items()})
 
     def set(self, keep: Mapping[str, Tensor]) -> None:
-        """Mask the entries that are False; masks of parameters that are not named here stay as they are.
+        """Mask the entries that are False; masks of parameters not named here stay as they are.
 
-        Entries that come back get the value that they had when they were masked; a mask that is True everywhere is
-        as none.
+        Entries that are unmasked get the values that they had when they were masked; a mask that is True everywhere
+        removes the mask.
 
         Args:
-            keep: boolean tensors, by the names of parameters, and of their shapes.
+            keep: boolean tensors of the parameters' shapes, by parameter name.
 
         Raises:
             InvalidArgument: a name is not a parameter's, a mask is not boolean or of another shape, or the names of
@@ -105,17 +114,15 @@ class Masks:
             value = parameters[name].detach()
             known = self._masks.pop(name, None)
             if known is not None:
-                value = torch.where(known.keep.to(value.device), value, known.before.to(value))
                 known.unhook()
-                with torch.no_grad():
-                    parameters[name].copy_(value)
+                known.restore(value)
             if not mask.all():
                 mask = mask.to(value.device, copy=True)
                 self._masks[name] = _Mask(mask, value.masked_fill(mask, 0))
         self.enforce()
 
     def enforce(self) -> None:
-        """Set masked entries to zero again, whatever momentum or weight decay made of them."""
+        """Set masked entries to zero again, undoing what momentum or weight decay did to them."""
         if not self._masks:
             return
         parameters = self._parameters()
@@ -135,17 +142,15 @@ class Masks:
                     parameter.grad.masked_fill_(~mask.keep, 0)
 
     def release(self) -> None:
-        """Give every masked entry the value that it had when it was masked, and hold nothing any more."""
+        """Restore every masked entry to its value from before it was masked, and remove all masks."""
         parameters = self._parameters()
         for name, mask in self._masks.items():
             mask.unhook()
-            parameter = parameters[name]
-            with torch.no_grad():
-                parameter.copy_(torch.where(mask.keep.to(parameter.device), parameter, mask.before.to(parameter)))
+            mask.restore(parameters[name])
         self._masks.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The masks, and the values that masked entries had, as tensors by name."""
+        """The masks and the remembered values of masked entries, as tensors by name."""
         masks = self._masks.items()
         return {
             **{f"{name}{_KEEP}": mask.keep for name, mask in masks},
@@ -153,10 +158,10 @@ class Masks:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave, instead of the masks that there are.
+        """Replace the masks by those of a `state_dict`.
 
-        Entries that were masked here alone stay at what the model has: its own `load_state_dict` may be called before
-        or after.
+        Entries that were masked only until now keep their present values. The model's own `load_state_dict` may be
+        called before or after.
 
         Raises:
             WeightsError: the state is not of such a model. Nothing was changed.

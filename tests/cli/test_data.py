@@ -152,7 +152,7 @@ REFUSED = [
     ("wrong.npy", r"has shape \(32, 4\); expected \(batch, 5\)"),
     ("nan.npy", "holds NaN or infinity"),
     ("own_nets:broken", "own_nets:broken could not be called: RuntimeError: no disk"),
-    ("own_nets:lod", "own_nets:lod is nothing"),
+    ("own_nets:lod", "own_nets:lod does not exist"),
     ("own_nets:number", "data is a int; give a tensor of samples"),
     ("nowhere:load", "nowhere can't be imported"),
 ]

@@ -125,7 +125,7 @@ def test_an_option_that_is_none_is_a_type_error(name: str, option: str) -> None:
     (Data, {"samples": 0}, "samples=0: give an integer"),
     (Select, {"min_width": {"*": 2.5}}, r"min_width\['\*'\]=2\.5: give a share"),
     (Repair, {"distill": 1}, "distill=1: give True or False"),
-    (Options.of, {"latency_ms": 3, "align": 8}, "align=8: for a latency, the device's own rules"),
+    (Options.of, {"latency_ms": 3, "align": 8}, "align=8: for a latency, the device decides"),
     (Options.of, {"ratio": 0.5, "budget": "latency", "scope": "local"}, "scope='local': for a latency"),
 ])
 def test_options_check_themselves(concern: Callable[..., Any], given: dict[str, Any], message: str) -> None:

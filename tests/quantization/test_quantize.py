@@ -91,7 +91,7 @@ def test_accepted(decide: Any, file: Path, tmp_path: Path) -> None:
     assert got.shape == want.shape and 0 < np.abs(got - want).max() < 0.2 * np.abs(want).max()
     assert result.accuracy is not None and result.accuracy.rows == 12
     assert json.loads(result.to_json())["accepted"] is True
-    for part in ("int8", "same top-1", "deviation", "12 rows held back", "against the base: 2.00x", "(faster)"):
+    for part in ("int8", "same top-1", "deviation", "12 held-out rows", "against the base: 2.00x", "(faster)"):
         assert part in str(result)
 
 
@@ -118,7 +118,7 @@ def test_what_int8_slows_down_stays_float(decide: Any, file: Path, tmp_path: Pat
     """Depthwise convolutions cost in int8 what the others gain: found by timing, not by their name."""
     decide("faster", lambda kinds: 10 - kinds["Conv"] + 3 * kinds["grouped"])
     result = quantize(file, images(), path=tmp_path / "out.onnx", kind="static", agreement=0.0)
-    assert "grouped Conv float" in result.recipe
+    assert "grouped Conv in float" in result.recipe
     kinds = quantized(tmp_path / "out.onnx")
     assert kinds["Conv"] == 2 and kinds["grouped"] == 0
     assert min(trial.share or 9 for trial in result.tried) == pytest.approx(0.8)
@@ -127,7 +127,7 @@ def test_what_int8_slows_down_stays_float(decide: Any, file: Path, tmp_path: Pat
 def test_the_start_stays_float_where_that_is_faster(decide: Any, file: Path, tmp_path: Path) -> None:
     decide("faster", lambda kinds: 10 - kinds["Gemm"] + 3 * max(0, kinds["Conv"] - 1))
     result = quantize(file, images(), path=tmp_path / "out.onnx", kind="static", agreement=0.0)
-    assert "the first 2 of the heavy operators float" in result.recipe
+    assert "the first 2 operators with weights in float" in result.recipe
     assert quantized(tmp_path / "out.onnx")["Conv"] == 1
 
 
@@ -144,7 +144,7 @@ def test_without_calibration(decide: Any, tmp_path: Path) -> None:
     decide("faster")
     net = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8))
     result = quantize(net, path=tmp_path / "out.onnx", example_inputs=torch.randn(2, 16), agreement=0.5)
-    assert result.accepted and "judged on random inputs" in str(result)
+    assert result.accepted and "accuracy measured on random inputs" in str(result)
     operators = Counter(node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node)
     assert operators["MatMulInteger"] == 2
     with pytest.raises(InvalidArgument, match="pass calibration"):
@@ -235,8 +235,8 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no iterable": (lambda: 3, InvalidArgument, "int; give a tensor of samples, an iterable"),
     "text": (lambda: "images", InvalidArgument, "calibration='images' names no inputs; give FILE"),
     "NaN": (lambda: [images()[0], images()[0] * float("nan")], InvalidInputs, "batch 1 of calibration: input .* NaN"),
-    "shape": (lambda: [torch.randn(4, 1, 8, 8)], InvalidInputs, r"shape \(4, 1, 8, 8\), the model wants \(any, 3, 8"),
-    "type": (lambda: [torch.ones(4, 3, 8, 8, dtype=torch.int64)], InvalidInputs, "is int64, the model wants float32"),
+    "shape": (lambda: [torch.randn(4, 1, 8, 8)], InvalidInputs, r"shape \(4, 1, 8, 8\), the model takes \(any, 3, 8"),
+    "type": (lambda: [torch.ones(4, 3, 8, 8, dtype=torch.int64)], InvalidInputs, "is int64, the model takes float32"),
     "name": (lambda: [{"image": images()[0]}], InvalidInputs, "is a dict of 'image' without 'input'"),
     "no tensor": (lambda: [["cat"]], InvalidInputs, "is a str; give a tensor"),
     "no rows": (lambda: [torch.ones(0, 3, 8, 8)], InvalidInputs, r"has shape \(0, 3, 8, 8\)"),
@@ -320,7 +320,7 @@ def test_one_batch_is_halved_and_a_fixed_one_cut_to_size() -> None:
     assert [piece["input"].shape for piece in pieces] == [(2, 3, 8, 8)] * 2
     np.testing.assert_array_equal(np.concatenate([piece["input"] for piece in pieces]), images(1)[0].numpy())
     use, held, note = divide(pieces[:1], (fixed,))
-    assert use == held and "one batch alone" in note
+    assert use == held and "a single batch" in note
 
 
 def test_times_follow_the_work(tmp_path: Path, file: Path) -> None:

@@ -63,7 +63,7 @@ def test_asked_possible_and_reached_are_told_apart_near_all() -> None:
     made = report(requested=0.9999, possible=0.999953, reached=0.99992, unaligned={"conv1": 16})
     text = str(made)
     assert text.startswith("Net: 99.992 % of macs removed (99.99 % asked, 99.9953 % possible)")
-    assert "in brackets): conv1 32 (16)" in text
+    assert "in parentheses): conv1 32 (16)" in text
     found = json.loads(made.to_json())
     assert (found["requested"], found["possible"], found["reached"]) == (0.9999, 0.999953, 0.99992)
 

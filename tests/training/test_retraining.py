@@ -210,5 +210,5 @@ def test_distillation_refuses() -> None:
         distillation(lambda model, batch: torch.zeros(()), dense)(dense, x)
     with pytest.raises(InvalidArgument, match=r"logits are \(4, 2\), the teacher's \(4, 3\)"):
         distillation(loss, dense)(nn.Linear(2, 2), x)
-    with pytest.raises(InvalidArgument, match="a tuple is no tensor and has no logits"):
+    with pytest.raises(InvalidArgument, match="a tuple is not a tensor and has no logits"):
         distillation(lambda model, batch: model(batch)[0].sum(), nn.LSTM(2, 3))(nn.LSTM(2, 3), x)

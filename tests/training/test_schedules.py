@@ -32,7 +32,7 @@ def test_never_falls_and_ends_at_one(schedule: Schedule) -> None:
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 60))
 def test_n_steps_take_equal_shares(start: int, length: int, n: int) -> None:
     if n > length + 1:
-        with pytest.raises(InvalidArgument, match=f"n={n}: there are but {length + 1} steps"):
+        with pytest.raises(InvalidArgument, match=f"n={n}: only {length + 1} steps lie"):
             schedules.steps(start, start + length, n)
         return
     schedule = schedules.steps(start, start + length, n)
