@@ -116,7 +116,7 @@ def took(action: Callable[[], Any]) -> tuple[float, Any]:
 def times(name: str) -> Row:
     """CPU seconds to a plan and to the smaller model, of surgeon and of Torch-Pruning in turn."""
     model, inputs = load(name)
-    rounds: dict[str, list[float]] = {key: [] for key in ("plan", "operate", "retrace", "peer_graph", "peer_step")}
+    rounds: dict[str, list[float]] = {key: [] for key in ("plan", "operate", "peer_graph", "peer_step")}
     form = ""
     for index in range(ROUNDS + 1):
         other = copy.deepcopy(model)
@@ -124,17 +124,13 @@ def times(name: str) -> Row:
         step, _ = took(pruner.step)
         plan, made = took(lambda: decide(model, Options.of(ratio=0.5, importance="magnitude"), inputs))
         apply, operation = took(lambda: operate(model, made.groups, made.keep))  # noqa: B023
-        retrace, _ = took(lambda: operation.traced)  # noqa: B023
         form = operation.form
         if index:  # the first round loads what both need
-            for key, value in zip(rounds, (plan, apply, retrace, graph, step), strict=True):
+            for key, value in zip(rounds, (plan, apply, graph, step), strict=True):
                 rounds[key].append(value)
     median = {key: statistics.median(values) for key, values in rounds.items()}
     ours, theirs = median["plan"] + median["operate"], median["peer_graph"] + median["peer_step"]
-    return {
-        **median, "rounds": rounds, "form": form, "ratio": ours / theirs,
-        "ratio_with_retrace": (ours + median["retrace"]) / theirs,
-    }
+    return {**median, "rounds": rounds, "form": form, "ratio": ours / theirs}
 
 
 def memory(name: str) -> Row:
@@ -234,15 +230,14 @@ def table(rows: dict[str, Row]) -> str:
     lines += [
         "",
         f"Seconds of CPU time to the smaller model, one thread, medians of {ROUNDS} rounds in turn; verification "
-        "apart. Operate holds the operators that the smaller model calls against the predicted ones; its graph is "
-        "traced for the verification, after it.",
+        "apart. Operate holds the operators that the smaller model calls against the predicted ones.",
         "",
-        "| model | surgeon: plan | operate | Torch-Pruning: graph | step | ratio | trace to verify | ratio with it |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model | surgeon: plan | operate | Torch-Pruning: graph | step | ratio |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for name in TIME:
         if row := rows.get(f"time:{name}"):
-            shown = ("plan", "operate", "peer_graph", "peer_step", "ratio", "retrace", "ratio_with_retrace")
+            shown = ("plan", "operate", "peer_graph", "peer_step", "ratio")
             cells = [f"{row[key]:.2f}" for key in shown]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [

@@ -33,27 +33,25 @@ def replay(
     assert found.program is not None and predicted.stream.program is not None  # they are recorded
     if any(operator_name(made.operator) in _BY_MEMORY for made in found.program.made):
         return None
-    drawn = _Drawn(groups, inputs, tensors, found.program)
-    drawn.draw()
+    drawing = _Drawing(groups, inputs, tensors, found.program)
+    drawing.draw()
     pairs: dict[fx.Node, fx.Node] = {}
     order = predicted.stream.program.order
     for node, result in predicted.results.items():
         if node.op == "get_attr" or (is_a(node, "identity", "dropout") and not is_random(node)):
             continue
-        new = drawn.node(result, order)
+        new = drawing.node(result, order)
         if new is not None:
             pairs[node] = new
         elif is_random(node) and node.users:
             return None  # the same numbers can't be drawn for it
-    return drawn.graph(), pairs
+    return drawing.graph(), pairs
 
 
-class _Drawn:
-    """Draws the calls that the outputs need."""
+class _Drawing:
+    """The calls that the outputs need, as a graph."""
 
-    def __init__(
-        self, groups: Groups, inputs: Inputs, tensors: Mapping[str, Tensor], program: Program
-    ) -> None:
+    def __init__(self, groups: Groups, inputs: Inputs, tensors: Mapping[str, Tensor], program: Program) -> None:
         self._inputs = inputs
         self._program = program
         self._new = fx.Graph()
