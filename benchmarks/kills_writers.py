@@ -15,13 +15,13 @@ from torch import nn
 
 import surgeon
 from surgeon.cli.main import app
-from surgeon.deploy import export as exporting
+from surgeon.deploy import conversion
 from surgeon.pipeline import storage
 from surgeon.reporting.page import write_page
 from surgeon.support import exchange
 from testbed.study_tasks import Blobs
 
-SINGLE_FILE_BYTES = exporting.SINGLE_FILE_BYTES
+SINGLE_FILE_BYTES = conversion.SINGLE_FILE_BYTES
 X = torch.zeros(1, 8)
 
 
@@ -100,7 +100,7 @@ def export(seed: int, beside: bool = False) -> Callable[[Path], object]:
     """Export a network, with its weights in a file beside it."""
 
     def run(home: Path) -> None:
-        exporting.SINGLE_FILE_BYTES = 100 if beside else SINGLE_FILE_BYTES
+        conversion.SINGLE_FILE_BYTES = 100 if beside else SINGLE_FILE_BYTES
         (home / "out").mkdir(exist_ok=True)
         surgeon.export(net(seed), home / "out" / "net.onnx", example_inputs=X)
 
