@@ -156,6 +156,8 @@ def _settled(
         broken = [each for each in conditions if not each.holds({**_others(sizes), **third})]
         if found.same:
             conditions = [each for each in conditions if each not in broken]
+        elif lost and not found.first and any(each.place in lost for each in sizes.free):
+            return _settled(original, same, sized, _fixing(sizes, dict.fromkeys(lost, COMPUTED)), inputs)
         elif not broken and not found.first:
             return f"the graph computes something else at a third size ({_words(found)})"
     return Rung(*same, sizes, tuple(_obeyed(original, graph, conditions, sizes, inputs)), True)
