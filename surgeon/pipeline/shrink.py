@@ -132,8 +132,9 @@ def plan(
 @public()
 @undisturbed()
 def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iterable[Ignored] = ()) -> Groups:
-    """The coupled groups of a model with their members, every pinned axis with the reason, and which sizes of its
-    inputs are free; prints as text.
+    """The coupled groups of a model, every pinned axis with the reason, and which sizes of the inputs are free.
+
+    It prints as text.
 
     >>> import torch
     >>> groups = inspect(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(1, 8))

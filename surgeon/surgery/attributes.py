@@ -99,7 +99,15 @@ def renumber(
         if not type(module).__module__.startswith("torch.nn.modules") or isinstance(module, nn.MultiheadAttention):
             _replace_sizes(module, _pairs(sizes), chosen or {}, doubts)
         changes += [(name, k, v, vars(module)[k]) for k, v in before.items() if vars(module)[k] != v]
+    for module in names:
+        if isinstance(module, nn.TransformerEncoder) and any(_has_odd_heads(each) for each in module.layers):
+            module.use_nested_tensor = False  # as its constructor does: its kernels take pairs of heads
     return Renumbered(tuple(changes), doubts)
+
+
+def _has_odd_heads(layer: nn.Module) -> bool:
+    attention = getattr(layer, "self_attn", None)
+    return isinstance(attention, nn.MultiheadAttention) and attention.num_heads % 2 == 1
 
 
 def _printed(groups: Groups, kept: Kept) -> dict[str, dict[Any, tuple[Any, Any]]]:

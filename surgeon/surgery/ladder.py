@@ -24,7 +24,7 @@ from surgeon.verification.second_size import Computes, compare, of_graph, of_mod
 #: Seconds that a trace with free sizes may take.
 LIMIT = 30.0
 #: Conditions of which it is asked whether the model obeys them, and how many times the example's elements this may run.
-MOST_PROBES, MOST_GROWN = 12, 4.0
+MOST_PROBES, MOST_GROWN = 8, 2.0
 #: Why torch makes a number of a size.
 COMPUTED = "its code computes with this size while it is traced, as a loop over it does"
 
@@ -156,6 +156,8 @@ def _settled(
         broken = [each for each in conditions if not each.holds({**_others(sizes), **third})]
         if found.same:
             conditions = [each for each in conditions if each not in broken]
+        elif lost and not found.first and any(each.place in lost for each in sizes.free):
+            return _settled(original, same, sized, _fixing(sizes, dict.fromkeys(lost, COMPUTED)), inputs)
         elif not broken and not found.first:
             return f"the graph computes something else at a third size ({_words(found)})"
     return Rung(*same, sizes, tuple(_obeyed(original, graph, conditions, sizes, inputs)), True)
@@ -165,7 +167,8 @@ def _obeyed(
     original: Computes, graph: Computes, conditions: list[Condition], sizes: FreeSizes, inputs: Inputs
 ) -> list[Condition]:
     """The conditions that are needed: where each of them does not hold, the model and the graph are not the same."""
-    varying = {each.place: (each.size, each.with_) for each in sizes.free}
+    near = _near(sizes)
+    varying = {each.place: (near[each.place], each.with_) for each in sizes.free}
     asked: set[Condition] = set()
     while True:
         found = needed(conditions, _others(sizes), varying)
@@ -174,18 +177,23 @@ def _obeyed(
             return [each.condition for each in found]
         first = todo[0]
         asked.add(first.condition)
-        grown = math.prod(first.broken_at[place] / size for place, (size, _) in varying.items())
+        grown = math.prod(first.broken_at[each.place] / each.size for each in sizes.free)
         if grown < MOST_GROWN and compare(original, graph, resized(inputs, first.broken_at)).same:
             # What the condition implies may be needed all the same.
             conditions = [each for each in conditions if each is not first.condition and each != first.condition]
 
 
+def _near(sizes: FreeSizes) -> dict[Place, int]:
+    """Sizes at which a model runs, as small as they are known."""
+    return {each.place: min(each.size, each.other or each.size) for each in sizes.free}
+
+
 def _thirds(sizes: FreeSizes) -> Iterator[dict[Place, int]]:
-    """Odd sizes next to the example's, all at once: there code branches that pads or crops."""
-    example = {each.place: each.size for each in sizes.free}
+    """Odd sizes next to known ones, all at once: there code branches that pads or crops."""
+    near = _near(sizes)
     for step in (1, -1):
-        third = {place: size + step - (size % 2) if place[1] else size for place, size in example.items()}
-        if third != example and min(third.values()) > 1:
+        third = {place: size + step - (size % 2) if place[1] else size for place, size in near.items()}
+        if any(third[each.place] != each.size for each in sizes.free) and min(third.values()) > 1:
             yield third
 
 

@@ -19,13 +19,13 @@ from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import Interpreter, double, precisely
 from surgeon.rules import Kept, is_random, where
 from surgeon.verification.certificate import SecondSize
-from surgeon.verification.check import TOLERANCE, masked, reference, relative, varied, with_zeros
+from surgeon.verification.check import masked, reference, relative, varied, with_zeros
 
-#: The largest relative deviation where the model's code runs at its own precision alone.
-TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: TOLERANCE, torch.float32: 1e-3}
-COARSE = 5e-2
-#: The largest deviation that rounding to single precision explains.
+#: The largest relative deviation at double precision: code that names single precision rounds to it in between.
 ROUNDED = 1e-5
+#: The same where the model's code runs at its own precision alone.
+TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: ROUNDED, torch.float32: 1e-3}
+COARSE = 5e-2
 
 Outputs = list[Tensor] | Unfit
 #: What computes outputs: of these inputs, at double precision or at its own.
@@ -137,26 +137,21 @@ class Comparison:
 
 
 def compare(first: Computes, second: Computes, inputs: Inputs) -> Comparison:
-    """Hold two computations against each other, at double precision if their code runs so, else at their own.
-
-    Code that names single precision computes at it in between: then a deviation that it explains is none.
-    """
+    """Hold two computations against each other, at double precision if their code runs so, else at their own."""
     precise = _compared(first, second, inputs, True)
-    if precise.deviation is None:
-        own = _compared(first, second, inputs, False)
-        return precise if own.deviation is None else own
-    if precise.same or precise.deviation > ROUNDED:
+    if precise.deviation is not None:
         return precise
     own = _compared(first, second, inputs, False)
-    return Comparison(precise.deviation, ROUNDED) if own.deviation is None or own.same else own
+    return precise if own.deviation is None else own
 
 
 def _compared(first: Computes, second: Computes, inputs: Inputs, precise: bool) -> Comparison:
     a, b = first(inputs, precise), second(inputs, precise)
     if isinstance(a, Unfit) or isinstance(b, Unfit):
-        return Comparison(None, TOLERANCE, *(each.reason if isinstance(each, Unfit) else "" for each in (a, b)))
+        return Comparison(None, ROUNDED, *(each.reason if isinstance(each, Unfit) else "" for each in (a, b)))
     types = {each.dtype for each in b if each.is_floating_point()}
-    tolerance = TOLERANCE if precise else max((TOLERANCES.get(each, COARSE) for each in types), default=TOLERANCE)
+    own = max((TOLERANCES.get(each, COARSE) for each in types), default=ROUNDED)
+    tolerance = ROUNDED if precise else own
     return Comparison(max(map(relative, a, b), default=0.0) if len(a) == len(b) else float("inf"), tolerance)
 
 
@@ -198,7 +193,7 @@ def certify_second(
         against = "the original's graph less the removed units"
         found = compare(of_masked(groups, kept), smaller, inputs)
     else:
-        found = Comparison(None, TOLERANCE, "not compared")
+        found = Comparison(None, ROUNDED, "not compared")
     if found.same:
         return SecondSize(shapes, found.deviation, against, "")
     if found.deviation is not None:

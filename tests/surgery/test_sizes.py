@@ -233,3 +233,25 @@ def test_memory_format_is_kept() -> None:
     net, x = Net(lambda net, y: y.relu(), "image"), torch.randn(IMAGE).to(memory_format=torch.channels_last)
     graph = surgeon.shrink(net, 0.4, example_inputs=torch.randn(IMAGE), form="graph")
     assert graph(x).is_contiguous(memory_format=torch.channels_last)
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 64, padding_idx=0)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 2)
+        self.second = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.second(self.encoder(self.embedding(x), src_key_padding_mask=x == 0).mean(1)))
+
+
+def test_an_encoder_with_odd_heads_runs_in_inference() -> None:
+    slim = surgeon.shrink(Encoder().eval(), 0.45, example_inputs=torch.randint(1, 50, (2, 7)))
+    assert isinstance(slim, Encoder)
+    layer = slim.encoder.layers[0]
+    assert isinstance(layer, nn.TransformerEncoderLayer) and layer.self_attn.num_heads % 2 == 1
+    x = torch.randint(1, 50, (2, 6))
+    x[0, 3:] = 0
+    with torch.no_grad():
+        assert slim(x).shape == (2, 3) and slim(x[1:, :4]).shape == (1, 3)
