@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.deploy.conversion import OPSETS, save, to_onnx
+from surgeon.deploy.conversion import OPSETS, Untranslatable, save, to_onnx
 from surgeon.deploy.flat import Flat, cause, flatten
 from surgeon.deploy.free_axes import Dynamic, FreeAxes, dynamic, find_free_axes
 from surgeon.deploy.graph import fixed_axes, tidy, unfused_batch_norms
@@ -167,6 +167,8 @@ def _settle(file: _Export, axes: FreeAxes, notes: list[str]) -> _Written:
         tried.append(frozenset(each.names))
         try:
             written = file.write(each)
+        except Untranslatable:
+            raise
         except (TraceError, ExportError) as error:
             if isinstance(error, _NotFree):
                 left.insert(0, each.only(each.names.keys() - error.places))
