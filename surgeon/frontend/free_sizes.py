@@ -18,8 +18,8 @@ from surgeon.frontend.isolation import quietly, undisturbed, untouched, without_
 from surgeon.frontend.trace import Inputs
 from surgeon.ir.size_conditions import Place
 
-#: Runs that are made at most, and the seconds after which none is begun: a large model is asked less.
-MOST_RUNS = 40
+#: Runs that are made in any case, and at most; and seconds of this thread after which no more is begun.
+LEAST_RUNS, MOST_RUNS = 8, 40
 MOST_SECONDS = 5.0
 #: How many other sizes of an axis are tried before it counts as fixed.
 ROUNDS = 4
@@ -163,7 +163,7 @@ class Original:
     def run(self, inputs: Inputs) -> Any:
         """What the model computes; or the first line of its error, as an `Unfit`."""
         args, kwargs = pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), inputs)
-        start = time.perf_counter()
+        start = time.thread_time()
         try:
             with undisturbed(), untouched(self._model), quietly(), without_fast_attention(), torch.no_grad():
                 return self._copy(*args, **kwargs)
@@ -171,7 +171,7 @@ class Original:
             return Unfit(first_line(error))
         finally:
             self.runs += 1
-            self.seconds += time.perf_counter() - start
+            self.seconds += time.thread_time() - start
 
 
 @dataclass(frozen=True)
@@ -215,20 +215,19 @@ class _Search:
         return [*self._merged, *([p for p in places if p not in merged] for places in classes)]
 
     def _together(self, classes: list[list[Place]]) -> tuple[dict[Place, int] | None, dict[Place, str]]:
-        """All axes at once; then all but those that are likely to count channels, of which each must fail alone."""
+        """All axes at once; then all but those that are likely to count channels, which must fail by themselves."""
         if self._runs(_sizes_of(classes, self._other, 0)) is None:
             return _sizes_of(classes, self._other, 0), {}
         likely = [places for places in classes if any(self._may_count_channels(place) for place in places)]
         rest = [places for places in classes if places not in likely]
-        if not likely or not rest or self._runs(chosen := _sizes_of(rest, self._other, 0)) is not None:
-            return None, {}
         reasons: dict[Place, str] = {}
-        for places in likely:
+        for places in likely if rest else ():
             sizes, reason = self._alone(places, {})
             if sizes is not None:
                 return None, {}
             reasons |= dict.fromkeys(places, reason)
-        return chosen, reasons
+        chosen = _sizes_of(rest, self._other, 0)
+        return (chosen, reasons) if reasons and self._runs(chosen) is None else (None, {})
 
     def _one_by_one(self, classes: list[list[Place]]) -> tuple[dict[Place, int], dict[Place, str]]:
         """The axes in turn, from the batch on, each beside those that were found to be free before."""
@@ -277,7 +276,8 @@ class _Search:
 
     def _runs(self, sizes: Mapping[Place, int]) -> str | None:
         """None where the model runs at these sizes, else why not."""
-        if self._original.runs >= MOST_RUNS or self._original.seconds > MOST_SECONDS:
+        spent = self._original.runs >= LEAST_RUNS and self._original.seconds > MOST_SECONDS
+        if spent or self._original.runs >= MOST_RUNS:
             return f"not tried: {self._original.runs} runs of the model took {self._original.seconds:.0f} s already"
         found = self._original.run(resized(self._inputs, sizes))
         return found.reason if isinstance(found, Unfit) else None

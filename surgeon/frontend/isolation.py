@@ -99,6 +99,30 @@ def without_fast_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+@contextmanager
+def with_symbolic_lengths(model: nn.Module) -> Iterator[None]:
+    """With a `len` in the modules that the model's code is in that gives the length of a tensor as a symbol.
+
+    Python's own makes a number of it, which then stands in the trace.
+    """
+    places = (getattr(type(each).forward, "__globals__", {}) for each in model.modules())
+    changed = [
+        place for place in {id(place): place for place in places}.values()
+        if "len" not in place and not str(place.get("__name__", "torch")).startswith("torch.")
+    ]
+    for place in changed:
+        place["len"] = _length
+    try:
+        yield
+    finally:
+        for place in changed:
+            place.pop("len", None)
+
+
+def _length(value: Any) -> Any:
+    return value.shape[0] if isinstance(value, Tensor) and value.dim() else len(value)
+
+
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 #: Kinds of values that hold nothing which could be changed.
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, ModuleType)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -20,7 +21,13 @@ from torch.utils import _pytree as pytree
 from surgeon.errors import InvalidInputs, InvalidModel, TraceError
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.functionalize import apart, functionalize
-from surgeon.frontend.isolation import quietly, untouched, with_masks_as_given, without_stack_traces
+from surgeon.frontend.isolation import (
+    quietly,
+    untouched,
+    with_masks_as_given,
+    with_symbolic_lengths,
+    without_stack_traces,
+)
 from surgeon.support.arguments import instance
 from surgeon.support.process_wide import uncollected
 
@@ -337,7 +344,8 @@ def export(model: nn.Module, inputs: Inputs, free: Iterable[tuple[int, int]]) ->
     if axes:
         shapes = pytree.tree_unflatten([axes.get(leaf) for leaf in range(len(leaves))], spec)
         names = {**_positional_names(model, args, shapes[0]), **shapes[1]} if kwargs else shapes[0]
-    with quietly(), uncollected(), without_stack_traces(), with_masks_as_given(), torch.no_grad():
+    lengths = with_symbolic_lengths(model) if axes else nullcontext()
+    with quietly(), uncollected(), without_stack_traces(), with_masks_as_given(), lengths, torch.no_grad():
         return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=names)
 
 

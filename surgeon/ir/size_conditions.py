@@ -66,7 +66,9 @@ _OF_ARRAYS: dict[str, Callable[..., Any]] = {
     "not": np.logical_not,
 }
 #: Drawn sizes by which conditions that say the same are told.
-SAMPLES = 600
+SAMPLES = 800
+#: The largest size that is drawn.
+HUGE = 2**24
 
 
 @dataclass(frozen=True)
@@ -138,12 +140,15 @@ def _broken(
 
 
 def _drawn(sizes: Mapping[Place, int], varying: Mapping[Place, tuple[int, Iterable[Place]]]) -> dict[Place, Any]:
+    """Many sizes of each axis: small ones, those near the ones to start from and their multiples, and huge ones.
+
+    Where one axis is huge, the others are as they start, so that no product is too large for an integer.
+    """
     generator = np.random.default_rng(0)
     found: dict[Place, Any] = {place: np.full(SAMPLES, size) for place, size in sizes.items()}
-    done: set[Place] = set()
-    for place, (size, alike) in varying.items():
-        if place in done:
-            continue
+    classes = {frozenset((place, *alike)): size for place, (size, alike) in varying.items()}
+    huge = generator.integers(0, 4 * len(classes), SAMPLES)  # which class is, in a quarter of all samples
+    for index, (places, size) in enumerate(classes.items()):
         kinds = [
             generator.integers(1, 9, SAMPLES),
             size + generator.integers(-8, 9, SAMPLES),
@@ -151,9 +156,9 @@ def _drawn(sizes: Mapping[Place, int], varying: Mapping[Place, tuple[int, Iterab
             np.exp(generator.uniform(0, np.log(16 * size + 1), SAMPLES)).astype(np.int64),
         ]
         values = np.maximum(np.choose(generator.integers(0, len(kinds), SAMPLES), kinds), 1)
-        for each in (place, *alike):
-            done.add(each)
-            found[each] = values
+        largest = np.exp(generator.uniform(np.log(size), np.log(max(size, HUGE)), SAMPLES)).astype(np.int64)
+        values = np.where(huge == index, largest, np.where(huge < len(classes), size, values))
+        found |= dict.fromkeys(places, values)
     return found
 
 

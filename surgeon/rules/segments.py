@@ -90,10 +90,13 @@ def slice_(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
         return Typed(rest(c.fresh(size_of(node)[dim], f"output of {where(node)}")))
     start, end = bounds(a, size)
     if step != 1:
-        return _strided(node, x, dim, start, end, step, c)
+        return _strided(node, x, dim, (start, end, a.get("end")), step, c)
     before, part = _segment(node, axis, start, end, c)
     if "length" in a:
-        args = {"start": lambda k: k.width(before), "length": lambda k: k.width(part)}
+        args = {
+            "start": lambda k: k.width(before) if k.changed(axis) else a["start"],
+            "length": lambda k: k.width(part) if k.changed(axis) else a["length"],
+        }
     else:
         args = {
             "start": lambda k: k.width(before) if k.changed(axis) else a["start"],
@@ -115,13 +118,15 @@ def bounds(a: Mapping[str, Any], size: int) -> tuple[int, int]:
     return start, max(start, min(max(end + size if end < 0 else end, 0), size))
 
 
-def _strided(node: fx.Node, x: Axes, dim: int, start: int, end: int, step: int, c: Context) -> Typed:
-    axis = x[dim]
+def _strided(node: fx.Node, x: Axes, dim: int, places: tuple[int, int, Any], step: int, c: Context) -> Typed:
+    """`places` are where to start and end, counted from the front, and the end as it is written."""
+    axis, (start, end, written) = x[dim], places
     why = f"{where(node)}: every {step}th position is taken"
     if axis.size % step == 0 and start < step and end > axis.size - step + start:
         outer, inner = c.divide(axis, [axis.size // step, step], why)
         c.pin((inner,), why)
-        return Typed((*x[:dim], outer, *x[dim + 1 :]), args={"end": lambda k: k.width(axis)})
+        args = {"end": lambda k: k.width(axis) if k.changed(axis) else written}
+        return Typed((*x[:dim], outer, *x[dim + 1 :]), args=args)
     c.pin((axis,), why)
     return Typed((*x[:dim], c.fresh(size_of(node)[dim], why), *x[dim + 1 :]))
 

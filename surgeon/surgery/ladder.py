@@ -52,8 +52,13 @@ class Rung:
         return (*str(self.sizes).splitlines(), *(each.text(names) for each in self.conditions))
 
 
-def ladder(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], sizes: FreeSizes) -> Iterator[Rung]:
+def ladder(
+    model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], sizes: FreeSizes, why: list[str]
+) -> Iterator[Rung]:
     """The rungs: all free axes, those of each input, the batch, none. The last is always there.
+
+    `why` gets the reasons for which rungs are left out, also by whoever could not use one; the first goes into the
+    next rungs.
 
     Each rung's graph was held against the model itself at other sizes. What torch assumed of the sizes is dropped where
     the graph computes what the model does although it does not hold, else it becomes a condition.
@@ -61,31 +66,31 @@ def ladder(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], 
     keep = {leaf: tuple(units) for leaf, units in keep.items()}
     inputs = varied(groups.graph.inputs)
     original = of_module(model)
-    why = ""
     for free in _choices(sizes):
         batch = all(axis == 0 for _, axis in free) and groups.graph.dynamic
         with stage("trace"):
             sized = assumed(groups.graph) if batch else trace_sizes(model, groups.graph.inputs, free, LIMIT)
         if isinstance(sized, str):
-            why = why or sized
+            why.append(sized)
             continue
         with stage("couple"):
             same = (groups, groups.kept(keep)) if batch else _same_groups(groups, keep, sized)
         if same is None:
-            why = why or "with free sizes, other units belong together"
+            why.append("with free sizes, other units belong together")
             continue
-        reasons = {each.place: why for each in sizes.free if each.place not in free}
-        wanted = _fixing(sizes, {place: f"the graph could not be made with this size free: {text}"
-                                 for place, text in reasons.items()})
+        wanted = _fixing(sizes, dict.fromkeys((e.place for e in sizes.free if e.place not in free), _not_free(why)))
         with stage("verify"):
             rung = _settled(original, same, sized, wanted, inputs)
         if isinstance(rung, Rung):
             yield rung
         else:
-            why = why or rung
-    reason = f"the graph could not be made with free sizes: {why or 'its code computes with them'}"
-    fixed = _fixing(sizes, dict.fromkeys((each.place for each in sizes.free), reason))
+            why.append(rung)
+    fixed = _fixing(sizes, dict.fromkeys((each.place for each in sizes.free), _not_free(why)))
     yield Rung(groups, groups.kept(keep), fixed, (), True)
+
+
+def _not_free(why: list[str]) -> str:
+    return f"the graph could not be made with this size free: {why[0] if why else 'it is one'}"
 
 
 def _choices(sizes: FreeSizes) -> list[frozenset[Place]]:

@@ -126,12 +126,14 @@ def _operate(
     if sizes is None:
         return _as_graph(model, Rung(groups, groups.kept(keep)), retrace, reason)
     error: SurgeonError | None = None
-    for rung in ladder(model, groups, keep, sizes):
+    why: list[str] = []
+    for rung in ladder(model, groups, keep, sizes, why):
         try:
             made = _as_graph(model, rung, retrace, reason)
             return replace(made, second_size=_at_second_size(model, made))
         except SurgeonError as failed:
             error = error or failed
+            why.append(first_line(failed))
     assert error is not None
     raise error
 
