@@ -107,9 +107,9 @@ def export(
     insisted on, or fixes them, by input and axis: `{"x": {2: "height", 3: "width"}, "mask": False}`; axes of one name
     are of one size.
 
-    The file is compared with PyTorch on the example, and on random inputs like it (`sample_like`) at another size of all
-    free axes at once and, with a free batch, of 1 and 3 rows: each output must satisfy max |a - b| / max |b| <=
-    `tolerance`. Only a file that passed takes the place of `path`.
+    The file is compared with PyTorch on the example, and on random inputs like it (`sample_like`) at another size of
+    all free axes at once and, with a free batch, of 1 and 3 rows: each output must satisfy max |a - b| / max |b|
+    <= `tolerance`. Only a file that passed takes the place of `path`.
 
     Raises `InvalidArgument` for a tolerance that is not positive, an opset that torch.onnx does not write, names that
     are not as many as there are tensors, and axes that are not there or that the model fixes; `OutputError` if `path`
