@@ -24,7 +24,7 @@ def fold_stride(model: onnx.ModelProto) -> bool:
     for image in graph.input:
         sizes = [axis.dim_value for axis in image.type.tensor_type.shape.dim]
         readers = [node for node in graph.node if image.name in node.input]
-        if len(sizes) != 4 or not all(sizes[2:]) or len(readers) != 1 or readers[0].op_type != "Conv":
+        if len(sizes) != 4 or len(readers) != 1 or readers[0].op_type != "Conv":
             continue
         conv = readers[0]
         weight = constants.get(conv.input[1])
