@@ -24,11 +24,16 @@ SINGLE_FILE_BYTES = 2**31 - 2**24
 _LACKING = re.compile(r"No (?:ONNX function|decompositions?)\b.*?OpOverload\(op='([\w.:]+)', overload='(\w+)'\)")
 
 
+class Untranslatable(ExportError):
+    """ONNX has nothing for an operator, whatever the sizes are."""
+
+
 def to_onnx(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
     """The program as an ONNX model of an opset; the program is changed.
 
     Raises:
-        ExportError: ONNX has nothing for an operator, which the message names, or torch.onnx fails.
+        Untranslatable: ONNX has nothing for an operator, which the message names.
+        ExportError: torch.onnx fails otherwise.
     """
     try:
         fold_batch_norms(program)
@@ -44,7 +49,7 @@ def to_onnx(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
     except Exception as error:
         reason = cause(error)
         if found := _LACKING.search(reason):
-            raise ExportError(
+            raise Untranslatable(
                 f"torch.onnx can't translate the operator {'.'.join(found.groups())}; write what it computes with "
                 "others, or leave its part of the model out"
             ) from error

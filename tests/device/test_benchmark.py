@@ -43,8 +43,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     x = torch.rand(1, 3, 8, 8)
     for name, widths in {"even": (32, 48), "odd": (33, 47)}.items():
-        export(conv_net(*widths), folder / f"{name}.onnx", example_inputs=x)
-    export(conv_net(32, 48), folder / "other.onnx", example_inputs=torch.rand(1, 3, 9, 8))
+        export(conv_net(*widths), folder / f"{name}.onnx", example_inputs=x, dynamic="batch")
+    export(conv_net(32, 48), folder / "other.onnx", example_inputs=torch.rand(1, 3, 9, 8), dynamic="batch")
     (folder / "empty.onnx").write_bytes(b"")
     (folder / "garbage.onnx").write_bytes(b"this is no protobuf\xff\xfe\x00" * 9)
     (folder / "truncated.onnx").write_bytes((folder / "even.onnx").read_bytes()[:-500])

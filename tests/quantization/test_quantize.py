@@ -348,7 +348,7 @@ def test_folding_a_stride_changes_nothing(
 ) -> None:
     net = nn.Sequential(nn.Conv2d(channels, 6, kernel, stride, padding), nn.ReLU(), nn.Conv2d(6, 4, 1))
     x = torch.randn(2, channels, *size)
-    export(net, tmp_path / "float.onnx", example_inputs=x)
+    export(net, tmp_path / "float.onnx", example_inputs=x, dynamic="batch")
     model = onnx.load(tmp_path / "float.onnx")
     assert fold_stride(model)
     onnx.save(model, tmp_path / "folded.onnx")
@@ -382,10 +382,15 @@ LEFT_ALONE = {
 @pytest.mark.parametrize("name", LEFT_ALONE)
 def test_what_is_not_folded(tmp_path: Path, name: str) -> None:
     net, size = LEFT_ALONE[name]
-    export(net, tmp_path / "float.onnx", example_inputs=torch.randn(2, 3, *size))
+    export(net, tmp_path / "float.onnx", example_inputs=torch.randn(2, 3, *size), dynamic="batch")
     model = onnx.load(tmp_path / "float.onnx")
     before = model.SerializeToString()
     assert not fold_stride(model) and model.SerializeToString() == before
+
+
+def test_an_image_of_any_size_is_not_folded(tmp_path: Path) -> None:
+    export(nn.Conv2d(3, 4, 3, 2, 1), tmp_path / "float.onnx", example_inputs=torch.randn(2, 3, 8, 8))
+    assert not fold_stride(onnx.load(tmp_path / "float.onnx"))
 
 
 def test_the_first_convolution_is_folded_where_that_is_faster(decide: Any, tmp_path: Path) -> None:

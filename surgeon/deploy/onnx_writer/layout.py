@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnxscript import ir
 
-from surgeon.deploy.onnx_writer.masks import Mask, count, factor, merge, reshaped, same
+from surgeon.deploy.onnx_writer.masks import Mask, count, factor, first, merge, reshaped, same
 from surgeon.deploy.onnx_writer.state import State, Unwritable, array_of, integer, integers, place, sizes
 
 #: What stands for "to the end" in a slice.
@@ -99,7 +99,9 @@ def _concat(node: ir.Node, state: State) -> None:
     axis = integer(node, "axis", 0) % rank
     values = [value for value in node.inputs if value is not None]
     computed = [value for value in values if not value.is_initializer()] or values
-    others: dict[int, Mask | None] = {at: state.of(computed[0]).get(at) for at in range(rank) if at != axis}
+    others: dict[int, Mask | None] = {
+        at: first(state.of(value).get(at) for value in computed) for at in range(rank) if at != axis
+    }
     for index in range(len(values)):
         state.need(node, index, others)
     found = {at: mask for at, mask in others.items() if mask is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -40,6 +40,11 @@ def lossy(masks: Masks) -> dict[int, Mask]:
 def same(a: Mask | None, b: Mask | None) -> bool:
     """Whether two axes keep the same positions."""
     return a is b if a is None or b is None else bool(np.array_equal(a, b))
+
+
+def first(masks: Iterable[Mask | None]) -> Mask | None:
+    """The first mask that there is."""
+    return next((mask for mask in masks if mask is not None), None)
 
 
 def count(mask: Mask) -> int:

@@ -36,6 +36,8 @@ def _back(value: ir.Value, goal: Masks, state: State) -> dict[str, dict[int, Mas
         return {}
     if node is None or not node.inputs or node.inputs[0] is None:
         raise Unwritable(f"{value.name!r} is not made of copies")
+    if node.op_type == "ConstantOfShape":
+        return {value.name or "": dict(goal)}
     source = node.inputs[0]
     if node.op_type in _VIEWS:
         return _back(source, reshaped(goal, sizes(value, node), sizes(source, node)), state)

@@ -11,7 +11,7 @@ import numpy as np
 from onnxscript import ir
 
 from surgeon.deploy.onnx_writer import layout
-from surgeon.deploy.onnx_writer.masks import DoesNotFactor, Mask, Masks, count, factor, merge
+from surgeon.deploy.onnx_writer.masks import DoesNotFactor, Mask, count, factor, first, merge
 from surgeon.deploy.onnx_writer.state import State, Unwritable, integer, place, sizes
 
 Rule = Callable[[ir.Node, State], None]
@@ -53,11 +53,6 @@ def _same(node: ir.Node, state: State) -> None:
         state.give(node, state.of(node.inputs[0]), output)
 
 
-def _same_less(node: ir.Node, state: State, axes: Masks) -> None:
-    state.need(node, 0, {})
-    state.give(node, axes)
-
-
 def _broadcast(node: ir.Node, state: State) -> None:
     """Axes align from the last on; where one operand loses positions, all lose the same."""
     if not state.reads(node):
@@ -69,10 +64,8 @@ def _broadcast(node: ir.Node, state: State) -> None:
     for back in range(1, rank + 1):
         readers = [value for value in values if len(shapes[value]) >= back and shapes[value][-back] != 1]
         # What is computed has lost its positions already; weights follow.
-        readers.sort(key=lambda value: value.is_initializer())
-        masks = [state.of(value).get(len(shapes[value]) - back) for value in readers]
-        known = [mask for mask, value in zip(masks, readers, strict=True) if not value.is_initializer()]
-        found[back] = known[0] if known else next((mask for mask in masks if mask is not None), None)
+        computed = [value for value in readers if not value.is_initializer()] or readers
+        found[back] = first(state.of(value).get(len(shapes[value]) - back) for value in computed)
     for index, value in enumerate(node.inputs):
         if value is not None:
             shape = shapes[value]
@@ -143,9 +136,8 @@ def _matmul(node: ir.Node, state: State) -> None:
         return
     rank_a, rank_b = len(sizes(a, node)), len(sizes(b, node))
     inner_a, inner_b = rank_a - 1, max(rank_b - 2, 0)
-    contracted = state.of(b).get(inner_b) if a.is_initializer() and not b.is_initializer() else state.of(a).get(inner_a)
-    if a.is_initializer() and b.is_initializer() and contracted is None:
-        contracted = state.of(b).get(inner_b)
+    sides = [(value, inner) for value, inner in ((a, inner_a), (b, inner_b)) if not value.is_initializer()]
+    contracted = first(state.of(value).get(inner) for value, inner in sides or ((a, inner_a), (b, inner_b)))
     need_a: dict[int, Mask | None] = {inner_a: contracted}
     need_b: dict[int, Mask | None] = {inner_b: contracted}
     rank = max(rank_a, rank_b)
@@ -227,7 +219,7 @@ def _layer_norm(node: ir.Node, state: State) -> None:
     if not masks:
         return
     rank = len(sizes(x, node))
-    first = integer(node, "axis", -1) % rank
+    begin = integer(node, "axis", -1) % rank
     for index in range(1, len(node.inputs)):
         value = node.inputs[index]
         if value is None:
@@ -238,23 +230,25 @@ def _layer_norm(node: ir.Node, state: State) -> None:
         })
     state.give(node, masks)
     for output in range(1, len(node.outputs)):
-        state.give(node, {axis: mask for axis, mask in masks.items() if axis < first}, output)
-
-
-def _prelu(node: ir.Node, state: State) -> None:
-    _broadcast(node, state)
+        state.give(node, {axis: mask for axis, mask in masks.items() if axis < begin}, output)
 
 
 def _pool(node: ir.Node, state: State) -> None:
     masks = state.of(node.inputs[0])
     if any(axis > 1 for axis in masks):
         raise Unwritable(f"{place(node)}: positions are lost on an axis that is pooled")
-    _same_less(node, state, masks)
+    _same(node, state)
 
 
 def _made(node: ir.Node, state: State) -> None:
     """Sizes of what loses positions follow when the model runs."""
     state.need(node, 0, {})
+
+
+def _constant_of_shape(node: ir.Node, state: State) -> None:
+    copies = state.copies.get(node.outputs[0].name or "", {})
+    state.renumber(node, 0, {axis: count(mask) for axis, mask in copies.items()})
+    state.give(node, copies)
 
 
 def _set_integer(node: ir.Node, name: str, value: int) -> None:
@@ -289,5 +283,6 @@ RULES: dict[str, Rule] = {
     "RMSNormalization": _layer_norm,
     "Shape": _made,
     "Size": _made,
+    "ConstantOfShape": _constant_of_shape,
     **layout.RULES,
 }
