@@ -11,7 +11,12 @@ from onnxscript import ir
 
 from surgeon.deploy.flat import cause
 from surgeon.deploy.folding import fold_batch_norms
-from surgeon.deploy.lowering import copy_before_views, write_out_attention, write_out_grouped_products
+from surgeon.deploy.lowering import (
+    copy_before_views,
+    out_of_place,
+    write_out_attention,
+    write_out_grouped_products,
+)
 from surgeon.errors import ExportError, OutputError
 from surgeon.support.files import free_name
 
@@ -37,6 +42,7 @@ def to_onnx(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
     """
     try:
         fold_batch_norms(program)
+        out_of_place(program)
         write_out_attention(program)
         write_out_grouped_products(program)
         try:
