@@ -231,8 +231,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"ratio": 0.5, "budget": "latency", "max_params": -3}, InvalidArgument, "max_params=-3"),
     ({"ratio": 0.5, "budget": "latency", "device": 3}, InvalidArgument, "device is a int"),
     ({"ratio": 0.5, "device": Path("here.json")}, InvalidArgument, "device='here.json' is for a latency"),
-    ({"ratio": 0.5, "budget": "latency", "align": 8}, InvalidArgument, "device's own rules"),
-    ({"ratio": 0.5, "budget": "latency", "scope": "local"}, InvalidArgument, "compared with one another"),
+    ({"ratio": 0.5, "budget": "latency", "align": 8}, InvalidArgument, "the device decides"),
+    ({"ratio": 0.5, "budget": "latency", "scope": "local"}, InvalidArgument, "compared with each other"),
     ({"ratio": 0.5, "budget": "latency", "device": "missing.json"}, ProfileError, "missing.json"),
 ]
 

@@ -154,7 +154,7 @@ DAMAGED = [
     ("no plan", forget(PLAN), InvalidArgument, "has no plan.json"),
     ("a plan cut short", cut_short(PLAN, -30), PlanError, "plan.json"),
     ("a plan that is not the weights'", other_plan, WeightsError, "not saved with the plan beside it"),
-    ("a description cut short", cut_short(MODEL, 20), WeightsError, "model.json is no saved model, or was cut short"),
+    ("a description cut short", cut_short(MODEL, 20), WeightsError, "model.json is not a saved model, or was cut"),
     ("a description of something else", put(MODEL, "{}"), WeightsError, "must be \"surgeon-model\""),
     ("a newer version", put(MODEL, '{"format": "surgeon-model", "version": 2}'), WeightsError, "update surgeon"),
     ("a list of ties", put(MODEL, '{"format": "surgeon-model", "version": 1, "tied": []}'), WeightsError, "tied is"),
