@@ -180,7 +180,7 @@ class Placed(nn.Module):
         self.table = nn.Parameter(torch.zeros(1, c, *((3, 3) if self.resize else side)))
 
     def forward(self, x: Tensor) -> Tensor:
-        table = self.table
+        table: Tensor = self.table
         if self.resize:
             table = F.interpolate(table, size=x.shape[-2:], mode="bilinear", align_corners=False)
         return x + table
@@ -298,6 +298,7 @@ class Waves(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(12, d)) if rng.random() < 0.5 else None
         self.body = nn.Linear(d, d)
+        self.rates: Tensor
         self.register_buffer("rates", torch.linspace(0.1, 1.0, d))
 
     def forward(self, x: Tensor) -> Tensor:
