@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from testbed import oracle, trial
+from testbed import oracle, sized_trial, trial
 from testbed.networks import random_network, tensors
 
-NETWORKS, SHARE = 300, 10
+NETWORKS, SHARE, SIZED = 300, 10, 40
 
 
 @pytest.mark.parametrize("first", range(0, NETWORKS, SHARE))
@@ -20,6 +20,17 @@ def test_pruned_networks_compute_what_is_left_of_the_original(first: int) -> Non
     lines = [f"seed {o.seed} ({o.network}): {o.verdict} {o.deviation:.2g} {o.message}" for o in failures]
     assert not failures, "\n".join(lines)
     assert sum(o.removed for o in outcomes) > 0
+
+
+@pytest.mark.parametrize("first", range(0, SIZED, SHARE))
+def test_pruned_networks_are_right_or_refuse_at_every_size(first: int) -> None:
+    outcomes = [outcome for seed in range(first, first + SHARE) for outcome in sized_trial.examine_sizes(seed)]
+    failures = [o for o in outcomes if o.verdict not in ("right", "refused")]
+    lines = [f"seed {o.seed} ({o.network} {o.form}): {o.verdict} {o.deviation:.2g} {o.message}" for o in failures]
+    assert not failures, "\n".join(lines)
+    at_others = [o for o in outcomes if o.plan > 0]
+    assert sum(o.verdict == "right" for o in at_others) > 0.7 * len(at_others)
+    assert all(o.form == "graph" and "this graph takes" in o.message for o in outcomes if o.verdict == "refused")
 
 
 def test_networks_are_a_function_of_the_seed() -> None:

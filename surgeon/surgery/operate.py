@@ -111,7 +111,8 @@ def _operate(
 ) -> Operation:
     reason = "asked for"
     if form != "graph":
-        made = _in_own_class(model, _predict(Rung(groups, groups.kept(keep), sizes), retrace))
+        made: Operation | str = _runs_elsewhere(model, groups, keep, sizes)
+        made = made or _in_own_class(model, _predict(Rung(groups, groups.kept(keep), sizes), retrace))
         if isinstance(made, Operation):
             return made
         reason = made
@@ -130,6 +131,25 @@ def _operate(
             why.append(first_line(failed))
     assert error is not None
     raise error
+
+
+def _runs_elsewhere(
+    model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], sizes: FreeSizes | None
+) -> str:
+    """Why other sizes of the inputs may run parts of the model that are not cut with the rest; else empty.
+
+    Those are parts whose parameters no operator reads, beside code that takes another branch at another size. Whoever
+    can't be traced with free sizes is taken to have none.
+    """
+    idle = set(unread(groups.graph, model))
+    if groups.graph.train_only is not None:
+        idle &= set(unread(groups.graph.train_only, model))
+    if not idle or sizes is None or not sizes.free:
+        return ""
+    why: list[str] = []
+    rung = next(ladder(model, groups, keep, sizes, why))
+    bound = rung.conditions or rung.sizes is None or len(rung.sizes.free) < len(sizes.free)
+    return "" if why or not bound else f"at other sizes, parts run that are not cut with the rest ({min(idle)} …)"
 
 
 def _at_second_size(model: nn.Module, made: Operation) -> SecondSize | None:

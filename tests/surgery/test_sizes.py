@@ -95,6 +95,9 @@ FIXED: dict[str, tuple[Forward, Shape, Shape, str]] = {
     "the end of a table": (
         lambda net, y: (y + net.table(torch.arange(y.shape[1]))).relu(), STEPS, (2, 13, 6), "index out of range",
     ),
+    "a branch with parameters of its own": (
+        lambda net, y: (y if y.shape[1] < 6 else net.middle(y)).relu(), STEPS, (2, 7, 6), "this graph takes",
+    ),
     "channels": (lambda net, y: y.relu(), IMAGE, (2, 4, 8, 8), "x has size 4 at axis 1, and this graph takes 3"),
     "axes": (lambda net, y: y.relu(), IMAGE, (3, 8, 8), "x has 3 axes, and this graph takes 4"),
 }
