@@ -24,6 +24,7 @@ from surgeon.errors import ExportError, InvalidArgument, SurgeonError, TraceErro
 from surgeon.frontend.infer_inputs import infer
 from surgeon.frontend.isolation import quietly, undisturbed, untouched, without_stack_traces
 from surgeon.frontend.parameters import public
+from surgeon.frontend.size_operators import SymbolicSizes
 from surgeon.frontend.trace import check_dense
 from surgeon.support.arguments import ABOVE_ZERO, integer, listed, refusal
 from surgeon.support.files import replace_beside
@@ -267,7 +268,7 @@ class _Export:
         spare = len(axes.names) - len(axes.batch)
         seconds = SECONDS + SECONDS_A_MODULE * sum(1 for _ in self.flat.modules()) if spare else None
         try:
-            with torch.no_grad(), without_stack_traces(), _in_time(seconds):
+            with torch.no_grad(), without_stack_traces(), _in_time(seconds), SymbolicSizes():
                 return torch.export.export(self.flat, call.tensors, dynamic_shapes=shapes, strict=False)
         # torch.export raises errors of many unrelated kinds, the user's own among them.
         except Exception as error:

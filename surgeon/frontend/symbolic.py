@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from surgeon.errors import SurgeonError, first_line
 from surgeon.frontend.functionalize import functionalize
 from surgeon.frontend.isolation import untouched
+from surgeon.frontend.size_operators import SymbolicSizes
 from surgeon.frontend.trace import Graph, Inputs, export, graph_of, skeleton
 from surgeon.ir.size_conditions import Condition, Place, Term
 from surgeon.support.time_limit import TimeIsUp, limited
@@ -37,7 +38,7 @@ def trace_sizes(model: nn.Module, inputs: Inputs, free: Collection[Place], secon
     """
     shared = skeleton(model).eval()
     try:
-        with untouched(model), limited(seconds, _FORMULAS):
+        with untouched(model), limited(seconds, _FORMULAS), SymbolicSizes():
             program = export(shared, inputs, free)
             module = functionalize(program)
     except TimeIsUp:

@@ -81,6 +81,10 @@ FREE: dict[str, tuple[Forward, Shape, tuple[Shape, ...]]] = {
     ),
     "causal mask": (_causal, STEPS, LENGTHS),
     "made from a size": (lambda net, y: torch.cat([y.relu(), y.new_ones(y.shape)], 1), STEPS, LENGTHS),
+    "pooled whole": (
+        lambda net, y: F.avg_pool2d(y.relu(), y.shape[2:]) + F.max_pool2d(y, kernel_size=y.shape[-2:]), IMAGE, OTHERS,
+    ),
+    "spaced evenly": (lambda net, y: y.relu() * torch.linspace(-1, 1, y.shape[3]), IMAGE, OTHERS),
     "reversed": (lambda net, y: y.relu().flip(1), STEPS, LENGTHS),
 }
 # As above, with what is refused at which shape; there the original is right, or refuses too.
