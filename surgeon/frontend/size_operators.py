@@ -43,7 +43,8 @@ def _takes_maximum_of_all(
     input: Any = None, kernel_size: Any = None, stride: Any = None, padding: Any = 0, dilation: Any = 1,
     ceil_mode: Any = False, return_indices: Any = False,
 ) -> bool:
-    return not return_indices and all(each == 1 for each in _listed(dilation)) and _is_whole(input, kernel_size, padding)
+    together = all(each == 1 for each in _listed(dilation))
+    return together and not return_indices and _is_whole(input, kernel_size, padding)
 
 
 def _over_image(reduce: Callable[..., Tensor], input: Tensor, *rest: Any, **named: Any) -> Tensor:
