@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from surgeon.ir.operators import by_name
 
@@ -55,7 +56,8 @@ def _fold(node: fx.Node, program: torch.export.ExportedProgram, names: Mapping[s
     known = {each.name for each in (norm["weight"], norm["bias"], norm["running_mean"], norm["running_var"]) if each}
     if values[0] is None or not known <= names.keys() or scales[2] is None or scales[3] is None:
         return False
-    weight, bias = _folded(values[0], values[1], scales[0], scales[1], scales[2], scales[3], norm["eps"])
+    folded = fuse_conv_bn_weights(*values, scales[2], scales[3], norm["eps"], scales[0], scales[1])
+    weight, bias = (nn.Parameter(each.float(), requires_grad=False) for each in folded)
     program.state_dict[names[conv["weight"].name]] = weight
     program.state_dict[names[target.name]] = bias
     source.args = (conv["input"], conv["weight"], target, *source.args[3:])
@@ -82,18 +84,3 @@ def _value(node: fx.Node | None, program: torch.export.ExportedProgram, names: M
     name = names[node.name]
     found = program.state_dict.get(name, program.constants.get(name))
     return found.detach().double() if isinstance(found, Tensor) else None
-
-
-def _folded(
-    weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, mean: Tensor, variance: Tensor,
-    eps: float,
-) -> tuple[nn.Parameter, nn.Parameter]:
-    factor = torch.rsqrt(variance + eps)
-    if scale is not None:
-        factor = factor * scale
-    moved = (-mean if bias is None else bias - mean) * factor
-    if shift is not None:
-        moved = moved + shift
-    weight = weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
-    first, second = (nn.Parameter(each.float(), requires_grad=False) for each in (weight, moved))
-    return first, second

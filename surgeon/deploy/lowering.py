@@ -1,7 +1,7 @@
 """A torch.export program brought into a form that torch.onnx can translate."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,13 +27,7 @@ def write_out_attention(program: torch.export.ExportedProgram) -> int:
     and value `(…, S, F)` have any number of leading axes, broadcast as PyTorch does. Left alone are calls with
     dropout, and those whose scale depends on the size of the batch.
     """
-    nodes = [node for node in _nodes(program) if node.target is _ATTENTION and _can_be_written_out(node)]
-    for node in nodes:
-        with node.graph.inserting_before(node):
-            result = _attention(node)
-        _put_in_place(program, node, result)
-    _recompile(program)
-    return len(nodes)
+    return _write_out(program, _can_be_written_out, _attention)
 
 
 def write_out_grouped_products(program: torch.export.ExportedProgram) -> int:
@@ -43,13 +37,7 @@ def write_out_grouped_products(program: torch.export.ExportedProgram) -> int:
     `offs[e - 1]` up to `offs[e]` with the matrix `e`. Here each matrix is multiplied with all rows, the other experts'
     being zeroed, which takes E times as many operations. Other forms of the operator are left alone.
     """
-    nodes = [node for node in _nodes(program) if _is_grouped_product(node)]
-    for node in nodes:
-        with node.graph.inserting_before(node):
-            result = _grouped_product(node)
-        _put_in_place(program, node, result)
-    _recompile(program)
-    return len(nodes)
+    return _write_out(program, _is_grouped_product, _grouped_product)
 
 
 def out_of_place(program: torch.export.ExportedProgram) -> int:
@@ -119,11 +107,20 @@ def _is_fresh(node: fx.Node) -> bool:
     return isinstance(target, torch._ops.OpOverload) and all(each.alias_info is None for each in target._schema.returns)
 
 
-def _put_in_place(program: torch.export.ExportedProgram, node: fx.Node, result: fx.Node) -> None:
-    node.replace_all_uses_with(result)
-    if node.graph is program.graph:
-        program.graph_signature.replace_all_uses(node.name, result.name)
-    node.graph.erase_node(node)
+def _write_out(
+    program: torch.export.ExportedProgram, applies: Callable[[fx.Node], bool], written: Callable[[fx.Node], fx.Node]
+) -> int:
+    """Put what `written` makes of them in the place of the nodes that it applies to; how many."""
+    nodes = [node for node in _nodes(program) if applies(node)]
+    for node in nodes:
+        with node.graph.inserting_before(node):
+            result = written(node)
+        node.replace_all_uses_with(result)
+        if node.graph is program.graph:
+            program.graph_signature.replace_all_uses(node.name, result.name)
+        node.graph.erase_node(node)
+    _recompile(program)
+    return len(nodes)
 
 
 def _is_grouped_product(node: fx.Node) -> bool:
@@ -157,6 +154,8 @@ def _grouped_product(node: fx.Node) -> fx.Node:
 
 
 def _can_be_written_out(node: fx.Node) -> bool:
+    if node.target is not _ATTENTION:
+        return False
     arguments = _arguments(node)
     known = arguments["scale"] is not None or isinstance(arguments["query"].meta["val"].shape[-1], int)
     return known and not arguments["dropout_p"]

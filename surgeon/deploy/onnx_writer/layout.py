@@ -7,11 +7,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnxscript import ir
 
-from surgeon.deploy.onnx_writer.masks import Mask, count, factor, first, merge, reshaped, same
+from surgeon.deploy.onnx_writer.masks import Mask, Masks, count, factor, first, merge, reshaped, same
 from surgeon.deploy.onnx_writer.state import State, Unwritable, array_of, integer, integers, place, sizes
 
 #: What stands for "to the end" in a slice.
 _END = np.iinfo(np.int64).max
+
+
+#: What an operator does whose first operand loses positions, by that operand and its masks.
+_Move = Callable[[ir.Node, State, ir.Value, Masks], None]
 
 
 def _operand(node: ir.Node) -> ir.Value:
@@ -20,12 +24,20 @@ def _operand(node: ir.Node) -> ir.Value:
     return value
 
 
-def _reshape(node: ir.Node, state: State) -> None:
-    x = _operand(node)
-    state.need(node, 0, {})
-    masks = state.of(x)
-    if not masks:
-        return
+def _moves(rule: _Move) -> Callable[[ir.Node, State], None]:
+    """The rule of an operator that has nothing to do where its first operand loses no positions."""
+
+    def apply(node: ir.Node, state: State) -> None:
+        x = _operand(node)
+        state.need(node, 0, {})
+        if masks := state.of(x):
+            rule(node, state, x, masks)
+
+    return apply
+
+
+@_moves
+def _reshape(node: ir.Node, state: State, x: ir.Value, masks: Masks) -> None:
     old, new = sizes(x, node), sizes(node.outputs[0], node)
     out = reshaped(masks, old, new)
     if node.op_type == "Reshape":
@@ -34,50 +46,40 @@ def _reshape(node: ir.Node, state: State) -> None:
     state.give(node, out)
 
 
-def _unless_copied(node: ir.Node, numbers: dict[int, int], masks: dict[int, Mask] | object) -> dict[int, int]:
+def _unless_copied(node: ir.Node, numbers: dict[int, int], masks: Masks) -> dict[int, int]:
     """The numbers to write; a 0 copies the size of the operand's axis of the same place, which may be right."""
     written = array_of(node.inputs[1])
     if written is None or integer(node, "allowzero", 0):
         return numbers
-    assert isinstance(masks, dict)
     return {
         axis: number for axis, number in numbers.items()
         if written[axis] != 0 or axis not in masks or count(masks[axis]) != number
     }
 
 
-def _transpose(node: ir.Node, state: State) -> None:
-    x = _operand(node)
-    state.need(node, 0, {})
+@_moves
+def _transpose(node: ir.Node, state: State, x: ir.Value, masks: Masks) -> None:
     order = integers(node, "perm") or list(range(len(sizes(x, node))))[::-1]
-    masks = state.of(x)
-    state.give(node, {place: masks[axis] for place, axis in enumerate(order) if axis in masks})
+    state.give(node, {at: masks[axis] for at, axis in enumerate(order) if axis in masks})
 
 
-def _squeeze(node: ir.Node, state: State) -> None:
+@_moves
+def _squeeze(node: ir.Node, state: State, x: ir.Value, masks: Masks) -> None:
     """Axes of size 1 come or go, so that the others keep their order."""
-    x = _operand(node)
-    state.need(node, 0, {})
-    if not state.of(x):
-        return
     old, rank = sizes(x, node), len(sizes(node.outputs[0], node))
     axes = integers(node, "axes", 1)
     if node.op_type == "Squeeze":
         gone = [axis for axis, size in enumerate(old) if size == 1] if axes is None else [a % len(old) for a in axes]
         left = [axis for axis in range(len(old)) if axis not in gone]
-        state.give(node, {place: state.of(x)[axis] for place, axis in enumerate(left) if axis in state.of(x)})
+        state.give(node, {at: masks[axis] for at, axis in enumerate(left) if axis in masks})
         return
     new = {axis % rank for axis in axes or ()}
-    places = [place for place in range(rank) if place not in new]
-    state.give(node, {places[axis]: mask for axis, mask in state.of(x).items()})
+    places = [at for at in range(rank) if at not in new]
+    state.give(node, {places[axis]: mask for axis, mask in masks.items()})
 
 
-def _reduce(node: ir.Node, state: State) -> None:
-    x = _operand(node)
-    state.need(node, 0, {})
-    masks = state.of(x)
-    if not masks:
-        return
+@_moves
+def _reduce(node: ir.Node, state: State, x: ir.Value, masks: Masks) -> None:
     rank = len(sizes(x, node))
     if node.op_type.startswith("Arg"):
         gone = [integer(node, "axis", 0) % rank]
@@ -116,12 +118,8 @@ def _concat(node: ir.Node, state: State) -> None:
     state.give(node, found)
 
 
-def _split(node: ir.Node, state: State) -> None:
-    x = _operand(node)
-    state.need(node, 0, {})
-    masks = state.of(x)
-    if not masks:
-        return
+@_moves
+def _split(node: ir.Node, state: State, x: ir.Value, masks: Masks) -> None:
     axis = integer(node, "axis", 0) % len(sizes(x, node))
     parts: list[Mask] = []
     if axis in masks:
@@ -141,12 +139,9 @@ def _split(node: ir.Node, state: State) -> None:
             state.give(node, {**state.of(node.outputs[output]), axis: parts[output]}, output)
 
 
-def _slice(node: ir.Node, state: State) -> None:
-    x = _operand(node)
-    state.need(node, 0, {})
-    masks = dict(state.of(x))
-    if not masks:
-        return
+@_moves
+def _slice(node: ir.Node, state: State, x: ir.Value, masks: Masks) -> None:
+    out = dict(masks)
     rank = len(sizes(x, node))
     starts, ends = _bounds(node, 1, "starts"), _bounds(node, 2, "ends")
     axes = integers(node, "axes", 3) or list(range(len(starts or ends or ())))
@@ -161,7 +156,7 @@ def _slice(node: ir.Node, state: State) -> None:
         bounds = _landed(masks[axis], taken, node)
         for operand, number in zip(numbers, bounds, strict=True):
             numbers[operand][entry] = number
-        masks[axis] = masks[axis][taken]
+        out[axis] = masks[axis][taken]
     for operand, new in numbers.items():
         if operand < len(node.inputs) and node.inputs[operand] is not None and new:
             old = array_of(node.inputs[operand])
@@ -172,7 +167,7 @@ def _slice(node: ir.Node, state: State) -> None:
             state.replace(node, operand, changed)
         elif any(number != 1 for number in new.values()) and operand == 4:
             raise Unwritable(f"{place(node)}: what stays is not evenly spaced")
-    state.give(node, masks)
+    state.give(node, out)
 
 
 def _bounds(node: ir.Node, operand: int, name: str) -> list[int] | None:
@@ -273,12 +268,8 @@ def _gather_nd(node: ir.Node, state: State) -> None:
     state.give(node, {axis - taken + len(more): mask for axis, mask in masks.items()})
 
 
-def _tile(node: ir.Node, state: State) -> None:
-    x = _operand(node)
-    state.need(node, 0, {})
-    masks = state.of(x)
-    if not masks:
-        return
+@_moves
+def _tile(node: ir.Node, state: State, x: ir.Value, masks: Masks) -> None:
     repeats = array_of(node.inputs[1])
     if repeats is None:
         raise Unwritable(f"{place(node)}: how often it repeats is computed")
@@ -327,12 +318,8 @@ def _pad(node: ir.Node, state: State) -> None:
     state.give(node, out)
 
 
-def _resize(node: ir.Node, state: State) -> None:
-    x = _operand(node)
-    state.need(node, 0, {})
-    masks = state.of(x)
-    if not masks:
-        return
+@_moves
+def _resize(node: ir.Node, state: State, x: ir.Value, masks: Masks) -> None:
     old, new = sizes(x, node), sizes(node.outputs[0], node)
     if any(old[axis] != new[axis] for axis in masks):
         raise Unwritable(f"{place(node)}: an axis that loses positions is resized")
