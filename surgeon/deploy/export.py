@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -22,13 +21,14 @@ from surgeon.deploy.parity import Parity, check_parity
 from surgeon.device.ort_session import EXAMPLE
 from surgeon.errors import ExportError, InvalidArgument, SurgeonError, TraceError, first_line
 from surgeon.frontend.infer_inputs import infer
-from surgeon.frontend.isolation import quietly, undisturbed, untouched, without_stack_traces
+from surgeon.frontend.isolation import quietly, undisturbed, untouched
 from surgeon.frontend.parameters import public
-from surgeon.frontend.size_operators import SymbolicSizes
+from surgeon.frontend.program import export as trace_program
+from surgeon.frontend.program import in_time
 from surgeon.frontend.trace import check_dense
 from surgeon.support.arguments import ABOVE_ZERO, integer, listed, refusal
 from surgeon.support.files import replace_beside
-from surgeon.support.time_limit import TimeIsUp, limited
+from surgeon.support.time_limit import TimeIsUp
 
 OPSET = 20
 """The newest opset torch.onnx converts to by default; onnxruntime reads it since 1.17."""
@@ -258,18 +258,11 @@ class _Export:
 
     def _trace(self, axes: FreeAxes) -> torch.export.ExportedProgram:
         call = self.call.at(_unlike(self.call, axes))
-        shapes: tuple[Any, ...] | None = None
-        if axes.names:
-            auto = torch.export.Dim.AUTO
-            shapes = (tuple(
-                {axis: auto for tensor, axis in axes.names if tensor == index} or None
-                for index in range(len(call.tensors))
-            ),)
         spare = len(axes.names) - len(axes.batch)
         seconds = SECONDS + SECONDS_A_MODULE * sum(1 for _ in self.flat.modules()) if spare else None
         try:
-            with torch.no_grad(), without_stack_traces(), _in_time(seconds), SymbolicSizes():
-                return torch.export.export(self.flat, call.tensors, dynamic_shapes=shapes, strict=False)
+            with in_time(seconds):
+                return trace_program(self.flat, (call.tensors, {}), axes.names)
         # torch.export raises errors of many unrelated kinds, the user's own among them.
         except Exception as error:
             raise TraceError(f"torch.export can't trace the model: {cause(error)}") from error
@@ -325,7 +318,3 @@ def _unlike(call: Call, axes: FreeAxes) -> dict[Place, int]:
     sizes = {each: call.tensors[min(each)[0]].shape[min(each)[1]] for each in axes.classes()}
     alike = len(set(sizes.values())) < len(sizes) or min(sizes.values(), default=2) < 2
     return dict(axes.others) if alike else {}
-
-
-def _in_time(seconds: float | None) -> Any:
-    return contextlib.nullcontext() if seconds is None else limited(seconds, ("/sympy/",))

@@ -51,15 +51,16 @@ def _fold(node: fx.Node, program: torch.export.ExportedProgram, names: Mapping[s
     reader = source if conv["bias"] is not None else node
     if not _is_own(conv["weight"], source, names) or not _is_own(target, reader, names):
         return False
-    values = [_value(each, program, names) for each in (conv["weight"], conv["bias"])]
-    scales = [_value(norm[name], program, names) for name in ("weight", "bias", "running_mean", "running_var")]
+    weight, bias = (_value(each, program, names) for each in (conv["weight"], conv["bias"]))
+    scale, shift, mean, variance = (
+        _value(norm[name], program, names) for name in ("weight", "bias", "running_mean", "running_var")
+    )
     known = {each.name for each in (norm["weight"], norm["bias"], norm["running_mean"], norm["running_var"]) if each}
-    if values[0] is None or not known <= names.keys() or scales[2] is None or scales[3] is None:
+    if weight is None or not known <= names.keys() or mean is None or variance is None:
         return False
-    folded = fuse_conv_bn_weights(*values, scales[2], scales[3], norm["eps"], scales[0], scales[1])
-    weight, bias = (nn.Parameter(each.float(), requires_grad=False) for each in folded)
-    program.state_dict[names[conv["weight"].name]] = weight
-    program.state_dict[names[target.name]] = bias
+    folded = fuse_conv_bn_weights(weight, bias, mean, variance, norm["eps"], scale, shift)
+    for tensor, value in zip((conv["weight"], target), folded, strict=True):
+        program.state_dict[names[tensor.name]] = nn.Parameter(value.float(), requires_grad=False)
     source.args = (conv["input"], conv["weight"], target, *source.args[3:])
     source.kwargs = {name: value for name, value in source.kwargs.items() if name not in ("input", "weight", "bias")}
     node.replace_all_uses_with(source)

@@ -13,13 +13,10 @@ from torch.utils import _pytree as pytree
 from surgeon.errors import SurgeonError, first_line
 from surgeon.frontend.functionalize import functionalize
 from surgeon.frontend.isolation import untouched
-from surgeon.frontend.size_operators import SymbolicSizes
-from surgeon.frontend.trace import Graph, Inputs, export, graph_of, skeleton
+from surgeon.frontend.program import export, in_time
+from surgeon.frontend.trace import Graph, Inputs, graph_of, skeleton
 from surgeon.ir.size_conditions import Condition, Place, Term
-from surgeon.support.time_limit import TimeIsUp, limited
-
-#: Files in which an export that takes too long is left: what works on formulas alone.
-_FORMULAS = ("/sympy/", "/symbolic_shapes.py", "/torch/utils/_sympy/", "/mpmath/")
+from surgeon.support.time_limit import TimeIsUp
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,8 @@ def trace_sizes(model: nn.Module, inputs: Inputs, free: Collection[Place], secon
     """
     shared = skeleton(model).eval()
     try:
-        with untouched(model), limited(seconds, _FORMULAS), SymbolicSizes():
-            program = export(shared, inputs, free)
-            module = functionalize(program)
+        with untouched(model), in_time(seconds):
+            module = functionalize(export(shared, inputs, free))
     except TimeIsUp:
         return f"torch.export did not end within {seconds:.0f} s"
     except Exception as error:  # noqa: BLE001  (export raises all kinds)

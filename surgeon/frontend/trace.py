@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -14,22 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.export import Dim
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidInputs, InvalidModel, TraceError
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.functionalize import apart, functionalize
-from surgeon.frontend.isolation import (
-    quietly,
-    untouched,
-    with_masks_as_given,
-    with_symbolic_lengths,
-    without_stack_traces,
-)
+from surgeon.frontend.isolation import quietly, untouched
+from surgeon.frontend.program import export
 from surgeon.support.arguments import instance
-from surgeon.support.process_wide import uncollected
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 MODULE = instance(nn.Module, "a torch.nn.Module")
@@ -328,30 +319,6 @@ def graph_of(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: 
 def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> torch.export.ExportedProgram:
     tensors = [leaf for leaf, value in enumerate(pytree.tree_leaves(inputs)) if isinstance(value, Tensor)]
     return export(model, inputs, [(leaf, 0) for leaf in tensors] if dynamic else [])
-
-
-def export(model: nn.Module, inputs: Inputs, free: Iterable[tuple[int, int]]) -> torch.export.ExportedProgram:
-    """The program of `model`, in which the `free` axes of the inputs, by leaf and axis, are symbols if they can be.
-
-    Raises what torch.export raises.
-    """
-    args, kwargs = inputs
-    leaves, spec = pytree.tree_flatten(inputs)
-    axes: dict[int, dict[int, Any]] = {}
-    for leaf, axis in free:
-        axes.setdefault(leaf, {})[axis] = Dim.AUTO
-    names: Any = None
-    if axes:
-        shapes = pytree.tree_unflatten([axes.get(leaf) for leaf in range(len(leaves))], spec)
-        names = {**_positional_names(model, args, shapes[0]), **shapes[1]} if kwargs else shapes[0]
-    lengths = with_symbolic_lengths(model) if axes else nullcontext()
-    with quietly(), uncollected(), without_stack_traces(), with_masks_as_given(), lengths, torch.no_grad():
-        return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=names)
-
-
-def _positional_names(model: nn.Module, args: tuple[Any, ...], shapes: Any) -> dict[str, Any]:
-    parameters = list(inspect.signature(model.forward).parameters)
-    return dict(zip(parameters, shapes, strict=False))
 
 
 def _export_or_explain(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:

@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.functionalize import functionalize
 from surgeon.frontend.isolation import untouched
-from surgeon.frontend.trace import Graph, Inputs, export
+from surgeon.frontend.program import export
+from surgeon.frontend.trace import Graph, Inputs
 
 #: What code reads of a floating type, by the names of torch.finfo.
 _LIMITS: Final = ("min", "max", "eps", "tiny")
@@ -112,7 +113,7 @@ def _read(copies: Mapping[fx.Node, fx.Node], source: fx.Node, attribute: str) ->
 def _named(model: nn.Module, graph: Graph, kind: torch.dtype) -> set[fx.Node]:
     """The operators whose type the user's code names, so that they have it in a model of another type too.
 
-    None where the trace in another type has other operators: then nothing can be told.
+    There are none where the model can't be traced in another type, or has other operators then: nothing can be told.
     """
     other = torch.float64 if kind is not torch.float64 else torch.float32
     try:
