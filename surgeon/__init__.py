@@ -8,6 +8,7 @@ Public names are imported when they are first used, so that `import surgeon` cos
 """
 
 import importlib
+import random
 
 __version__ = "0.1.0"
 
@@ -48,12 +49,16 @@ __all__ = sorted(_HOME)
 
 def __getattr__(name: str) -> object:
     value: object
-    if name in _MODULES:
-        value = importlib.import_module(_MODULES[name])
-    elif name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    drawn = random.getstate()  # what torch imports along draws random numbers
+    try:
+        if name in _MODULES:
+            value = importlib.import_module(_MODULES[name])
+        elif name in _HOME:
+            value = getattr(importlib.import_module(_HOME[name]), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    finally:
+        random.setstate(drawn)
     globals()[name] = value
     return value
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,9 @@ import surgeon
 from surgeon.errors import InvalidModel, SurgeonError
 from testbed.networks import random_network
 from testbed.snapshot import Snapshot
+
+for name in surgeon.__all__:
+    getattr(surgeon, name)  # what is imported along sets the process up, as of warnings, the first time
 
 Run = Callable[[Any, Tensor], Any]
 Made = tuple[nn.Module, Tensor]
@@ -365,3 +370,9 @@ def test_a_snapshot_sees_what_is_changed() -> None:
     torch.random.set_rng_state(state)
     for part in ("closure", "seen", "['weight'] values", "training", "torch.random"):
         assert part in found
+
+
+def test_the_first_use_of_a_name_draws_no_random_number() -> None:
+    code = "import random, surgeon; random.seed(0); surgeon.shrink; print(random.random())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(found.stdout) == random.Random(0).random()

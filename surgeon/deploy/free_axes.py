@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from surgeon.deploy.inputs import Call, Place
 from surgeon.errors import InvalidArgument
-from surgeon.frontend.free_sizes import free_sizes
+from surgeon.frontend.free_sizes import free_sizes, narrower
 from surgeon.support.arguments import is_integer, refusal, shown
 
 #: What of `dynamic` stands for the first axis of each input alone.
@@ -80,14 +80,9 @@ class FreeAxes:
         )
 
     def less(self) -> Iterator[FreeAxes]:
-        """What to try where these can't be free together: one input's axes in turn, the batch alone, none."""
-        beside = {place[0]: None for place in self.names if place[1] != 0}
-        if len(beside) > 1:
-            for tensor in beside:
-                yield self.only(self.batch | {place for place in self.names if place[0] == tensor})
-        if beside and self.batch:
-            yield self.only(self.batch)
-        yield self.only(())
+        """What to try where these can't be free together."""
+        for places in narrower({place: self.tied.get(place, ()) for place in self.names}):
+            yield self.only(places)
 
     def classes(self) -> list[frozenset[Place]]:
         """The axes that vary together."""

@@ -16,9 +16,6 @@ from surgeon.deploy.parity import check_parity
 from surgeon.groups.coupling import Groups
 from surgeon.surgery.tensors import kept_positions
 
-TOLERANCE = 1e-3
-"""As that of `export`."""
-
 
 def write_slim(
     base: Path, path: Path, slim: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], seed: int = 0
@@ -41,9 +38,7 @@ def write_slim(
     if groups.graph.dynamic:
         samples.append(call.with_batch(1).sample(generator))
     try:
-        check_parity(
-            path, flat, samples, input_names=call.names, tolerance=TOLERANCE, precise=flat.in_double
-        )
+        check_parity(path, flat, samples, input_names=call.names, precise=flat.in_double)
     except BaseException:
         path.unlink(missing_ok=True)
         raise

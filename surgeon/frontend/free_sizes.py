@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,6 +99,23 @@ class FreeSizes:
         ))
 
 
+def narrower(free: Mapping[Place, Iterable[Place]]) -> Iterator[frozenset[Place]]:
+    """Fewer axes to have free where not all can be: the batch and one input's in turn, the batch, none.
+
+    `free` gives for each axis those that can only vary with it, which are taken along.
+
+    >>> [sorted(each) for each in narrower({(0, 0): (), (0, 1): (), (1, 1): ()})]
+    [[(0, 0), (0, 1)], [(0, 0), (1, 1)], [(0, 0)], []]
+    """
+    batch = frozenset(place for place in free if place[1] == 0)
+    beside = dict.fromkeys(leaf for leaf, axis in free if axis)
+    wanted = []
+    for leaf in beside if len(beside) > 1 else ():
+        own = {place for place in free if place[0] == leaf}
+        wanted.append(batch | own | {place for each in own for place in free[each] if place in free})
+    yield from dict.fromkeys([*wanted, batch, frozenset()])
+
+
 def resized(inputs: Inputs, sizes: Mapping[Place, int]) -> Inputs:
     """The inputs with other sizes; what is added along an axis are positions that stand there already, as drawn.
 
@@ -137,7 +154,7 @@ def free_sizes(model: nn.Module, inputs: Inputs) -> FreeSizes:
         for name, leaf, value in _named(model, inputs)
         for axis, size in enumerate(value.shape)
     ]
-    search = _Search(Original(model), inputs, [each for each in axes if each.size])
+    search = _Search(IsolatedCopy(model), inputs, [each for each in axes if each.size])
     found = {each.place: each for each in search.found()}
     return FreeSizes(tuple(found.get(each.place, each) for each in axes))
 
@@ -152,12 +169,14 @@ def _named(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, int, Tensor]
             leaf += 1
 
 
-class Original:
-    """A copy of a model in eval mode, run on inputs of any sizes."""
+class IsolatedCopy:
+    """A copy of a model in eval mode, which `change` may change, run on inputs of any sizes."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, change: Callable[[nn.Module], object] = lambda copy: None) -> None:
         self._model = model
-        self._copy = duplicate(model).eval()
+        with quietly():  # torch copies its own tree specs in a deprecated way
+            self._copy = duplicate(model).eval()
+        change(self._copy)
         self.runs, self.seconds = 0, 0.0
 
     def run(self, inputs: Inputs) -> Any:
@@ -184,7 +203,7 @@ class Unfit:
 class _Search:
     """Runs a model at other sizes, and remembers at which it ran."""
 
-    def __init__(self, original: Original, inputs: Inputs, axes: Sequence[Size]) -> None:
+    def __init__(self, original: IsolatedCopy, inputs: Inputs, axes: Sequence[Size]) -> None:
         self._original, self._inputs, self._axes = original, inputs, axes
         self._leaves = pytree.tree_leaves(inputs)
         self._sizes = {each.place: each.size for each in axes}

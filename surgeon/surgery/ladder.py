@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from surgeon.frontend.free_sizes import FreeSizes, Unfit, resized
+from surgeon.frontend.free_sizes import FreeSizes, Unfit, narrower, resized
 from surgeon.frontend.symbolic import SizedGraph, assumed, beside_train_only, trace_sizes
 from surgeon.frontend.trace import Inputs
 from surgeon.groups.coupling import Groups, couple
@@ -95,13 +95,8 @@ def _not_free(why: list[str]) -> str:
 
 def _choices(sizes: FreeSizes) -> list[frozenset[Place]]:
     """Sets of free axes, the largest first. An axis of one position but the batch is none that torch makes a symbol."""
-    free = [each for each in sizes.free if each.size > 1 or each.axis == 0]
-    batch = frozenset(each.place for each in free if each.axis == 0)
-    wanted = [frozenset(each.place for each in free)]
-    for leaf in dict.fromkeys(each.leaf for each in free):
-        own = {each.place for each in free if each.leaf == leaf}
-        wanted.append(batch | own | {place for each in free if each.leaf == leaf for place in each.with_})
-    return [each for each in dict.fromkeys([*wanted, batch]) if each]
+    free = {each.place: each.with_ for each in sizes.free if each.size > 1 or each.axis == 0}
+    return [each for each in dict.fromkeys([frozenset(free), *narrower(free)]) if each]
 
 
 def _same_groups(groups: Groups, keep: Mapping[int, Any], sized: SizedGraph) -> tuple[Groups, Kept] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -110,46 +110,62 @@ def _operate(
     sizes: FreeSizes | None,
 ) -> Operation:
     reason = "asked for"
+    rungs = _Rungs(model, groups, keep, sizes) if sizes is not None else None
     if form != "graph":
-        made: Operation | str = _runs_elsewhere(model, groups, keep, sizes)
+        made: Operation | str = _runs_elsewhere(model, groups, sizes, rungs)
         made = made or _in_own_class(model, _predict(Rung(groups, groups.kept(keep), sizes), retrace))
         if isinstance(made, Operation):
             return made
         reason = made
         if form == "module":
             raise SurgeryError(f"{type(model).__name__} can't hold the smaller tensors in its own class: {reason}")
-    if sizes is None:
+    if rungs is None:
         return _as_graph(model, Rung(groups, groups.kept(keep)), retrace, reason)
     error: SurgeonError | None = None
-    why: list[str] = []
-    for rung in ladder(model, groups, keep, sizes, why):
+    for rung in rungs:
         try:
             made = _as_graph(model, rung, retrace, reason)
             return replace(made, second_size=_at_second_size(model, made))
         except SurgeonError as failed:
             error = error or failed
-            why.append(first_line(failed))
+            rungs.why.append(first_line(failed))
     assert error is not None
     raise error
 
 
-def _runs_elsewhere(
-    model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], sizes: FreeSizes | None
-) -> str:
+class _Rungs:
+    """The rungs of a ladder, each made when it is first asked for; `why` has the reasons of those that are left out."""
+
+    def __init__(
+        self, model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], sizes: FreeSizes
+    ) -> None:
+        self.why: list[str] = []
+        self._left = ladder(model, groups, keep, sizes, self.why)
+        self._made: list[Rung] = []
+
+    def __iter__(self) -> Iterator[Rung]:
+        yield from self._made
+        for rung in self._left:
+            self._made.append(rung)
+            yield rung
+
+
+def _runs_elsewhere(model: nn.Module, groups: Groups, sizes: FreeSizes | None, rungs: _Rungs | None) -> str:
     """Why other sizes of the inputs may run parts of the model that are not cut with the rest; else empty.
 
     Those are parts whose parameters no operator reads, beside code that takes another branch at another size. Whoever
     can't be traced with free sizes is taken to have none.
     """
+    if sizes is None or rungs is None or not sizes.free:
+        return ""
     idle = set(unread(groups.graph, model))
     if groups.graph.train_only is not None:
         idle &= set(unread(groups.graph.train_only, model))
-    if not idle or sizes is None or not sizes.free:
+    if not idle:
         return ""
-    why: list[str] = []
-    rung = next(ladder(model, groups, keep, sizes, why))
+    rung = next(iter(rungs))
     bound = rung.conditions or rung.sizes is None or len(rung.sizes.free) < len(sizes.free)
-    return "" if why or not bound else f"at other sizes, parts run that are not cut with the rest ({min(idle)} …)"
+    return "" if rungs.why or not bound else f"at other sizes, parts run that are not cut with the rest ({min(idle)} …)"
 
 
 def _at_second_size(model: nn.Module, made: Operation) -> SecondSize | None:

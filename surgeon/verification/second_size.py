@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import NotEquivalent, first_line
-from surgeon.frontend.copies import duplicate
-from surgeon.frontend.free_sizes import FreeSizes, Unfit
-from surgeon.frontend.isolation import quietly, undisturbed, untouched, without_fast_attention
+from surgeon.frontend.free_sizes import FreeSizes, IsolatedCopy, Unfit
 from surgeon.frontend.trace import Graph, Inputs
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import Interpreter, double, precisely
@@ -32,22 +31,16 @@ Outputs = list[Tensor] | Unfit
 Computes = Callable[[Inputs, bool], Outputs]
 
 
-def of_module(module: nn.Module, change: Callable[[nn.Module], None] | None = None) -> Computes:
+def of_module(module: nn.Module, change: Callable[[nn.Module], object] = lambda copy: None) -> Computes:
     """What a copy of `module` in eval mode computes, which `change` may have changed."""
-    copies: dict[bool, nn.Module] = {}
+    copies: dict[bool, IsolatedCopy] = {}
 
     def compute(inputs: Inputs, precise: bool) -> Outputs:
         if precise not in copies:
-            with quietly():  # torch copies its own tree specs in a deprecated way
-                copy = duplicate(module).eval()
-            if change is not None:
-                change(copy)
-            copies[precise] = copy.double() if precise else copy
-        args, kwargs = pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), inputs)
-        if precise:
-            args, kwargs = pytree.tree_map(double, (args, kwargs))
-        with undisturbed(), untouched(module), quietly(), without_fast_attention():
-            return _computed(lambda: _tensors(copies[precise](*args, **kwargs)), precise)
+            copies[precise] = IsolatedCopy(module, lambda copy: (change(copy), copy.double() if precise else copy))
+        with precisely() if precise else nullcontext():
+            found = copies[precise].run(pytree.tree_map(double, inputs) if precise else inputs)
+        return found if isinstance(found, Unfit) else _tensors(found)
 
     return compute
 

@@ -1,7 +1,7 @@
 """The example inputs of an exported program: a pickle, which is interpreted here, not unpickled.
 
 A pickle is a list of instructions. Only those that put tensors, numbers and strings into tuples, lists and dicts are
-executed: names of functions are looked up in a fixed table, and nothing is imported.
+followed: names of functions are looked up in a fixed table, and nothing is imported.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _check_size(found: Any) -> None:
 
 
 class _Machine:
-    """Executes the instructions of a pickle."""
+    """Follows the few instructions of a pickle that are allowed, and refuses the others."""
 
     def __init__(self, inner: Members) -> None:
         self._inner = inner
