@@ -70,7 +70,7 @@ def open_session(
     source = model if isinstance(model, bytes) else os.fspath(model)
     place = "the model" if isinstance(source, bytes) else source
     if not isinstance(model, bytes):
-        _check_file(model)
+        check_file(model)
     elif not model:
         raise InvalidArgument(f"{place}: the file is empty, not an ONNX model")
     options = ort.SessionOptions()
@@ -120,8 +120,12 @@ def quickest_run(run: Callable[[], object], times: int) -> float:
     return min(timeit.repeat(run, number=1, repeat=times))
 
 
-def _check_file(path: str | os.PathLike[str]) -> None:
-    """Check a file before onnxruntime loads it, which opens any path that the file names."""
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Check an ONNX file before anything loads it: onnxruntime and onnx open any path that the file names.
+
+    Raises `InvalidArgument` if it is missing, no ONNX file, names a path outside of its folder, or claims constants
+    that are too large.
+    """
     if not os.path.lexists(path):
         raise InvalidArgument(f"{os.fspath(path)}: there is no such file; export the model first")
     try:

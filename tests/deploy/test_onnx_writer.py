@@ -17,7 +17,7 @@ from surgeon.deploy.onnx_writer import Unwritable, write
 from surgeon.deploy.onnx_writer.masks import DoesNotFactor, reshaped
 from surgeon.deploy.profiling import export_groups
 from surgeon.deploy.slim_file import write_slim
-from surgeon.errors import ExportError
+from surgeon.errors import ExportError, InvalidArgument
 from surgeon.groups.analyze import analyze
 from surgeon.surgery import operate
 from tests.deploy_nets import conv_net, operators, randomize, run, tamper
@@ -296,3 +296,23 @@ def test_parts_of_an_axis_go_beside_one_of_unknown_size() -> None:
     assert found.tolist() == heads.tolist()
     with pytest.raises(DoesNotFactor):
         reshaped({2: np.repeat([True, False], 3)}, (5, "batch", 6), (5, "2*batch", 3))
+
+
+def test_a_file_that_names_a_path_outside_of_its_folder_is_refused(tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    base = _file(inside / "base.onnx", "h = MatMul(x, w)  y = MatMul(h, v)", f"{W}, {V}")
+    model = onnx.load(base)
+    for weight in model.graph.initializer:
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, base, save_as_external_data=True, size_threshold=0, location="weights")
+    write(base, inside / "slim.onnx", {"w": {1: KEPT}})
+    (inside / "slim.onnx").unlink()
+    (inside / "weights").rename(tmp_path / "weights")
+    model = onnx.load(base, load_external_data=False)
+    for weight in model.graph.initializer:
+        next(entry for entry in weight.external_data if entry.key == "location").value = "../weights"
+    base.write_bytes(model.SerializeToString())
+    with pytest.raises(InvalidArgument, match=r"\.\./weights"):
+        write(base, inside / "slim.onnx", {"w": {1: KEPT}})
+    assert not (inside / "slim.onnx").exists()

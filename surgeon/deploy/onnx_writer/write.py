@@ -17,6 +17,7 @@ from surgeon.deploy.onnx_writer.masks import Mask, Masks, count, of_positions
 from surgeon.deploy.onnx_writer.origin import origin
 from surgeon.deploy.onnx_writer.rules import apply
 from surgeon.deploy.onnx_writer.state import State, Unlike, Unwritable, array_of
+from surgeon.device.ort_session import check_file
 from surgeon.support.files import replace_beside
 
 # What onnx's shape inference calls a size of which it finds nothing.
@@ -33,6 +34,7 @@ def write(base: str | os.PathLike[str], path: str | os.PathLike[str], cuts: Cuts
     Whether the result computes what it is meant to has to be checked by running it.
 
     Raises:
+        InvalidArgument: there is no valid ONNX file at `base`.
         OutputError: `path` can't be written.
         Unwritable: an operator loses positions of which surgeon doesn't know what becomes there, or its operands don't
             fit each other, as where a weight that loses positions is not in `cuts`.
@@ -68,6 +70,7 @@ def write(base: str | os.PathLike[str], path: str | os.PathLike[str], cuts: Cuts
 
 
 def _prepared(base: str | os.PathLike[str], cuts: Cuts, copies: Mapping[str, Masks]) -> tuple[ir.Model, State]:
+    check_file(base)
     model = ir.load(base)
     load_to_model(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
