@@ -6,7 +6,7 @@ one that an operator of that module was called with; it becomes the size that th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,8 +96,8 @@ def renumber(
         sizes = {key: pair for alias in known_as for key, pair in printed.get(alias, {}).items()}
         before = {k: v for k, v in vars(module).items() if isinstance(v, int | tuple) and not isinstance(v, bool)}
         describe_tensors(module, {k: v[1] for k, v in sizes.items() if k in NAMED_ALIKE})
-        if not type(module).__module__.startswith("torch.nn.modules") or isinstance(module, nn.MultiheadAttention):
-            _replace_sizes(module, _pairs(sizes), chosen or {}, doubts)
+        if takes_sizes(module):
+            _replace_sizes(module, size_pairs(sizes), chosen or {}, doubts)
         changes += [(name, k, v, vars(module)[k]) for k, v in before.items() if vars(module)[k] != v]
     for module in names:
         if isinstance(module, nn.TransformerEncoder) and any(_has_odd_heads(each) for each in module.layers):
@@ -115,21 +115,32 @@ def _printed(groups: Groups, kept: Kept) -> dict[str, dict[Any, tuple[Any, Any]]
 
     Keys are argument names, or (node name, argument name) where the same name occurs several times.
     """
-    found: dict[str, dict[Any, tuple[Any, Any]]] = {}
+    return {path: printed_sizes(operators, kept) for path, operators in with_sizes(groups).items()}
+
+
+def with_sizes(groups: Groups) -> dict[str, list[tuple[fx.Node, Typed]]]:
+    """For each module: its operators with arguments that are printed from axes."""
+    found: dict[str, list[tuple[fx.Node, Typed]]] = {}
     for node, typed in groups.typed.items():
-        if not typed.args or node.op != "call_function":
-            continue
-        path = module_path(node)
-        if path is None:
-            continue
+        if typed.args and node.op == "call_function" and (path := module_path(node)) is not None:
+            found.setdefault(path, []).append((node, typed))
+    return found
+
+
+def printed_sizes(operators: Iterable[tuple[fx.Node, Typed]], kept: Kept) -> dict[Any, tuple[Any, Any]]:
+    """The arguments of operators that are printed from axes, old and new."""
+    found: dict[Any, tuple[Any, Any]] = {}
+    for node, typed in operators:
         old = arguments(node)
-        here = found.setdefault(path, {})
         for name, print_ in typed.args.items():
             before = old[name] if name in old else _split_sizes(typed, old["dim"])
-            after = print_(kept)
-            here[(node.name, name)] = (before, after)
-            here[name] = (before, after)
+            found[(node.name, name)] = found[name] = (before, print_(kept))
     return found
+
+
+def takes_sizes(module: nn.Module) -> bool:
+    """Whether integers of a module that are sizes are rewritten, beside what torch documents of its own modules."""
+    return not type(module).__module__.startswith("torch.nn.modules") or isinstance(module, nn.MultiheadAttention)
 
 
 def _split_sizes(typed: Typed, dim: int) -> list[int]:
@@ -137,7 +148,7 @@ def _split_sizes(typed: Typed, dim: int) -> list[int]:
     return [axes[dim].size for axes in typed.out if isinstance(axes, tuple)]
 
 
-def _pairs(sizes: Mapping[Any, tuple[Any, Any]]) -> dict[Any, set[Any]]:
+def size_pairs(sizes: Mapping[Any, tuple[Any, Any]]) -> dict[Any, set[Any]]:
     """Old size -> the new sizes it was printed as; also for whole lists of sizes."""
     pairs: dict[Any, set[Any]] = {}
 
@@ -168,9 +179,15 @@ def _replace_sizes(
             if len(pairs.get(value, ())) > 1:
                 doubts[attribute] = tuple(sorted(pairs[value] - {new}))
         elif value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
-            whole = pairs.get(tuple(value), set()) - {tuple(value)}
-            sizes = next(iter(whole)) if len(whole) == 1 else [_only(pairs, v) for v in value]
-            vars(module)[key] = type(value)(sizes)
+            vars(module)[key] = type(value)(renumbered_size(pairs, tuple(value)))
+
+
+def renumbered_size(pairs: Mapping[Any, set[Any]], value: Any) -> Any:
+    """What a size, or several as a tuple, became."""
+    if isinstance(value, int):
+        return _only(pairs, value)
+    whole = pairs.get(value, set()) - {value}
+    return next(iter(whole)) if len(whole) == 1 else tuple(_only(pairs, each) for each in value)
 
 
 def _only(pairs: Mapping[Any, set[Any]], value: int) -> int:
