@@ -8,9 +8,7 @@ groups that it involves.
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.frontend.isolation import quietly, with_masks_as_given, without_fast_attention
 from surgeon.groups.coupling import Groups
-from surgeon.rules import Axes, Kept, arguments, where
+from surgeon.rules import Axes, arguments, where
 from surgeon.surgery.attributes import (
     NAMED_ALIKE,
     describe_tensors,

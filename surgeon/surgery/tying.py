@@ -8,10 +8,16 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from surgeon.cost.alignment import Alignment
 from surgeon.cost.cost import Cost
+from surgeon.errors import SurgeryError
+from surgeon.frontend.isolation import untouched
+from surgeon.groups.coupling import Groups
 from surgeon.groups.ties import Ties
 from surgeon.surgery.diagnosis import Code, Demand
+from surgeon.surgery.operate import operate
 
 #: With fewer widths than this to choose from, a class is hard to bring to a budget.
 FINE = 8
@@ -160,3 +166,41 @@ def broken(code: Code) -> list[Demand]:
         widths: Mapping[int, int] = {leaf: drawn(rng, size) for leaf, size in code.sizes.items()}
         found |= {id(demand): demand for demand in demands if not code.holds(demand, widths)}
     return [demand for demand in found.values() if code.holds(demand, {})]
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Ties that a class needs in order to hold a plan; `places` are the first of its operators that ask for them."""
+
+    ties: Ties
+    places: tuple[str, ...]
+    reason: str
+
+
+def needed(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]]) -> Needed | None:
+    """The ties that the model's class needs to hold such plans as this; None where it holds it, or none would help.
+
+    `model` is left as it is. Nothing of it is built, unless its code seems not to hold the plan.
+    """
+    kept = {leaf: tuple(units) for leaf, units in keep.items()}
+    if not kept:
+        return None
+    try:
+        with untouched(model):
+            code = Code(model, groups)
+            widths = {leaf: len(units) for leaf, units in kept.items()}
+            unmet = [demand for demand in code.demands() if not code.holds(demand, widths)]
+            if not any(code.holds(demand, {}) for demand in unmet):
+                return None
+    except Exception:  # noqa: BLE001  (the user's code may raise anything when its numbers are of another type)
+        return None
+    try:
+        operate(model, groups, kept, "module")
+    except SurgeryError as error:
+        reason = str(error)
+    else:
+        return None
+    found = broken(code)
+    ties = tie(code, found) if found else Ties()
+    places = tuple(dict.fromkeys(demand.words for demand in unmet))
+    return Needed(ties, places, reason) if ties else None
