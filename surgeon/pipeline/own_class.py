@@ -23,7 +23,7 @@ from surgeon.support.progress import stage
 from surgeon.surgery.tying import Needed, needed
 
 #: A plan with ties may do up to this many times the damage of the one without, and so much more.
-WORSE, SLIGHT = 3.0, 0.1
+WORSE, SLIGHT = 4.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -104,23 +104,21 @@ def for_own_class(model: nn.Module, groups: Groups, choose_widths: Callable[...,
         tied = choose_widths(found.ties)
     except Infeasible as error:
         if form == "module":
-            raise SurgeryError(f"{found.reason}. {_said(groups, found)}, but then {error}") from error
-        return replace(free, tied=f"{_said(groups, found)}, but then {first_line(error)}")
+            raise SurgeryError(f"{found.reason}. {_said(found)}, but then {error}") from error
+        return replace(free, tied=f"{_said(found)}, but then {first_line(error)}")
     cost = f"the damage is {tied.damage:.3g}, not {free.damage:.3g}"
     if form != "module" and tied.damage > WORSE * free.damage + SLIGHT:
-        return replace(free, tied=f'{_said(groups, found)}, but then {cost}; form="module" takes that')
-    return replace(tied, tied=f"{_said(groups, found)}: {cost}", free=replace(free, tied="with widths tied, it does not run either"))
+        return replace(free, tied=f'{_said(found)}, but then {cost}; form="module" takes that')
+    return replace(tied, tied=f"{_said(found)}: {cost}", free=free)
 
 
-def _said(groups: Groups, found: Needed) -> str:
-    ties = found.ties
-    together = [f"{len(each)} groups keep the same share of their units" for each in ties.classes]
-    count = sum(map(len, ties.classes))
-    parts = []
+def _said(found: Needed) -> str:
+    ties, parts = found.ties, []
     if ties.classes:
-        many = f" in {len(together)} sets" if len(together) > 1 else ""
-        parts.append(f"{count} groups keep the same share{many}")
+        count = sum(map(len, ties.classes))
+        sets = f" in {len(ties.classes)} sets" if len(ties.classes) > 1 else ""
+        parts.append(f"{count} groups keep the same share{sets}")
     if ties.held:
-        parts.append(f"{len(ties.held)} group{'s' * (len(ties.held) > 1)} stay{'s' * (len(ties.held) == 1)} whole")
+        parts.append(f"{len(ties.held)} stay whole")
     more = " …" if len(found.places) > 1 else ""
-    return f"its code derives widths from one another ({found.places[0]}{more}): {' and '.join(parts)}"
+    return f"its code derives widths from one another ({found.places[0]}{more}), so {' and '.join(parts)}"

@@ -16,15 +16,14 @@ from surgeon.errors import SurgeryError
 from surgeon.frontend.isolation import untouched
 from surgeon.groups.coupling import Groups
 from surgeon.groups.ties import Ties
-from surgeon.surgery.diagnosis import Code, Demand
+from surgeon.surgery.code import SAMPLES, Code, Demand, drawn
+from surgeon.surgery.meanings import understood
 from surgeon.surgery.operate import operate
 
 #: With fewer widths than this to choose from, a class is hard to bring to a budget.
 FINE = 8
 #: Of more groups than this at one place, only those choices are tried that treat most of them alike.
 MOST = 5
-#: Widths, drawn at random, at which it is seen whether a demand is met.
-SAMPLES = 3
 
 _FREE, _TIED, _HELD = range(3)
 
@@ -141,29 +140,23 @@ def _met(
     classes = [each for each in variables if each not in tied and each not in held]
     if tied:
         classes.append(frozenset(leaf for each in tied for leaf in each))
-    for _ in range(SAMPLES):
+    for sample in range(SAMPLES):
         widths: dict[int, int] = {}
         for leaves in classes:
             steps = state.steps(leaves)
-            share = drawn(rng, steps)
+            share = steps if sample and rng.random() < 0.5 else drawn(rng, steps)
             widths |= {leaf: state.code.sizes[leaf] // steps * share for leaf in leaves}
         if not all(state.code.holds(demand, widths) for demand in demands):
             return False
     return True
 
 
-def drawn(rng: random.Random, size: int) -> int:
-    """A width that is none of the usual ones, so that what is equal by chance is rare."""
-    return size if size == 1 else rng.randint(max(1, math.ceil(size / 4)), size - 1)
-
-
 def broken(code: Code) -> list[Demand]:
     """The demands of the code that are not met at arbitrary widths, but by the model as it is."""
-    rng = random.Random(0)
     found = {}
     demands = list(code.demands())
-    for _ in range(2):
-        widths: Mapping[int, int] = {leaf: drawn(rng, size) for leaf, size in code.sizes.items()}
+    for seed in range(SAMPLES):
+        widths = code.drawn(seed)
         found |= {id(demand): demand for demand in demands if not code.holds(demand, widths)}
     return [demand for demand in found.values() if code.holds(demand, {})]
 
@@ -187,7 +180,7 @@ def needed(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]]) 
         return None
     try:
         with untouched(model):
-            code = Code(model, groups)
+            code = understood(model, groups)
             widths = {leaf: len(units) for leaf, units in kept.items()}
             unmet = [demand for demand in code.demands() if not code.holds(demand, widths)]
             if not any(code.holds(demand, {}) for demand in unmet):

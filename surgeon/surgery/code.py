@@ -8,7 +8,10 @@ groups that it involves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +21,16 @@ from torch.utils import _pytree as pytree
 
 from surgeon.frontend.isolation import quietly, with_masks_as_given, without_fast_attention
 from surgeon.groups.coupling import Groups
+from surgeon.ir.axes import Axis
 from surgeon.rules import Axes, arguments, where
+from surgeon.surgery.aligned import Notes, aligned
 from surgeon.surgery.attributes import (
     NAMED_ALIKE,
+    Attribute,
+    Meaning,
     describe_tensors,
+    meant,
+    possible_meanings,
     printed_sizes,
     renumbered_size,
     size_pairs,
@@ -29,10 +38,13 @@ from surgeon.surgery.attributes import (
     with_sizes,
 )
 from surgeon.surgery.canonical import Value, map_leaves
-from surgeon.surgery.operate import own_class
-from surgeon.surgery.record import Recorder, Stand
+from surgeon.surgery.own_class import own_class
+from surgeon.surgery.record import Stand
 from surgeon.surgery.rewrite import propagate, slim_graph
 from surgeon.surgery.tracked import Formula, Operand, TorchCall, Tracked, TrackedFloat, Watch, evaluated, leaves_of
+
+#: At how many widths, drawn at random, it is seen whether the code does what the axes say.
+SAMPLES = 3
 
 
 class At:
@@ -41,40 +53,63 @@ class At:
     def __init__(self, code: Code, widths: Mapping[int, int]) -> None:
         self.code = code
         self.kept = code.groups.kept({leaf: range(width) for leaf, width in widths.items()})
-        self._printed: dict[str, Any] = {}
+        self._printed: dict[tuple[str, ...], Any] = {}
+        self._pairs: dict[tuple[str, ...], Any] = {}
 
     def size(self, value: Value | None, dim: int, before: int) -> int:
         axes = self.code.axes_of(value)
         return self.kept.width(axes[dim]) if axes is not None and dim < len(axes) else before
 
-    def pairs(self, path: str) -> Any:
-        """The sizes of a module's operators, old and new."""
-        if path not in self._printed:
-            self._printed[path] = printed_sizes(self.code.typed_in.get(path, ()), self.kept)
-        return self._printed[path]
+    def printed(self, paths: tuple[str, ...]) -> Mapping[Any, tuple[Any, Any]]:
+        """The sizes that the operators of some modules are called with, old and new."""
+        if paths not in self._printed:
+            operators = [each for path in paths for each in self.code.operators.get(path, ())]
+            self._printed[paths] = printed_sizes(operators, self.kept)
+        return self._printed[paths]
+
+    def attribute(self, attribute: Attribute) -> int:
+        """What an attribute is rewritten to."""
+        sizes = self.printed(attribute.paths)
+        meaning = self.code.meanings.get((attribute.module, attribute.name))
+        if meaning is not None:
+            return meant(sizes, meaning)
+        if attribute.paths not in self._pairs:
+            self._pairs[attribute.paths] = size_pairs(sizes)
+        found = renumbered_size(self._pairs[attribute.paths], attribute.value)
+        return int(found if attribute.place is None else found[attribute.place])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Demand:
-    """Something in the class's code that holds at some widths only: `holds` says whether it does; in words, what."""
+    """Something in the class's code that may hold at some widths only: a call, or the outcome of a branch.
+
+    `leaves` are those that it depends on, `attributes` what it reads; `words` say what it is.
+    """
 
     leaves: frozenset[int]
+    attributes: frozenset[Attribute]
     words: str
     call: TorchCall | None = field(repr=False, default=None)
     branch: tuple[Formula, bool] | None = field(repr=False, default=None)
 
 
 class Code:
-    """A model's class as it ran: its calls of torch and its branches, with the axes of the tensors in them."""
+    """A model's class as it ran: its calls of torch and its branches, with the axes of the tensors in them.
+
+    `meanings` says of attributes that hold one of several equal sizes which one it is, where that was found out.
+    """
 
     def __init__(self, model: nn.Module, groups: Groups) -> None:
         self.groups = groups
         self.stand = Stand()
         self.sizes = {group.leaf.id: group.size for group in groups}
-        self.typed_in = with_sizes(groups)
+        self.operators = with_sizes(groups)
+        self.meanings: dict[tuple[str, str], Meaning] = {}
         self._axes: dict[Value, Axes] = {}
         self._nodes: dict[Value, fx.Node] = {}
         self._order: Mapping[int, int] = {}
+        self.attributes: list[Attribute] = []
+        self._dependence: dict[tuple[Attribute, Meaning | None], frozenset[int]] = {}
         self.calls: list[TorchCall] = []
         self.branches: list[tuple[Formula, bool]] = []
         self._run(model)
@@ -84,15 +119,16 @@ class Code:
         kept = groups.kept({})
         _, copies = slim_graph(groups, kept)
         tensors = dict(groups.graph.values)
-        as_traced = _Notes(self.stand)
+        as_traced = Notes(self.stand)
         _, results = propagate(groups, kept, copies, tensors, as_traced)
         candidate, _ = own_class(model, groups, kept, tensors)
         candidate.eval()
-        recorder = _Notes(self.stand)
+        recorder = Notes(self.stand)
         watch = Watch(recorder)
         args, kwargs = pytree.tree_map(self.stand.of, groups.graph.inputs)
         with (
-            quietly(), with_masks_as_given(), without_fast_attention(), torch.no_grad(), self.stand.mode, recorder, watch
+            quietly(), with_masks_as_given(), without_fast_attention(), torch.no_grad(),
+            self.stand.mode, recorder, watch,
         ):
             self._track(candidate, watch)
             candidate(*args, **kwargs)
@@ -113,8 +149,8 @@ class Code:
             names.setdefault(module, []).append(name)
         whole = At(self, {})
         for module, known_as in names.items():
-            paths = [path for path in known_as if path in self.typed_in]
-            sizes = {key: pair for path in paths for key, pair in whole.pairs(path).items()}
+            paths = tuple(path for path in known_as if path in self.operators)
+            sizes = whole.printed(paths)
             named = {key: _named(paths, key, pair[0], watch) for key, pair in sizes.items() if key in NAMED_ALIKE}
             describe_tensors(module, named)
             if not takes_sizes(module):
@@ -125,11 +161,23 @@ class Code:
                     continue
                 if isinstance(value, int):
                     if value in olds:
-                        vars(module)[key] = _attribute(paths, value, None, watch)
+                        vars(module)[key] = self._attribute(Attribute(known_as[0], key, paths, value), value, watch)
                 elif value and all(type(v) is int for v in value) and any(v in olds for v in (*value, tuple(value))):
                     vars(module)[key] = type(value)(
-                        _attribute(paths, tuple(value), index, watch) for index in range(len(value))
+                        self._attribute(Attribute(known_as[0], key, paths, tuple(value), place), each, watch)
+                        for place, each in enumerate(value)
                     )
+
+    def _attribute(self, attribute: Attribute, value: int, watch: Watch) -> Tracked:
+        self.attributes.append(attribute)
+        return Tracked(value, lambda at: at.attribute(attribute), watch)
+
+    def drawn(self, seed: int) -> dict[int, int]:
+        """Widths of all groups: at first, none is whole; later, half of them are."""
+        rng = random.Random(seed)
+        return {
+            leaf: size if seed and rng.random() < 0.5 else drawn(rng, size) for leaf, size in self.sizes.items()
+        }
 
     def axes_of(self, value: Value | None) -> Axes | None:
         """The axes of a tensor, where they are known."""
@@ -145,34 +193,45 @@ class Code:
     def demands(self) -> Iterator[Demand]:
         """What may not hold at other widths."""
         for call in self.calls:
-            numbers = [each for each in leaves_of((call.args, call.kwargs)) if isinstance(each, int | float)]
-            if any(not isinstance(each, bool) for each in numbers) or len(numbers) < 1:
-                involved = self._involved(call)
-                if involved:
-                    yield Demand(involved, self._words(call), call)
+            leaves = list(leaves_of((call.args, call.kwargs, call.results)))
+            if any(isinstance(each, int | float) and not isinstance(each, bool) for each in leaves):
+                reader = _Reader(self)
+                for each in leaves:
+                    reader.read(each)
+                if reader.leaves:
+                    yield Demand(frozenset(reader.leaves), frozenset(reader.attributes), self._words(call), call)
         for formula, outcome in self.branches:
-            involved = self._read(formula)
-            if involved:
-                yield Demand(involved, "a branch on sizes", branch=(formula, outcome))
+            reader = _Reader(self)
+            reader.read_formula(formula)
+            if reader.leaves:
+                yield Demand(
+                    frozenset(reader.leaves), frozenset(reader.attributes), "a branch on sizes",
+                    branch=(formula, outcome),
+                )
 
-    def _involved(self, call: TorchCall) -> frozenset[int]:
-        found: set[int] = set()
-        for each in leaves_of((call.args, call.kwargs, call.results)):
-            value = each.value if isinstance(each, Operand) else each if isinstance(each, Value) else None
-            if value is not None:
-                found |= {leaf.id for leaf in self.groups.leaves(self.axes_of(value) or ())}
-            elif isinstance(each, Tracked | TrackedFloat):
-                found |= self._read(each.formula)
-        return frozenset(found & self.sizes.keys())
+    def depends(self, attribute: Attribute) -> frozenset[int]:
+        """The leaves that an attribute depends on."""
+        key = attribute, self.meanings.get((attribute.module, attribute.name))
+        if key not in self._dependence:
+            near = {
+                leaf.id
+                for path in attribute.paths
+                for node, _ in self.operators.get(path, ())
+                for each in (node, *node.all_input_nodes)
+                for axes in self.groups.axes_of(each)
+                for leaf in self.groups.leaves(axes)
+            } & self.sizes.keys()
+            self._dependence[key] = frozenset(leaf for leaf in near if self._moves(attribute, key[1], leaf))
+        return self._dependence[key]
 
-    def _read(self, formula: Formula) -> frozenset[int]:
-        """The leaves that a formula reads."""
-        seen = _Reader(self)
-        try:
-            formula(seen)
-        except (ArithmeticError, ValueError, TypeError):
-            pass
-        return frozenset(seen.leaves & self.sizes.keys())
+    def _moves(self, attribute: Attribute, meaning: Meaning | None, leaf: int) -> bool:
+        sizes = At(self, {leaf: self.sizes[leaf] - 1}).printed(attribute.paths)
+        values = attribute.value if isinstance(attribute.value, tuple) else (attribute.value,)
+        return any(
+            meant(sizes, each) != value
+            for value in values
+            for each in ([meaning] if meaning is not None else possible_meanings(sizes, value))
+        )
 
     def _words(self, call: TorchCall) -> str:
         for each in leaves_of(call.results):
@@ -240,75 +299,46 @@ class Code:
 
 
 class _Reader(At):
-    """Notes the leaves that a formula reads."""
+    """Notes the leaves and the attributes that formulas read."""
 
     def __init__(self, code: Code) -> None:
         super().__init__(code, {})
         self.leaves: set[int] = set()
+        self.attributes: set[Attribute] = set()
+
+    def read(self, leaf: Any) -> None:
+        """Note what a leaf of a call's arguments or results depends on."""
+        if isinstance(leaf, Tracked | TrackedFloat):
+            self.read_formula(leaf.formula)
+        value = leaf.value if isinstance(leaf, Operand) else leaf
+        if isinstance(value, Value):
+            self._note(self.code.axes_of(value) or ())
+
+    def read_formula(self, formula: Formula) -> None:
+        with suppress(ArithmeticError, ValueError, TypeError):
+            formula(self)
 
     def size(self, value: Value | None, dim: int, before: int) -> int:
         axes = self.code.axes_of(value)
         if axes is not None and dim < len(axes):
-            self.leaves |= {leaf.id for leaf in self.code.groups.leaves((axes[dim],))}
+            self._note((axes[dim],))
         return before
 
-    def pairs(self, path: str) -> Any:
-        for node, _ in self.code.typed_in.get(path, ()):
-            for each in (node, *node.all_input_nodes):
-                for axes in self.code.groups.axes_of(each):
-                    self.leaves |= {leaf.id for leaf in self.code.groups.leaves(axes)}
-        return super().pairs(path)
+    def attribute(self, attribute: Attribute) -> int:
+        self.attributes.add(attribute)
+        self.leaves |= self.code.depends(attribute)
+        return super().attribute(attribute)
+
+    def printed(self, paths: tuple[str, ...]) -> Mapping[Any, tuple[Any, Any]]:
+        return super().printed(paths)
+
+    def _note(self, axes: Iterable[Axis]) -> None:
+        self.leaves |= {leaf.id for leaf in self.code.groups.leaves(axes)} & self.code.sizes.keys()
 
 
-class _Notes(Recorder):
-    """Notes all calls, also of code whose calls do not tell all that it computes, as they tell its shapes."""
-
-    @property
-    def _doubt(self) -> bool:
-        return False
-
-    @_doubt.setter
-    def _doubt(self, found: bool) -> None:
-        pass
-
-    @property
-    def notes(self) -> list[Any]:
-        """What each call is told from others by."""
-        return [(call.operator, call.shapes, call.types) for call in self._calls]
-
-
-#: How far calls are looked ahead for where two programs go on together, and how many must be the same there.
-_AHEAD, _SAME = 60, 3
-
-
-def aligned(one: list[Any], other: list[Any]) -> dict[int, int]:
-    """The calls of one program by place, and those of another that stand for them.
-
-    >>> aligned(["a", "b", "c", "d"], ["a", "x", "c", "d"])
-    {0: 0, 2: 2, 3: 3}
-    """
-    found: dict[int, int] = {}
-    at = (0, 0)
-    while at[0] < len(one) and at[1] < len(other):
-        if one[at[0]] == other[at[1]]:
-            found[at[0]] = at[1]
-            at = at[0] + 1, at[1] + 1
-            continue
-        for steps in range(1, 2 * _AHEAD):
-            places = ((at[0] + step, at[1] + steps - step) for step in range(steps + 1))
-            match = next((place for place in places if _go_on(one, other, *place)), None)
-            if match is not None:
-                break
-        if match is None:
-            break
-        at = match
-    return found
-
-
-def _go_on(one: list[Any], other: list[Any], i: int, j: int) -> bool:
-    ours, theirs = one[i : i + _SAME], other[j : j + _SAME]
-    length = min(len(ours), len(theirs))
-    return length > 0 and ours[:length] == theirs[:length]
+def drawn(rng: random.Random, size: int) -> int:
+    """A width that is none of the usual ones, so that what is equal by chance is rare."""
+    return size if size == 1 else rng.randint(max(1, math.ceil(size / 4)), size - 1)
 
 
 def _flat(result: Any) -> list[Any]:
@@ -317,25 +347,14 @@ def _flat(result: Any) -> list[Any]:
     return found
 
 
-def _named(paths: list[str], key: str, before: Any, watch: Watch) -> Any:
+def _named(paths: tuple[str, ...], key: str, before: Any, watch: Watch) -> Any:
     """A named number of a torch.nn module, such as its groups."""
 
     def read(at: At) -> Any:
-        return next((at.pairs(path)[key][1] for path in paths if key in at.pairs(path)), before)
+        return at.printed(paths).get(key, (before, before))[1]
 
     if isinstance(before, int):
         return Tracked(before, read, watch)
     return tuple(
-        Tracked(each, lambda at, index=index: read(at)[index], watch) for index, each in enumerate(before)
+        Tracked(each, lambda at, place=place: read(at)[place], watch) for place, each in enumerate(before)
     ) if isinstance(before, tuple | list) else before
-
-
-def _attribute(paths: list[str], value: Any, index: int | None, watch: Watch) -> Tracked:
-    """An attribute that is a size, or one of several."""
-
-    def read(at: At) -> int:
-        pairs = size_pairs({key: pair for path in paths for key, pair in at.pairs(path).items()})
-        found = renumbered_size(pairs, value)
-        return found if index is None else found[index]
-
-    return Tracked(value if index is None else value[index], read, watch)
