@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.frontend.isolation import quietly, with_masks_as_given, without_fast_attention
+from surgeon.frontend.trace import skeleton
 from surgeon.groups.coupling import Groups
 from surgeon.ir.axes import Axis
 from surgeon.rules import Axes, arguments, where
@@ -121,8 +122,8 @@ class Code:
         tensors = dict(groups.graph.values)
         as_traced = Notes(self.stand)
         _, results = propagate(groups, kept, copies, tensors, as_traced)
-        candidate, _ = own_class(model, groups, kept, tensors)
-        candidate.eval()
+        # In eval mode from the start: a parametrization may write into its buffers when its weight is looked at.
+        candidate, _ = own_class(skeleton(model).eval(), groups, kept, tensors)
         recorder = Notes(self.stand)
         watch = Watch(recorder)
         args, kwargs = pytree.tree_map(self.stand.of, groups.graph.inputs)
