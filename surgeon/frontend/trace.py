@@ -224,24 +224,27 @@ def with_train_only(graph: Graph, model: nn.Module) -> Graph:
         return graph
     around = {name.rsplit(".", depth)[0] for name in idle for depth in range(1, name.count(".") + 1)} | {""}
     for training in (True, False):
-        shared = skeleton(model).eval()
-        kept: list[Any] = []
-        for path, module in shared.named_modules(remove_duplicate=False):
-            if path not in around:
-                continue
-            if not type(module).__module__.startswith("torch.nn.modules"):
-                module.training = training
-            if path:
-                module.register_forward_hook(lambda module, args, result: kept.append(result))
-        try:
-            program = _export(_giving(shared, kept), graph.inputs, graph.dynamic)
-        except Exception:  # noqa: BLE001  (then the smaller model is tried in train mode before it is handed out)
-            continue
-        found = graph_of(functionalize(program), shared, graph.inputs, graph.dynamic)
-        if set(unread(found, shared)) < set(idle):
+        found = _with_idle(graph, model, around, training)
+        if found is not None and set(unread(found, model)) < set(idle):
             values, canonical = {**found.values, **graph.values}, {**found.canonical, **graph.canonical}
-            return replace(graph, values=values, canonical=canonical, train_only=replace(found, inner=len(kept)))
+            return replace(graph, values=values, canonical=canonical, train_only=found)
     return graph
+
+
+def _with_idle(graph: Graph, model: nn.Module, around: set[str], training: bool) -> Graph | None:
+    """The graph with what the modules `around` compute as inner outputs; None where it can't be traced."""
+    shared = skeleton(model).eval()
+    kept: list[Any] = []
+    for path, module in shared.named_modules(remove_duplicate=False):
+        if path in around and not type(module).__module__.startswith("torch.nn.modules"):
+            module.training = training
+        if path and path in around:
+            module.register_forward_hook(lambda module, args, result: kept.append(result))
+    try:
+        program = _export(_giving(shared, kept), graph.inputs, graph.dynamic)
+    except Exception:  # noqa: BLE001  (then the smaller model is tried in train mode before it is handed out)
+        return None
+    return replace(graph_of(functionalize(program), shared, graph.inputs, graph.dynamic), inner=len(kept))
 
 
 def _giving(model: nn.Module, kept: list[Any]) -> nn.Module:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,8 @@ class At:
 
     def __init__(self, code: Code, widths: Mapping[int, int]) -> None:
         self.code = code
-        self.kept = code.groups.kept({leaf: range(width) for leaf, width in widths.items()})
+        self.cut = {leaf for leaf, width in widths.items() if width < code.sizes[leaf]}
+        self.kept = code.groups.kept({leaf: range(widths[leaf]) for leaf in self.cut})
         self._printed: dict[tuple[str, ...], Any] = {}
         self._pairs: dict[tuple[str, ...], Any] = {}
 
@@ -113,6 +114,7 @@ class Code:
         self._dependence: dict[tuple[Attribute, Meaning | None], frozenset[int]] = {}
         self.calls: list[TorchCall] = []
         self.branches: list[tuple[Formula, bool]] = []
+        self.whole = At(self, {})
         self._run(model)
 
     def _run(self, model: nn.Module) -> None:
@@ -148,10 +150,9 @@ class Code:
         names: dict[nn.Module, list[str]] = {}
         for name, module in candidate.named_modules(remove_duplicate=False):
             names.setdefault(module, []).append(name)
-        whole = At(self, {})
         for module, known_as in names.items():
             paths = tuple(path for path in known_as if path in self.operators)
-            sizes = whole.printed(paths)
+            sizes = self.whole.printed(paths)
             named = {key: _named(paths, key, pair[0], watch) for key, pair in sizes.items() if key in NAMED_ALIKE}
             describe_tensors(module, named)
             if not takes_sizes(module):
@@ -241,17 +242,37 @@ class Code:
                 return where(node)
         return str(getattr(call.function, "__name__", call.function))
 
-    def holds(self, demand: Demand, widths: Mapping[int, int]) -> bool:
-        """Whether the code does at these widths what the axes say it does."""
-        at = At(self, widths)
-        if demand.branch is not None:
-            formula, outcome = demand.branch
-            try:
-                return bool(formula(at)) == outcome
-            except (ArithmeticError, ValueError):
-                return False
-        assert demand.call is not None
-        return self._as_predicted(demand.call, at)
+    def unmet(self, demands: Iterable[Demand], at: At) -> list[Demand]:
+        """Those demands that are not met at some widths: the code does not do there what the axes say."""
+        with self._apart():
+            return [each for each in demands if not self._holds(each, at)]
+
+    def met(self, demands: Iterable[Demand], at: At) -> bool:
+        """Whether all demands are met at some widths."""
+        with self._apart():
+            return all(self._holds(each, at) for each in demands)
+
+    def telling(self, demands: Iterable[Demand]) -> list[Demand]:
+        """Those demands that the model as it is meets: what can't be run apart tells nothing."""
+        with self._apart():
+            return [each for each in demands if each.call is None or self._as_predicted(each.call, self.whole)]
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        with quietly(), without_fast_attention(), torch.no_grad(), self.stand.mode:
+            yield
+
+    def _holds(self, demand: Demand, at: At) -> bool:
+        if not demand.leaves & at.cut:
+            return True
+        if demand.call is not None:
+            return self._as_predicted(demand.call, at)
+        assert demand.branch is not None
+        formula, outcome = demand.branch
+        try:
+            return bool(formula(at)) == outcome
+        except (ArithmeticError, ValueError):
+            return False
 
     def _as_predicted(self, call: TorchCall, at: At) -> bool:
         expected = self._expected(call, at)
@@ -261,14 +282,13 @@ class Code:
             return False
         operands: dict[int, Tensor] = {}
         try:
-            with quietly(), without_fast_attention(), torch.no_grad(), self.stand.mode:
-                for each in leaves_of((call.args, call.kwargs)):
-                    if isinstance(each, Operand):
-                        axes = self.axes_of(each.value)
-                        sizes = tuple(at.kept.width(axis) for axis in axes) if axes is not None else each.sizes
-                        operands[id(each)] = torch.empty(sizes, dtype=each.dtype)
-                args, kwargs = evaluated((call.args, call.kwargs), at, operands)
-                result = call.function(*args, **kwargs)
+            for each in leaves_of((call.args, call.kwargs)):
+                if isinstance(each, Operand):
+                    axes = self.axes_of(each.value)
+                    sizes = tuple(at.kept.width(axis) for axis in axes) if axes is not None else each.sizes
+                    operands[id(each)] = torch.empty(sizes, dtype=each.dtype)
+            args, kwargs = evaluated((call.args, call.kwargs), at, operands)
+            result = call.function(*args, **kwargs)
         except Exception:  # noqa: BLE001  (torch's functions raise all kinds)
             return False
         have = [tuple(each.shape) if isinstance(each, Tensor) else None for each in leaves_of(result)]
@@ -331,7 +351,7 @@ class _Reader(At):
         return super().attribute(attribute)
 
     def printed(self, paths: tuple[str, ...]) -> Mapping[Any, tuple[Any, Any]]:
-        return super().printed(paths)
+        return self.code.whole.printed(paths)
 
     def _note(self, axes: Iterable[Axis]) -> None:
         self.leaves |= {leaf.id for leaf in self.code.groups.leaves(axes)} & self.code.sizes.keys()

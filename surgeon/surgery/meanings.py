@@ -21,18 +21,16 @@ def what_is_meant(model: nn.Module, groups: Groups) -> Meanings:
     """What attributes mean that hold one of several equal sizes; empty where that can't be told."""
     try:
         with untouched(model):
-            return understood(model, groups).meanings
+            return understood(Code(model, groups)).meanings
     except Exception:  # noqa: BLE001  (the user's code may raise anything when its numbers are of another type)
         return {}
 
 
-def understood(model: nn.Module, groups: Groups) -> Code:
-    """The code of a model's class, its attributes with the meanings that fit most of the code that reads them."""
-    code = Code(model, groups)
-    whole = At(code, {})
+def understood(code: Code) -> Code:
+    """The code of a class, its attributes with the meanings that fit most of the code that reads them."""
     modules: dict[str, list[Attribute]] = {}
     for each in code.attributes:
-        if each.place is None and len(possible_meanings(whole.printed(each.paths), each.value)) > 1:
+        if each.place is None and len(possible_meanings(code.whole.printed(each.paths), each.value)) > 1:
             modules.setdefault(each.module, []).append(each)
     demands = list(code.demands()) if modules else []
     for attributes in modules.values():
@@ -64,7 +62,7 @@ def _choose(
     for choice in (None, *choices):
         tried = best if choice is None else {**best, **dict(zip(keys, choice, strict=True))}
         code.meanings = tried
-        count = sum(code.holds(each, widths) for widths in samples for each in demands)
+        count = sum(len(demands) - len(code.unmet(demands, At(code, widths))) for widths in samples)
         if count > most:
             most, best = count, tried
         if most == len(samples) * len(demands):

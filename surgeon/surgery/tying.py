@@ -16,7 +16,7 @@ from surgeon.errors import SurgeryError
 from surgeon.frontend.isolation import untouched
 from surgeon.groups.coupling import Groups
 from surgeon.groups.ties import Ties
-from surgeon.surgery.code import SAMPLES, Code, Demand, drawn
+from surgeon.surgery.code import SAMPLES, At, Code, Demand, drawn
 from surgeon.surgery.meanings import understood
 from surgeon.surgery.operate import operate
 
@@ -146,7 +146,7 @@ def _met(
             steps = state.steps(leaves)
             share = steps if sample and rng.random() < 0.5 else drawn(rng, steps)
             widths |= {leaf: state.code.sizes[leaf] // steps * share for leaf in leaves}
-        if not all(state.code.holds(demand, widths) for demand in demands):
+        if not state.code.met(demands, At(state.code, widths)):
             return False
     return True
 
@@ -156,9 +156,8 @@ def broken(code: Code) -> list[Demand]:
     found = {}
     demands = list(code.demands())
     for seed in range(SAMPLES):
-        widths = code.drawn(seed)
-        found |= {id(demand): demand for demand in demands if not code.holds(demand, widths)}
-    return [demand for demand in found.values() if code.holds(demand, {})]
+        found |= {id(each): each for each in code.unmet(demands, At(code, code.drawn(seed)))}
+    return code.telling(found.values())
 
 
 @dataclass(frozen=True)
@@ -178,14 +177,14 @@ def needed(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]]) 
     kept = {leaf: tuple(units) for leaf, units in keep.items()}
     if not kept:
         return None
+    widths = {leaf: len(units) for leaf, units in kept.items()}
     try:
         with untouched(model):
-            code = understood(model, groups)
-            widths = {leaf: len(units) for leaf, units in kept.items()}
-            unmet = [demand for demand in code.demands() if not code.holds(demand, widths)]
-            if not any(code.holds(demand, {}) for demand in unmet):
-                return None
+            code = Code(model, groups)
+            unmet = code.telling(code.unmet(code.demands(), At(code, widths)))
     except Exception:  # noqa: BLE001  (the user's code may raise anything when its numbers are of another type)
+        return None
+    if not unmet:
         return None
     try:
         operate(model, groups, kept, "module")
@@ -193,6 +192,8 @@ def needed(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]]) 
         reason = str(error)
     else:
         return None
+    code = understood(code)
+    unmet = code.telling(code.unmet(code.demands(), At(code, widths))) or unmet
     found = broken(code)
     ties = tie(code, found) if found else Ties()
     places = tuple(dict.fromkeys(demand.words for demand in unmet))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import surgeon
 from surgeon.errors import SurgeryError
 from surgeon.groups.analyze import analyze
+from surgeon.surgery.code import Code
 from surgeon.surgery.meanings import understood
 from surgeon.surgery.tying import broken, tie
 
@@ -207,7 +208,7 @@ def test_insisting_on_the_class_names_what_stands_in_the_way() -> None:
 def test_ties_are_the_weakest_that_the_code_allows() -> None:
     groups = analyze(Attention().eval(), TOKENS)
     names = groups.names
-    code = understood(Attention().eval(), groups)
+    code = understood(Code(Attention().eval(), groups))
     ties = tie(code, broken(code))
     assert len(ties.classes) == 1 and len(ties.held) == 1
     assert "embed" in {names[leaf] for leaf in ties.classes[0]}
