@@ -374,8 +374,11 @@ def _named(paths: tuple[str, ...], key: str, before: Any, watch: Watch) -> Any:
     def read(at: At) -> Any:
         return at.printed(paths).get(key, (before, before))[1]
 
+    def number(each: int, place: int) -> Tracked:
+        return Tracked(each, lambda at: read(at)[place], watch)
+
     if isinstance(before, int):
         return Tracked(before, read, watch)
-    return tuple(
-        Tracked(each, lambda at, place=place: read(at)[place], watch) for place, each in enumerate(before)
-    ) if isinstance(before, tuple | list) else before
+    if isinstance(before, tuple | list):
+        return tuple(number(each, place) for place, each in enumerate(before))
+    return before

@@ -92,11 +92,11 @@ def _method(function: Callable[..., Any], reverse: bool) -> Any:
     return method
 
 
-_BINARY = {
+_BINARY: dict[str, Callable[..., Any]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
     "mod": operator.mod, "pow": operator.pow, "truediv": operator.truediv,
 }
-_OTHERS = {
+_OTHERS: dict[str, Callable[..., Any]] = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
     "neg": operator.neg, "abs": operator.abs, "floor": math.floor, "ceil": math.ceil, "bool": bool,
 }
@@ -187,9 +187,9 @@ class Watch(TorchFunctionMode):
     def size(self, tensor: Tensor, dim: int) -> int:
         """The size of a tensor along an axis."""
         with torch._C.DisableTorchFunction():
-            now = tensor.shape[dim]
-        value = self._value(tensor)
-        return Tracked(now, lambda at: at.size(value, dim, now), self) if isinstance(now, int) else now
+            now: Any = tensor.shape[dim]
+        value = self._value(tensor)  # a size that depends on values is a symbol, and stays one
+        return Tracked(now, lambda at: at.size(value, dim, now), self) if type(now) is int else now
 
     def _operand(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):

@@ -99,7 +99,7 @@ def _choices(
         kinds: Iterable[tuple[int, ...]] = itertools.product((_FREE, _TIED, _HELD), repeat=count)
     else:
         kinds = _few_kinds(state, variables)
-    found = []
+    found: list[tuple[float, int, list[frozenset[int]], list[frozenset[int]]]] = []
     for each in kinds:
         tied = [v for v, kind in zip(variables, each, strict=True) if kind == _TIED]
         held = [v for v, kind in zip(variables, each, strict=True) if kind == _HELD]
@@ -153,7 +153,7 @@ def _met(
 
 def broken(code: Code) -> list[Demand]:
     """The demands of the code that are not met at arbitrary widths, but by the model as it is."""
-    found = {}
+    found: dict[int, Demand] = {}
     demands = list(code.demands())
     for seed in range(SAMPLES):
         found |= {id(each): each for each in code.unmet(demands, At(code, code.drawn(seed)))}

@@ -45,6 +45,6 @@ def test_a_layer_that_feeds_nothing_is_cut_along() -> None:
     model = WaveNet().eval()
     slim = surgeon.shrink(model, 0.5, example_inputs=torch.randn(2, 1, 32))
     assert type(slim) is WaveNet
-    dead, width = slim.layers[1].residual, slim.first.out_channels
-    assert width < 16 and dead.out_channels == width == dead.weight.shape[0]
+    dead, width = slim.get_submodule("layers.1.residual"), slim.first.out_channels
+    assert width < 16 and dead.get_parameter("weight").shape[0] == width
     assert slim(torch.randn(3, 1, 50)).shape == (3, 1, 50)

@@ -202,7 +202,9 @@ def test_other_budgets_keep_the_ties(options: Any) -> None:
 
 def test_insisting_on_the_class_names_what_stands_in_the_way() -> None:
     with pytest.raises(SurgeryError, match=r"derives widths from one another.*out of reach"):
-        surgeon.shrink(Attention(scaled=True).eval(), 0.5, example_inputs=TOKENS, form="module", min_width={"embed": 32})
+        surgeon.shrink(
+            Attention(scaled=True).eval(), 0.5, example_inputs=TOKENS, form="module", min_width={"embed": 32}
+        )
 
 
 def test_ties_are_the_weakest_that_the_code_allows() -> None:
