@@ -23,7 +23,7 @@ from surgeon.support.progress import stage
 from surgeon.surgery.tying import Needed, needed
 
 #: A plan with ties may do up to this many times the damage of the one without, and so much more.
-WORSE, SLIGHT = 4.0, 0.1
+WORSE, SLIGHT = 3.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,6 @@ def _said(found: Needed) -> str:
         sets = f" in {len(ties.classes)} sets" if len(ties.classes) > 1 else ""
         parts.append(f"{count} groups keep the same share{sets}")
     if ties.held:
-        parts.append(f"{len(ties.held)} stay whole")
+        parts.append(f"{len(ties.held)} {'groups stay' if len(ties.held) > 1 else 'group stays'} whole")
     more = " …" if len(found.places) > 1 else ""
     return f"its code derives widths from one another ({found.places[0]}{more}), so {' and '.join(parts)}"

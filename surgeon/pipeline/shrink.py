@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Unpack
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from surgeon.calibration.data import Calibration, calibrate
 from surgeon.cost.cost import Cost
-from surgeon.errors import NotEquivalent, SurgeryError
+from surgeon.errors import NotEquivalent, SurgeryError, first_line
 from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.ignore import Ignored, named
 from surgeon.frontend.isolation import undisturbed
@@ -75,7 +74,10 @@ def shrink(
         options: those of `surgeon.pipeline.options`, each by its name.
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
             safe.
-        form: "module" or "graph" insists on the user's own class, or on a `torch.fx.GraphModule`.
+        form: "module" or "graph" insists on the user's own class, or on a `torch.fx.GraphModule`. By default it is the
+            class where that is provably right. Where its code derives one width from another, as `chunk(2)` and
+            `C // num_heads` do, those groups keep the same share of their units, or all of them, if the budget can
+            still be met and the plan does no more than three times the damage; the report says what that cost.
         return_report: return `(slim, report)`.
 
     Returns:
@@ -85,6 +87,7 @@ def shrink(
         InvalidArgument, InvalidInputs, InvalidModel: bad input.
         TraceError: `torch.export` can't trace the model.
         NothingToPrune, Infeasible: the budget can't be met; the message names the nearest ratio that can.
+        SurgeryError: the form is "module", and the class can't hold such a plan; the message says why.
         NotEquivalent: the result is not the original less the removed units; please report the network.
 
     >>> import torch
@@ -118,6 +121,7 @@ def plan(
 ) -> Plan:
     """What `shrink` would remove, without touching a weight. Arguments and errors are those of `shrink`.
 
+    It is the plan of the default form: for a class that derives widths from one another, these are tied as by `shrink`.
     It is a plan of the units of this model: with data, `shrink` rotates the model first, by default. To plan in that
     basis, give this function what `surgeon.project` returns.
 
@@ -173,14 +177,19 @@ def verify(model: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any = 
 
 def _carried_out(made: _Decision, form: Form) -> tuple[_Decision, Operation, Certificate]:
     """What was decided, as it is carried out: where even tied widths do not fit the class, without ties, as a graph."""
+    tied = made.choice.tied
     if made.choice.free is not None:
-        with suppress(SurgeryError, NotEquivalent) if form == "auto" else nullcontext():
+        try:
             operation, certificate = carry_out(made.model, made.groups, made.keep, "module")
-            return made, replace(operation, reason=f"{operation.reason}; {made.choice.tied}"), certificate
-        made = replace(made, choice=made.choice.free)
+        except (SurgeryError, NotEquivalent) as error:
+            if form == "module":
+                raise
+            made, tied = replace(made, choice=made.choice.free), f"{tied}; but then {first_line(error)}"
+        else:
+            return made, replace(operation, reason=f"{operation.reason}; {tied}"), certificate
     operation, certificate = carry_out(made.model, made.groups, made.keep, form)
-    if made.choice.tied and operation.form == "graph":
-        operation = replace(operation, reason=f"{operation.reason}; {made.choice.tied}")
+    if tied and operation.form == "graph":
+        operation = replace(operation, reason=f"{operation.reason}; {tied}")
     return made, operation, certificate
 
 

@@ -42,7 +42,17 @@ from surgeon.surgery.canonical import Value, map_leaves
 from surgeon.surgery.own_class import own_class
 from surgeon.surgery.record import Stand
 from surgeon.surgery.rewrite import propagate, slim_graph
-from surgeon.surgery.tracked import Formula, Operand, TorchCall, Tracked, TrackedFloat, Watch, evaluated, leaves_of
+from surgeon.surgery.tracked import (
+    Branch,
+    Formula,
+    Operand,
+    TorchCall,
+    Tracked,
+    TrackedFloat,
+    Watch,
+    evaluated,
+    leaves_of,
+)
 
 #: At how many widths, drawn at random, it is seen whether the code does what the axes say.
 SAMPLES = 3
@@ -92,7 +102,7 @@ class Demand:
     attributes: frozenset[Attribute]
     words: str
     call: TorchCall | None = field(repr=False, default=None)
-    branch: tuple[Formula, bool] | None = field(repr=False, default=None)
+    branch: Branch | None = field(repr=False, default=None)
 
 
 class Code:
@@ -113,7 +123,7 @@ class Code:
         self.attributes: list[Attribute] = []
         self._dependence: dict[tuple[Attribute, Meaning | None], frozenset[int]] = {}
         self.calls: list[TorchCall] = []
-        self.branches: list[tuple[Formula, bool]] = []
+        self.branches: list[Branch] = []
         self.whole = At(self, {})
         self._run(model)
 
@@ -202,14 +212,12 @@ class Code:
                     reader.read(each)
                 if reader.leaves:
                     yield Demand(frozenset(reader.leaves), frozenset(reader.attributes), self._words(call), call)
-        for formula, outcome in self.branches:
+        for branch in self.branches:
             reader = _Reader(self)
-            reader.read_formula(formula)
+            reader.read_formula(branch.formula)
             if reader.leaves:
-                yield Demand(
-                    frozenset(reader.leaves), frozenset(reader.attributes), "a branch on sizes",
-                    branch=(formula, outcome),
-                )
+                words = f"a comparison in {branch.line}"
+                yield Demand(frozenset(reader.leaves), frozenset(reader.attributes), words, branch=branch)
 
     def depends(self, attribute: Attribute) -> frozenset[int]:
         """The leaves that an attribute depends on."""
@@ -268,9 +276,8 @@ class Code:
         if demand.call is not None:
             return self._as_predicted(demand.call, at)
         assert demand.branch is not None
-        formula, outcome = demand.branch
         try:
-            return bool(formula(at)) == outcome
+            return bool(demand.branch.formula(at)) == demand.branch.outcome
         except (ArithmeticError, ValueError):
             return False
 

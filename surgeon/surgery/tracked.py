@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,11 +79,19 @@ def _computed(function: Callable[..., Any], *operands: Any) -> Any:
     formula = lambda at: function(*(each(at) for each in formulas))  # noqa: E731
     if isinstance(result, bool):
         if watch is not None:
-            watch.branches.append((formula, result))
+            watch.branches.append(Branch(formula, result, _line()))
         return result
     if isinstance(result, int):
         return Tracked(result, formula, watch)
     return TrackedFloat(result, formula, watch) if isinstance(result, float) else result
+
+
+def _line() -> str:
+    """The line of the model's code that is running."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else "its code"
 
 
 def _method(function: Callable[..., Any], reverse: bool) -> Any:
@@ -106,6 +117,14 @@ for _class in (Tracked, TrackedFloat):
         setattr(_class, f"__r{_name}__", _method(_function, True))
     for _name, _function in _OTHERS.items():
         setattr(_class, f"__{_name}__", _method(_function, False))
+
+
+class Branch(NamedTuple):
+    """A comparison of numbers that the code makes, its outcome, and the line of the code."""
+
+    formula: Formula
+    outcome: bool
+    line: str
 
 
 @dataclass(frozen=True)
@@ -155,7 +174,7 @@ class Watch(TorchFunctionMode):
 
     recorder: Recorder
     calls: list[TorchCall] = field(default_factory=list)
-    branches: list[tuple[Formula, bool]] = field(default_factory=list)
+    branches: list[Branch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
