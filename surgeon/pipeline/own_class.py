@@ -23,7 +23,7 @@ from surgeon.support.progress import stage
 from surgeon.surgery.tying import Needed, needed
 
 #: A plan with ties may do up to this many times the damage of the one without, and so much more.
-WORSE, SLIGHT = 3.0, 0.1
+WORSE, SLIGHT = 3.0, 0.05
 
 
 @dataclass(frozen=True)

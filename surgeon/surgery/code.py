@@ -8,8 +8,6 @@ groups that it involves.
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -53,9 +51,6 @@ from surgeon.surgery.tracked import (
     evaluated,
     leaves_of,
 )
-
-#: At how many widths, drawn at random, it is seen whether the code does what the axes say.
-SAMPLES = 3
 
 
 class At:
@@ -122,6 +117,7 @@ class Code:
         self._order: Mapping[int, int] = {}
         self.attributes: list[Attribute] = []
         self._dependence: dict[tuple[Attribute, Meaning | None], frozenset[int]] = {}
+        self._demands: dict[Any, list[Demand]] = {}
         self.calls: list[TorchCall] = []
         self.branches: list[Branch] = []
         self.whole = At(self, {})
@@ -184,13 +180,6 @@ class Code:
         self.attributes.append(attribute)
         return Tracked(value, lambda at: at.attribute(attribute), watch)
 
-    def drawn(self, seed: int) -> dict[int, int]:
-        """Widths of all groups: at first, none is whole; later, half of them are."""
-        rng = random.Random(seed)
-        return {
-            leaf: size if seed and rng.random() < 0.5 else drawn(rng, size) for leaf, size in self.sizes.items()
-        }
-
     def axes_of(self, value: Value | None) -> Axes | None:
         """The axes of a tensor, where they are known."""
         return self._axes.get(self._in_graph(value)) if value is not None else None
@@ -202,8 +191,15 @@ class Code:
     def _in_graph(self, value: Value) -> Value:
         return Value(self._order.get(value.call, -2), value.place) if value.call >= 0 else value
 
-    def demands(self) -> Iterator[Demand]:
-        """What may not hold at other widths."""
+    @property
+    def demands(self) -> list[Demand]:
+        """What may not hold at other widths, by the meanings so far."""
+        key = tuple(sorted(self.meanings.items()))
+        if key not in self._demands:
+            self._demands[key] = list(self._all_demands())
+        return self._demands[key]
+
+    def _all_demands(self) -> Iterator[Demand]:
         for call in self.calls:
             leaves = list(leaves_of((call.args, call.kwargs, call.results)))
             if any(isinstance(each, int | float) and not isinstance(each, bool) for each in leaves):
@@ -362,11 +358,6 @@ class _Reader(At):
 
     def _note(self, axes: Iterable[Axis]) -> None:
         self.leaves |= {leaf.id for leaf in self.code.groups.leaves(axes)} & self.code.sizes.keys()
-
-
-def drawn(rng: random.Random, size: int) -> int:
-    """A width that is none of the usual ones, so that what is equal by chance is rare."""
-    return size if size == 1 else rng.randint(max(1, math.ceil(size / 4)), size - 1)
 
 
 def _flat(result: Any) -> list[Any]:

@@ -8,8 +8,10 @@ from torch import nn
 
 from surgeon.frontend.isolation import untouched
 from surgeon.groups.coupling import Groups
+from surgeon.groups.ties import Ties
 from surgeon.surgery.attributes import Attribute, Meaning, Meanings, meant, possible_meanings
 from surgeon.surgery.code import At, Code, Demand
+from surgeon.surgery.sampling import drawn
 
 #: How many readings of a module's attributes are tried, each on a few calls.
 MOST_READINGS = 64
@@ -32,9 +34,9 @@ def understood(code: Code) -> Code:
     for each in code.attributes:
         if each.place is None and len(possible_meanings(code.whole.printed(each.paths), each.value)) > 1:
             modules.setdefault(each.module, []).append(each)
-    demands = list(code.demands()) if modules else []
+    demands = code.demands if modules else []
     for attributes in modules.values():
-        arbitrary = code.drawn(0)
+        arbitrary = drawn(Ties(sizes=code.sizes), 0)
         near = sorted(set().union(*(code.depends(each) for each in attributes)))[:MOST_APART]
         samples = [arbitrary, *({leaf: arbitrary[leaf]} for leaf in near)]
         readings = {each: found for each in attributes if len(found := _readings(code, each, samples)) > 1}

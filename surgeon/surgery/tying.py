@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -16,14 +15,19 @@ from surgeon.errors import SurgeryError
 from surgeon.frontend.isolation import untouched
 from surgeon.groups.coupling import Groups
 from surgeon.groups.ties import Ties
-from surgeon.surgery.code import SAMPLES, At, Code, Demand, drawn
+from surgeon.surgery.code import At, Code, Demand
 from surgeon.surgery.meanings import understood
 from surgeon.surgery.operate import operate
+from surgeon.surgery.sampling import SAMPLES, drawn
 
 #: With fewer widths than this to choose from, a class is hard to bring to a budget.
 FINE = 8
 #: Of more groups than this at one place, only those choices are tried that treat most of them alike.
 MOST = 5
+#: At how many widths, drawn at random, demands must be met, so that no choice passes by chance.
+SURE = 12
+#: How often the code is looked at again, at widths with the ties so far.
+ROUNDS = 3
 
 _FREE, _TIED, _HELD = range(3)
 
@@ -56,11 +60,22 @@ class _State:
         self.held |= {leaf for each in held for leaf in each}
 
 
-def tie(code: Code, among: Iterable[Demand], known: Ties | None = None) -> Ties:
-    """Ties under which all demands are met, whatever the widths; `known` ones stay."""
+def ties_of(code: Code) -> Ties:
+    """Ties under which the code does what the axes say, whatever the widths."""
+    found: dict[int, Demand] = {}
+    ties = Ties((), frozenset(), dict(code.sizes))
+    for _ in range(ROUNDS):
+        more = broken(code, ties)
+        if not more:
+            break
+        found |= {id(each): each for each in more}
+        ties = tie(code, found.values())
+    return ties
+
+
+def tie(code: Code, among: Iterable[Demand]) -> Ties:
+    """Ties under which these demands are met, whatever the widths."""
     state = _State(code)
-    if known is not None:
-        state.classes, state.held = [set(each) for each in known.classes], set(known.held)
     cost = Cost(code.groups)
     inner = Alignment(code.groups, cost).inner
     for leaves, demands in _places(among):
@@ -136,27 +151,19 @@ def _met(
     held: list[frozenset[int]],
 ) -> bool:
     """Whether the demands are met at some widths that are drawn at random."""
-    rng = random.Random(len(variables))
     classes = [each for each in variables if each not in tied and each not in held]
     if tied:
         classes.append(frozenset(leaf for each in tied for leaf in each))
-    for sample in range(SAMPLES):
-        widths: dict[int, int] = {}
-        for leaves in classes:
-            steps = state.steps(leaves)
-            share = steps if sample and rng.random() < 0.5 else drawn(rng, steps)
-            widths |= {leaf: state.code.sizes[leaf] // steps * share for leaf in leaves}
-        if not state.code.met(demands, At(state.code, widths)):
-            return False
-    return True
+    sizes = {leaf: state.code.sizes[leaf] for each in classes for leaf in each}
+    tried = Ties(tuple(tuple(sorted(each)) for each in classes), frozenset(), sizes)
+    return all(state.code.met(demands, At(state.code, drawn(tried, seed))) for seed in range(SURE))
 
 
-def broken(code: Code) -> list[Demand]:
-    """The demands of the code that are not met at arbitrary widths, but by the model as it is."""
+def broken(code: Code, ties: Ties) -> list[Demand]:
+    """The demands of the code that are not met at arbitrary widths with these ties, but by the model as it is."""
     found: dict[int, Demand] = {}
-    demands = list(code.demands())
     for seed in range(SAMPLES):
-        found |= {id(each): each for each in code.unmet(demands, At(code, code.drawn(seed)))}
+        found |= {id(each): each for each in code.unmet(code.demands, At(code, drawn(ties, seed)))}
     return code.telling(found.values())
 
 
@@ -181,7 +188,7 @@ def needed(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]]) 
     try:
         with untouched(model):
             code = Code(model, groups)
-            unmet = code.telling(code.unmet(code.demands(), At(code, widths)))
+            unmet = code.telling(code.unmet(code.demands, At(code, widths)))
     except Exception:  # noqa: BLE001  (the user's code may raise anything when its numbers are of another type)
         return None
     if not unmet:
@@ -193,8 +200,7 @@ def needed(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]]) 
     else:
         return None
     code = understood(code)
-    unmet = code.telling(code.unmet(code.demands(), At(code, widths))) or unmet
-    found = broken(code)
-    ties = tie(code, found) if found else Ties()
+    unmet = code.telling(code.unmet(code.demands, At(code, widths))) or unmet
+    ties = ties_of(code)
     places = tuple(dict.fromkeys(demand.words for demand in unmet))
     return Needed(ties, places, reason) if ties else None
