@@ -50,6 +50,7 @@ from surgeon.surgery.tracked import (
     Watch,
     evaluated,
     leaves_of,
+    plain,
 )
 
 
@@ -279,8 +280,8 @@ class Code:
 
     def _as_predicted(self, call: TorchCall, at: At) -> bool:
         expected = self._expected(call, at)
-        if expected is None:
-            return True
+        if expected is None:  # a constant, of which the graph has the value
+            return not any(self._changes(each, at) for each in leaves_of((call.args, call.kwargs)))
         if not self._same_numbers(call, at):
             return False
         operands: dict[int, Tensor] = {}
@@ -316,10 +317,13 @@ class Code:
             if name in given and given[name] is None and print_(at.kept) is not None:
                 return False  # what the code leaves to torch is another number now
         for each in leaves_of((call.args, call.kwargs)):
-            is_number = isinstance(each, TrackedFloat) or (isinstance(each, Tracked) and not typed.args)
-            if is_number and each.formula(at) != each:
+            if (isinstance(each, TrackedFloat) or not typed.args) and self._changes(each, at):
                 return False
         return True
+
+    @staticmethod
+    def _changes(number: Any, at: At) -> bool:
+        return isinstance(number, Tracked | TrackedFloat) and bool(number.formula(at) != plain(number))
 
 
 class _Reader(At):

@@ -69,7 +69,9 @@ def formula_of(value: Any) -> Formula:
 
 def plain(value: Any) -> Any:
     """The number itself, without its formula."""
-    return int(value) if isinstance(value, Tracked) else float(value) if isinstance(value, TrackedFloat) else value
+    if isinstance(value, Tracked):
+        return int.__int__(value)
+    return float.__float__(value) if isinstance(value, TrackedFloat) else value
 
 
 def _computed(function: Callable[..., Any], *operands: Any) -> Any:
@@ -109,14 +111,40 @@ _BINARY: dict[str, Callable[..., Any]] = {
 }
 _OTHERS: dict[str, Callable[..., Any]] = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
-    "neg": operator.neg, "abs": operator.abs, "floor": math.floor, "ceil": math.ceil, "bool": bool,
+    "neg": operator.neg, "abs": operator.abs, "floor": math.floor, "ceil": math.ceil, "bool": bool, "round": round,
 }
+
+
+def _converted(plainly: Callable[[Any], Any]) -> Any:
+    """A conversion of which no formula is left, as in `math.sqrt(head_size)`: what comes of it must not change."""
+
+    def method(self: Any) -> Any:
+        value = plain(self)
+        if self.watch is not None:
+            formula = self.formula
+            self.watch.branches.append(Branch(lambda at: formula(at) == value, True, _line()))
+        return plainly(value)
+
+    return method
+
+
+def _by_numpy(self: Any, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+    for each in inputs:
+        if isinstance(each, Tracked | TrackedFloat):
+            float(each)
+    return getattr(ufunc, method)(*map(plain, inputs), **kwargs)
+
+
 for _class in (Tracked, TrackedFloat):
+    _class.__float__ = _converted(float)
+    _class.__array_ufunc__ = _by_numpy
     for _name, _function in _BINARY.items():
         setattr(_class, f"__{_name}__", _method(_function, False))
         setattr(_class, f"__r{_name}__", _method(_function, True))
     for _name, _function in _OTHERS.items():
         setattr(_class, f"__{_name}__", _method(_function, False))
+for _name in ("int", "trunc"):
+    setattr(TrackedFloat, f"__{_name}__", _converted(int))
 
 
 class Branch(NamedTuple):

@@ -24,6 +24,9 @@ from surgeon.surgery.sampling import SAMPLES, drawn
 FINE = 8
 #: Of more groups than this at one place, only those choices are tried that treat most of them alike.
 MOST = 5
+#: The price of holding an inner factor, against 1 for others, and what the share of the operations adds that depend on
+#: a group.
+INNER, DEPENDENT = 0.8, 10.0
 #: At how many widths, drawn at random, demands must be met, so that no choice passes by chance.
 SURE = 12
 #: How often the code is looked at again, at widths with the ties so far.
@@ -76,13 +79,12 @@ def ties_of(code: Code) -> Ties:
 def tie(code: Code, among: Iterable[Demand]) -> Ties:
     """Ties under which these demands are met, whatever the widths."""
     state = _State(code)
-    cost = Cost(code.groups)
-    inner = Alignment(code.groups, cost).inner
+    weights = _weights(code)
     for leaves, demands in _places(among):
         variables = state.variables(leaves)
         if not variables or _met(state, demands, variables, [], []):
             continue
-        for tied, held in _choices(state, variables, inner):
+        for tied, held in _choices(state, variables, weights):
             if _met(state, demands, variables, tied, held):
                 break
         else:
@@ -106,7 +108,7 @@ def _places(among: Iterable[Demand]) -> list[tuple[frozenset[int], list[Demand]]
 
 
 def _choices(
-    state: _State, variables: list[frozenset[int]], inner: set[int]
+    state: _State, variables: list[frozenset[int]], weights: Mapping[int, float]
 ) -> Iterator[tuple[list[frozenset[int]], list[frozenset[int]]]]:
     """What may be tied and what held, the weakest first."""
     count = len(variables)
@@ -120,7 +122,7 @@ def _choices(
         held = [v for v, kind in zip(variables, each, strict=True) if kind == _HELD]
         if len(tied) == 1 or not (tied or held):
             continue
-        found.append((_price(state, tied, held, inner), len(found), tied, held))
+        found.append((_price(state, tied, held, weights), len(found), tied, held))
     for _, _, tied, held in sorted(found, key=lambda each: each[:2]):
         yield tied, held
 
@@ -137,9 +139,25 @@ def _few_kinds(state: _State, variables: list[frozenset[int]]) -> Iterator[tuple
             yield tuple(kind if place in out else rest for place in range(count))
 
 
-def _price(state: _State, tied: list[frozenset[int]], held: list[frozenset[int]], inner: set[int]) -> float:
+def _weights(code: Code) -> dict[int, float]:
+    """What it takes from a plan to hold each leaf: more for one that many operations depend on.
+
+    Inner factors, such as the size of a head, are held rather than outer ones, whose cut saves more time.
+    """
+    cost = Cost(code.groups)
+    inner, macs, whole = Alignment(code.groups, cost).inner, cost.polynomial("macs"), cost.vector({})
+    total = max(macs(whole), 1.0)
+    return {
+        leaf: (INNER if leaf in inner else 1.0) - DEPENDENT * macs.change(whole, place, 0) / total
+        for leaf, place in cost.order.items()
+    }
+
+
+def _price(
+    state: _State, tied: list[frozenset[int]], held: list[frozenset[int]], weights: Mapping[int, float]
+) -> float:
     """How much a choice takes from the plan: what stays whole, what goes together, and in how few steps."""
-    price = sum(0.8 if each <= inner else 1.0 for each in held) + 0.5 * max(len(tied) - 1, 0)
+    price = sum(max(weights[leaf] for leaf in each) for each in held) + 0.5 * max(len(tied) - 1, 0)
     if tied:
         steps = state.steps(leaf for each in tied for leaf in each)
         price += 2 * max(0.0, math.log2(FINE / steps))
