@@ -10,7 +10,6 @@ from torch import nn
 
 from surgeon.calibration.data import Calibration, calibrate
 from surgeon.cost.cost import Cost
-from surgeon.errors import NotEquivalent, SurgeryError, first_line
 from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.ignore import Ignored, named
 from surgeon.frontend.isolation import undisturbed
@@ -20,7 +19,7 @@ from surgeon.groups.coupling import Groups
 from surgeon.groups.weights import check_finite
 from surgeon.pipeline.latency_target import LatencyTarget
 from surgeon.pipeline.options import BY_CONCERN, Data, Options, Planning, Repair, Select, Shrinking, Target, flat
-from surgeon.pipeline.own_class import Choice, Chooser, for_own_class
+from surgeon.pipeline.own_class import Choice, Chooser, built, planned
 from surgeon.plans.basis import basis_of
 from surgeon.plans.plan import PLAN, Plan, attach
 from surgeon.projection.project import rotated
@@ -31,7 +30,6 @@ from surgeon.scoring.registry import RECONSTRUCTION, score_groups, settle
 from surgeon.support.progress import collect, stage
 from surgeon.support.scratch import temporary_folder
 from surgeon.surgery import Operation
-from surgeon.surgery.build import carry_out
 from surgeon.verification import Certificate
 
 Form = Literal["auto", "module", "graph"]
@@ -99,7 +97,8 @@ def shrink(
     with collect() as seconds:
         asked = Options.of(ratio=ratio, **options)
         made = decide(model, asked, example_inputs, form)
-        made, operation, certificate = _carried_out(made, form)
+        assert made.choice.built is not None  # a form was given
+        operation, certificate = made.choice.built
         recovery = None
         if made.data is not None and asked.repair.compensate:
             with stage("recover"):
@@ -175,26 +174,10 @@ def verify(model: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any = 
     return plan.verify(model, slim, example_inputs)
 
 
-def _carried_out(made: _Decision, form: Form) -> tuple[_Decision, Operation, Certificate]:
-    """What was decided, as it is carried out: where even tied widths do not fit the class, without ties, as a graph."""
-    tied = made.choice.tied
-    if made.choice.free is not None:
-        try:
-            operation, certificate = carry_out(made.model, made.groups, made.keep, "module")
-        except (SurgeryError, NotEquivalent) as error:
-            if form == "module":
-                raise
-            made, tied = replace(made, choice=made.choice.free), f"{tied}; but then {first_line(error)}"
-        else:
-            return made, replace(operation, reason=f"{operation.reason}; {tied}"), certificate
-    operation, certificate = carry_out(made.model, made.groups, made.keep, form)
-    if tied and operation.form == "graph":
-        operation = replace(operation, reason=f"{operation.reason}; {tied}")
-    return made, operation, certificate
-
-
-def decide(model: nn.Module, options: Options, example_inputs: Any = None, form: Form = "auto") -> _Decision:
-    """Which units stay."""
+def decide(
+    model: nn.Module, options: Options, example_inputs: Any = None, form: Form | None = None
+) -> _Decision:
+    """Which units stay; with a `form`, also what that makes of the model."""
     target, data, select = options.target, options.data, options.select
     importance = settle(select.importance, data.source, data.loss)
     guided = importance == RECONSTRUCTION
@@ -223,11 +206,15 @@ def decide(model: nn.Module, options: Options, example_inputs: Any = None, form:
         )
     curves = selection.damages if selection is not None else None
     chooser = Chooser(groups, cost, scores, curves, options)
+
+    def chosen(chooser: Chooser) -> Choice:
+        return planned(model, groups, chooser) if form is None else built(model, groups, chooser, form)
+
     if not target.timed:
-        return _Decision(model, groups, for_own_class(model, groups, chooser, form), settings, cost, calibration)
+        return _Decision(model, groups, chosen(chooser), settings, cost, calibration)
     with temporary_folder() as folder:
         timer = LatencyTarget(model, groups, cost, target.device, target.threads, folder)
-        choice = for_own_class(model, groups, replace(chooser, timer=timer), form)
+        choice = chosen(replace(chooser, timer=timer))
     assert choice.timing is not None
     settings |= {"budget": "latency", "device": choice.timing.device, "threads": choice.timing.threads}
     return _Decision(model, groups, choice, settings, cost, calibration)

@@ -116,6 +116,7 @@ class Code:
         self._axes: dict[Value, Axes] = {}
         self._nodes: dict[Value, fx.Node] = {}
         self._order: Mapping[int, int] = {}
+        self._made_by: dict[int, fx.Node] = {}
         self.attributes: list[Attribute] = []
         self._dependence: dict[tuple[Attribute, Meaning | None], frozenset[int]] = {}
         self._demands: dict[Any, list[Demand]] = {}
@@ -149,6 +150,7 @@ class Code:
                 if isinstance(value, Value):
                     self._axes.setdefault(value, axes)
                     self._nodes.setdefault(value, node)
+                    self._made_by[value.call] = node
         for name, axes in groups.tensors.items():
             self._axes[Value(-1, id(groups.graph.values[name]))] = axes
 
@@ -309,15 +311,16 @@ class Code:
 
     def _same_numbers(self, call: TorchCall, at: At) -> bool:
         """Whether the numbers that are no sizes stay: a scale that the code computes from widths does not."""
-        node = next((n for each in leaves_of(call.results) if (n := self.node_of(each)) is not None), None)
-        if node is None or not isinstance(node.target, torch._ops.OpOverload):
-            return True
-        typed, given = self.groups.typed[node], arguments(node)
-        for name, print_ in typed.args.items():
-            if name in given and given[name] is None and print_(at.kept) is not None:
-                return False  # what the code leaves to torch is another number now
+        inside = (self._made_by.get(self._order.get(place, -1)) for place in call.made)
+        nodes = {node for node in inside if node is not None and isinstance(node.target, torch._ops.OpOverload)}
+        for node in nodes:
+            typed, given = self.groups.typed[node], arguments(node)
+            for name, print_ in typed.args.items():
+                if name in given and given[name] is None and print_(at.kept) is not None:
+                    return False  # what the code leaves to torch is another number now
+        prints = any(self.groups.typed[node].args for node in nodes)
         for each in leaves_of((call.args, call.kwargs)):
-            if (isinstance(each, TrackedFloat) or not typed.args) and self._changes(each, at):
+            if (isinstance(each, TrackedFloat) or (nodes and not prints)) and self._changes(each, at):
                 return False
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 from torch import nn
 
@@ -17,6 +18,8 @@ from surgeon.surgery.sampling import drawn
 MOST_READINGS = 64
 #: Groups that are cut alone to tell readings apart.
 MOST_APART = 8
+#: Pairs of groups that are cut together for the same.
+MOST_TOGETHER = 24
 
 
 def what_is_meant(model: nn.Module, groups: Groups) -> Meanings:
@@ -41,8 +44,20 @@ def understood(code: Code) -> Code:
         samples = [arbitrary, *({leaf: arbitrary[leaf]} for leaf in near)]
         readings = {each: found for each in attributes if len(found := _readings(code, each, samples)) > 1}
         if readings:
-            _choose(code, readings, [each for each in demands if each.attributes & readings.keys()], samples)
+            reading = [each for each in demands if each.attributes & readings.keys()]
+            _choose(code, readings, reading, [*samples, *_together(code, near, reading)])
     return code
+
+
+def _together(code: Code, near: list[int], demands: list[Demand]) -> list[dict[int, int]]:
+    """Widths at which two groups keep the same share: where code divides one by the other, it runs at no others."""
+    others = sorted({leaf for each in demands for leaf in each.leaves} - set(near))
+    pairs = (pair for pair in itertools.product(near, [*near, *others]) if pair[0] != pair[1])
+    found = (
+        {leaf: code.sizes[leaf] // steps * (steps - 1) for leaf in pair}
+        for pair in pairs if (steps := math.gcd(*(code.sizes[leaf] for leaf in pair))) > 1
+    )
+    return list(itertools.islice(found, MOST_TOGETHER))
 
 
 def _readings(code: Code, attribute: Attribute, samples: list[dict[int, int]]) -> list[Meaning]:

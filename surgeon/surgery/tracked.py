@@ -20,8 +20,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
+from surgeon.surgery.aligned import Notes
 from surgeon.surgery.canonical import Value
-from surgeon.surgery.record import Recorder
 
 #: What a number is at other widths: a function of the sizes of tensors there, and of attributes.
 Formula = Callable[[Any], Any]
@@ -166,12 +166,16 @@ class Operand:
 
 @dataclass
 class TorchCall:
-    """A call of a function of torch as the model's code makes it: tensors as Operands, numbers with formulas."""
+    """A call of a function of torch as the model's code makes it: tensors as Operands, numbers with formulas.
+
+    `made` are the places of the calls of operators that it made.
+    """
 
     function: Any
     args: Any
     kwargs: Any
     results: Any = None
+    made: range = range(0)
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
@@ -200,7 +204,7 @@ class Watch(TorchFunctionMode):
     Enter it inside of the recorder, which knows where tensors are from.
     """
 
-    recorder: Recorder
+    recorder: Notes
     calls: list[TorchCall] = field(default_factory=list)
     branches: list[Branch] = field(default_factory=list)
 
@@ -210,7 +214,9 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         call = TorchCall(func, mapped(tuple(args), self._operand), mapped(kwargs, self._operand))
+        first = self.recorder.count
         result = func(*mapped(tuple(args), plain), **mapped(kwargs, plain))
+        call.made = range(first, self.recorder.count)
         if any(isinstance(each, Tensor) for each in leaves_of(result)):
             call.results = mapped(result, lambda each: self._value(each) if isinstance(each, Tensor) else None)
             self.calls.append(call)

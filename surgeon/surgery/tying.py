@@ -194,14 +194,13 @@ class Needed:
     reason: str
 
 
-def needed(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]]) -> Needed | None:
+def needed(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], reason: str = "") -> Needed | None:
     """The ties that the model's class needs to hold such plans as this; None where it holds it, or none would help.
 
-    `model` is left as it is. Nothing of it is built, unless its code seems not to hold the plan.
+    `reason` says why it can't hold it, where that is known; else it is tried out, if the code seems not to hold it.
+    `model` is left as it is.
     """
     kept = {leaf: tuple(units) for leaf, units in keep.items()}
-    if not kept:
-        return None
     widths = {leaf: len(units) for leaf, units in kept.items()}
     try:
         with untouched(model):
@@ -211,12 +210,13 @@ def needed(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]]) 
         return None
     if not unmet:
         return None
-    try:
-        operate(model, groups, kept, "module")
-    except SurgeryError as error:
-        reason = str(error)
-    else:
-        return None
+    if not reason:
+        try:
+            operate(model, groups, kept, "module")
+        except SurgeryError as error:
+            reason = str(error)
+        else:
+            return None
     code = understood(code)
     unmet = code.telling(code.unmet(code.demands, At(code, widths))) or unmet
     ties = ties_of(code)
