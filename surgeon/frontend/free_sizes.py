@@ -58,7 +58,7 @@ class FreeSizes:
 
     >>> from surgeon.frontend.trace import normalize_inputs
     >>> print(free_sizes(nn.Linear(4, 2), normalize_inputs(torch.zeros(2, 4))))
-    input (2, 4): axis 0 free, axis 1 fixed (mat1 and mat2 shapes cannot be multiplied (2x6 and 4x2))
+    input (*, 4): axis 0 free, axis 1 fixed (mat1 and mat2 shapes cannot be multiplied (2x6 and 4x2))
     """
 
     axes: tuple[Size, ...]
@@ -74,7 +74,8 @@ class FreeSizes:
         free = [str(each.axis) for each in own if each.free]
         told = [f"{'axis' if len(free) == 1 else 'axes'} {', '.join(free)} free"] if free else []
         told += [f"axis {each.axis} fixed ({each.reason})" for each in own if not each.free]
-        return f"{own[0].input} {tuple(each.size for each in own)}: {', '.join(told)}"
+        shape = ", ".join("*" if each.free else str(each.size) for each in own)
+        return f"{own[0].input} ({shape}{',' if len(own) == 1 else ''}): {', '.join(told)}"
 
     @property
     def free(self) -> tuple[Size, ...]:

@@ -146,7 +146,7 @@ def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iter
     pinned 0.weight axis 1 (8): an input of the model
     pinned 2.weight axis 0 (4): an output of the model
     pinned 2.bias axis 0 (4): an output of the model
-    input input (2, 8): axis 0 free, axis 1 fixed (mat1 and mat2 shapes cannot be multiplied (2x6 and 8x32))
+    input input (*, 8): axis 0 free, axis 1 fixed (mat1 and mat2 shapes cannot be multiplied (2x6 and 8x32))
     """
     groups = analyze(model, example_inputs, ignore)
     return replace(groups, sizes=free_sizes(model, groups.graph.inputs))
