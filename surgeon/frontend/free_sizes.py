@@ -15,6 +15,7 @@ from surgeon.errors import first_line
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.input_spec import by_argument
 from surgeon.frontend.isolation import quietly, undisturbed, untouched, without_fast_attention
+from surgeon.frontend.outputs import with_open_outputs
 from surgeon.frontend.trace import Inputs
 from surgeon.ir.size_conditions import Place
 
@@ -185,7 +186,10 @@ class IsolatedCopy:
         args, kwargs = pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), inputs)
         start = time.thread_time()
         try:
-            with undisturbed(), untouched(self._model), quietly(), without_fast_attention(), torch.no_grad():
+            with (
+                undisturbed(), untouched(self._model), quietly(), with_open_outputs(self._copy),
+                without_fast_attention(), torch.no_grad(),
+            ):
                 return self._copy(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
             return Unfit(first_line(error))

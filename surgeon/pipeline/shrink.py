@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Unpack
 
@@ -11,13 +11,14 @@ from torch import nn
 from surgeon.allocation.allocate import allocate
 from surgeon.allocation.choose import choose
 from surgeon.allocation.reach import outlook
-from surgeon.calibration.data import Calibration, calibrate
+from surgeon.calibration.data import Calibration
+from surgeon.calibration.other_sizes import calibrated
 from surgeon.cost.cost import Cost
 from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.ignore import Ignored, named
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
-from surgeon.groups.analyze import analyze
+from surgeon.groups.analyze import analyze, analyze_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.groups.weights import check_finite
 from surgeon.pipeline.latency_target import LatencyTarget, Timing
@@ -52,6 +53,13 @@ class _Decision:
 
     def plan(self) -> Plan:
         return Plan.of(self.groups, self.keep, self.settings, model=self.model)
+
+    def at_example_sizes(self) -> tuple[Groups, Mapping[int, Any]]:
+        """The groups of a graph for the sizes of the example inputs, and what is kept of them."""
+        if self.data is None or not self.data.varying:
+            return self.groups, self.keep
+        groups = analyze_inputs(self.model, self.groups.graph.inputs)
+        return groups, self.plan().keep(groups)
 
 
 @public(**BY_CONCERN)
@@ -95,7 +103,7 @@ def shrink(
     with collect() as seconds:
         asked = Options.of(ratio=ratio, **options)
         made = decide(model, asked, example_inputs)
-        operation, certificate = carry_out(made.model, made.groups, made.keep, form)
+        operation, certificate = carry_out(made.model, *made.at_example_sizes(), form)
         recovery = None
         if made.data is not None and asked.repair.compensate:
             with stage("recover"):
@@ -184,8 +192,8 @@ def decide(model: nn.Module, options: Options, example_inputs: Any = None) -> _D
     calibration = None
     if data.source is not None:
         with stage("read data"):
-            calibration = calibrate(
-                data.source, groups.graph, model, data.samples, labeled=data.loss is not None, seed=select.seed
+            groups, calibration = calibrated(
+                data.source, groups, model, data.samples, select.ignore, labeled=data.loss is not None, seed=select.seed
             )
     if guided and options.repair.project and calibration is not None:
         model, groups = rotated(model, groups, calibration, select.ignore)
