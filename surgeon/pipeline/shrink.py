@@ -18,13 +18,15 @@ from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.ignore import Ignored, named
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
+from surgeon.frontend.wrappers import within_its_wrapper
 from surgeon.groups.analyze import analyze, analyze_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.groups.weights import check_finite
 from surgeon.pipeline.latency_target import LatencyTarget, Timing
 from surgeon.pipeline.options import BY_CONCERN, Data, Options, Planning, Repair, Select, Shrinking, Target, flat
 from surgeon.plans.basis import basis_of
-from surgeon.plans.plan import PLAN, Plan, attach
+from surgeon.plans.carried import attach
+from surgeon.plans.plan import PLAN, Plan
 from surgeon.projection.project import rotated
 from surgeon.recovery import Recovery, recover_groups
 from surgeon.reporting.report import Change, Report
@@ -62,6 +64,7 @@ class _Decision:
         return groups, self.plan().keep(groups)
 
 
+@within_its_wrapper()
 @public(**BY_CONCERN)
 @undisturbed()
 @flat(Target, Data, Select, Repair)
@@ -111,7 +114,7 @@ def shrink(
                     operation.module, made.groups, made.groups.kept(made.keep), made.data, distill=asked.repair.distill
                 )
             operation = replace(operation, module=module)
-        attach(operation.module, made.plan())
+        attach(operation.module, made.plan(), model)
     if not return_report:
         return operation.module
     return operation.module, _report(model, made, operation, certificate, recovery, seconds)

@@ -24,6 +24,7 @@ from surgeon.frontend.ignore import Ignored, ignoring
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import Graph, Inputs
+from surgeon.frontend.wrappers import within_its_wrapper
 from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Group, Groups
 from surgeon.groups.interpreter import Interpreter, floating
@@ -39,6 +40,7 @@ from surgeon.support.progress import stage
 TOLERANCE = 1e-3
 
 
+@within_its_wrapper()
 @public()
 @undisturbed()
 def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: Any = None) -> nn.Module:

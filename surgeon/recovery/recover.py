@@ -14,6 +14,7 @@ from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import normalize_inputs
+from surgeon.frontend.wrappers import within_its_wrapper
 from surgeon.groups.analyze import analyze_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.ir.fingerprint import named_tensors
@@ -26,6 +27,7 @@ from surgeon.rules import Kept
 from surgeon.support.progress import collect
 
 
+@within_its_wrapper("slim")
 @public(plan=PLAN)
 @undisturbed()
 def recover(

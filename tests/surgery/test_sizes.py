@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import surgeon
-from surgeon.plans.plan import attached
+from surgeon.plans.carried import attached
 from surgeon.surgery import ladder
 
 Shape = tuple[int, ...]
