@@ -253,9 +253,9 @@ def _added(reader: Reader, run: Run, batches: int) -> Reader:
     rows, slopes = reader.layer.rows(x, gradient, share, run.generator)
     if run.draw == 0 or share < 1:  # else these are the rows of the first draw
         reader.moments.add(rows, slopes[:, :, :0])
-    second = (slopes.transpose(1, 2) @ slopes).double()
+    second = slopes.transpose(1, 2) @ slopes
     return replace(
-        reader, gradients=second if reader.count == 0 else reader.gradients + second,
+        reader, gradients=second.double() if reader.count == 0 else reader.gradients.add_(second),
         count=reader.count + slopes.shape[1], samples=reader.samples + run.size,
         positions=(reader.positions * reader.samples + total) / (reader.samples + run.size),
     )
