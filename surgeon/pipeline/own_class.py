@@ -26,6 +26,8 @@ from surgeon.surgery.operate import OWN_CLASS
 from surgeon.surgery.tying import Needed, needed
 from surgeon.verification import Certificate
 
+Keep = dict[int, tuple[int, ...]]
+
 #: A plan with ties may do up to this many times the damage of the one without, and so much more.
 WORSE, SLIGHT = 3.0, 0.05
 
@@ -38,7 +40,7 @@ class Choice:
     the proof, where it was asked for.
     """
 
-    keep: dict[int, tuple[int, ...]]
+    keep: Keep
     damage: float
     timing: Timing | None = None
     possible: float | None = None
@@ -87,20 +89,24 @@ class Chooser:
         return sum(float(curves[leaf][len(units) - 1]) for leaf, units in keep.items())
 
 
-def built(model: nn.Module, groups: Groups, choose_widths: Callable[..., Choice], form: str) -> Choice:
+def built(
+    model: nn.Module, groups: Groups, choose_widths: Callable[..., Choice], form: str, sized: Groups | None = None,
+    translated: Callable[[Keep], Keep] = lambda keep: keep,
+) -> Choice:
     """The choice, and what it makes: of the user's own class if its code can hold it.
 
     If it can't, the choice with ties that it can hold, if the budget can be met by one that does not much more damage;
-    else the one without, as a graph. With the form "module", there is no limit to the damage.
+    else the one without, as a graph. With the form "module", there is no limit to the damage. The model is built from
+    `sized`, where that is another graph than that of `groups`; `translated` gives what is kept there.
 
     Raises:
         Infeasible: the budget can't be met, whatever the form.
         SurgeryError, NotEquivalent: it can't be built in this form.
     """
-    free, building = choose_widths(), Building(model, groups)
+    free, building = choose_widths(), Building(model, sized or groups)
 
     def build(choice: Choice, form: str, reason: str = "") -> Choice:
-        operation, certificate = building(choice.keep, form)
+        operation, certificate = building(translated(choice.keep), form)
         return replace(choice, built=(replace(operation, reason=reason or operation.reason), certificate))
 
     if form not in ("auto", "module"):

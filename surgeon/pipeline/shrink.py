@@ -8,20 +8,23 @@ from typing import Any, Literal, Unpack
 
 from torch import nn
 
-from surgeon.calibration.data import Calibration, calibrate
+from surgeon.calibration.data import Calibration
+from surgeon.calibration.other_sizes import calibrated
 from surgeon.cost.cost import Cost
 from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.ignore import Ignored, named
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
-from surgeon.groups.analyze import analyze
+from surgeon.frontend.wrappers import within_its_wrapper
+from surgeon.groups.analyze import analyze, analyze_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.groups.weights import check_finite
 from surgeon.pipeline.latency_target import LatencyTarget
 from surgeon.pipeline.options import BY_CONCERN, Data, Options, Planning, Repair, Select, Shrinking, Target, flat
 from surgeon.pipeline.own_class import Choice, Chooser, built, planned
 from surgeon.plans.basis import basis_of
-from surgeon.plans.plan import PLAN, Plan, attach
+from surgeon.plans.carried import attach
+from surgeon.plans.plan import PLAN, Plan
 from surgeon.projection.project import rotated
 from surgeon.recovery import Recovery, recover_groups
 from surgeon.reporting.report import Change, Report
@@ -52,6 +55,7 @@ class _Decision:
         return Plan.of(self.groups, self.keep, self.settings, model=self.model)
 
 
+@within_its_wrapper()
 @public(**BY_CONCERN)
 @undisturbed()
 @flat(Target, Data, Select, Repair)
@@ -106,7 +110,7 @@ def shrink(
                     operation.module, made.groups, made.groups.kept(made.keep), made.data, distill=asked.repair.distill
                 )
             operation = replace(operation, module=module)
-        attach(operation.module, made.plan())
+        attach(operation.module, made.plan(), model)
     if not return_report:
         return operation.module
     return operation.module, _report(model, made, operation, certificate, recovery, seconds)
@@ -150,7 +154,7 @@ def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iter
     pinned 0.weight axis 1 (8): an input of the model
     pinned 2.weight axis 0 (4): an output of the model
     pinned 2.bias axis 0 (4): an output of the model
-    input input (2, 8): axis 0 free, axis 1 fixed (mat1 and mat2 shapes cannot be multiplied (2x6 and 8x32))
+    input input (*, 8): axis 0 free, axis 1 fixed (mat1 and mat2 shapes cannot be multiplied (2x6 and 8x32))
     """
     groups = analyze(model, example_inputs, ignore)
     return replace(groups, sizes=free_sizes(model, groups.graph.inputs))
@@ -190,8 +194,8 @@ def decide(
     calibration = None
     if data.source is not None:
         with stage("read data"):
-            calibration = calibrate(
-                data.source, groups.graph, model, data.samples, labeled=data.loss is not None, seed=select.seed
+            groups, calibration = calibrated(
+                data.source, groups, model, data.samples, select.ignore, labeled=data.loss is not None, seed=select.seed
             )
     if guided and options.repair.project and calibration is not None:
         model, groups = rotated(model, groups, calibration, select.ignore)
@@ -208,7 +212,16 @@ def decide(
     chooser = Chooser(groups, cost, scores, curves, options)
 
     def chosen(chooser: Chooser) -> Choice:
-        return planned(model, groups, chooser) if form is None else built(model, groups, chooser, form)
+        if form is None:
+            return planned(model, groups, chooser)
+        if calibration is None or not calibration.varying:
+            return built(model, groups, chooser, form)
+        # The model is built from a graph for the sizes of the example inputs, whatever the sizes of the data.
+        sized = analyze_inputs(model, groups.graph.inputs)
+        return built(
+            model, groups, chooser, form, sized,
+            lambda keep: Plan.of(groups, keep, settings, model=model).keep(sized),
+        )
 
     if not target.timed:
         return _Decision(model, groups, chosen(chooser), settings, cost, calibration)
