@@ -16,9 +16,10 @@ import pytest
 import surgeon
 
 NAMES = """
-Certificate ExportReport Masks Plan Profile Pruner Quantized Recovery Report SurgeonError SweepReport Timing Verdict
+Certificate ExportReport Masks Plan Profile Pruner Quantized Recovery Report SurgeonError SweepReport Timing
+TransferReport Verdict
 benchmark export inspect kit load plan profile project prune_connections quantize recover save shrink sweep
-synthesize verify
+synthesize transfer_optimizer verify
 """.split()
 
 DECISIONS = (
@@ -45,6 +46,7 @@ SIGNATURES = {
     "profile": "model example_inputs * threads path",
     "kit": "model path example_inputs",
     "prune_connections": "model amount scope threshold ignore * example_inputs",
+    "transfer_optimizer": "optimizer slim * model return_report",
     "sweep": "model example_inputs * threshold return_report",
     "project": "model data * samples example_inputs",
     "recover": (

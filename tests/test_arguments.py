@@ -177,6 +177,7 @@ TAKES = {
     "callbacks": "functions of one", "clip": "number above 0", "epochs": "positive", "steps": "positive",
     "checkpoint": "path", "loader": "loader", "accelerator": "choice", "temperature": "number above 0",
     "weight": "unit", "logits": "function of one", "Pruner.attach.optimizer": "choice",
+    "transfer_optimizer.optimizer": "choice",
     **dict.fromkeys(("project", "compensate", "distill", "batch_norm", "return_report", "resume", "split"), "flag"),
     "dynamic": "free axes", "opset": "choice", "input_names": "names", "output_names": "names",
 }

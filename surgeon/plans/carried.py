@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import fx, nn
 
 from surgeon.frontend.wrappers import bare
+from surgeon.plans.ancestors import descend
 from surgeon.plans.basis import mark
 from surgeon.plans.plan import Plan, steps, together
 
@@ -22,6 +23,7 @@ def attach(slim: nn.Module, plan: Plan, model: nn.Module) -> None:
     For a graph it is also in `meta`, which copies of it keep.
     """
     mark(slim, None)
+    descend(slim, model, plan)
     carried = attached(model)
     whole = plan if carried is None else _followed(carried, form_of(model), plan)
     vars(slim)[ATTRIBUTE] = whole

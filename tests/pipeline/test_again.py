@@ -247,7 +247,7 @@ def test_wrappers_are_taken_off_and_put_on(wrap: Callable[[nn.Module], Any], tmp
 
 
 def test_an_average_goes_on() -> None:
-    model = net()
+    model: Any = net()
     average: Any = AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
     average.update_parameters(model)
     tuned(model)
