@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
-from surgeon.frontend.wrappers import bare
+from surgeon.frontend.notes import note, noted
 from surgeon.plans.plan import Plan
 
 _ATTRIBUTE = "surgeon_ancestors"
@@ -38,16 +38,11 @@ class Ancestor:
 
 
 def descend(slim: nn.Module, model: nn.Module, plan: Plan) -> None:
-    """Note that a smaller model was made of `model`; for a graph also in `meta`, which copies of it keep."""
+    """Note that a smaller model was made of `model`."""
     own = {name: weakref.ref(value) for name, value in model.named_parameters(remove_duplicate=False)}
-    known = (*ancestors(model), Ancestor(plan, own))
-    vars(slim)[_ATTRIBUTE] = known
-    if isinstance(slim, fx.GraphModule):
-        slim.meta[_ATTRIBUTE] = known
+    note(slim, _ATTRIBUTE, (*ancestors(model), Ancestor(plan, own)))
 
 
 def ancestors(slim: nn.Module) -> Sequence[Ancestor]:
     """The models that a smaller model comes from, the first one first."""
-    slim = bare(slim)
-    found: Sequence[Ancestor] = getattr(slim, _ATTRIBUTE, ()) or getattr(slim, "meta", {}).get(_ATTRIBUTE, ())
-    return found
+    return noted(slim, _ATTRIBUTE) or ()
