@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.calibration.data import Calibration, calibrate
+from surgeon.calibration.data import Calibration
 from surgeon.calibration.fisher import measure
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
+from surgeon.calibration.other_sizes import analyze_again, calibrated
 from surgeon.calibration.parameter_slots import Slots
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.ignore import Ignored, ignoring
@@ -24,7 +25,7 @@ from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import Graph, Inputs
 from surgeon.frontend.wrappers import within_its_wrapper
-from surgeon.groups.analyze import analyze, analyze_inputs
+from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Group, Groups
 from surgeon.groups.interpreter import Interpreter, floating
 from surgeon.ir.fingerprint import named_tensors
@@ -33,6 +34,7 @@ from surgeon.projection import attention_heads, channel_order, linear_streams
 from surgeon.projection.attention_heads import Match
 from surgeon.projection.draft import Draft
 from surgeon.projection.linear_streams import Stream
+from surgeon.scoring.reconstruction import effort
 from surgeon.support.progress import stage
 
 #: The largest deviation of the rotated model's outputs from the original's, relative to their norm.
@@ -71,8 +73,7 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
     >>> basis_of(rotated).groups, torch.allclose(rotated(x), net(x), atol=1e-4)
     (('0',), True)
     """
-    groups = analyze(model, example_inputs)
-    return project_groups(model, groups, calibrate(data, groups.graph, model, samples))
+    return project_groups(model, *calibrated(data, analyze(model, example_inputs), model, samples))
 
 
 def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -> nn.Module:
@@ -91,7 +92,8 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -
     inner = [found for group in free if group.leaf.id not in turned and (found := channel_order.find(groups, group))]
     if not (turned or inner):
         return model
-    sensitivity = measure(groups, calibration.batches)
+    draws, _ = effort(groups, calibration)
+    sensitivity = measure(groups, calibration.batches, draws=draws)
     readers = {reader.layer.node: reader for reader in sensitivity.readers}
     seen = _Seen(groups, linear, matches, calibration)
     draft = Draft()
@@ -208,4 +210,4 @@ def rotated(
         turned = project_groups(model, groups, data)
     if turned is model:
         return model, groups
-    return turned, analyze_inputs(turned, groups.graph.inputs, ignoring(model, ignore))
+    return turned, analyze_again(turned, groups, ignoring(model, ignore))
