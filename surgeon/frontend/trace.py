@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,8 @@ class Graph:
     original names, and are shared with it. `tensors` maps the name of a `get_attr` node to the name of the tensor it
     reads, `canonical` a tensor's name to the first name of the same tensor (tied weights have several). `dynamic` says
     whether the first axis of the inputs may have any size. `train_only` is the graph with the parts that run in train
-    mode alone, such as auxiliary heads, where the model has such parts.
+    mode alone, such as auxiliary heads, or whose results nothing reads, where the model has such parts; its last
+    `inner` outputs are none of the model's.
     """
 
     module: fx.GraphModule
@@ -46,6 +48,7 @@ class Graph:
     batch: int
     values: Mapping[str, Tensor] = field(repr=False, default_factory=dict)
     train_only: Graph | None = field(repr=False, default=None)
+    inner: int = 0
 
     @property
     def nodes(self) -> Iterator[fx.Node]:
@@ -213,29 +216,52 @@ def unread(graph: Graph, model: nn.Module) -> list[str]:
 
 
 def with_train_only(graph: Graph, model: nn.Module) -> Graph:
-    """The graph with `train_only`, if some of the model's parameters are read in train mode alone.
+    """The graph with `train_only`, if some of the model's parameters are read in train mode alone, or for nothing.
 
-    For it, the modules around those parameters are told that they are in train mode. Norms and dropout stay in eval
-    mode, so that nothing else changes.
+    For it, the modules around those parameters are told that they are in train mode, and what they compute is kept,
+    whether it is read or not. Norms and dropout stay in eval mode, so that nothing else changes.
     """
     idle = unread(graph, model)
-    around = {name.rsplit(".", depth)[0] for name in idle for depth in range(1, name.count(".") + 1)} | {""}
     if not idle:
         return graph
+    around = {name.rsplit(".", depth)[0] for name in idle for depth in range(1, name.count(".") + 1)} | {""}
+    for training in (True, False):
+        found = _with_idle(graph, model, around, training)
+        if found is not None and set(unread(found, model)) < set(idle):
+            values, canonical = {**found.values, **graph.values}, {**found.canonical, **graph.canonical}
+            return replace(graph, values=values, canonical=canonical, train_only=found)
+    return graph
+
+
+def _with_idle(graph: Graph, model: nn.Module, around: set[str], training: bool) -> Graph | None:
+    """The graph with what the modules `around` compute as inner outputs; None where it can't be traced."""
     shared = skeleton(model).eval()
+    kept: list[Any] = []
     for path, module in shared.named_modules(remove_duplicate=False):
         if path in around and not type(module).__module__.startswith("torch.nn.modules"):
-            module.training = True
+            module.training = training
+        if path and path in around:
+            module.register_forward_hook(lambda module, args, result: kept.append(result))
     try:
-        program = _export(shared, graph.inputs, graph.dynamic)
+        program = _export(_giving(shared, kept), graph.inputs, graph.dynamic)
     except Exception:  # noqa: BLE001  (then the smaller model is tried in train mode before it is handed out)
-        return graph
-    module = functionalize(program)
-    found = graph_of(module, shared, graph.inputs, graph.dynamic)
-    if not set(unread(found, shared)) < set(idle):
-        return graph
-    values, canonical = {**found.values, **graph.values}, {**found.canonical, **graph.canonical}
-    return replace(graph, values=values, canonical=canonical, train_only=found)
+        return None
+    return replace(graph_of(functionalize(program), shared, graph.inputs, graph.dynamic), inner=len(kept))
+
+
+def _giving(model: nn.Module, kept: list[Any]) -> nn.Module:
+    """The module, which gives what is in `kept` after its own outputs."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def with_kept(*args: Any, **kwargs: Any) -> Any:
+        kept.clear()
+        result = forward(*args, **kwargs)
+        kept[:] = [leaf for leaf in pytree.tree_leaves(kept) if isinstance(leaf, Tensor)]
+        return result, list(kept)
+
+    vars(model)["forward"] = with_kept
+    return model
 
 
 def check_dense(model: nn.Module) -> None:

@@ -167,7 +167,8 @@ def _type(
                 tensors[name] = tuple(c.fresh(size) for size in graph.tensor(own).shape)
             return Typed(tensors[name])
         case "output":
-            for leaf in pytree.tree_leaves(node.args):
+            ends = pytree.tree_leaves(node.args)
+            for leaf in ends[: len(ends) - graph.inner]:
                 c.pin_all(leaf, "an output of the model")
             return Typed(())
     if node.target is operator.getitem:

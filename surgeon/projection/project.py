@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.fisher import measure
@@ -194,10 +195,18 @@ def _deviation(graph: Graph, tensors: Mapping[str, Tensor], batches: Sequence[In
     apart = size = 0.0
     with torch.no_grad():
         for batch in batches:
-            own, found = (floating(Interpreter(graph, batch, parameter=each).run()) for each in (None, instead))
+            own, found = (
+                floating(_given(graph, Interpreter(graph, batch, parameter=each).run())) for each in (None, instead)
+            )
             for a, b in zip(own, found, strict=True):
                 apart, size = apart + float((a - b).square().sum()), size + float(a.square().sum())
     return (apart / size) ** 0.5 if size else apart
+
+
+def _given(graph: Graph, outputs: Any) -> list[Any]:
+    """The outputs that the model gives."""
+    leaves = pytree.tree_leaves(outputs)
+    return leaves[: len(leaves) - graph.inner]
 
 
 def rotated(

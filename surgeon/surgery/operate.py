@@ -35,6 +35,8 @@ from surgeon.verification.certificate import SecondSize
 from surgeon.verification.second_size import certify_second
 
 FORMS = ("auto", "module", "graph")
+#: What stands in an error in front of the reason why a model's class can't hold a plan.
+OWN_CLASS = "in its own class: "
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _operate(
             return made
         reason = made
         if form == "module":
-            raise SurgeryError(f"{type(model).__name__} can't hold the smaller tensors in its own class: {reason}")
+            raise SurgeryError(f"{type(model).__name__} can't hold the smaller tensors {OWN_CLASS}{reason}")
     if rungs is None:
         return _as_graph(model, Rung(groups, groups.kept(keep)), retrace, reason)
     error: SurgeonError | None = None
