@@ -15,6 +15,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import signal
 import statistics
 import time
@@ -64,6 +65,12 @@ def _report(outcomes: list[Outcome], seconds: float) -> dict[str, object]:
     }
 
 
+def _reasons(outcomes: list[Outcome]) -> Counter[str]:
+    """How often each reason was given for refusing a size that the original takes; N stands for its numbers."""
+    told = (o.message.partition("this graph takes ")[2] or o.message for o in outcomes if o.verdict == "refused")
+    return Counter(re.sub(r"\d+", "N", each).removeprefix("N: ") for each in told)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; 1 where any plan went wrong or crashed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -92,10 +99,11 @@ def main(arguments: list[str] | None = None) -> int:
     report = _report(outcomes, time.perf_counter() - started)
     for key, value in report.items():
         print(f"{key:26} {value}")
-    failures = sorted((o for o in outcomes if o.verdict not in ("right", "nothing")), key=lambda o: (o.seed, o.plan))
+    failures = sorted((o for o in outcomes if o.verdict in ("wrong", "crashed")), key=lambda o: (o.seed, o.plan))
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(output.name + ".part")
     content = {"first seed": options.seed, "torch": torch.__version__, **report}
+    content["refused because"] = dict(_reasons(outcomes).most_common())
     content["failures"] = [asdict(outcome) for outcome in failures]
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, output)

@@ -170,7 +170,7 @@ TAKES = {
     "groups": "groups", "graph": "graph", "name": "text", "fingerprint": "text", "cpu": "text", "arch": "text",
     "runtime": "text", "block": "natural", "cpus": "natural", "rules": "mapping", "models": "mapping",
     "Profile.samples": "mapping", "cuts": "cuts", "inputs": "mapping", "settings": "mapping", "keep": "units",
-    "Masks.set.keep": "names to masks", "state": "names to tensors",
+    "Plan.steps": "cuts", "Masks.set.keep": "names to masks", "state": "names to tensors",
     "Pruner.load_state_dict.state": "mapping", "earlier": "names to tensors", "gradients": "names to tensors",
     "regularizer": "functions of one", "optimizer": "anything", "fit.loss": "function of two",
     "distillation.loss": "function of two", "fit.optimizer": "maker", "scheduler": "maker", "pruner": "choice",

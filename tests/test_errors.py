@@ -180,8 +180,9 @@ def first_cut(**changes: Any) -> Callable[[dict[str, Any]], object]:
 # what is done to plan.json, kind, message; the plan is then read and applied
 PLANS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("of another format", lambda data: data.update(format="other"), r"plan\.json"),
-    ("of a newer version", lambda data: data.update(version=2), "version 2.*update surgeon"),
-    ("of another architecture", lambda data: data.update(fingerprint="0" * 64), "another architecture"),
+    ("of a newer version", lambda data: data.update(version=3), "version 3.*update surgeon"),
+    ("of steps that are none", lambda data: data.update(version=2, steps=[3]), r"steps\[0\].*int"),
+    ("of one step", lambda data: data.update(version=2, steps=[dict(data)]), "at least two are expected"),
     ("of a tensor that is none", first_cut(tensor="head.weight"), r"head\.weight axis 0.*no such tensor"),
     ("of an axis that is none", first_cut(axis=2), r"axis 2"),
     ("of another size", first_cut(size=64), r"32.*another architecture|another architecture.*32"),

@@ -27,8 +27,10 @@ from surgeon.allocation.reach import check_reach
 from surgeon.cost.alignment import FINENESS, Alignment
 from surgeon.cost.cost import Cost
 from surgeon.cost.target import TOLERANCE, Target
+from surgeon.cost.tied import Tied
 from surgeon.cost.time_saved import for_speed
 from surgeon.groups.coupling import Groups
+from surgeon.groups.ties import Ties
 from surgeon.support.arguments import POSITIVE, SCOPES, SHARE, MinWidth, choice, optional
 
 # With 0, groups that are slow for their MACs are nearly emptied before others are touched; from 1 on, time is lost.
@@ -47,6 +49,7 @@ def allocate(
     min_width: MinWidth = None,
     ceilings: Mapping[int, int] | None = None,
     curves: Mapping[int, np.ndarray] | None = None,
+    ties: Ties | None = None,
 ) -> dict[int, int]:
     """The width of every group, by the id of its leaf, so that `ratio` of the budget is removed.
 
@@ -67,6 +70,7 @@ def allocate(
         ceilings: the most that is kept of a group, by leaf, such as after an earlier allocation.
         curves: the damage of keeping only the best 1, 2, … units of a leaf, `(units,)`, for the scope "global"; by
             default estimated from the scores.
+        ties: groups that keep the same share of their units, and groups that stay whole.
 
     Raises:
         InvalidArgument: an argument is out of range, or `min_width` names no group.
@@ -91,6 +95,11 @@ def allocate(
     held = floors(groups, min_width)
     if not groups.groups:
         raise nothing_to_prune(groups)
+    if ties:
+        return _tied(
+            Tied.of(groups, cost, ties), scores, held, curves, ceilings, budget=budget, ratio=ratio, scope=scope,
+            align=align,
+        )
     tops = {group.leaf.id: group.size for group in groups} | dict(ceilings or {})
     if ratio == 0:
         return tops
@@ -98,7 +107,7 @@ def allocate(
     check_reach(target, alignment, align, min_width, tops)
     if scope == "global" and budget != "channels":
         if curves is None:
-            curves = for_speed(damages(groups, scores, cost, _STEEPNESS), groups, cost, budget, align)
+            curves = estimated(groups, scores, cost, budget, align)
         return aligned_by_damage(
             groups, curves, cost, budget=budget, ratio=ratio, align=align, min_width=min_width, tops=tops
         )
@@ -115,3 +124,26 @@ def allocate(
             if target.unused(widths) > 0:
                 break
     return widths
+
+
+def estimated(
+    groups: Groups, scores: Mapping[int, np.ndarray], cost: Cost, budget: str, align: int | None
+) -> dict[int, np.ndarray]:
+    """The damage of keeping only the best 1, 2, … units of a leaf, from their scores, where nothing better is known."""
+    return for_speed(damages(groups, scores, cost, _STEEPNESS), groups, cost, budget, align)
+
+
+def _tied(
+    tied: Tied, scores: Mapping[int, np.ndarray], held: Mapping[int, int], curves: Mapping[int, np.ndarray] | None,
+    ceilings: Mapping[int, int] | None, *, budget: str, ratio: float, scope: str, align: int | None,
+) -> dict[int, int]:
+    if curves is None:
+        curves = estimated(tied.whole, scores, tied.cost.whole, budget, align) if budget != "channels" else {}
+    if not tied.groups.groups:
+        raise nothing_to_prune(tied.whole)
+    steps = allocate(
+        tied.groups, tied.scores(scores), tied.cost, budget=budget, ratio=ratio, scope=scope, align=align,
+        min_width=tied.floors(held) or None, ceilings=tied.ceilings(ceilings) if ceilings else None,
+        curves=tied.curves(curves) if curves else None,
+    )
+    return tied.ties.expand(steps)

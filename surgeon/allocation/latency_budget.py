@@ -11,9 +11,12 @@ import numpy as np
 from surgeon.allocation.damage_curves import damages
 from surgeon.allocation.limits import LEAST_SHARE, cost_factors, floors, held_up, nothing_to_prune
 from surgeon.cost.cost import Cost
+from surgeon.cost.tied import Tied
 from surgeon.errors import Infeasible
 from surgeon.groups.coupling import Groups
+from surgeon.groups.ties import Ties
 from surgeon.latency.filling import filled_up
+from surgeon.latency.tied import TiedLatency
 from surgeon.solver.factors import LatencyModel, scaled, total
 from surgeon.solver.problem import Budget
 from surgeon.solver.solve import Allocation, solve
@@ -38,6 +41,7 @@ def allocate_latency(
     min_width: MinWidth = None,
     size: float | None = None,
     curves: Mapping[int, np.ndarray] | None = None,
+    ties: Ties | None = None,
 ) -> tuple[dict[int, int], Allocation]:
     """The width of every group, by leaf, with the least damage within `ms`; and the solver's result.
 
@@ -49,6 +53,7 @@ def allocate_latency(
             keep the share `LEAST_SHARE`, unless the budget can't be met otherwise.
         size: how many parameters the model may have in total, at the same time.
         curves: the damage of keeping only the best 1, 2, … units of a leaf; by default `damages` of the scores.
+        ties: groups that keep the same share of their units, and groups that stay whole.
 
     Raises:
         InvalidArgument: an argument is out of range, or `min_width` names no group.
@@ -61,6 +66,13 @@ def allocate_latency(
         raise nothing_to_prune(groups)
     sized = [Budget("size", "parameters", cost_factors(cost, "params"), size)] if size is not None else []
     curves = damages(groups, scores, cost) if curves is None else curves
+    if ties:
+        tied = Tied.of(groups, cost, ties)
+        steps, found = allocate_latency(
+            tied.groups, tied.scores(scores), tied.cost, TiedLatency(latency, ties), ms=ms,
+            min_width=tied.floors(least) or None, size=size, curves=tied.curves(curves),
+        )
+        return ties.expand(steps), found
     refused: Infeasible | None = None
     for share in (LEAST_SHARE, 0.0):
         widths = {
@@ -82,9 +94,15 @@ def allocate_latency(
     raise _with_remedy(refused, groups, least, reached if reached > ms else None, latency.ms({}))
 
 
-def least_ms(groups: Groups, latency: LatencyModel, min_width: MinWidth = None) -> float:
+def least_ms(
+    groups: Groups, latency: LatencyModel, min_width: MinWidth = None, cost: Cost | None = None,
+    ties: Ties | None = None,
+) -> float:
     """The least milliseconds that any widths reach, each group at its floor."""
     least = floors(groups, min_width)
+    if ties and cost is not None:
+        tied = Tied.of(groups, cost, ties)
+        return least_ms(tied.groups, TiedLatency(latency, ties), tied.floors(least) or None)
     return latency.ms({
         group.leaf.id: _candidates(latency, group.leaf.id, group.size, least.get(group.leaf.id, 0.0))[0]
         for group in groups

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from surgeon.errors import InvalidInputs
 from surgeon.frontend import batches as batch_values
 from surgeon.frontend import parameters
 from surgeon.frontend.batches import batches, chosen, nothing
+from surgeon.frontend.free_sizes import IsolatedCopy, Unfit
 from surgeon.frontend.input_spec import by_argument
 from surgeon.frontend.parameters import SYNTHETIC
 from surgeon.frontend.trace import Graph, Inputs
 from surgeon.groups.weights import check_finite, check_real
 from surgeon.ir.fingerprint import named_tensors
+from surgeon.ir.size_conditions import Place
 from surgeon.support.arguments import POSITIVE
 from surgeon.support.memory import share_of_memory
 from surgeon.support.progress import counter
@@ -34,8 +37,13 @@ MEMORY = 1 / 8
 FEWEST = 16
 #: One sample, or one fixed batch, in this many is held back.
 HELD_BACK = 8
+#: The most different sizes of samples, such as lengths, that are used.
+MOST_SIZES = 16
 #: Samples that are run at once where there are labels: gradients are observed batch by batch.
 LABELED_CHUNK = 8
+
+# The sizes of a sample's tensors.
+Sizes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,8 @@ class Calibration:
     """Inputs `(args, kwargs)` for a traced graph: those to fit on, and those held back to validate the fit.
 
     `rest` is what each of `batches` holds besides the inputs, such as labels, if that was asked for; `noise` says
-    that the inputs are random, and unrelated to what the model was trained on.
+    that the inputs are random, and unrelated to what the model was trained on. `varying` are the axes of the inputs,
+    besides the batch, that are not of the sizes that the graph was traced with in all of the batches.
     """
 
     fit: tuple[Inputs, ...] = field(repr=False)
@@ -52,6 +61,7 @@ class Calibration:
     notes: tuple[str, ...] = ()
     rest: tuple[tuple[Any, ...], ...] = field(default=(), repr=False)
     noise: bool = False
+    varying: frozenset[Place] = frozenset()
 
     @property
     def batches(self) -> tuple[Inputs, ...]:
@@ -74,11 +84,14 @@ def calibrate(
     inputs. The rest of a batch, such as labels, is ignored unless `labeled`. No more is read than needed. "synthetic"
     stands for inputs that are synthesized from the model, by `seed`.
 
+    Batches may be of other sizes than the example inputs, such as lengths, where the model runs on them; samples are
+    only put together with others of their own sizes.
+
     Raises:
         InvalidArgument: `samples` is not a positive integer, or `data` does not yield batches.
         InvalidModel: no inputs can be synthesized from the model.
         InvalidInputs: there is no batch, an iterator is exhausted, or a batch has another shape or type than the
-            model's inputs, or holds NaN or infinity; the message names the batch.
+            model's inputs, on which the model does not run, or holds NaN or infinity; the message names the batch.
 
     >>> from surgeon.frontend.trace import trace
     >>> net = nn.Linear(3, 2)
@@ -98,55 +111,96 @@ def calibrate(
     reader = _Reader(graph, model)
     if isinstance(data, str) and data == SYNTHETIC:
         made = synthesize_for(graph, samples, seed)
-        whole = reader.batched(made.leaves)
-        return replace(_split(whole, reader, len(whole[0]), [*notes, made.note]), noise=made.noise)
-    parts: list[list[Tensor]] = []
+        pile, whole = _Pile(), reader.batched(made.leaves)
+        pile.add(whole, 0)
+        return replace(_split([pile], reader, len(whole[0]), [*notes, made.note]), noise=made.noise)
+    piles: dict[Sizes, _Pile] = {}
     rest: list[tuple[Any, ...]] = []
-    count = 0
+    count = left_out = 0
     with counter("calibration data") as progress:
         for index, batch in enumerate(batches("data", data)):
             leaves = reader.leaves(batch, f"batch {index} of data")
+            sizes = tuple(tuple(leaf.shape[1:]) for leaf in leaves)
+            if sizes not in piles and len(piles) >= MOST_SIZES:
+                left_out += len(leaves[0])
+                if left_out > samples:
+                    break
+                continue
             if labeled:
                 rest += per_sample(reader.rest(batch), len(leaves[0]), f"batch {index} of data")
             leaves = [leaf[: samples - count] for leaf in leaves]
-            parts.append(leaves)
+            piles.setdefault(sizes, _Pile()).add(leaves, count)
             count += len(leaves[0])
             progress(count, samples)
             if count >= samples:
                 break
     if not count:
         raise nothing("data")
-    whole = [torch.cat(leaves) for leaves in zip(*parts, strict=True)]
-    return _split(whole, reader, count, notes, rest)
+    if left_out:
+        notes.append(f"{left_out} samples were left out: their sizes are others than the first {MOST_SIZES} found")
+    return _split(list(piles.values()), reader, count, notes, rest)
+
+
+class _Pile:
+    """Samples of equal sizes, and the number of each among all."""
+
+    def __init__(self) -> None:
+        self._parts: list[list[Tensor]] = []
+        self._places: list[Tensor] = []
+
+    def add(self, leaves: list[Tensor], first: int) -> None:
+        self._parts.append(leaves)
+        self._places.append(torch.arange(first, first + len(leaves[0])))
+
+    @cached_property
+    def whole(self) -> list[Tensor]:
+        return [torch.cat(leaves) for leaves in zip(*self._parts, strict=True)]
+
+    @cached_property
+    def places(self) -> Tensor:
+        return torch.cat(self._places)
+
+    def rows(self, places: Tensor) -> list[Tensor]:
+        """The samples of these numbers."""
+        rows = torch.searchsorted(self.places, places)
+        return [leaf[rows] for leaf in self.whole]
 
 
 def _split(
-    whole: list[Tensor], reader: _Reader, count: int, notes: list[str], rest: list[tuple[Any, ...]] | None = None
+    piles: list[_Pile], reader: _Reader, count: int, notes: list[str], rest: list[tuple[Any, ...]] | None = None
 ) -> Calibration:
     """Hold back samples that are spread over all of the data, since data are often sorted."""
-    every = torch.arange(count)
+    fit: list[tuple[_Pile, Tensor]] = []
+    held: list[tuple[_Pile, Tensor]] = []
     if reader.fixed:
-        if count < reader.fixed:
-            every = every.repeat(-(-reader.fixed // count))[: reader.fixed]
-        chunks = list(every[: len(every) // reader.fixed * reader.fixed].split(reader.fixed))
+        chunks = [(pile, chunk) for pile in piles for chunk in _whole_batches(pile.places, reader.fixed)]
         away = min(HELD_BACK, len(chunks)) - 1
         held = chunks[away::HELD_BACK]
         fit = [chunk for i, chunk in enumerate(chunks) if i % HELD_BACK != away]
     else:
         size = LABELED_CHUNK if rest else CHUNK
-        away_ = every % HELD_BACK == min(HELD_BACK, count) - 1
-        held, fit = ([part for part in chosen.split(size) if len(part)] for chosen in (every[away_], every[~away_]))
+        for pile in piles:
+            away_ = pile.places % HELD_BACK == min(HELD_BACK, count) - 1
+            for into, chosen in ((held, away_), (fit, ~away_)):
+                into += [(pile, part) for part in pile.places[chosen].split(size) if len(part)]
     if not fit:
         fit = held
         notes = [*notes, "there is only one batch or sample, so the fit is validated on the data that it was made from"]
 
-    def inputs(chunks: list[Tensor]) -> tuple[Inputs, ...]:
-        return tuple(reader.inputs([leaf[chunk] for leaf in whole]) for chunk in chunks)
+    def inputs(chunks: list[tuple[_Pile, Tensor]]) -> tuple[Inputs, ...]:
+        return tuple(reader.inputs(pile.rows(chunk)) for pile, chunk in chunks)
 
     return Calibration(
-        inputs(fit), inputs(held), sum(len(chunk) for chunk in (fit if fit is held else [*fit, *held])), tuple(notes),
-        tuple(joined([rest[i] for i in chunk]) for chunk in [*fit, *held]) if rest else (),
+        inputs(fit), inputs(held), sum(len(chunk) for _, chunk in (fit if fit is held else [*fit, *held])),
+        tuple(notes), tuple(joined([rest[i] for i in chunk]) for _, chunk in [*fit, *held]) if rest else (),
+        varying=frozenset(reader.varying),
     )
+
+
+def _whole_batches(places: Tensor, size: int) -> list[Tensor]:
+    if len(places) < size:
+        places = places.repeat(-(-size // len(places)))[:size]
+    return list(places[: len(places) // size * size].split(size))
 
 
 class _Reader:
@@ -161,6 +215,9 @@ class _Reader:
         self.fixed = 0 if graph.dynamic else graph.batch
         self._names = [name for name, leaves in by_argument(model, graph.inputs) for _ in leaves]
         self._device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
+        self._model = model
+        self._known = {tuple(tuple(self._leaves[at].shape[1:]) for at in self._batched)}
+        self.varying: set[Place] = set()
 
     def inputs(self, leaves: list[Tensor]) -> Inputs:
         """The graph's inputs; those without a batch axis are the example inputs."""
@@ -187,22 +244,45 @@ class _Reader:
             self._checked(value, self._leaves[at], f"{place}, input {self._names[at]}")
             for value, at in zip(given, self._batched, strict=True)
         ]
-        sizes = {len(leaf) for leaf in found}
-        if len(sizes) > 1:
-            raise InvalidInputs(f"{place}: its inputs have different numbers of samples: {sorted(sizes)}")
+        counts = {len(leaf) for leaf in found}
+        if len(counts) > 1:
+            raise InvalidInputs(f"{place}: its inputs have different numbers of samples: {sorted(counts)}")
+        if (sizes := tuple(tuple(leaf.shape[1:]) for leaf in found)) not in self._known:
+            self._check_sizes(found, place)
+            self._known.add(sizes)
         return found
+
+    def _check_sizes(self, found: list[Tensor], place: str) -> None:
+        """Make sure that the model runs on tensors of other sizes than the example inputs."""
+        examples = [self._leaves[at] for at in self._batched]
+        unlike = [i for i, (a, b) in enumerate(zip(found, examples, strict=True)) if a.shape[1:] != b.shape[1:]]
+        reason = "" if all(a.dim() == b.dim() for a, b in zip(found, examples, strict=True)) else "other axes"
+        if not reason:
+            batch = self.fixed or 1
+            ran = IsolatedCopy(self._model).run(self.inputs([torch.cat([leaf] * batch)[:batch] for leaf in found]))
+            reason = ran.reason if isinstance(ran, Unfit) else ""
+        if reason:
+            index = unlike[0]
+            shape, wanted = tuple(found[index].shape), tuple(examples[index].shape[1:])
+            sizes = ", ".join(str(size) for size in wanted)
+            single = " (a single sample? batch it, as with DataLoader(data, batch_size=32))" if shape == wanted else ""
+            raise InvalidInputs(
+                f"{place}, input {self._names[self._batched[index]]} has shape {shape}; expected "
+                f"(batch{', ' if wanted else ''}{sizes}){single}" + (f": {reason}" if reason != "other axes" else "")
+            )
+        self.varying |= {
+            (self._batched[i], axis) for i in unlike for axis in range(1, found[i].dim())
+            if found[i].shape[axis] != examples[i].shape[axis]
+        }
 
     def _checked(self, value: Any, example: Tensor, place: str) -> Tensor:
         value = parameters.tensor_of(value, place)
-        shape, wanted = tuple(value.shape), tuple(example.shape[1:])
-        if shape[1:] != wanted or value.dim() != example.dim():
-            sizes = ", ".join(str(size) for size in wanted)
-            single = " (a single sample? batch it, as with DataLoader(data, batch_size=32))" if shape == wanted else ""
-            raise InvalidInputs(f"{place} has shape {shape}; expected (batch{', ' if wanted else ''}{sizes}){single}")
         if value.is_floating_point() != example.is_floating_point() or value.is_complex() != example.is_complex():
             raise InvalidInputs(
                 f"{place} is of {value.dtype}, where the model was traced with {example.dtype}; "
                 "convert and normalize it as for inference"
             )
         batch_values.check_finite(value, place)
+        if not value.dim():
+            raise InvalidInputs(f"{place} has shape (); expected (batch, …)")
         return value.detach().to("cpu", example.dtype)

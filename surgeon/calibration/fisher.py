@@ -21,7 +21,7 @@ from surgeon.calibration import layers
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.parameter_slots import Slots
-from surgeon.frontend.trace import Inputs
+from surgeon.frontend.trace import Inputs, batch_size
 from surgeon.groups.coupling import Group, Groups
 from surgeon.groups.interpreter import Interpreter, floating
 from surgeon.support.progress import counter
@@ -42,7 +42,8 @@ class Reader:
     """An operator that multiplies prunable units by a parameter.
 
     `moments` are those of its inputs; `gradients` (G, o, o) is the sum of g gᵀ over `count` positions of its output,
-    which has `positions` for each sample. `units` gives, by leaf, the unit that each input belongs to, or -1: (G, f).
+    which has `positions` for each of `samples`, on average. `units` gives, by leaf, the unit that each input belongs
+    to, or -1: (G, f).
     """
 
     layer: Contraction
@@ -51,6 +52,7 @@ class Reader:
     gradients: Tensor = field(default_factory=lambda: torch.zeros(()))
     count: int = 0
     positions: float = 0.0
+    samples: int = 0
 
     @property
     def metric(self) -> Tensor:
@@ -201,7 +203,7 @@ def _batch(
                 run.set(node, values[node])
         outputs = floating(value)
         losses = list(sensitivity.likelihoods(outputs, number, generator))
-    size = len(outputs[0]) if outputs and outputs[0].dim() else 1
+    size = next((len(output) for output in outputs if output.dim()), batch_size(batch))
     detached = {node: value.detach() for node, value in values.items()}
     for draw, loss in enumerate(losses):
         gradients = torch.autograd.grad(
@@ -214,9 +216,14 @@ def _batch(
 def _drawn(outputs: list[Tensor], number: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Log-likelihoods to differentiate, each for another draw of labels.
 
-    A single output with one row for each sample is taken for logits; anything else gets noise of its own scale.
+    A single output with one row for each sample is taken for logits; anything else gets noise of its own scale. A lone
+    number is next to other outputs what becomes of them, such as their loss; else there is no label to draw for it.
     """
-    wanted = [output for output in outputs if output.requires_grad]
+    learnt = [output for output in outputs if output.requires_grad]
+    wanted = [output for output in learnt if output.dim()]
+    if not wanted and learnt:
+        yield torch.stack([each.cpu() for each in learnt]).sum()
+        return
     for _ in range(DRAWS if wanted else 0):
         if len(wanted) == 1 and wanted[0].dim() == 2 and wanted[0].shape[1] > 1:
             likely = F.log_softmax(wanted[0].float(), 1)
@@ -242,7 +249,8 @@ def _added(reader: Reader, run: Run, batches: int) -> Reader:
     second = (slopes.transpose(1, 2) @ slopes).double()
     return replace(
         reader, gradients=second if reader.count == 0 else reader.gradients + second,
-        count=reader.count + slopes.shape[1], positions=total / run.size,
+        count=reader.count + slopes.shape[1], samples=reader.samples + run.size,
+        positions=(reader.positions * reader.samples + total) / (reader.samples + run.size),
     )
 
 

@@ -155,7 +155,7 @@ def load(spec: str, shapes: Sequence[str], pretrained: bool, seed: int) -> tuple
 
 def load_slim(folder: Path, model: nn.Module) -> tuple[nn.Module, Plan]:
     """The smaller model in a folder, and its plan; consistent even if the folder is being replaced."""
-    from surgeon.plans.plan import plan_of
+    from surgeon.plans.carried import plan_of
 
     slim = surgeon.load(folder, model)
     plan = plan_of(slim, None)

@@ -24,7 +24,7 @@ class Alignment:
 
     def __init__(self, groups: Groups, cost: Cost) -> None:
         self.groups = groups
-        self.inside, self.inner = _products(groups, cost)
+        self.inside, self.inner = cost.inside() or _products(groups, cost)
 
     def steps(self, align: int | None = None, finest: int = NARROW) -> dict[int, int]:
         """The number of units of which each leaf's width must be a multiple.

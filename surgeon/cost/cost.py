@@ -107,6 +107,10 @@ class Cost:
             case _:
                 return [Share(group.name, (), {(group.leaf.id,): 1.0}) for group in self.groups]
 
+    def inside(self) -> tuple[dict[int, set[int]], set[int]] | None:
+        """What `Alignment` asks of groups, where it is not told by the axes of the weights."""
+        return None
+
     def explain(self, budget: str, widths: Widths, most: int) -> list[str]:
         """The `most` largest shares of the cost at these widths, each with what pins the weights that it reads."""
         pins = {pin.tensor: pin for pin in sorted(self.groups.pinned, key=lambda pin: pin.size)}

@@ -15,6 +15,7 @@ from surgeon.errors import first_line
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.input_spec import by_argument
 from surgeon.frontend.isolation import quietly, undisturbed, untouched, without_fast_attention
+from surgeon.frontend.outputs import with_open_outputs
 from surgeon.frontend.trace import Inputs
 from surgeon.ir.size_conditions import Place
 
@@ -58,7 +59,7 @@ class FreeSizes:
 
     >>> from surgeon.frontend.trace import normalize_inputs
     >>> print(free_sizes(nn.Linear(4, 2), normalize_inputs(torch.zeros(2, 4))))
-    input (2, 4): axis 0 free, axis 1 fixed (mat1 and mat2 shapes cannot be multiplied (2x6 and 4x2))
+    input (*, 4): axis 0 free, axis 1 fixed (mat1 and mat2 shapes cannot be multiplied (2x6 and 4x2))
     """
 
     axes: tuple[Size, ...]
@@ -74,7 +75,8 @@ class FreeSizes:
         free = [str(each.axis) for each in own if each.free]
         told = [f"{'axis' if len(free) == 1 else 'axes'} {', '.join(free)} free"] if free else []
         told += [f"axis {each.axis} fixed ({each.reason})" for each in own if not each.free]
-        return f"{own[0].input} {tuple(each.size for each in own)}: {', '.join(told)}"
+        shape = ", ".join("*" if each.free else str(each.size) for each in own)
+        return f"{own[0].input} ({shape}{',' if len(own) == 1 else ''}): {', '.join(told)}"
 
     @property
     def free(self) -> tuple[Size, ...]:
@@ -184,7 +186,10 @@ class IsolatedCopy:
         args, kwargs = pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), inputs)
         start = time.thread_time()
         try:
-            with undisturbed(), untouched(self._model), quietly(), without_fast_attention(), torch.no_grad():
+            with (
+                undisturbed(), untouched(self._model), quietly(), with_open_outputs(self._copy),
+                without_fast_attention(), torch.no_grad(),
+            ):
                 return self._copy(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
             return Unfit(first_line(error))

@@ -22,6 +22,7 @@ from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.data_files import DataFiles
 from surgeon.frontend.trace import MODULE, normalize_inputs
+from surgeon.frontend.wrappers import bare
 from surgeon.support.arguments import (
     AT_LEAST_ZERO,
     COMMON,
@@ -66,6 +67,11 @@ def module(name: str, value: Any) -> Any:
         return duplicate(value)
 
 
+def bare_module(name: str, value: Any) -> Any:
+    """As `module`, without torch's wrappers around it."""
+    return module(name, bare(MODULE(name, value)))
+
+
 def module_in_place(name: str, value: Any) -> Any:
     """A module that is changed in place."""
     if _inference(MODULE(name, value)):
@@ -74,6 +80,11 @@ def module_in_place(name: str, value: Any) -> Any:
             "give a copy that is made outside"
         )
     return value
+
+
+def bare_module_in_place(name: str, value: Any) -> Any:
+    """As `module_in_place`, without torch's wrappers around it, which share its tensors."""
+    return module_in_place(name, bare(MODULE(name, value)))
 
 
 def _inference(model: nn.Module) -> bool:
@@ -187,7 +198,8 @@ def example_inputs(name: str, value: Any) -> Any:
 #: What each parameter may be, by its name. One that is its own default is not looked at.
 PARAMETERS: Final[Mapping[str, Check]] = {
     **COMMON,
-    **dict.fromkeys(("model", "slim", "fresh_model", "teacher"), module),
+    **dict.fromkeys(("model", "slim", "fresh_model"), bare_module),
+    "teacher": module,
     "example_inputs": example_inputs,
     "target": SHARE,
     "ignore": ignore,

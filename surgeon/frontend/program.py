@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from surgeon.frontend.isolation import quietly, with_masks_as_given, with_symbolic_lengths, without_stack_traces
+from surgeon.frontend.outputs import with_open_outputs
 from surgeon.frontend.size_operators import SymbolicSizes
 from surgeon.support.process_wide import uncollected
 from surgeon.support.time_limit import limited
@@ -26,7 +27,8 @@ def export(
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
     free: Iterable[tuple[int, int]],
 ) -> torch.export.ExportedProgram:
-    """The program of `model`, in which the `free` axes of the inputs, by leaf and axis, are symbols if they can be.
+    """The program of `model`, a copy of the user's; the `free` axes of the inputs, by leaf and axis, are symbols in it
+    if they can be.
 
     Raises what torch.export raises.
     """
@@ -38,13 +40,16 @@ def export(
     names: Any = None
     with ExitStack() as stack:
         if axes:
-            shapes = pytree.tree_unflatten([axes.get(leaf) for leaf in range(len(leaves))], spec)
+            shapes = _shapes(spec, (axes.get(leaf) for leaf in range(len(leaves))))
             positional = _by_parameter(model, shapes[0])
             names = {**positional, **shapes[1]} if kwargs else tuple(positional.values())
             stack.enter_context(with_symbolic_lengths(model))
         if any(axis for each in axes.values() for axis in each):  # no operator makes a number of the batch
             stack.enter_context(SymbolicSizes())
-        for each in (quietly(), uncollected(), without_stack_traces(), with_masks_as_given(), torch.no_grad()):
+        for each in (
+            quietly(), uncollected(), without_stack_traces(), with_masks_as_given(), with_open_outputs(model),
+            torch.no_grad(),
+        ):
             stack.enter_context(each)
         return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=names)
 
@@ -52,6 +57,17 @@ def export(
 def in_time(seconds: float | None) -> AbstractContextManager[None]:
     """Raises TimeIsUp where work on symbols takes longer; without `seconds`, never."""
     return nullcontext() if seconds is None else limited(seconds, _FORMULAS)
+
+
+def _shapes(spec: Any, axes: Iterator[Any]) -> Any:
+    """The axes of each leaf in the structure of the inputs, in which objects of other classes than Python's containers
+    are lists, as torch.export wants them."""
+    if spec.is_leaf():
+        return next(axes)
+    parts = [_shapes(child, axes) for child in spec.children()]
+    if spec.type not in pytree.BUILTIN_TYPES:
+        return parts
+    return pytree.SUPPORTED_NODES[spec.type].unflatten_fn(parts, spec.context)
 
 
 def _by_parameter(model: nn.Module, shapes: tuple[Any, ...]) -> Mapping[str, Any]:

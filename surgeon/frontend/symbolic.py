@@ -58,6 +58,11 @@ def assumed(graph: Graph) -> SizedGraph | str:
         return f"torch.export asks for what can't be checked ({error})"
 
 
+def free_axes(graph: Graph) -> frozenset[Place]:
+    """The axes of the inputs whose sizes are symbols in a graph."""
+    return frozenset(place for place, _ in _symbolic(graph.module.graph))
+
+
 def beside_train_only(graph: Graph, planned: Graph) -> Graph:
     """The graph with the parts that run in train mode alone, as another graph of the same model has them."""
     if planned.train_only is None:

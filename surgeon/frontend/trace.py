@@ -19,6 +19,7 @@ from surgeon.errors import InvalidInputs, InvalidModel, TraceError
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.functionalize import apart, functionalize
 from surgeon.frontend.isolation import quietly, untouched
+from surgeon.frontend.outputs import open_up
 from surgeon.frontend.program import export
 from surgeon.support.arguments import instance
 
@@ -108,6 +109,7 @@ def normalize_inputs(example_inputs: Any) -> Inputs:
                 f"example_inputs is a {type(example_inputs).__name__}; "
                 "give a tensor, a tuple of positional inputs, or a dict of keyword inputs"
             )
+    open_up((args, kwargs))
     leaves = pytree.tree_leaves((args, kwargs))
     for leaf in leaves:
         if isinstance(leaf, np.ndarray | np.generic):

@@ -129,11 +129,37 @@ def needed(
     return [Needed(each, _broken(holds, [h for c, h in kept if c is not each], drawn, varying)) for each, holds in kept]
 
 
+def agreeing(
+    conditions: Iterable[Condition], sizes: Mapping[Place, int], varying: Mapping[Place, tuple[int, Iterable[Place]]]
+) -> list[dict[Place, int]]:
+    """Drawn sizes at which all conditions hold, none of an axis that it starts from, the nearest first.
+
+    The arguments are those of `needed`.
+
+    >>> x = ("size", 0, 0)
+    >>> agreeing([Condition((">", x, 15)), Condition(("==", ("%", x, 4), 0))], {}, {(0, 0): (16, ())})[:2]
+    [{(0, 0): 20}, {(0, 0): 24}]
+    """
+    drawn = _drawn(sizes, varying)
+    good = np.all([drawn[place] != size for place, (size, _) in varying.items()], axis=0)
+    with np.errstate(all="ignore"):
+        for each in conditions:
+            good &= np.asarray(_value(each.term, drawn, _OF_ARRAYS)).astype(np.bool_)
+    order = np.argsort(_away(drawn, varying), kind="stable")
+    found = [tuple((place, int(drawn[place][at])) for place in varying) for at in order[good[order]]]
+    return [dict(each) for each in dict.fromkeys(found)]
+
+
+def _away(drawn: Mapping[Place, Any], varying: Mapping[Place, tuple[int, Iterable[Place]]]) -> np.ndarray:
+    """How far drawn sizes are from those to start from."""
+    return np.sum([np.abs(np.log(drawn[place] / size)) for place, (size, _) in varying.items()], axis=0)
+
+
 def _broken(
     holds: np.ndarray, others: list[np.ndarray], drawn: Mapping[Place, Any], varying: Mapping[Place, Any]
 ) -> dict[Place, int]:
     """Drawn sizes at which a condition does not hold: where the others do, and near the sizes to start from."""
-    away = sum(np.abs(np.log(drawn[place] / size)) for place, (size, _) in varying.items())
+    away = _away(drawn, varying)
     broken_too = np.sum([~other for other in others], axis=0) if others else np.zeros(len(holds))
     nearest = np.lexsort((away, broken_too, holds))[0]  # the last key counts first
     return {place: int(drawn[place][nearest]) for place in varying}

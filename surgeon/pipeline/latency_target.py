@@ -18,6 +18,7 @@ from surgeon.deploy.slim_file import write_slim
 from surgeon.device.benchmark import Verdict, benchmark
 from surgeon.errors import ExportError, Infeasible, InvalidArgument
 from surgeon.groups.coupling import Groups
+from surgeon.groups.ties import Ties
 from surgeon.latency.landing import AIM, Landed, next_target, where_landed
 from surgeon.latency.model import Latency
 from surgeon.pipeline.options import Device
@@ -127,11 +128,12 @@ class LatencyTarget:
 
     def decide(
         self, scores: Mapping[int, np.ndarray], ms: float | None, ratio: float | None, min_width: MinWidth,
-        size: float | None, curves: Mapping[int, np.ndarray] | None = None,
+        size: float | None, curves: Mapping[int, np.ndarray] | None = None, ties: Ties | None = None,
     ) -> tuple[Kept, Timing]:
         """The units that stay for a latency of `ms`, or of the base's less the share `ratio`.
 
-        `curves` tell what each width does to the model, where that is known better than by the scores.
+        `curves` tell what each width does to the model, where that is known better than by the scores; `ties` which
+        groups keep the same share of their units.
 
         Raises:
             Infeasible: no widths are so fast, by the profile or when measured, or none are nearly as slow.
@@ -140,13 +142,13 @@ class LatencyTarget:
         if requested >= self.base:
             given = f"latency_ms={ms:g}" if ms is not None else f"ratio={ratio:g}"
             raise InvalidArgument(f"{given}: the whole model takes {_text(self.base)} already; ask for less")
-        possible = least_ms(self._groups, self.latency, min_width)
+        possible = least_ms(self._groups, self.latency, min_width, self._cost, ties)
 
         def solve(latency: Latency, target: float) -> _Try:
             with stage("allocate"):
                 widths, found = allocate_latency(
                     self._groups, scores, self._cost, latency, ms=target, min_width=min_width, size=size,
-                    curves=curves,
+                    curves=curves, ties=ties,
                 )
             timing = Timing(
                 self.profile.cpu, self.profile.threads, requested, self.base, self.latency.ms(widths), bound=found.gap,
@@ -155,7 +157,7 @@ class LatencyTarget:
             return choose(self._groups, scores, widths), timing
 
         def narrowest(latency: Latency) -> _Try:
-            return solve(latency, least_ms(self._groups, latency, min_width) * (1 + _ROUNDING))
+            return solve(latency, least_ms(self._groups, latency, min_width, self._cost, ties) * (1 + _ROUNDING))
 
         try:
             if not self.here:

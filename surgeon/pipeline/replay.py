@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,34 +12,48 @@ from surgeon.allocation.fast_widths import round_up_to_fast_widths
 from surgeon.device.profile import Profile
 from surgeon.errors import InvalidArgument
 from surgeon.frontend.trace import normalize_inputs
+from surgeon.frontend.wrappers import bare, within_its_wrapper
 from surgeon.groups.analyze import analyze_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.latency.model import Latency
 from surgeon.plans.basis import require
-from surgeon.plans.plan import Plan, attach
+from surgeon.plans.carried import FORM, attach, left
+from surgeon.plans.plan import Plan
 from surgeon.surgery.build import carry_out, hold_against
 from surgeon.verification import Certificate
 
 
+@within_its_wrapper()
 def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, form: str = "auto") -> nn.Module:
     """See `Plan.apply`."""
-    require(model, plan.settings.get("basis"))
-    return build(plan, model, example_inputs, form)
+    return _carried_out(left(plan, _checked(model)), model, example_inputs, form, True)
 
 
-def build(plan: Plan, model: nn.Module, example_inputs: Any = None, form: str = "auto") -> nn.Module:
+def build(plan: Plan, model: nn.Module, form: str = "auto") -> nn.Module:
     """As `apply`, but for weights in any basis, since other weights are loaded afterwards."""
-    groups = _couple(plan, model, example_inputs)
-    operation, _ = carry_out(model, groups, plan.keep(groups), form)
-    attach(operation.module, plan)
-    return operation.module
+    return _carried_out(left(plan, _checked(model)), model, None, form, False)
+
+
+def _carried_out(steps: Sequence[Plan], model: nn.Module, example_inputs: Any, form: str, in_basis: bool) -> nn.Module:
+    """The result of several steps. Each but the last one is in the form that it had when they were first taken."""
+    for place, step in enumerate(steps, 1):
+        groups = _couple(step, model, example_inputs if place == 1 else None)
+        if in_basis:
+            require(model, step.settings.get("basis"))
+        wanted = form if place == len(steps) else str(step.settings.get(FORM, "auto"))
+        operation, _ = carry_out(model, groups, step.keep(groups), wanted)
+        attach(operation.module, step, model)
+        model = operation.module
+    return model
 
 
 def verify(plan: Plan, model: nn.Module, slim: nn.Module, example_inputs: Any = None) -> Certificate:
     """See `Plan.verify`."""
-    groups = _couple(plan, model, example_inputs)
-    require(model, plan.settings.get("basis"))
-    return hold_against(groups, plan.keep(groups), slim)
+    *earlier, last = left(plan, _checked(bare(model)))
+    model = _carried_out(earlier, bare(model), example_inputs, "auto", True)
+    groups = _couple(last, model, None if earlier else example_inputs)
+    require(model, last.settings.get("basis"))
+    return hold_against(groups, last.keep(groups), bare(slim))
 
 
 def align(plan: Plan, profile: Profile, model: nn.Module, example_inputs: Any = None) -> Plan:
@@ -46,15 +61,20 @@ def align(plan: Plan, profile: Profile, model: nn.Module, example_inputs: Any = 
     if not isinstance(profile, Profile):
         kind = type(profile).__name__
         raise InvalidArgument(f"profile is a {kind}, not a surgeon.Profile; surgeon.Profile.load reads a file")
+    model = bare(_checked(model))
     groups = _couple(plan, model, example_inputs)
     latency = Latency.of(groups, profile, model=plan.fingerprint)
     aligned = Plan.of(groups, round_up_to_fast_widths(groups, plan.keep(groups), latency), model=model)
     return replace(aligned, settings=plan.settings)  # including the plan's basis, whatever the given model's is
 
 
-def _couple(plan: Plan, model: nn.Module, example_inputs: Any) -> Groups:
+def _checked(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InvalidArgument(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _couple(plan: Plan, model: nn.Module, example_inputs: Any) -> Groups:
     plan.check(model)
     inputs = plan.example_inputs() if example_inputs is None else normalize_inputs(example_inputs)
     return analyze_inputs(model, inputs)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Unpack
 
 from torch import nn
 
-from surgeon.allocation.allocate import allocate
-from surgeon.allocation.choose import choose
-from surgeon.allocation.reach import outlook
-from surgeon.calibration.data import Calibration, calibrate
+from surgeon.calibration.data import Calibration
+from surgeon.calibration.other_sizes import calibrated
 from surgeon.cost.cost import Cost
+from surgeon.errors import NotEquivalent, SurgeryError
 from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.ignore import Ignored, named
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
-from surgeon.groups.analyze import analyze
+from surgeon.frontend.wrappers import within_its_wrapper
+from surgeon.groups.analyze import analyze, analyze_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.groups.weights import check_finite
-from surgeon.pipeline.latency_target import LatencyTarget, Timing
+from surgeon.pipeline.latency_target import LatencyTarget
 from surgeon.pipeline.options import BY_CONCERN, Data, Options, Planning, Repair, Select, Shrinking, Target, flat
+from surgeon.pipeline.own_class import Choice, Chooser, for_own_class
 from surgeon.plans.basis import basis_of
-from surgeon.plans.plan import PLAN, Plan, attach
+from surgeon.plans.carried import attach
+from surgeon.plans.plan import PLAN, Plan
 from surgeon.projection.project import rotated
 from surgeon.recovery import Recovery, recover_groups
 from surgeon.reporting.report import Change, Report
@@ -42,18 +45,27 @@ Form = Literal["auto", "module", "graph"]
 class _Decision:
     model: nn.Module
     groups: Groups
-    keep: dict[int, Any]
+    choice: Choice
     settings: dict[str, Any]
     cost: Cost
-    timing: Timing | None = None
     data: Calibration | None = None
-    possible: float | None = None
-    unaligned: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def keep(self) -> dict[int, tuple[int, ...]]:
+        return self.choice.keep
 
     def plan(self) -> Plan:
         return Plan.of(self.groups, self.keep, self.settings, model=self.model)
 
+    def at_example_sizes(self) -> tuple[Groups, Mapping[int, Any]]:
+        """The groups of a graph for the sizes of the example inputs, and what is kept of them."""
+        if self.data is None or not self.data.varying:
+            return self.groups, self.keep
+        groups = analyze_inputs(self.model, self.groups.graph.inputs)
+        return groups, self.plan().keep(groups)
 
+
+@within_its_wrapper()
 @public(**BY_CONCERN)
 @undisturbed()
 @flat(Target, Data, Select, Repair)
@@ -94,8 +106,8 @@ def shrink(
     """
     with collect() as seconds:
         asked = Options.of(ratio=ratio, **options)
-        made = decide(model, asked, example_inputs)
-        operation, certificate = carry_out(made.model, made.groups, made.keep, form)
+        made = decide(model, asked, example_inputs, form)
+        made, operation, certificate = _carried_out(made, form)
         recovery = None
         if made.data is not None and asked.repair.compensate:
             with stage("recover"):
@@ -103,7 +115,7 @@ def shrink(
                     operation.module, made.groups, made.groups.kept(made.keep), made.data, distill=asked.repair.distill
                 )
             operation = replace(operation, module=module)
-        attach(operation.module, made.plan())
+        attach(operation.module, made.plan(), model)
     if not return_report:
         return operation.module
     return operation.module, _report(model, made, operation, certificate, recovery, seconds)
@@ -146,7 +158,7 @@ def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iter
     pinned 0.weight axis 1 (8): an input of the model
     pinned 2.weight axis 0 (4): an output of the model
     pinned 2.bias axis 0 (4): an output of the model
-    input input (2, 8): axis 0 free, axis 1 fixed (mat1 and mat2 shapes cannot be multiplied (2x6 and 8x32))
+    input input (*, 8): axis 0 free, axis 1 fixed (mat1 and mat2 shapes cannot be multiplied (2x6 and 8x32))
     """
     groups = analyze(model, example_inputs, ignore)
     return replace(groups, sizes=free_sizes(model, groups.graph.inputs))
@@ -170,7 +182,20 @@ def verify(model: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any = 
     return plan.verify(model, slim, example_inputs)
 
 
-def decide(model: nn.Module, options: Options, example_inputs: Any = None) -> _Decision:
+def _carried_out(made: _Decision, form: Form) -> tuple[_Decision, Operation, Certificate]:
+    """What was decided, as it is carried out: where even tied widths do not fit the class, without ties, as a graph."""
+    if made.choice.free is not None:
+        with suppress(SurgeryError, NotEquivalent) if form == "auto" else nullcontext():
+            operation, certificate = carry_out(made.model, *made.at_example_sizes(), "module")
+            return made, replace(operation, reason=f"{operation.reason}; {made.choice.tied}"), certificate
+        made = replace(made, choice=made.choice.free)
+    operation, certificate = carry_out(made.model, *made.at_example_sizes(), form)
+    if made.choice.tied and operation.form == "graph":
+        operation = replace(operation, reason=f"{operation.reason}; {made.choice.tied}")
+    return made, operation, certificate
+
+
+def decide(model: nn.Module, options: Options, example_inputs: Any = None, form: Form = "auto") -> _Decision:
     """Which units stay."""
     target, data, select = options.target, options.data, options.select
     importance = settle(select.importance, data.source, data.loss)
@@ -184,8 +209,8 @@ def decide(model: nn.Module, options: Options, example_inputs: Any = None) -> _D
     calibration = None
     if data.source is not None:
         with stage("read data"):
-            calibration = calibrate(
-                data.source, groups.graph, model, data.samples, labeled=data.loss is not None, seed=select.seed
+            groups, calibration = calibrated(
+                data.source, groups, model, data.samples, select.ignore, labeled=data.loss is not None, seed=select.seed
             )
     if guided and options.repair.project and calibration is not None:
         model, groups = rotated(model, groups, calibration, select.ignore)
@@ -199,29 +224,15 @@ def decide(model: nn.Module, options: Options, example_inputs: Any = None) -> _D
             else score_groups(model, groups, importance, calibration, data.loss, select.seed)
         )
     curves = selection.damages if selection is not None else None
-    timing: Timing | None = None
-    possible: float | None = None
-    unaligned: dict[str, int] = {}
-    if target.timed:
-        with temporary_folder() as folder:
-            timer = LatencyTarget(model, groups, cost, target.device, target.threads, folder)
-            kept, timing = timer.decide(
-                scores, target.latency_ms, target.ratio, select.min_width, target.max_params, curves
-            )
-        settings |= {"budget": "latency", "device": timing.device, "threads": timing.threads}
-    else:
-        assert target.ratio is not None  # a target has seen to that
-        with stage("plan"):
-            widths = allocate(
-                groups, scores, cost, budget=target.budget, ratio=target.ratio, scope=select.scope,
-                align=select.align, min_width=select.min_width, curves=curves,
-            )
-            kept = choose(groups, scores, widths)
-            possible, unaligned = outlook(
-                groups, cost, widths, budget=target.budget, ratio=target.ratio, align=select.align,
-                min_width=select.min_width,
-            )
-    return _Decision(model, groups, kept, settings, cost, timing, calibration, possible, unaligned)
+    chooser = Chooser(groups, cost, scores, curves, options)
+    if not target.timed:
+        return _Decision(model, groups, for_own_class(model, groups, chooser, form), settings, cost, calibration)
+    with temporary_folder() as folder:
+        timer = LatencyTarget(model, groups, cost, target.device, target.threads, folder)
+        choice = for_own_class(model, groups, replace(chooser, timer=timer), form)
+    assert choice.timing is not None
+    settings |= {"budget": "latency", "device": choice.timing.device, "threads": choice.timing.threads}
+    return _Decision(model, groups, choice, settings, cost, calibration)
 
 
 def _report(
@@ -231,8 +242,8 @@ def _report(
     full = {group.leaf.id: group.size for group in made.groups}
     widths = {leaf: len(kept) for leaf, kept in made.keep.items()}
     budget = str(made.settings["budget"])
-    if made.timing is not None:
-        timing = made.timing
+    timing = made.choice.timing
+    if timing is not None:
         after = timing.measured if timing.measured is not None else timing.predicted
         requested, reached = 1 - timing.requested / timing.base, 1 - after / timing.base
     else:
@@ -244,8 +255,8 @@ def _report(
         form_reason=operation.reason,
         budget=budget,
         requested=requested,
-        possible=made.possible,
-        unaligned=made.unaligned,
+        possible=made.choice.possible,
+        unaligned=made.choice.unaligned,
         reached=reached,
         macs=Change(round(made.cost.macs(full)), round(made.cost.macs(widths))),
         params=Change(made.cost.params(full), made.cost.params(widths)),
@@ -253,7 +264,7 @@ def _report(
         pinned=made.groups.pinned,
         certificate=certificate,
         inputs=operation.rung.inputs(),
-        latency=made.timing,
+        latency=timing,
         recovery=recovery,
         basis=basis_of(made.model),
         seconds=dict(seconds),

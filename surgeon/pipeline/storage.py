@@ -14,20 +14,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from surgeon.errors import InvalidArgument, InvalidModel, SurgeonError, WeightsError
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
+from surgeon.frontend.trace import trace_inputs
+from surgeon.frontend.wrappers import within_its_wrapper
+from surgeon.pipeline.refit import refit
 from surgeon.pipeline.replay import build
+from surgeon.plans.carried import form_of, left, plan_of
 from surgeon.plans.plan import PLAN as IS_PLAN
-from surgeon.plans.plan import Plan, plan_of
+from surgeon.plans.plan import Plan, together
 from surgeon.support.documents import Document
 from surgeon.support.files import StrPath, find, marks, replace_many
 from surgeon.support.opening import Unfit
@@ -73,15 +78,15 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
             "save what surgeon.shrink or Plan.apply returned, or pass plan="
         )
     tensors, tied = _state(model)
-    form = "graph" if isinstance(model, fx.GraphModule) else "module"
     with replace_many(folder) as scratch:
         plan.save(scratch / PLAN)
         metadata = {"plan": _digest(scratch / PLAN)}  # a single entry, as safetensors does not keep their order
         write_tensors(scratch / WEIGHTS, tensors, metadata)
-        meta = {"format": FORMAT, "version": VERSION, "form": form, "tied": tied}
+        meta = {"format": FORMAT, "version": VERSION, "form": form_of(model), "tied": tied}
         (scratch / MODEL).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
+@within_its_wrapper("fresh_model")
 @public()
 @undisturbed()
 def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
@@ -126,11 +131,26 @@ def _load(path: Path, fresh_model: nn.Module) -> nn.Module:
     form, tied = _read_meta(find(path, MODEL))
     plan = Plan.load(find(path, PLAN))
     stored = _read_header(path)
-    slim = build(plan, fresh_model, form=form)
+    slim = _rebuilt(plan, fresh_model, form, stored, tied)
     _retie(slim, tied)
     _check(stored, tied, slim)
     _copy(stored, tied, slim)
     return slim
+
+
+def _rebuilt(
+    plan: Plan, fresh_model: nn.Module, form: str, stored: _Header, tied: Mapping[str, str]
+) -> nn.Module:
+    """The smaller model, not yet with the stored weights; these decide on sizes that the plan does not tell."""
+    shapes = {**stored.shapes, **{name: stored.shapes[first] for name, first in tied.items() if first in stored.shapes}}
+    model = refit(fresh_model, plan, shapes)
+    if model is fresh_model:
+        return build(plan, model, form)
+    with suppress(SurgeonError):  # where it does not run with these sizes, they are found misshapen below
+        inputs = together(left(plan, fresh_model)).example_inputs()
+        if trace_inputs(model, inputs).dynamic == trace_inputs(fresh_model, inputs).dynamic:
+            return build(plan, model, form)
+    return build(plan, fresh_model, form)
 
 
 @dataclass(frozen=True)
@@ -255,7 +275,9 @@ def _check(stored: _Header, tied: Mapping[str, str], slim: nn.Module) -> None:
     if faults:
         kind = type(slim).__name__
         listed = "\n  ".join(faults)
-        raise WeightsError(f"{stored.path} does not hold the weights of this {kind}:\n  {listed}")
+        raise WeightsError(
+            f"{stored.path} does not hold the weights of this {kind}; build it as the saved one was:\n  {listed}"
+        )
 
 
 _KINDS = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -32,6 +33,26 @@ def cuts(name: str, value: Any) -> tuple[Cut, ...]:
         if odd := [n for n in (cut.axis, cut.size, *cut.keep) if type(n) is not int]:
             raise refusal(f"{name}: {cut.tensor}", odd[0], "integers")
     return found or ()
+
+
+def composed(first: Iterable[Cut], second: Iterable[Cut]) -> Iterator[Cut]:
+    """The cuts of both, where the second are of what the first leave.
+
+    A tensor that was replaced in between, by one of another size, is cut as it was then.
+
+    >>> list(composed([Cut("w", 0, 8, (1, 3, 5, 7))], [Cut("w", 0, 4, (0, 2))]))
+    [Cut(tensor='w', axis=0, size=8, keep=(1, 5))]
+    """
+    later = {(cut.tensor, cut.axis): cut for cut in second}
+    for cut in first:
+        then = later.pop((cut.tensor, cut.axis), None)
+        if then is None:
+            yield cut
+        elif then.size == len(cut.keep):
+            yield replace(cut, keep=tuple(cut.keep[position] for position in then.keep))
+        else:
+            yield then
+    yield from later.values()
 
 
 def check_cut(cut: Cut) -> None:

@@ -2,66 +2,55 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from torch import fx, nn
+from torch import nn
 
 from surgeon.device.profile import PROFILE, Profile
 from surgeon.errors import InvalidArgument, PlanError
 from surgeon.frontend.input_spec import describe, zeros
 from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.parameters import module as a_module
 from surgeon.frontend.parameters import public, units
 from surgeon.groups.coupling import GROUPS, Group, Groups
 from surgeon.ir.fingerprint import fingerprint, named_tensors
-from surgeon.plans.basis import basis_entry, mark
-from surgeon.plans.cuts import Cut, check_cut, cuts
+from surgeon.plans.basis import basis_entry
+from surgeon.plans.cuts import Cut, check_cut, composed, cuts
 from surgeon.rules import Axes
-from surgeon.support.arguments import instance, mapping, text
+from surgeon.support.arguments import instance, listed, mapping, refusal, text
 from surgeon.support.documents import Document
 from surgeon.support.files import write_text
 from surgeon.verification import Certificate
 
-FORMAT, VERSION = "surgeon-plan", 1
+FORMAT, VERSION = "surgeon-plan", 2
 _DOCUMENT = Document("plan", FORMAT, VERSION, PlanError, "save the plan again")
-#: The attribute of a smaller model that holds its plan.
-ATTRIBUTE = "surgeon_plan"
-
-
-def attach(module: nn.Module, plan: Plan) -> None:
-    """Attach a plan to a smaller model; for a graph also in `meta`, which copies of it keep."""
-    mark(module, None)
-    vars(module)[ATTRIBUTE] = plan
-    if isinstance(module, fx.GraphModule):
-        module.meta[ATTRIBUTE] = plan
-
-
-def attached(module: nn.Module) -> Plan | None:
-    return getattr(module, ATTRIBUTE, None) or getattr(module, "meta", {}).get(ATTRIBUTE)
-
-
-def plan_of(module: nn.Module, given: Plan | None) -> Plan | None:
-    """The given plan, or else the one attached to the module, if any."""
-    return given if given is not None else attached(module)
-
-
 _REPLAN = "make a plan for this model with surgeon.plan"
+
+
+def _plans(name: str, value: Any) -> tuple[Plan, ...]:
+    found = listed(value)
+    if found is None or not all(isinstance(each, Plan) for each in found):
+        raise refusal(name, value, "plans, each of the result of the one before")
+    return found
 
 
 @public(
     groups=GROUPS, keep=units, settings=mapping("a mapping"), name=text, profile=PROFILE, fingerprint=text,
-    cuts=cuts, inputs=mapping("a mapping of args and kwargs"),
+    cuts=cuts, inputs=mapping("a mapping of args and kwargs"), steps=_plans, model=a_module,
 )
 @dataclass(frozen=True)
 class Plan:
     """Which positions of every tensor of an architecture are kept, whatever the values of the tensors.
 
-    `fingerprint` is the model's; `inputs` describes example inputs; `settings` records how the plan was made.
+    `fingerprint` is the model's; `inputs` describes example inputs; `settings` records how the plan was made. Of
+    a model that was made smaller several times, `steps` has the plan of each time, and the cuts are those of all.
 
     Raises:
         PlanError: a cut's indices are empty, unsorted, repeated or out of range, or an axis is cut twice.
@@ -79,6 +68,7 @@ class Plan:
     cuts: tuple[Cut, ...]
     inputs: Mapping[str, Any] = field(default_factory=lambda: {"args": [], "kwargs": {}})
     settings: Mapping[str, Any] = field(default_factory=dict)
+    steps: tuple[Plan, ...] = ()
 
     def __post_init__(self) -> None:
         seen: set[tuple[str, int]] = set()
@@ -164,10 +154,11 @@ class Plan:
         return found
 
     def check(self, model: nn.Module) -> None:
-        """Make sure that the plan was made for this architecture.
+        """Make sure that the tensors that the plan cuts are those of this model. Others may have other shapes, as has a
+        classifier for other classes.
 
         Raises:
-            PlanError: it was made for another one; the message names the first cut tensor that differs, if one does.
+            PlanError: it was made for another architecture; the message names the first cut tensor that differs.
         """
         tensors = dict(named_tensors(model))
         same = fingerprint(model) == self.fingerprint
@@ -178,11 +169,6 @@ class Plan:
             if tensor is None or cut.axis >= tensor.dim() or tensor.shape[cut.axis] != cut.size:
                 held = "has no such tensor" if tensor is None else f"has shape {tuple(tensor.shape)} there"
                 raise PlanError(f"the plan is of another architecture: {cut}, but the model {held}; {_REPLAN}")
-        if not same:
-            raise PlanError(
-                "the plan is of another architecture: the tensors that it cuts fit, but others of the model have other "
-                f"names or shapes than when the plan was made; {_REPLAN}"
-            )
 
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Zeros like the inputs that the plan was made with, as `(args, kwargs)`.
@@ -253,10 +239,15 @@ class Plan:
         Raises:
             OutputError: the file can't be written.
         """
+        rest: dict[str, Any] = {"version": 1, **self._entries()}  # which older versions of surgeon read too
+        if self.steps:
+            rest = {"version": VERSION, "steps": [step._entries() for step in self.steps]}
+        write_text(path, json.dumps({"format": FORMAT, **rest}, ensure_ascii=False) + "\n")
+
+    def _entries(self) -> dict[str, Any]:
         cuts = [{"tensor": c.tensor, "axis": c.axis, "size": c.size, "keep": list(c.keep)} for c in self.cuts]
-        head = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
-        rest = {"inputs": dict(self.inputs), "settings": dict(self.settings), "cuts": cuts}
-        write_text(path, json.dumps({**head, **rest}, ensure_ascii=False) + "\n")
+        inputs, settings = dict(self.inputs), dict(self.settings)
+        return {"fingerprint": self.fingerprint, "inputs": inputs, "settings": settings, "cuts": cuts}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -269,12 +260,25 @@ class Plan:
 
     @classmethod
     def _parse(cls, data: dict[str, Any]) -> Plan:
-        inputs = _DOCUMENT.entry(data, "inputs", dict)
-        _DOCUMENT.entry(inputs, "args", list, "inputs: ")
-        _DOCUMENT.entry(inputs, "kwargs", dict, "inputs: ")
+        if data["version"] == 1:
+            return cls._parse_one(data)
+        found = []
+        for index, entry in enumerate(_DOCUMENT.entry(data, "steps", list)):
+            if not isinstance(entry, dict):
+                raise PlanError(f"steps[{index}]: an object is expected, not {type(entry).__name__}")
+            found.append(cls._parse_one(entry, f"steps[{index}]: "))
+        if len(found) < 2:
+            raise PlanError(f"steps: {len(found)} are listed; at least two are expected")
+        return together(found)
+
+    @classmethod
+    def _parse_one(cls, data: dict[str, Any], where: str = "") -> Plan:
+        inputs = _DOCUMENT.entry(data, "inputs", dict, where)
+        _DOCUMENT.entry(inputs, "args", list, f"{where}inputs: ")
+        _DOCUMENT.entry(inputs, "kwargs", dict, f"{where}inputs: ")
         cuts = []
-        for index, entry in enumerate(_DOCUMENT.entry(data, "cuts", list)):
-            place = f"cuts[{index}]: "
+        for index, entry in enumerate(_DOCUMENT.entry(data, "cuts", list, where)):
+            place = f"{where}cuts[{index}]: "
             if not isinstance(entry, dict):
                 raise PlanError(f"{place}an object is expected, not {type(entry).__name__}")
             keep = _DOCUMENT.entry(entry, "keep", list, place)
@@ -282,16 +286,40 @@ class Plan:
                 raise PlanError(f'{place}"keep" must hold integers only')
             axis, size = _DOCUMENT.entry(entry, "axis", int, place), _DOCUMENT.entry(entry, "size", int, place)
             cuts.append(Cut(_DOCUMENT.entry(entry, "tensor", str, place), axis, size, tuple(keep)))
-        settings = _DOCUMENT.entry(data, "settings", dict)
-        return cls(_DOCUMENT.entry(data, "fingerprint", str), tuple(cuts), inputs, settings)
+        settings = _DOCUMENT.entry(data, "settings", dict, where)
+        return cls(_DOCUMENT.entry(data, "fingerprint", str, where), tuple(cuts), inputs, settings)
 
     def __str__(self) -> str:
         chosen = ", ".join(f"{name} {value}" for name, value in self.settings.items())
         rows = [(f"{cut.tensor} axis {cut.axis}", str(cut.size), str(len(cut.keep))) for cut in self.cuts]
         wide = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
         lines = [f"{a:<{wide[0]}}  {b:>{wide[1]}} → {c:>{wide[2]}}" for a, b, c in rows]
-        head = f"plan of {len(rows)} cuts in {len(self._by_tensor)} tensors"
+        taken = f", in {len(self.steps)} steps" if self.steps else ""
+        head = f"plan of {len(rows)} cuts in {len(self._by_tensor)} tensors{taken}"
         return "\n".join([f"{head}: {chosen}" if chosen else head, *lines])
+
+
+def steps(plan: Plan) -> tuple[Plan, ...]:
+    """The plans that a plan consists of, in their order, each of the result of the one before."""
+    return plan.steps or (plan,)
+
+
+def together(taken: Sequence[Plan]) -> Plan:
+    """The plan of several steps, each of the result of the one before; its cuts are of what the first one was made for.
+
+    >>> halves = Plan("a", (Cut("w", 0, 8, (1, 3, 5, 7)),))
+    >>> both = together([halves, Plan("b", (Cut("w", 0, 4, (0, 2)),))])
+    >>> both.fingerprint, both.tensor("w"), len(both.steps)
+    ('a', {0: (1, 5)}, 2)
+    """
+    first, *rest = taken
+    if not rest:
+        return first
+    settings = {name: value for name, value in taken[-1].settings.items() if name != "basis"}
+    if "basis" in first.settings:
+        settings["basis"] = first.settings["basis"]
+    cuts = functools.reduce(lambda done, step: tuple(composed(done, step.cuts)), rest, first.cuts)
+    return Plan(first.fingerprint, cuts, first.inputs, settings, tuple(taken))
 
 
 PLAN = instance(Plan, "a surgeon.Plan", "surgeon.Plan.load reads a file")

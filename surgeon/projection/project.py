@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.calibration.data import Calibration, calibrate
+from surgeon.calibration.data import Calibration
 from surgeon.calibration.fisher import measure
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
+from surgeon.calibration.other_sizes import analyze_again, calibrated
 from surgeon.calibration.parameter_slots import Slots
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.ignore import Ignored, ignoring
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import Graph, Inputs
-from surgeon.groups.analyze import analyze, analyze_inputs
+from surgeon.frontend.wrappers import within_its_wrapper
+from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Group, Groups
 from surgeon.groups.interpreter import Interpreter, floating
 from surgeon.ir.fingerprint import named_tensors
@@ -38,6 +40,7 @@ from surgeon.support.progress import stage
 TOLERANCE = 1e-3
 
 
+@within_its_wrapper()
 @public()
 @undisturbed()
 def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: Any = None) -> nn.Module:
@@ -69,8 +72,7 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
     >>> basis_of(rotated).groups, torch.allclose(rotated(x), net(x), atol=1e-4)
     (('0',), True)
     """
-    groups = analyze(model, example_inputs)
-    return project_groups(model, groups, calibrate(data, groups.graph, model, samples))
+    return project_groups(model, *calibrated(data, analyze(model, example_inputs), model, samples))
 
 
 def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -> nn.Module:
@@ -202,4 +204,4 @@ def rotated(
         turned = project_groups(model, groups, data)
     if turned is model:
         return model, groups
-    return turned, analyze_inputs(turned, groups.graph.inputs, ignoring(model, ignore))
+    return turned, analyze_again(turned, groups, ignoring(model, ignore))

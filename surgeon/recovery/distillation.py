@@ -157,29 +157,54 @@ class _Samples:
             place for place, example in enumerate(examples)
             if isinstance(example, Tensor) and example.dim() and example.shape[0] == graph.batch
         ]
-        self.pools = [torch.cat([each[place] for each in leaves]) for place in self.batched]
-        self.count = len(self.pools[0]) if self.pools else 0
-        self.mixes = all(pool.is_floating_point() for pool in self.pools)
+        by_sizes: dict[tuple[torch.Size, ...], list[list[Tensor]]] = {}
+        for each in leaves:
+            by_sizes.setdefault(tuple(each[place].shape[1:] for place in self.batched), []).append(each)
         affordable = share_of_memory(MEMORY) // bytes_backwards(graph)
-        self.together = min(self.count, max(1, min(TOGETHER, affordable))) if graph.dynamic else graph.batch
+        together = max(1, min(TOGETHER, affordable)) if graph.dynamic else graph.batch
         self.generator = torch.Generator().manual_seed(seed)
-        self.order = torch.zeros(0, dtype=torch.long)
+        self.pools = [
+            _Pool([torch.cat([one[place] for one in alike]) for place in self.batched], together, self.generator)
+            for alike in by_sizes.values()
+        ] if self.batched else []
+        self.count = sum(pool.count for pool in self.pools)
+        #: Samples of a step, as they come.
+        self.together = max(1, sum(pool.together * pool.count for pool in self.pools) // max(self.count, 1))
 
     def draw(self) -> Inputs:
-        if len(self.order) < self.together:
-            self.order = torch.cat([self.order, torch.randperm(self.count, generator=self.generator)])
-        chosen, self.order = self.order[: self.together], self.order[self.together :]
-        other = torch.randint(self.count, (len(chosen),), generator=self.generator)
-        share = 1 - torch.rand(len(chosen), generator=self.generator)
-        share[torch.rand(len(chosen), generator=self.generator) < 0.5] = 1.0
+        pool = self.pools[0]
+        if len(self.pools) > 1:
+            shares = torch.tensor([float(each.count) for each in self.pools])
+            pool = self.pools[int(torch.multinomial(shares, 1, generator=self.generator))]
         leaves = list(self.leaves)
-        for place, pool in zip(self.batched, self.pools, strict=True):
-            leaves[place] = pool[chosen]
-            if self.mixes:
-                part = share.to(pool).reshape([-1] + [1] * (pool.dim() - 1))
-                leaves[place] = part * pool[chosen] + (1 - part) * pool[other]
+        for place, value in zip(self.batched, pool.draw(), strict=True):
+            leaves[place] = value
         made: Inputs = pytree.tree_unflatten(leaves, self.spec)
         return made
+
+
+class _Pool:
+    """Samples of equal sizes, which can be mixed."""
+
+    def __init__(self, leaves: list[Tensor], together: int, generator: torch.Generator) -> None:
+        self._leaves, self._generator = leaves, generator
+        self.count = len(leaves[0])
+        self.together = min(self.count, together)
+        self._mixes = all(leaf.is_floating_point() for leaf in leaves)
+        self._order = torch.zeros(0, dtype=torch.long)
+
+    def draw(self) -> list[Tensor]:
+        if len(self._order) < self.together:
+            self._order = torch.cat([self._order, torch.randperm(self.count, generator=self._generator)])
+        chosen, self._order = self._order[: self.together], self._order[self.together :]
+        other = torch.randint(self.count, (len(chosen),), generator=self._generator)
+        share = 1 - torch.rand(len(chosen), generator=self._generator)
+        share[torch.rand(len(chosen), generator=self._generator) < 0.5] = 1.0
+        found = []
+        for leaf in self._leaves:
+            part = share.to(leaf).reshape([-1] + [1] * (leaf.dim() - 1)) if self._mixes else None
+            found.append(leaf[chosen] if part is None else part * leaf[chosen] + (1 - part) * leaf[other])
+        return found
 
 
 def _steps(groups: Groups, kept: Kept, samples: _Samples) -> int:

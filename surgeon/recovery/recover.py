@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from surgeon.calibration.data import Calibration, calibrate
+from surgeon.calibration.data import Calibration
+from surgeon.calibration.other_sizes import calibrated
 from surgeon.errors import PlanError
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import normalize_inputs
+from surgeon.frontend.wrappers import within_its_wrapper
 from surgeon.groups.analyze import analyze_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.ir.fingerprint import named_tensors
@@ -25,6 +27,7 @@ from surgeon.rules import Kept
 from surgeon.support.progress import collect
 
 
+@within_its_wrapper("slim")
 @public(plan=PLAN)
 @undisturbed()
 def recover(
@@ -81,9 +84,9 @@ def recover(
     with collect() as seconds:
         inputs = plan.example_inputs() if example_inputs is None else normalize_inputs(example_inputs)
         groups = analyze_inputs(model, inputs)
+        _check_slim(slim, groups, groups.kept(plan.keep(groups)))
+        groups, calibration = calibrated(data, groups, model, samples)
         kept = groups.kept(plan.keep(groups))
-        _check_slim(slim, groups, kept)
-        calibration = calibrate(data, groups.graph, model, samples)
         recovered, report = recover_groups(
             slim, groups, kept, calibration, ridge=ridge, batch_norm=batch_norm, compensate=compensate, distill=distill
         )

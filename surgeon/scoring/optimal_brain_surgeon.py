@@ -89,64 +89,83 @@ def eliminate(group: Group, sensitivity: Sensitivity, ridge: float = 1e-2, ranke
 
 
 class _State:
-    """A reader's inverse covariance and weights while its inputs are removed."""
+    """A reader's weights and inverse covariance while its inputs are removed.
+
+    Removing inputs takes a product F Fᵀ, with F of as many columns, from the inverse covariance. It is not taken before
+    a part of the inverse is asked for: together, the `factors` (G, f, removed) are those of a Cholesky decomposition
+    whose pivots are the removed inputs. The blocks of single units on its diagonal are kept up to date, and so are the
+    weights, next to the same times the metric: (G, f, 2 o). What any of these hold for removed inputs means nothing.
+    """
 
     def __init__(self, reader: Reader, leaf: int, ridge: float) -> None:
         self.reader = reader
         covariance, _ = reader.moments.covariances()
-        diagonal = covariance.diagonal(dim1=1, dim2=2)
-        damped = covariance + torch.diag_embed(reader.moments.damping(diagonal, ridge))
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        self.matrix = reader.layer.matrix(reader.layer.weight.read()).double()
-        self.metric = reader.metric / 2
-        self.units = reader.units[leaf].to(self.inverse.device)
-        self.start = self.matrix
-        self.inputs = torch.arange(self.units.shape[1], device=self.units.device).expand(self.units.shape)
-
-    def change(self) -> Tensor:
-        """How much the matrix (G, f, o) changed; rows of removed inputs are 0 now."""
-        change = -self.start
-        groups = torch.arange(len(self.inputs), device=self.inputs.device)[:, None]
-        change[groups, self.inputs] += self.matrix
-        return change.float()
-
-    def _places(self, units: np.ndarray) -> Tensor:
-        """The inputs of some units, (G, units, k)."""
-        wanted = torch.as_tensor(units, device=self.units.device)
-        hits = self.units[:, None, :] == wanted[None, :, None]
-        count = int(hits[0, 0].sum())
-        return hits.nonzero()[:, 2].reshape(len(self.units), len(units), count)
-
-    def _costs(self, places: Tensor) -> Tensor:
-        """The damage of removing each set of inputs (G, sets, k): (sets,)."""
-        groups = torch.arange(len(places), device=places.device)[:, None, None]
-        block = self._block(places, places)
-        rows = self.matrix[groups, places]
-        gram = rows @ self.metric[:, None] @ rows.transpose(-1, -2)
-        return torch.linalg.solve(block, gram).diagonal(dim1=-2, dim2=-1).sum((0, 2))
-
-    def _block(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """The blocks of the inverse covariance at these inputs, (G, …, rows, columns)."""
-        groups = torch.arange(len(rows), device=rows.device).reshape(-1, *[1] * rows.dim())
-        return self.inverse[groups, rows[..., :, None], columns[..., None, :]]
+        covariance.diagonal(dim1=1, dim2=2).add_(reader.moments.damping(covariance.diagonal(dim1=1, dim2=2), ridge))
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
+        self.start = reader.layer.matrix(reader.layer.weight.read()).double()
+        self.weights = torch.cat([self.start, self.start @ reader.metric / 2], 2)
+        self.groups = torch.arange(len(self.start), device=self.start.device)[:, None]
+        self.inputs = _inputs(reader.units[leaf].to(self.start.device))
+        self.blocks = self._of_inverse(self.inputs, self.inputs)
+        self.left = torch.ones(self.start.shape[:2], dtype=torch.bool, device=self.start.device)
+        self.factors = self.start.new_empty((*self.start.shape[:2], self.inputs[0].numel()))
+        self.removed = 0
 
     def each(self, units: np.ndarray) -> np.ndarray:
         """The damage of removing each unit alone, `(units,)`."""
-        return self._costs(self._places(units)).cpu().numpy()
+        rows = self.weights[self.groups[..., None], self.inputs[:, units]]
+        damage = _damage(_solved(torch.linalg.cholesky(self.blocks[:, units]), rows))
+        return damage.sum((0, 2)).cpu().numpy()
 
     def remove(self, units: np.ndarray) -> float:
-        places = self._places(units).flatten(1)
-        cost = float(self._costs(places[:, None]).sum())
-        groups = torch.arange(len(places), device=places.device)[:, None]
-        kept = torch.ones(self.units.shape, dtype=torch.bool, device=places.device)
-        kept[groups, places] = False
-        rest = kept.nonzero()[:, 1].reshape(len(places), -1)
-        across = self._block(rest, places)
-        solved = torch.linalg.solve(self._block(places, places), across.transpose(1, 2))  # (G, removed, rest)
-        self.matrix = self.matrix[groups, rest] - solved.transpose(1, 2) @ self.matrix[groups, places]
-        self.inverse = self._block(rest, rest) - across @ solved
-        self.units, self.inputs = self.units[groups, rest], self.inputs[groups, rest]
-        return cost
+        """Remove units, which may not be removed yet; the damage."""
+        gone = self.inputs[:, units].flatten(1)
+        self.left[self.groups, gone] = False
+        rest = self.left.nonzero()[:, 1].reshape(len(gone), -1)
+        before, end = self._factors(gone), self.removed + gone.shape[1]
+        factor = torch.linalg.cholesky(self._of_inverse(gone, gone) - before @ before.transpose(1, 2))
+        across = self._of_inverse(rest, gone) - self._factors(rest) @ before.transpose(1, 2)
+        across = _solved(factor, across.transpose(1, 2)).transpose(1, 2)
+        rows = _solved(factor, self.weights[self.groups, gone])
+        self.weights[self.groups, rest] -= across @ rows
+        self.factors[self.groups, rest, self.removed : end] = across
+        again = self.factors[self.groups[..., None], self.inputs, self.removed : end]
+        self.blocks -= again @ again.transpose(2, 3)
+        self.removed = end
+        return float(_damage(rows).sum())
+
+    def change(self) -> Tensor:
+        """How much the matrix (G, f, o) changed; rows of removed inputs are 0 now."""
+        rest = self.left.nonzero()[:, 1].reshape(len(self.left), -1)
+        change = -self.start
+        change[self.groups, rest] += self.weights[self.groups, rest, : change.shape[2]]
+        return change.float()
+
+    def _factors(self, rows: Tensor) -> Tensor:
+        return self.factors[self.groups, rows, : self.removed]
+
+    def _of_inverse(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The parts of the inverse covariance at these inputs (G, …, rows), (G, …, columns), before any removal."""
+        groups = self.groups.reshape(-1, *[1] * rows.dim())
+        return self.inverse[groups, rows[..., :, None], columns[..., None, :]]
+
+
+def _inputs(units: Tensor) -> Tensor:
+    """The inputs of each unit, (G, units, k), from the unit that each input belongs to, or -1: (G, f)."""
+    order = units.argsort(dim=1, stable=True)
+    count = int(units.max()) + 1
+    first = int((units[0] < 0).sum())
+    return order[:, first:].reshape(len(units), count, -1)
+
+
+def _solved(factor: Tensor, right: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(factor, right, upper=False)
+
+
+def _damage(rows: Tensor) -> Tensor:
+    """The damage of removing each row (…, 2 o), once these are solved by the factor of their block."""
+    weights, measured = rows.chunk(2, -1)
+    return torch.einsum("...o,...o->...", weights, measured)
 
 
 def refine(groups: Groups, curves: Mapping[int, Curve], sensitivity: Sensitivity, batches: Sequence[Inputs],

@@ -13,6 +13,7 @@ from surgeon.frontend.copies import duplicate
 from surgeon.frontend.ignore import Ignored, ignoring
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
+from surgeon.frontend.wrappers import within_its_wrapper
 from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Groups
 from surgeon.groups.weights import check_finite
@@ -24,6 +25,7 @@ _AMOUNT = number(
 )
 
 
+@within_its_wrapper()
 @public(amount=_AMOUNT, scope=choice("global", "local"))
 @undisturbed()
 def prune_connections(

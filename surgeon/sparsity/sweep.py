@@ -14,12 +14,14 @@ from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
 from surgeon.frontend.trace import Graph, check_dense
+from surgeon.frontend.wrappers import within_its_wrapper
 from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Groups
 from surgeon.groups.gains import rescaled
 from surgeon.groups.interpreter import Interpreter, double, precisely
 from surgeon.groups.weights import check_finite
-from surgeon.plans.plan import Plan, attach
+from surgeon.plans.carried import attach
+from surgeon.plans.plan import Plan
 from surgeon.sparsity.removable import Sweep, find
 from surgeon.sparsity.report import SweepReport
 from surgeon.surgery.build import carry_out
@@ -28,6 +30,7 @@ from surgeon.verification.check import TOLERANCE, checked_inputs, gathered, rela
 Form = Literal["module", "graph"]
 
 
+@within_its_wrapper()
 @public()
 @undisturbed()
 def sweep(
@@ -76,7 +79,7 @@ def sweep(
     swept = find(groups)
     slim, form, deviation = (_cut(work, groups, swept) if swept.keep else (work, "module", 0.0))
     slim.to(next((parameter.device for parameter in model.parameters()), torch.device("cpu")))
-    attach(slim, Plan.of(groups, swept.keep, {"sweep": True, "threshold": threshold}, model=model))
+    attach(slim, Plan.of(groups, swept.keep, {"sweep": True, "threshold": threshold}, model=model), model)
     if not return_report:
         return slim
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, slim))

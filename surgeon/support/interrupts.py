@@ -95,7 +95,7 @@ def unwind(command: Callable[[], object], quiet: bool = False) -> None:
 def held() -> Iterator[None]:
     """Hold signals back until the block is done.
 
-    >>> done = []
+    >>> done, before = [], signal.signal(signal.SIGINT, signal.default_int_handler)
     >>> try:
     ...     with held():
     ...         signal.raise_signal(signal.SIGINT)
@@ -103,6 +103,8 @@ def held() -> Iterator[None]:
     ... except KeyboardInterrupt:
     ...     print(done)
     ['whole']
+    >>> signal.signal(signal.SIGINT, before) is signal.default_int_handler
+    True
     """
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
         yield

@@ -6,7 +6,7 @@ one that an operator of that module was called with; it becomes the size that th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,31 +62,44 @@ def describe_tensors(module: nn.Module, printed: Mapping[str, Any] | None = None
             module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
 
 
-# The class of a module, and one of its attributes.
-Attribute = tuple[type, str]
+#: A printed argument: an operator, the argument's name and, of several numbers, the place; -1 where it is one.
+Meaning = tuple[str, str, int]
+#: What an attribute of a module means, by the module's name and its own.
+Meanings = Mapping[tuple[str, str], Meaning]
+
+
+@dataclass(frozen=True, eq=False)
+class Attribute:
+    """An integer that a module holds, and the names of the modules whose operators may tell what size it is.
+
+    Of several integers in one attribute, it is the one at `place`.
+    """
+
+    module: str
+    name: str
+    paths: tuple[str, ...]
+    value: Any
+    place: int | None = None
 
 
 @dataclass(frozen=True)
 class Renumbered:
     """The integers that were rewritten: module, attribute, old, new. And the attributes that were in doubt.
 
-    An attribute is in doubt where several sizes of a module were equal before and are not any more: then the sizes that
-    it might be instead are listed.
+    An attribute is in doubt where several sizes of a module were equal before and are not any more.
     """
 
     changes: tuple[tuple[str, str, Any, Any], ...]
-    doubts: Mapping[Attribute, tuple[int, ...]]
+    doubts: frozenset[tuple[str, str]]
 
 
-def renumber(
-    model: nn.Module, groups: Groups, kept: Kept, chosen: Mapping[Attribute, int] | None = None
-) -> Renumbered:
+def renumber(model: nn.Module, groups: Groups, kept: Kept, meanings: Meanings | None = None) -> Renumbered:
     """Rewrite integers on the modules of `model`, in place.
 
-    `model` is a copy whose tensors are already cut. `chosen` settles attributes that are in doubt.
+    `model` is a copy whose tensors are already cut. `meanings` settles attributes that are in doubt.
     """
     changes: list[tuple[str, str, Any, Any]] = []
-    doubts: dict[Attribute, tuple[int, ...]] = {}
+    doubts: set[tuple[str, str]] = set()
     printed = _printed(groups, kept)
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -96,13 +109,13 @@ def renumber(
         sizes = {key: pair for alias in known_as for key, pair in printed.get(alias, {}).items()}
         before = {k: v for k, v in vars(module).items() if isinstance(v, int | tuple) and not isinstance(v, bool)}
         describe_tensors(module, {k: v[1] for k, v in sizes.items() if k in NAMED_ALIKE})
-        if not type(module).__module__.startswith("torch.nn.modules") or isinstance(module, nn.MultiheadAttention):
-            _replace_sizes(module, _pairs(sizes), chosen or {}, doubts)
+        if takes_sizes(module):
+            doubts |= {(name, key) for key in _replace_sizes(module, name, sizes, meanings or {})}
         changes += [(name, k, v, vars(module)[k]) for k, v in before.items() if vars(module)[k] != v]
     for module in names:
         if isinstance(module, nn.TransformerEncoder) and any(_has_odd_heads(each) for each in module.layers):
             module.use_nested_tensor = False  # as its constructor does: its kernels take pairs of heads
-    return Renumbered(tuple(changes), doubts)
+    return Renumbered(tuple(changes), frozenset(doubts))
 
 
 def _has_odd_heads(layer: nn.Module) -> bool:
@@ -115,21 +128,32 @@ def _printed(groups: Groups, kept: Kept) -> dict[str, dict[Any, tuple[Any, Any]]
 
     Keys are argument names, or (node name, argument name) where the same name occurs several times.
     """
-    found: dict[str, dict[Any, tuple[Any, Any]]] = {}
+    return {path: printed_sizes(operators, kept) for path, operators in with_sizes(groups).items()}
+
+
+def with_sizes(groups: Groups) -> dict[str, list[tuple[fx.Node, Typed]]]:
+    """For each module: its operators with arguments that are printed from axes."""
+    found: dict[str, list[tuple[fx.Node, Typed]]] = {}
     for node, typed in groups.typed.items():
-        if not typed.args or node.op != "call_function":
-            continue
-        path = module_path(node)
-        if path is None:
-            continue
+        if typed.args and node.op == "call_function" and (path := module_path(node)) is not None:
+            found.setdefault(path, []).append((node, typed))
+    return found
+
+
+def printed_sizes(operators: Iterable[tuple[fx.Node, Typed]], kept: Kept) -> dict[Any, tuple[Any, Any]]:
+    """The arguments of operators that are printed from axes, old and new."""
+    found: dict[Any, tuple[Any, Any]] = {}
+    for node, typed in operators:
         old = arguments(node)
-        here = found.setdefault(path, {})
         for name, print_ in typed.args.items():
             before = old[name] if name in old else _split_sizes(typed, old["dim"])
-            after = print_(kept)
-            here[(node.name, name)] = (before, after)
-            here[name] = (before, after)
+            found[(node.name, name)] = found[name] = (before, print_(kept))
     return found
+
+
+def takes_sizes(module: nn.Module) -> bool:
+    """Whether integers of a module that are sizes are rewritten, beside what torch documents of its own modules."""
+    return not type(module).__module__.startswith("torch.nn.modules") or isinstance(module, nn.MultiheadAttention)
 
 
 def _split_sizes(typed: Typed, dim: int) -> list[int]:
@@ -137,7 +161,7 @@ def _split_sizes(typed: Typed, dim: int) -> list[int]:
     return [axes[dim].size for axes in typed.out if isinstance(axes, tuple)]
 
 
-def _pairs(sizes: Mapping[Any, tuple[Any, Any]]) -> dict[Any, set[Any]]:
+def size_pairs(sizes: Mapping[Any, tuple[Any, Any]]) -> dict[Any, set[Any]]:
     """Old size -> the new sizes it was printed as; also for whole lists of sizes."""
     pairs: dict[Any, set[Any]] = {}
 
@@ -155,22 +179,50 @@ def _pairs(sizes: Mapping[Any, tuple[Any, Any]]) -> dict[Any, set[Any]]:
     return pairs
 
 
-def _replace_sizes(
-    module: nn.Module, pairs: Mapping[Any, set[Any]], chosen: Mapping[Attribute, int], doubts: dict[Attribute, Any]
-) -> None:
+def _replace_sizes(module: nn.Module, name: str, sizes: Mapping[Any, Any], meanings: Meanings) -> list[str]:
+    """Rewrite a module's own integers; those that are in doubt."""
+    pairs = size_pairs(sizes)
+    doubts = []
     for key, value in list(vars(module).items()):
         if key.startswith("_") or isinstance(value, bool) or not isinstance(value, int | list | tuple):
             continue
         if isinstance(value, int):
-            attribute = (type(module), key)
-            new = chosen.get(attribute, _only(pairs, value))
-            vars(module)[key] = new
+            meaning = meanings.get((name, key))
+            vars(module)[key] = _only(pairs, value) if meaning is None else meant(sizes, meaning)
             if len(pairs.get(value, ())) > 1:
-                doubts[attribute] = tuple(sorted(pairs[value] - {new}))
+                doubts.append(key)
         elif value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
-            whole = pairs.get(tuple(value), set()) - {tuple(value)}
-            sizes = next(iter(whole)) if len(whole) == 1 else [_only(pairs, v) for v in value]
-            vars(module)[key] = type(value)(sizes)
+            vars(module)[key] = type(value)(renumbered_size(pairs, tuple(value)))
+    return doubts
+
+
+def meant(sizes: Mapping[Any, tuple[Any, Any]], meaning: Meaning) -> int:
+    """What a printed argument is now."""
+    operator, argument, place = meaning
+    new = sizes[operator, argument][1]
+    return int(new if place < 0 else new[place])
+
+
+def possible_meanings(sizes: Mapping[Any, tuple[Any, Any]], value: int) -> list[Meaning]:
+    """The printed arguments that were `value`."""
+    found = []
+    for key, (old, new) in sizes.items():
+        if not isinstance(key, tuple):
+            continue
+        if isinstance(old, int) and old == value and isinstance(new, int):
+            found.append((*key, -1))
+        elif isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+            found += [(*key, at) for at, (a, b) in enumerate(zip(old, new, strict=True))
+                      if a == value and isinstance(a, int) and isinstance(b, int)]
+    return found
+
+
+def renumbered_size(pairs: Mapping[Any, set[Any]], value: Any) -> Any:
+    """What a size, or several as a tuple, became."""
+    if isinstance(value, int):
+        return _only(pairs, value)
+    whole = pairs.get(value, set()) - {value}
+    return next(iter(whole)) if len(whole) == 1 else tuple(_only(pairs, each) for each in value)
 
 
 def _only(pairs: Mapping[Any, set[Any]], value: int) -> int:

@@ -14,7 +14,7 @@ from surgeon.frontend.free_sizes import FreeSizes, Unfit, narrower, resized
 from surgeon.frontend.symbolic import SizedGraph, assumed, beside_train_only, trace_sizes
 from surgeon.frontend.trace import Inputs
 from surgeon.groups.coupling import Groups, couple
-from surgeon.ir.size_conditions import Condition, Place, needed
+from surgeon.ir.size_conditions import Condition, Place, agreeing, needed
 from surgeon.rules import Kept
 from surgeon.support.progress import stage
 from surgeon.surgery.tensors import kept_positions
@@ -25,6 +25,8 @@ from surgeon.verification.second_size import Computes, compare, of_graph, of_mod
 LIMIT = 30.0
 #: Conditions of which it is asked whether the model obeys them, and how many times the example's elements this may run.
 MOST_PROBES, MOST_GROWN = 8, 2.0
+#: Sizes that meet the conditions of which it is asked whether the model runs at them.
+MOST_AGREEING = 4
 #: Why torch makes a number of a size.
 COMPUTED = "its code computes with this size while it is traced, as a loop over it does"
 
@@ -196,13 +198,13 @@ def _meeting(original: Computes, sizes: FreeSizes, conditions: list[Condition], 
     """Other sizes at which all conditions hold; what takes part in one that does not is fixed if there are none."""
     broken = [each for each in conditions if not each.holds(_others(sizes))]
     involved = {place for each in broken for place in each.places()}
-    for change in (_tied, _doubled):
-        if not broken:
-            return sizes
-        tried = change(sizes, broken, involved)
+    if not broken:
+        return sizes
+    for tried in (_tied(sizes, broken), _doubled(sizes, involved), *_agreeing(sizes, conditions)):
         at = _others(tried)
-        runs = not isinstance(original(resized(inputs, _only(at, tried)), False), Unfit)
-        if runs and all(each.holds(at) for each in conditions):
+        if not all(each.holds(at) for each in conditions):
+            continue
+        if not isinstance(original(resized(inputs, _only(at, tried)), False), Unfit):
             return tried
     names = {each.place: f"{each.input} axis {each.axis}" for each in sizes}
     reasons = {
@@ -212,7 +214,7 @@ def _meeting(original: Computes, sizes: FreeSizes, conditions: list[Condition], 
     return _fixing(sizes, reasons)
 
 
-def _tied(sizes: FreeSizes, broken: list[Condition], involved: Collection[Place]) -> FreeSizes:
+def _tied(sizes: FreeSizes, broken: list[Condition]) -> FreeSizes:
     """With equal sizes where that is what is asked for."""
     others = _others(sizes)
     for each in broken:
@@ -222,9 +224,16 @@ def _tied(sizes: FreeSizes, broken: list[Condition], involved: Collection[Place]
     return sizes.at(others)
 
 
-def _doubled(sizes: FreeSizes, broken: list[Condition], involved: Collection[Place]) -> FreeSizes:
+def _doubled(sizes: FreeSizes, involved: Collection[Place]) -> FreeSizes:
     """With twice the example's sizes."""
     return sizes.at({**_others(sizes), **{each.place: 2 * each.size for each in sizes if each.place in involved}})
+
+
+def _agreeing(sizes: FreeSizes, conditions: Iterable[Condition]) -> Iterator[FreeSizes]:
+    """With sizes near the example's at which all conditions hold."""
+    varying = {each.place: (each.size, each.with_) for each in sizes.free}
+    for found in agreeing(conditions, _others(sizes), varying)[:MOST_AGREEING]:
+        yield sizes.at({**_others(sizes), **found})
 
 
 def _others(sizes: FreeSizes) -> dict[Place, int]:

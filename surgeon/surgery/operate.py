@@ -18,23 +18,23 @@ from surgeon.frontend.trace import Graph, Inputs, batched, refuse_unfit, skeleto
 from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept, where
 from surgeon.support.process_wide import uncollected
-from surgeon.surgery.attributes import NAMED_ALIKE, Attribute, Renumbered, module_path, renumber
+from surgeon.surgery.attributes import NAMED_ALIKE, module_path
 from surgeon.surgery.canonical import Stream, alike_but_for_sizes, difference
 from surgeon.surgery.follow import follow_tensors
 from surgeon.surgery.input_sizes import check_on_entry
 from surgeon.surgery.ladder import Rung, ladder
 from surgeon.surgery.leaves import restore_leaves
+from surgeon.surgery.meanings import what_is_meant
+from surgeon.surgery.own_class import own_class
 from surgeon.surgery.record import Stand, record
 from surgeon.surgery.replay import Paired, replay
 from surgeon.surgery.rewrite import Predicted, assemble, check_shapes, printed, slim_graph
 from surgeon.surgery.same import pair
-from surgeon.surgery.tensors import like, slim_tensors, take
+from surgeon.surgery.tensors import slim_tensors
 from surgeon.verification.certificate import SecondSize
 from surgeon.verification.second_size import certify_second
 
 FORMS = ("auto", "module", "graph")
-#: How often another reading of the attributes in doubt is tried: each takes a trace.
-MOST_TRIALS = 4
 
 
 @dataclass(frozen=True)
@@ -199,23 +199,22 @@ def _as_graph(model: nn.Module, rung: Rung, retrace: bool, reason: str) -> Opera
 def _in_own_class(model: nn.Module, predicted: _Prediction) -> Operation | str:
     """The operation in the user's own class, or why that can't be.
 
-    Where several sizes of a module were equal, which of them an attribute is has to be tried.
+    Where several sizes of a module were equal, which of them an attribute is may have to be found out.
     """
-    first = ""
     groups, kept = predicted.rung.groups, predicted.rung.kept
-    trials: list[dict[Attribute, int]] = [{}]
-    for trial in trials:
-        candidate, renumbered = own_class(model, groups, kept, predicted.tensors, trial)
-        found = _train_only(candidate, groups) or _hold(candidate, predicted)
-        if not isinstance(found, str):
-            _copy_modes(model, candidate)
-            reason, rung = "sizes rewritten on its modules", predicted.rung
-            return Operation(candidate, "module", reason, *found, rung, renumbered=renumbered.changes)
-        first = first or found
-        if not trial:
-            doubts = [{key: size} for key, sizes in renumbered.doubts.items() for size in sizes]
-            trials += doubts[:MOST_TRIALS]
-    return first
+    candidate, renumbered = own_class(model, groups, kept, predicted.tensors)
+    found = _train_only(candidate, groups) or _hold(candidate, predicted)
+    if isinstance(found, str) and renumbered.doubts:
+        meanings = {key: meaning for key, meaning in what_is_meant(model, groups).items() if key in renumbered.doubts}
+        if meanings:
+            candidate, renumbered = own_class(model, groups, kept, predicted.tensors, meanings)
+            again = _train_only(candidate, groups) or _hold(candidate, predicted)
+            found = found if isinstance(again, str) else again
+    if isinstance(found, str):
+        return found
+    _copy_modes(model, candidate)
+    reason, rung = "sizes rewritten on its modules", predicted.rung
+    return Operation(candidate, "module", reason, *found, rung, renumbered=renumbered.changes)
 
 
 def _hold(candidate: nn.Module, predicted: _Prediction) -> tuple[Paired, bool] | str:
@@ -266,53 +265,6 @@ def _one_sample(candidate: nn.Module, predicted: _Prediction, calls: Stream) -> 
 def _repeats(inputs: Inputs, alone: Inputs) -> bool:
     pairs = zip(pytree.tree_leaves(inputs), pytree.tree_leaves(alone), strict=True)
     return all(torch.equal(every, one.expand(every.shape)) for every, one in pairs if isinstance(every, Tensor))
-
-
-def own_class(
-    model: nn.Module,
-    groups: Groups,
-    kept: Kept,
-    tensors: Mapping[str, Tensor],
-    chosen: Mapping[Attribute, int] | None = None,
-) -> tuple[nn.Module, Renumbered]:
-    """A copy of the user's module with smaller tensors and rewritten integers; not yet known to be right."""
-    slim = skeleton(model)
-    new: dict[int, Tensor] = {}
-    for path, module in slim.named_modules(remove_duplicate=False):
-        for table in _tables(module):
-            for key, value in table.items():
-                name = f"{path}.{key}" if path else key
-                if isinstance(value, Tensor) and name in tensors:
-                    new[id(value)] = tensors[name]
-    for module in slim.modules():
-        for table in _tables(module):
-            for key, value in list(table.items()):
-                if isinstance(value, Tensor):
-                    if id(value) not in new:
-                        new[id(value)] = like(value, take(value, {}))
-                    table[key] = new[id(value)]
-    _compute_weights(slim)
-    return slim, renumber(slim, groups, kept, chosen)
-
-
-def _compute_weights(slim: nn.Module) -> None:
-    """Compute the weights that hooks of torch's own tools keep as plain attributes, as the next call of a module does.
-
-    These are the masks of `torch.nn.utils.prune`, and weight norm and spectral norm of `torch.nn.utils`.
-    """
-    for module in slim.modules():
-        training = module.training
-        module.training = False  # spectral norm goes on with its power iteration in train mode
-        for hook in module._forward_pre_hooks.values():
-            if type(hook).__module__.startswith("torch.nn.utils."):
-                with torch.no_grad():
-                    hook(module, ())
-        module.training = training
-
-
-def _tables(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    """Where a module keeps its tensors: parameters, buffers and plain attributes."""
-    return module._parameters, module._buffers, vars(module)
 
 
 def _retrace(candidate: nn.Module, groups: Groups, copies: Mapping[fx.Node, fx.Node]) -> str | Paired:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from surgeon.frontend.functionalize import functional_variant
 from surgeon.frontend.isolation import quietly, with_masks_as_given, without_fast_attention
+from surgeon.frontend.outputs import with_open_outputs
 from surgeon.frontend.trace import Inputs
 from surgeon.ir.operators import by_name, is_a, operator_name
 from surgeon.surgery.canonical import Call, Made, Program, Shape, Stream, Value, call_of, map_leaves, results_of, values
@@ -191,9 +192,15 @@ def _shape(value: Any) -> Shape:
 
 
 def record(module: nn.Module, inputs: Inputs, stand: Stand) -> Stream | None:
-    """The calls that `module` makes; None where they do not tell what it computes. Raises what its forward raises."""
+    """The calls that `module`, a copy of the user's, makes; None where they do not tell what it computes.
+
+    Raises what its forward raises.
+    """
     args, kwargs = pytree.tree_map(stand.of, inputs)
     recorder = Recorder(stand)
-    with quietly(), with_masks_as_given(), without_fast_attention(), torch.no_grad(), stand.mode, recorder:
+    with (
+        quietly(), with_masks_as_given(), with_open_outputs(module), without_fast_attention(), torch.no_grad(),
+        stand.mode, recorder,
+    ):
         outputs = module(*args, **kwargs)
     return recorder.stream(outputs)

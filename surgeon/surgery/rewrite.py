@@ -152,13 +152,24 @@ def check_shapes(
     Raises:
         SurgeryError: an operator can't run, or computes other shapes than its axes say.
     """
+    recorder = Recorder(stand)
+    values, results = propagate(groups, kept, copies, tensors, recorder)
+    ends = [leaf for leaf in pytree.tree_leaves(groups.graph.output.args) if isinstance(leaf, fx.Node)]
+    stream = recorder.stream([values[copies[node]] for node in ends])
+    return Predicted(stream, results) if stream is not None else None
+
+
+def propagate(
+    groups: Groups, kept: Kept, copies: dict[fx.Node, fx.Node], tensors: dict[str, Tensor], recorder: Recorder
+) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
+    """As `check_shapes`: what each node of the new graph computes, and how the recorder knows it, by the old nodes."""
     values: dict[fx.Node, Any] = {}
     results: dict[fx.Node, Any] = {}
+    stand = recorder.stand
     leaves = pytree.tree_leaves(groups.graph.inputs)
     for value in (*leaves, *tensors.values()):
         stand.of(value)  # now, so that none is made among the calls
     inputs = iter(leaves)
-    recorder = Recorder(stand)
     with torch.no_grad(), stand.mode, recorder:
         for old, node in copies.items():
             try:
@@ -167,9 +178,7 @@ def check_shapes(
                 raise SurgeryError(f"{where(old)} ({old.name}) can't run in the smaller graph: {error}") from error
             _compare(groups, old, values[node], kept)
             results[old] = recorder.known(values[node])
-    ends = [leaf for leaf in pytree.tree_leaves(groups.graph.output.args) if isinstance(leaf, fx.Node)]
-    stream = recorder.stream([values[copies[node]] for node in ends])
-    return Predicted(stream, results) if stream is not None else None
+    return values, results
 
 
 def _propagate(

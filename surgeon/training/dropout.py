@@ -12,11 +12,12 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from surgeon.cost.cost import weights_of
 from surgeon.errors import InvalidArgument
-from surgeon.frontend.parameters import module_in_place, public
+from surgeon.frontend.parameters import bare_module_in_place, public
 from surgeon.frontend.trace import normalize_inputs, trace_inputs
 from surgeon.groups.coupling import Groups, couple
 from surgeon.ir.operators import is_a
-from surgeon.plans.plan import PLAN, Plan, plan_of
+from surgeon.plans.carried import plan_of
+from surgeon.plans.plan import PLAN, Plan
 from surgeon.surgery.attributes import module_path
 
 
@@ -33,7 +34,7 @@ class Scaled:
         return f"{self.rate:g} → {self.scaled:.3g}, {self.left:,} of {self.connections:,} connections"
 
 
-@public(slim=module_in_place, plan=PLAN)
+@public(slim=bare_module_in_place, plan=PLAN)
 def scale_dropout(slim: nn.Module, plan: Plan | None = None, example_inputs: Any = None) -> dict[str, Scaled]:
     """Lower the rate of each Dropout module, in place, to rate · √(connections left / connections before).
 

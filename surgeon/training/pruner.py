@@ -18,12 +18,13 @@ from surgeon.cost.cost import Cost
 from surgeon.errors import InvalidArgument, NotEquivalent, WeightsError
 from surgeon.frontend.ignore import named
 from surgeon.frontend.isolation import undisturbed
-from surgeon.frontend.parameters import functions, module_in_place, public
+from surgeon.frontend.parameters import bare_module_in_place, functions, public
 from surgeon.frontend.parameters import importance as criterion
 from surgeon.groups.analyze import analyze
 from surgeon.groups.weights import check_finite
 from surgeon.pipeline.options import BY_CONCERN, Select, Selecting, flat
-from surgeon.plans.plan import Plan, attach
+from surgeon.plans.carried import attach
+from surgeon.plans.plan import Plan
 from surgeon.scoring import GRADIENT_CRITERIA, Criterion, Gradients, score
 from surgeon.support.arguments import BUDGETS, choice, instance, mapping
 from surgeon.support.progress import stage
@@ -51,7 +52,7 @@ class Decision:
 
 
 @public(
-    **BY_CONCERN | {"budget": choice(*BUDGETS), "importance": criterion}, model=module_in_place, schedule=SCHEDULE,
+    **BY_CONCERN | {"budget": choice(*BUDGETS), "importance": criterion}, model=bare_module_in_place, schedule=SCHEDULE,
     optimizer=instance(torch.optim.Optimizer, "a torch.optim.Optimizer"),
     regularizer=functions("functions as in surgeon.training.regularizers", 1), state=mapping("what state_dict() gave"),
 )
@@ -64,8 +65,8 @@ class Pruner:
     (`torch.distributed`) scores are averaged, so that all processes mask the same units.
 
     Args:
-        model: any module that `torch.export` can trace, not wrapped for several processes; its weights are masked in
-            place.
+        model: any module that `torch.export` can trace; its weights are masked in place. Of one that is wrapped for
+            several devices or compiled, `commit` makes a bare one.
         target: the share of the budget to remove in the end, at least 0 and less than 1.
         schedule: a function from the step, 0 before training, to the share of the target that is due: one of
             `surgeon.schedules`, or the user's own.
@@ -115,8 +116,6 @@ class Pruner:
         regularizer: Regularizer | Iterable[Regularizer] | None = None,
         **options: Unpack[Selecting],
     ) -> None:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            raise InvalidArgument(f"model is wrapped by {type(model).__name__}: give model.module to the pruner")
         self.target, self.schedule = target, schedule
         first = share_at(schedule, 0)
         observing = isinstance(importance, str) and importance in GRADIENT_CRITERIA
@@ -231,7 +230,7 @@ class Pruner:
                     f"the smaller {type(self.model).__name__} deviates from the masked one by {deviation:.1e} "
                     f"(relative), more than {TOLERANCE:.0e}; please report this network"
                 )
-        attach(operation.module, self.plan)
+        attach(operation.module, self.plan, self.model)
         return operation.module
 
     def release(self) -> None:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import InvalidArgument, WeightsError
-from surgeon.frontend.parameters import TENSORS, module_in_place, public
-from surgeon.plans.plan import PLAN, Plan, plan_of
+from surgeon.frontend.parameters import TENSORS, bare_module_in_place, module_in_place, public
+from surgeon.plans.carried import plan_of
+from surgeon.plans.plan import PLAN, Plan
 
 
-@public(slim=module_in_place, plan=PLAN, earlier=TENSORS)
+@public(slim=bare_module_in_place, plan=PLAN, earlier=TENSORS)
 @torch.no_grad()
 def rewind(slim: nn.Module, earlier: Mapping[str, Tensor], plan: Plan | None = None) -> None:
     """Set the weights of a smaller model, in place, to those that the full model had earlier in training.

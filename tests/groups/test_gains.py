@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 
 import surgeon
 from surgeon.errors import NothingToPrune
-from surgeon.plans.plan import plan_of
+from surgeon.plans.carried import plan_of
 
 Wrap = Callable[[nn.Module], nn.Module]
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm.* is deprecated:FutureWarning")

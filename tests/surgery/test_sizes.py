@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import surgeon
-from surgeon.plans.plan import attached
+from surgeon.plans.carried import attached
 from surgeon.surgery import ladder
 
 Shape = tuple[int, ...]
@@ -161,11 +161,21 @@ def test_the_users_own_class_does_what_its_code_does(
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_branch_keeps_all_sizes_that_take_it() -> None:
+    slim, zeroed = made(lambda net, y: y.relu() if 14 <= y.shape[1] <= 16 else -y, (2, 15, 6), "graph")
+    for length in (14, 16):
+        x = torch.randn(3, length, 6)
+        torch.testing.assert_close(slim(x), zeroed(x))
+    for length in (13, 17):
+        with pytest.raises(surgeon.SurgeonError, match="branches on these sizes"):
+            slim(torch.randn(3, length, 6))
+
+
 @pytest.mark.parametrize("form", ["graph", "module"])
 def test_what_is_free_is_told_and_proved_at_a_second_size(form: Any) -> None:
     net = Net(lambda net, y: y.relu(), "image")
     _, report = surgeon.shrink(net, 0.4, example_inputs=torch.randn(IMAGE), form=form, return_report=True)
-    assert report.inputs[0].startswith("x (2, 3, 8, 8): axes 0, 2, 3 free, axis 1 fixed (")
+    assert report.inputs[0].startswith("x (*, 3, *, *): axes 0, 2, 3 free, axis 1 fixed (")
     second = report.certificate.second_size
     assert second.deviation < 1e-12 and second.shapes == ("x (3, 3, 24, 16)",)
     assert "at a second size, x (3, 3, 24, 16)" in str(report)

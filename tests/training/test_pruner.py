@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from surgeon.errors import Infeasible, InvalidArgument, WeightsError
-from surgeon.plans.plan import attached
+from surgeon.plans.carried import attached
 from surgeon.scoring import CRITERIA, GRADIENT_CRITERIA
 from surgeon.training import checkpoint, schedules
 from surgeon.training.pruner import Pruner
@@ -302,9 +302,17 @@ def test_refused_before_anything_is_changed(options: dict[str, Any], error: type
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_wrapped_model_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match=r"wrapped by DataParallel: give model\.module"):
-        Pruner(nn.DataParallel(Residual()), 0.5, schedule=SCHEDULE)
+def test_a_wrapped_model_is_masked_inside() -> None:
+    model, x = network("residual")
+    wrapped = nn.DataParallel(model)
+    pruner = Pruner(wrapped, 0.5, schedule=SCHEDULE, example_inputs=x[:2])
+    for _ in range(9):
+        wrapped(x).square().mean().backward()
+        pruner.step()
+    assert pruner.model is model
+    slim = pruner.commit()
+    assert type(slim) is type(model)
+    assert torch.allclose(slim.eval()(x), wrapped.eval()(x), atol=1e-5)
 
 
 def test_gradients_that_are_missing_are_told() -> None:

@@ -1,0 +1,72 @@
+"""Which of several equal sizes the attributes of a model's modules mean, told by the code that reads them."""
+
+from __future__ import annotations
+
+import itertools
+
+from torch import nn
+
+from surgeon.frontend.isolation import untouched
+from surgeon.groups.coupling import Groups
+from surgeon.surgery.attributes import Attribute, Meaning, Meanings, meant, possible_meanings
+from surgeon.surgery.code import At, Code, Demand
+
+#: How many readings of a module's attributes are tried, each on a few calls.
+MOST_READINGS = 64
+#: Groups that are cut alone to tell readings apart.
+MOST_APART = 8
+
+
+def what_is_meant(model: nn.Module, groups: Groups) -> Meanings:
+    """What attributes mean that hold one of several equal sizes; empty where that can't be told."""
+    try:
+        with untouched(model):
+            return understood(model, groups).meanings
+    except Exception:  # noqa: BLE001  (the user's code may raise anything when its numbers are of another type)
+        return {}
+
+
+def understood(model: nn.Module, groups: Groups) -> Code:
+    """The code of a model's class, its attributes with the meanings that fit most of the code that reads them."""
+    code = Code(model, groups)
+    whole = At(code, {})
+    modules: dict[str, list[Attribute]] = {}
+    for each in code.attributes:
+        if each.place is None and len(possible_meanings(whole.printed(each.paths), each.value)) > 1:
+            modules.setdefault(each.module, []).append(each)
+    demands = list(code.demands()) if modules else []
+    for attributes in modules.values():
+        arbitrary = code.drawn(0)
+        near = sorted(set().union(*(code.depends(each) for each in attributes)))[:MOST_APART]
+        samples = [arbitrary, *({leaf: arbitrary[leaf]} for leaf in near)]
+        readings = {each: found for each in attributes if len(found := _readings(code, each, samples)) > 1}
+        if readings:
+            _choose(code, readings, [each for each in demands if each.attributes & readings.keys()], samples)
+    return code
+
+
+def _readings(code: Code, attribute: Attribute, samples: list[dict[int, int]]) -> list[Meaning]:
+    """What an attribute may mean: printed arguments that are not the same at all of the samples."""
+    sizes = [At(code, widths).printed(attribute.paths) for widths in samples]
+    apart: dict[tuple[int, ...], Meaning] = {}
+    for meaning in possible_meanings(sizes[0], attribute.value):
+        apart.setdefault(tuple(meant(found, meaning) for found in sizes), meaning)
+    return list(apart.values())
+
+
+def _choose(
+    code: Code, readings: dict[Attribute, list[Meaning]], demands: list[Demand], samples: list[dict[int, int]]
+) -> None:
+    """Give attributes the meanings with which the most demands are met; none where that is as good."""
+    most, best = -1, code.meanings
+    keys = [(each.module, each.name) for each in readings]
+    choices = itertools.islice(itertools.product(*readings.values()), MOST_READINGS)
+    for choice in (None, *choices):
+        tried = best if choice is None else {**best, **dict(zip(keys, choice, strict=True))}
+        code.meanings = tried
+        count = sum(code.holds(each, widths) for widths in samples for each in demands)
+        if count > most:
+            most, best = count, tried
+        if most == len(samples) * len(demands):
+            break
+    code.meanings = best
