@@ -14,7 +14,7 @@ from surgeon.allocation.choose import choose
 from surgeon.allocation.damage_curves import damages
 from surgeon.allocation.reach import outlook
 from surgeon.cost.cost import Cost
-from surgeon.errors import Infeasible, SurgeryError, first_line
+from surgeon.errors import Infeasible, NothingToPrune, SurgeryError, first_line
 from surgeon.groups.coupling import Groups
 from surgeon.groups.ties import Ties
 from surgeon.pipeline.latency_target import LatencyTarget, Timing
@@ -102,7 +102,7 @@ def for_own_class(model: nn.Module, groups: Groups, choose_widths: Callable[...,
         return free
     try:
         tied = choose_widths(found.ties)
-    except Infeasible as error:
+    except (Infeasible, NothingToPrune) as error:
         if form == "module":
             raise SurgeryError(f"{found.reason}. {_said(found)}, but then {error}") from error
         return replace(free, tied=f"{_said(found)}, but then {first_line(error)}")
