@@ -14,7 +14,7 @@ from surgeon.allocation.choose import choose
 from surgeon.allocation.damage_curves import damages
 from surgeon.allocation.reach import outlook
 from surgeon.cost.cost import Cost
-from surgeon.errors import Infeasible, NotEquivalent, SurgeryError, first_line
+from surgeon.errors import Infeasible, NotEquivalent, NothingToPrune, SurgeryError, first_line
 from surgeon.groups.analyze import analyze_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.groups.ties import Ties
@@ -162,7 +162,7 @@ def _with_ties(choose_widths: Callable[..., Choice], found: Needed, free: Choice
     """The choice with ties; or why it is not taken."""
     try:
         tied = choose_widths(found.ties)
-    except Infeasible as error:
+    except (Infeasible, NothingToPrune) as error:
         return f"{_said(found)}, but then {error if form == 'module' else first_line(error)}"
     if form != "module" and tied.damage > WORSE * free.damage + SLIGHT:
         cost = f"the damage is {tied.damage:.3g}, not {free.damage:.3g}"

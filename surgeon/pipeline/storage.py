@@ -8,7 +8,8 @@ SHA-256 of `plan.json`. `model.json` is
 
 where `form` is "module" or "graph", and `tied` maps each further name of a tensor to the name under which it is stored.
 `made` says how the original was made, where that is known, `structure` is a digest of classes and of plain values on
-modules (`surgeon.frontend.structure`), and `training` the mode. Nothing is pickled.
+modules (`surgeon.frontend.structure`), and `training` the mode. Tensors that the model holds as plain attributes are
+stored beside those of `state_dict`, under "attribute:" and a name. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from surgeon.frontend.recipes import Recipe
 from surgeon.frontend.trace import trace_inputs
 from surgeon.frontend.wrappers import within_its_wrapper
 from surgeon.pipeline import making
+from surgeon.pipeline.plain_tensors import PREFIX, plain_tensors
 from surgeon.pipeline.refit import refit
 from surgeon.pipeline.replay import build
 from surgeon.plans.carried import MAKER, form_of, left, plan_of
@@ -161,6 +163,7 @@ def _load(path: Path, fresh_model: nn.Module | None, factory: str | None) -> nn.
     _retie(slim, tied)
     _check(stored, tied, slim)
     _copy(stored, tied, slim)
+    _copy_plain(stored, slim)
     if fresh_model is None:
         slim.train(meta.get("training") is True)
         if factory is None and recipe is not None:
@@ -187,11 +190,12 @@ def _rebuilt(
 
 @dataclass(frozen=True)
 class _Header:
-    """The shapes and types in a weights file, by tensor name."""
+    """The shapes and types in a weights file, by tensor name; the shapes of `plain` attributes apart."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
     kinds: Mapping[str, str]
+    plain: Mapping[str, tuple[int, ...]]
 
     def floating(self) -> list[torch.dtype]:
         """The types of the floating tensors."""
@@ -205,14 +209,16 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     tied: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
     storages: set[int] = set()
-    for name, value in model.state_dict(keep_vars=True).items():
+    plain = {f"{PREFIX}{name}": value for name, value in plain_tensors(model).items()}
+    for name, value in (model.state_dict(keep_vars=True) | plain).items():
         if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_meta:
             kind = value.layout if isinstance(value, Tensor) else type(value).__name__
             where = " on the meta device" if isinstance(value, Tensor) and value.is_meta else ""
             raise InvalidModel(f"{name} is a {kind}{where}; only dense tensors with values can be stored")
         identity = _identity(value)
         if identity in first and value.numel():
-            tied[name] = first[identity]
+            if name not in plain:
+                tied[name] = first[identity]
             continue
         first[identity] = name
         dense = value.detach().cpu().contiguous()
@@ -254,6 +260,7 @@ def _read_header(folder: Path) -> _Header:
             metadata = file.metadata() or {}
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            plain = {name: shapes.pop(name) for name in slices if name.startswith(PREFIX)}
             kinds = {name: str(part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError, Unfit) as error:
         raise WeightsError(f"{path} is not a complete safetensors file: {error}; save the model again") from error
@@ -262,7 +269,7 @@ def _read_header(folder: Path) -> _Header:
         raise WeightsError(
             f"{path} was not saved with the plan beside it, which may make other cuts; save the model again"
         )
-    return _Header(path, shapes, kinds)
+    return _Header(path, shapes, kinds, plain)
 
 
 def _retie(slim: nn.Module, tied: Mapping[str, str]) -> None:
@@ -340,6 +347,14 @@ def _copy(stored: _Header, tied: Mapping[str, str], slim: nn.Module) -> None:
                     )
     except SafetensorError as error:
         raise WeightsError(f"{stored.path} can't be read: {error}") from error
+
+
+def _copy_plain(stored: _Header, slim: nn.Module) -> None:
+    """Copy the tensors of plain attributes; those that the fresh model does not have come about when it is called."""
+    with safe_open(stored.path, framework="pt") as file, torch.no_grad():
+        for name, target in plain_tensors(slim).items():
+            if stored.plain.get(f"{PREFIX}{name}") == tuple(target.shape):
+                target.copy_(file.get_tensor(f"{PREFIX}{name}"))
 
 
 def _names(names: list[str]) -> str:

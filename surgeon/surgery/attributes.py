@@ -56,8 +56,8 @@ def describe_tensors(module: nn.Module, printed: Mapping[str, Any] | None = None
         case nn.Bilinear():
             module.out_features, module.in1_features, module.in2_features = module.weight.shape
         case nn.RNNBase():
-            module.input_size = module.get_parameter("weight_ih_l0").shape[1]
-            module.hidden_size = module.get_parameter("weight_hh_l0").shape[1]
+            weights: Any = module  # under a norm they are no parameters
+            module.input_size, module.hidden_size = weights.weight_ih_l0.shape[1], weights.weight_hh_l0.shape[1]
         case nn.RNNCellBase():
             module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
 

@@ -324,6 +324,9 @@ def as_graph(
                 if name in NAMED_ALIKE and numbers.setdefault(path, {}).setdefault(name, new) != new:
                     unlike.add(path)
     restore_leaves(module, model, numbers, unlike)
+    widths = {axis.size for axes in groups.tensors.values() for axis in axes if kept.changed(axis)}
+    widths |= {leaf.size for axes in groups.tensors.values() for leaf in groups.leaves(axes) if kept.changed(leaf)}
+    module.take_from(model, widths)
     return module
 
 
