@@ -47,6 +47,7 @@ def allocate(
     min_width: MinWidth = None,
     ceilings: Mapping[int, int] | None = None,
     curves: Mapping[int, np.ndarray] | None = None,
+    even: bool = False,
 ) -> dict[int, int]:
     """The width of every group, by the id of its leaf, so that `ratio` of the budget is removed.
 
@@ -67,6 +68,8 @@ def allocate(
         ceilings: the most that is kept of a group, by leaf, such as after an earlier allocation.
         curves: the damage of keeping only the best 1, 2, … units of a leaf, `(units,)`, for the scope "global"; by
             default estimated from the scores.
+        even: for the scope "local", groups of the same size keep the same number of units: a step is one of all of
+            them, and no more is done to use up the budget.
 
     Raises:
         InvalidArgument: an argument is out of range, or `min_width` names no group.
@@ -109,7 +112,7 @@ def allocate(
         for least in (LEAST_SHARE, 0.0):
             may = choices(groups, held, least, steps, tops)
             schedules = [schedule(group, may[group.leaf.id], places, group.leaf.id in inner) for group in groups]
-            widths = meet(target, schedules, refine=budget != "channels")
+            widths = meet(target, schedules, refine=budget != "channels", even=even)
             if 0 <= target.unused(widths) <= TOLERANCE:
                 return widths
             if target.unused(widths) > 0:

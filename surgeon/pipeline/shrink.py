@@ -8,8 +8,8 @@ from typing import Any, Literal, Unpack
 
 from torch import nn
 
-from surgeon.allocation.allocate import allocate
 from surgeon.allocation.choose import choose
+from surgeon.allocation.configuration import allocate_told
 from surgeon.allocation.reach import outlook
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.other_sizes import calibrated
@@ -50,6 +50,7 @@ class _Decision:
     data: Calibration | None = None
     possible: float | None = None
     unaligned: dict[str, int] = field(default_factory=dict)
+    whole: tuple[str, ...] = ()
 
     def plan(self) -> Plan:
         return Plan.of(self.groups, self.keep, self.settings, model=self.model)
@@ -210,6 +211,7 @@ def decide(model: nn.Module, options: Options, example_inputs: Any = None) -> _D
     timing: Timing | None = None
     possible: float | None = None
     unaligned: dict[str, int] = {}
+    whole: tuple[str, ...] = ()
     if target.timed:
         with temporary_folder() as folder:
             timer = LatencyTarget(model, groups, cost, target.device, target.threads, folder)
@@ -220,8 +222,8 @@ def decide(model: nn.Module, options: Options, example_inputs: Any = None) -> _D
     else:
         assert target.ratio is not None  # a target has seen to that
         with stage("plan"):
-            widths = allocate(
-                groups, scores, cost, budget=target.budget, ratio=target.ratio, scope=select.scope,
+            widths, whole = allocate_told(
+                model, groups, scores, cost, budget=target.budget, ratio=target.ratio, scope=select.scope,
                 align=select.align, min_width=select.min_width, curves=curves,
             )
             kept = choose(groups, scores, widths)
@@ -229,7 +231,7 @@ def decide(model: nn.Module, options: Options, example_inputs: Any = None) -> _D
                 groups, cost, widths, budget=target.budget, ratio=target.ratio, align=select.align,
                 min_width=select.min_width,
             )
-    return _Decision(model, groups, kept, settings, cost, timing, calibration, possible, unaligned)
+    return _Decision(model, groups, kept, settings, cost, timing, calibration, possible, unaligned, whole)
 
 
 def _report(
@@ -261,8 +263,13 @@ def _report(
         pinned=made.groups.pinned,
         certificate=certificate,
         inputs=operation.rung.inputs(),
+        configuration=(*operation.configuration, *_left_whole(made.whole)),
         latency=made.timing,
         recovery=recovery,
         basis=basis_of(made.model),
         seconds=dict(seconds),
     )
+
+
+def _left_whole(names: tuple[str, ...]) -> list[str]:
+    return [f"left whole, since no field of the configuration tells their width: {', '.join(names)}"] if names else []

@@ -123,13 +123,20 @@ def _printed(groups: Groups, kept: Kept) -> dict[str, dict[Any, tuple[Any, Any]]
         if path is None:
             continue
         old = arguments(node)
-        here = found.setdefault(path, {})
+        here = found.setdefault(_owner(groups, old.get("weight"), path), {})
         for name, print_ in typed.args.items():
             before = old[name] if name in old else _split_sizes(typed, old["dim"])
             after = print_(kept)
             here[(node.name, name)] = (before, after)
             here[name] = (before, after)
     return found
+
+
+def _owner(groups: Groups, weight: Any, path: str) -> str:
+    """The module inside of the one at `path` that a weight belongs to; torch.export may name the outer one alone."""
+    name = groups.graph.tensors.get(weight.name) if isinstance(weight, fx.Node) else None
+    owner = name.rpartition(".")[0] if name is not None else path
+    return owner if owner.startswith(f"{path}.") else path
 
 
 def _split_sizes(typed: Typed, dim: int) -> list[int]:

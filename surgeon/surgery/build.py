@@ -16,6 +16,7 @@ from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept
 from surgeon.support.progress import stage
 from surgeon.surgery import Operation, operate
+from surgeon.surgery.configuration import reconfigure
 from surgeon.surgery.rewrite import slim_graph
 from surgeon.surgery.same import pair
 from surgeon.verification import Certificate, certify
@@ -35,7 +36,11 @@ def carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str = "auto") 
         NotEquivalent: it is not the original less the removed units.
     """
     with untouched(model):
-        return _carry_out(model, groups, keep, form)
+        operation, certificate = _carry_out(model, groups, keep, form)
+        if operation.form == "module":
+            said = reconfigure(model, operation.module, groups, groups.kept(keep))
+            operation = replace(operation, configuration=said)
+    return operation, certificate
 
 
 def _carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str) -> tuple[Operation, Certificate]:

@@ -44,7 +44,8 @@ class Operation:
     `module` is what the user gets; `form` is "module" (the user's own class) or "graph" (a `torch.fx.GraphModule`), for
     the `reason` given. `recorded` says that its graph is made of the calls that it was seen to make, and not exported.
     `rung` is what it was made from, `second_size` what was seen of a graph at another size. `renumbered` lists the
-    integers that were rewritten: module, attribute, old, new.
+    integers that were rewritten: module, attribute, old, new; `configuration` says what became of the configurations
+    that the model holds.
     """
 
     module: nn.Module
@@ -55,6 +56,7 @@ class Operation:
     rung: Rung = field(repr=False)
     second_size: SecondSize | None = None
     renumbered: tuple[tuple[str, str, object, object], ...] = ()
+    configuration: tuple[str, ...] = ()
 
     @property
     def traced(self) -> Graph:

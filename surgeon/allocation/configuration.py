@@ -1,0 +1,81 @@
+"""Widths that the configuration of a model can tell, where the user asks for the same share of each group."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from glob import escape
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from surgeon.allocation.allocate import allocate
+from surgeon.allocation.limits import floors
+from surgeon.cost.cost import Cost
+from surgeon.errors import Infeasible
+from surgeon.frontend.configuration import Configured, Shapes, held
+from surgeon.frontend.isolation import quietly, undisturbed, untouched
+from surgeon.groups.coupling import Group, Groups
+from surgeon.groups.parts import becoming
+
+#: Multiples that widths are tried at where a configuration does not take those that are nearest to the budget.
+ALIGNED = (4, 8, 16)
+
+
+def allocate_told(
+    model: nn.Module, groups: Groups, scores: Mapping[int, np.ndarray], cost: Cost, **options: Any
+) -> tuple[dict[int, int], tuple[str, ...]]:
+    """As `allocate`, and the names of the groups that are left whole so that a configuration can tell all widths.
+
+    These are, in a model that is built from a configuration, the groups whose width no field of it tells. Only with the
+    scope "local", which gives equal layers equal widths, can it make the smaller model. If the budget can't be met that
+    way, they are cut as well.
+    """
+    own = _configured(model) if options.get("scope") == "local" else None
+    if own is not None:
+        untold = _untold(own, model, groups)
+        least = floors(groups, options.get("min_width")) | {group.leaf.id: group.size for group in untold}
+        named = {escape(group.name): least[group.leaf.id] for group in groups if group.leaf.id in least}
+        for align in (None, *ALIGNED) if options.get("align") is None else (options["align"],):
+            try:
+                widths = allocate(
+                    groups, scores, cost, **{**options, "min_width": named or None, "align": align}, even=True
+                )
+            except Infeasible:
+                continue
+            if _is_told(own, model, groups, widths):
+                return widths, tuple(group.name for group in untold)
+    return allocate(groups, scores, cost, **options), ()
+
+
+def _configured(model: nn.Module) -> Configured | None:
+    """The model with the configuration that it is built from; None where it has none."""
+    with quietly(), undisturbed(), untouched(model):
+        tried = (Configured(model, vars(model)[name]) for path, name in held(model) if not path)
+        return next((each for each in tried if each.known), None)
+
+
+def _untold(own: Configured, model: nn.Module, groups: Groups) -> list[Group]:
+    """The groups whose width no field of the configuration tells, found by giving half of it to those of a kind."""
+    kinds: dict[tuple[str, int], list[Group]] = {}
+    for group in groups:
+        kinds.setdefault((re.sub(r"\d+", "N", group.name), group.size), []).append(group)
+    return [
+        group for alike in kinds.values()
+        if not _is_told(own, model, groups, {group.leaf.id: max(1, group.size // 2) for group in alike})
+        for group in alike
+    ]
+
+
+def _is_told(own: Configured, model: nn.Module, groups: Groups, widths: Mapping[int, int]) -> bool:
+    """Whether there are values of fields that give these widths to some groups, and leave all others as they are."""
+    kept = groups.kept({leaf: range(width) for leaf, width in widths.items()})
+    names = {id(groups.graph.values[name]): name for name in groups.tensors}
+    target: Shapes = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        known = names.get(id(value))
+        axes = groups.tensors[known] if known is not None else ()
+        target[name] = tuple(kept.width(axis) for axis in axes) if known is not None else tuple(value.shape)
+    with quietly(), undisturbed(), untouched(model):
+        return next(own.fitting(target, becoming(groups, kept)), None) is not None
