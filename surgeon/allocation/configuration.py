@@ -21,6 +21,8 @@ from surgeon.groups.parts import becoming
 
 #: Multiples that widths are tried at where a configuration does not take those that are nearest to the budget.
 ALIGNED = (4, 8, 16)
+#: What is kept of each group, at least, for each share that is to be left of the budget, where others stay whole.
+LEAST_LEFT = 0.4
 
 
 def allocate_told(
@@ -30,7 +32,7 @@ def allocate_told(
 
     These are, in a model that is built from a configuration, the groups whose width no field of it tells. Only with the
     scope "local", which gives equal layers equal widths, can it make the smaller model. If the budget can't be met that
-    way, they are cut as well.
+    way, or other groups would lose far more than their share, they are cut as well.
     """
     own = _configured(model) if options.get("scope") == "local" else None
     if own is not None:
@@ -44,7 +46,10 @@ def allocate_told(
                 )
             except Infeasible:
                 continue
-            if _is_told(own, model, groups, widths):
+            least_left = LEAST_LEFT * (1 - float(options.get("ratio", 0.5)))
+            if all(widths[group.leaf.id] >= least_left * group.size for group in groups) and _is_told(
+                own, model, groups, widths
+            ):
                 return widths, tuple(group.name for group in untold)
     return allocate(groups, scores, cost, **options), ()
 
@@ -61,11 +66,16 @@ def _untold(own: Configured, model: nn.Module, groups: Groups) -> list[Group]:
     kinds: dict[tuple[str, int], list[Group]] = {}
     for group in groups:
         kinds.setdefault((re.sub(r"\d+", "N", group.name), group.size), []).append(group)
-    return [
-        group for alike in kinds.values()
-        if not _is_told(own, model, groups, {group.leaf.id: max(1, group.size // 2) for group in alike})
-        for group in alike
-    ]
+    left: dict[int, list[Group]] = {}
+    for alike in kinds.values():
+        if not _halves(own, model, groups, alike):
+            left.setdefault(alike[0].size, []).extend(alike)
+    # One field may tell the width of several kinds, such as that of an encoder and of a decoder.
+    return [group for alike in left.values() if not _halves(own, model, groups, alike) for group in alike]
+
+
+def _halves(own: Configured, model: nn.Module, groups: Groups, alike: list[Group]) -> bool:
+    return _is_told(own, model, groups, {group.leaf.id: max(1, group.size // 2) for group in alike})
 
 
 def _is_told(own: Configured, model: nn.Module, groups: Groups, widths: Mapping[int, int]) -> bool:

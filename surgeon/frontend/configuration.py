@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 #: Seconds after which no more values of fields are tried.
 MOST_SECONDS = 10.0
+#: Values that are tried for a field that is None: sizes of tensors, the largest first.
+MOST_OPEN = 8
 
 # The way to a field: attributes and keys.
 Path = tuple[Any, ...]
@@ -88,18 +90,30 @@ class Configured:
         telling, silent = [], []
         changed = _unlike(self.base, target)
         for field in fields:
-            alone = self.shapes({field.path: field.candidates[0]})
-            moved = _unlike(self.base, alone) if alone is not None else set()
-            if alone is None or (moved and moved <= changed):  # what it makes smaller is to get smaller
+            if field.value is None:
+                moves = set().union(*(self._moved(field.path, value) or () for value in field.candidates))
+                telling += [field] if moves else []
+                changed |= moves  # it can keep a size that follows from another one
+        for field in fields:
+            moved = self._moved(field.path, field.candidates[0])
+            if field.value is None:
+                continue
+            if moved is None or (moved and moved <= changed):  # what it makes smaller is to get smaller
                 telling.append(field)
-            elif not moved and field.value is not None:
+            elif not moved:
                 silent.append(field)
-        for chosen in itertools.product(*((*field.candidates, field.value) for field in telling)):
+        choices = [(*f.candidates, f.value) if f.value is not None else (None, *f.candidates) for f in telling]
+        for chosen in itertools.product(*choices):
             values = {f.path: value for f, value in zip(telling, chosen, strict=True) if value is not f.value}
             if self.spent:
                 return
             if self.shapes(values) == target:
                 yield values, silent
+
+    def _moved(self, path: Path, value: Any) -> set[tuple[str, int]] | None:
+        """The tensors and axes that a value of a field makes another size; None where it builds no module."""
+        alone = self.shapes({path: value})
+        return _unlike(self.base, alone) if alone is not None else None
 
     @property
     def spent(self) -> bool:
@@ -140,7 +154,7 @@ def _unlike(a: Shapes, b: Shapes) -> set[tuple[str, int]]:
 
 def _candidates(value: Any, pairs: Mapping[int, set[int]]) -> tuple[Any, ...]:
     if value is None:  # a size that follows from others as long as it is not given
-        return tuple(sorted({new for old, news in pairs.items() for new in news if new != old})[-4:])
+        return tuple(sorted({new for news in pairs.values() for new in news}, reverse=True)[:MOST_OPEN])
     if isinstance(value, float):  # the share of a size that another one is
         return tuple(sorted({
             after / width for old, news in pairs.items() for after in news

@@ -187,6 +187,12 @@ def _predict(rung: Rung, retrace: bool) -> _Prediction:
 
 
 def _as_graph(model: nn.Module, rung: Rung, retrace: bool, reason: str) -> Operation:
+    for node in rung.groups.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "surgeon":
+            raise SurgeryError(
+                f"{type(model).__name__} can't be made a graph, since {where(node)} stands for what no graph holds, "
+                f"such as packed sequences; and not in its own class: {reason}"
+            )
     predicted = _predict(rung, retrace)
     module = as_graph(model, rung.groups, rung.kept, predicted.tensors)
     if rung.sizes is not None:
