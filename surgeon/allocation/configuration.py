@@ -23,6 +23,8 @@ from surgeon.groups.parts import becoming
 ALIGNED = (4, 8, 16)
 #: What is kept of each group, at least, for each share that is to be left of the budget, where others stay whole.
 LEAST_LEFT = 0.4
+#: How much of what may be left of the budget is used at least.
+LEAST_USED = 0.9
 
 
 def allocate_told(
@@ -46,12 +48,18 @@ def allocate_told(
                 )
             except Infeasible:
                 continue
-            least_left = LEAST_LEFT * (1 - float(options.get("ratio", 0.5)))
-            if all(widths[group.leaf.id] >= least_left * group.size for group in groups) and _is_told(
-                own, model, groups, widths
-            ):
+            if _near(groups, cost, widths, options) and _is_told(own, model, groups, widths):
                 return widths, tuple(group.name for group in untold)
     return allocate(groups, scores, cost, **options), ()
+
+
+def _near(groups: Groups, cost: Cost, widths: Mapping[int, int], options: Mapping[str, Any]) -> bool:
+    """Whether a budget is used up but for a small part, and no group loses far more than its share."""
+    left = 1 - float(options["ratio"])
+    total = cost.of(options["budget"])
+    full = {group.leaf.id: group.size for group in groups}
+    used = total(widths) >= LEAST_USED * left * total(full)
+    return used and all(widths[leaf] >= LEAST_LEFT * left * size for leaf, size in full.items())
 
 
 def _configured(model: nn.Module) -> Configured | None:

@@ -12,13 +12,18 @@ from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 
 from surgeon.frontend.outputs import with_open_outputs
 from surgeon.frontend.packed import with_padded_sequences
+from surgeon.frontend.scripted import with_opaque_scripts
 
 
 @contextmanager
 def as_traced(model: nn.Module) -> Iterator[None]:
     """With `model`, a copy of the user's, as it is traced, recorded and compared: its outputs are open, see
-    `with_open_outputs`, what quantizers observe stays as it is, and packed sequences are padded."""
-    with with_open_outputs(model), with_fixed_quantizers(model), with_padded_sequences(model):
+    `with_open_outputs`, what quantizers observe stays as it is, packed sequences are padded, and scripted modules are
+    operators."""
+    with (
+        with_open_outputs(model), with_fixed_quantizers(model), with_padded_sequences(model),
+        with_opaque_scripts(model),
+    ):
         yield
 
 

@@ -206,8 +206,14 @@ def _traced(shared: nn.Module, inputs: Inputs, wide: Inputs, dynamic: bool) -> G
 
 
 def unread(graph: Graph, model: nn.Module) -> list[str]:
-    """The model's parameters that no operator of the graph reads, under none of their names."""
-    named = dict(model.named_parameters(remove_duplicate=False))
+    """The model's parameters that no operator of the graph reads, under none of their names.
+
+    Those of scripted modules are left out: what reads them is not seen.
+    """
+    scripted = tuple(f"{path}." for path, each in model.named_modules() if isinstance(each, torch.jit.ScriptModule))
+    named = {
+        name: value for name, value in model.named_parameters(remove_duplicate=False) if not name.startswith(scripted)
+    }
     read = {id(named.get(graph.tensors[n.name])) for n in graph.nodes if n.name in graph.tensors and n.users}
     return [name for name, parameter in named.items() if id(parameter) not in read]
 
