@@ -14,6 +14,7 @@ from surgeon.errors import InvalidArgument, SurgeonError, SurgeryError, first_li
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.free_sizes import FreeSizes
 from surgeon.frontend.functionalize import write_again
+from surgeon.frontend.isolation import quietly, untouched
 from surgeon.frontend.trace import Graph, Inputs, batched, refuse_unfit, skeleton, trace_inputs, unread
 from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept, where
@@ -165,6 +166,11 @@ def _runs_elsewhere(model: nn.Module, groups: Groups, sizes: FreeSizes | None, r
         idle &= set(unread(groups.graph.train_only, model))
     if not idle:
         return ""
+    if (why := _unfit_for_training(model, groups.graph.inputs)) and groups.graph.train_only is None:
+        return (
+            f"its train mode does not run on the example inputs ({why}); give some as for training, with targets, so "
+            f"that what runs in it alone is cut with the rest ({min(idle)} …)"
+        )
     rung = next(iter(rungs))
     bound = rung.conditions or rung.sizes is None or len(rung.sizes.free) < len(sizes.free)
     return "" if rungs.why or not bound else f"at other sizes, parts run that are not cut with the rest ({min(idle)} …)"
@@ -330,14 +336,19 @@ def _does_not_run(error: SurgeonError) -> str:
 def _train_only(candidate: nn.Module, groups: Groups) -> str:
     """Why the candidate can't run in train mode, where it has parameters that eval mode does not read; else empty."""
     idle = unread(groups.graph, candidate)
-    if not idle:
-        return ""
-    args, kwargs = groups.graph.inputs
+    if idle and (why := _unfit_for_training(candidate, groups.graph.inputs)):
+        return f"parts that run in train mode only ({idle[0]} …) do not fit the smaller rest ({why})"
+    return ""
+
+
+def _unfit_for_training(model: nn.Module, inputs: Inputs) -> str:
+    """Why a model does not run in train mode; empty where it does."""
+    args, kwargs = inputs
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            duplicate(candidate).train()(*args, **kwargs)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), quietly(), untouched(model):
+            duplicate(model).train()(*args, **kwargs)
     except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
-        return f"parts that run in train mode only ({idle[0]} …) do not fit the smaller rest ({first_line(error)})"
+        return first_line(error)
     return ""
 
 
