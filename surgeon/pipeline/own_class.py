@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from surgeon.allocation.allocate import allocate
 from surgeon.allocation.choose import choose
+from surgeon.allocation.configuration import allocate_told
 from surgeon.allocation.damage_curves import damages
 from surgeon.allocation.reach import outlook
 from surgeon.cost.cost import Cost
@@ -36,8 +36,8 @@ WORSE, SLIGHT = 3.0, 0.05
 class Choice:
     """The units that stay, by leaf, and what is known of that choice.
 
-    `damage` is that of the plan by the curves or scores that it was chosen by. `built` is the model that it makes, with
-    the proof, where it was asked for.
+    `damage` is that of the plan by the curves or scores that it was chosen by. `whole` are groups whose width no field
+    of a configuration tells. `built` is the model that it makes, with the proof, where it was asked for.
     """
 
     keep: dict[int, tuple[int, ...]]
@@ -45,6 +45,7 @@ class Choice:
     timing: Timing | None = None
     possible: float | None = None
     unaligned: Mapping[str, int] = field(default_factory=dict)
+    whole: tuple[str, ...] = ()
     built: tuple[Operation, Certificate] | None = None
 
 
@@ -52,6 +53,7 @@ class Choice:
 class Chooser:
     """Chooses widths for a target, by scores or by curves of damage."""
 
+    model: nn.Module
     groups: Groups
     cost: Cost
     scores: Mapping[int, np.ndarray]
@@ -73,16 +75,16 @@ class Chooser:
             return Choice(keep, self._damage(keep), timing)
         assert target.ratio is not None  # a target has seen to that
         with stage("plan"):
-            widths = allocate(
-                self.groups, self.scores, self.cost, budget=target.budget, ratio=target.ratio, scope=select.scope,
-                align=select.align, min_width=select.min_width, curves=self.curves, ties=ties,
+            widths, whole = allocate_told(
+                self.model, self.groups, self.scores, self.cost, budget=target.budget, ratio=target.ratio,
+                scope=select.scope, align=select.align, min_width=select.min_width, curves=self.curves, ties=ties,
             )
             keep = choose(self.groups, self.scores, widths)
             possible, unaligned = outlook(
                 self.groups, self.cost, widths, budget=target.budget, ratio=target.ratio, align=select.align,
                 min_width=select.min_width,
             )
-        return Choice(keep, self._damage(keep), None, possible, unaligned)
+        return Choice(keep, self._damage(keep), None, possible, unaligned, whole)
 
     def _damage(self, keep: Mapping[int, Any]) -> float:
         curves = self.curves if self.curves is not None else damages(self.groups, self.scores, self.cost)

@@ -209,7 +209,7 @@ def decide(
             else score_groups(model, groups, importance, calibration, data.loss, select.seed)
         )
     curves = selection.damages if selection is not None else None
-    chooser = Chooser(groups, cost, scores, curves, options)
+    chooser = Chooser(model, groups, cost, scores, curves, options)
 
     def chosen(chooser: Chooser) -> Choice:
         if form is None:
@@ -256,8 +256,13 @@ def _report(
         pinned=made.groups.pinned,
         certificate=certificate,
         inputs=operation.rung.inputs(),
+        configuration=(*operation.configuration, *_left_whole(made.choice.whole)),
         latency=timing,
         recovery=recovery,
         basis=basis_of(made.model),
         seconds=dict(seconds),
     )
+
+
+def _left_whole(names: tuple[str, ...]) -> list[str]:
+    return [f"left whole, since no field of the configuration tells their width: {', '.join(names)}"] if names else []
