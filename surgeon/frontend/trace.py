@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from surgeon.errors import InvalidInputs, InvalidModel, TraceError
+from surgeon.errors import InvalidInputs, TraceError
 from surgeon.frontend.copies import duplicate
+from surgeon.frontend.enclosed import name_enclosed
 from surgeon.frontend.functionalize import apart, functionalize
 from surgeon.frontend.isolation import quietly, untouched
+from surgeon.frontend.model_checks import check_dense, check_variance
 from surgeon.frontend.outputs import open_up
 from surgeon.frontend.program import export
 from surgeon.support.arguments import instance
@@ -209,8 +210,14 @@ def _traced(shared: nn.Module, inputs: Inputs, wide: Inputs, dynamic: bool) -> G
 
 
 def unread(graph: Graph, model: nn.Module) -> list[str]:
-    """The model's parameters that no operator of the graph reads, under none of their names."""
-    named = dict(model.named_parameters(remove_duplicate=False))
+    """The model's parameters that no operator of the graph reads, under none of their names.
+
+    Those of scripted modules are left out: what reads them is not seen.
+    """
+    scripted = tuple(f"{path}." for path, each in model.named_modules() if isinstance(each, torch.jit.ScriptModule))
+    named = {
+        name: value for name, value in model.named_parameters(remove_duplicate=False) if not name.startswith(scripted)
+    }
     read = {id(named.get(graph.tensors[n.name])) for n in graph.nodes if n.name in graph.tensors and n.users}
     return [name for name, parameter in named.items() if id(parameter) not in read]
 
@@ -264,35 +271,6 @@ def _giving(model: nn.Module, kept: list[Any]) -> nn.Module:
     return model
 
 
-def check_dense(model: nn.Module) -> None:
-    """Make sure that the model holds nothing that can't be handled, before anything of it is run.
-
-    Raises:
-        InvalidModel: its code is gone, or a tensor is sparse, quantized, or without a shape or values, or a variance
-            is negative.
-    """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InvalidModel(
-            "the model is a ScriptModule, whose Python code is gone; prune the nn.Module that it was made of, and "
-            "script the result"
-        )
-    for path, module in model.named_modules():
-        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
-            raise InvalidModel(f"{path or type(module).__name__} is quantized; prune the floating model, then quantize")
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_var is not None:
-            _check_variance(f"{path}.running_var".lstrip("."), module.running_var)
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        fault = ""
-        if is_lazy(value):
-            fault = "has no shape yet; run the model once on example inputs"
-        elif value.is_meta:
-            fault = "is on the meta device and holds no values; load its weights"
-        elif value.layout is not torch.strided or value.is_quantized:
-            fault = f"is {'quantized' if value.is_quantized else value.layout}; make it a dense floating tensor"
-        if fault:
-            raise InvalidModel(f"{name} {fault}")
-
-
 def _check_variances(graph: Graph) -> None:
     """Refuse batch norms that would take the root of a negative number."""
     for node in graph.nodes:
@@ -301,17 +279,7 @@ def _check_variances(graph: Graph) -> None:
         place = [argument.name for argument in node.target._schema.arguments].index("running_var")
         name = graph.tensors.get(getattr(node.args[place], "name", ""))
         if name is not None:
-            _check_variance(name, graph.tensor(name))
-
-
-def _check_variance(name: str, value: Tensor) -> None:
-    if is_lazy(value) or value.is_meta or value.layout is not torch.strided or value.is_quantized:
-        return
-    if bool((below := value.detach() < 0).any()):
-        raise InvalidModel(
-            f"{name} holds negative variances in {int(below.sum())} of {below.numel()} channels, of which no batch "
-            "norm can take the root; load the weights again, or call reset_running_stats() and run it in train mode"
-        )
+            check_variance(name, graph.tensor(name))
 
 
 def graph_of(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: bool) -> Graph:
@@ -326,6 +294,7 @@ def graph_of(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: 
             _Measured(module).run(*pytree.tree_leaves(inputs), enable_io_processing=False)
     tensors: dict[str, str] = {}
     values: dict[str, Tensor] = {}
+    name_enclosed(module, model)
     for node in module.graph.nodes:
         if node.op != "get_attr":
             continue

@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 
 from surgeon.frontend.free_sizes import FreeSizes
 from surgeon.frontend.trace import Graph
+from surgeon.groups.gains import Balance, balances, held
+from surgeon.groups.states import name_states
 from surgeon.ir.axes import Axis, Leaf
 from surgeon.ir.space import Space
 from surgeon.rules import Axes, Context, Kept, RuleDoesNotApply, Typed, example_arguments, failed, find, where
@@ -64,7 +66,8 @@ def without_place(reason: str) -> str:
 class Groups:
     """The coupled units of a graph, as `couple` finds them.
 
-    `sizes` says which sizes of the inputs the model leaves free, where that was asked.
+    `sizes` says which sizes of the inputs the model leaves free, where that was asked. `gains` are the tensors, by
+    canonical name, that make up for norms of weights which units are removed from.
     """
 
     graph: Graph
@@ -75,6 +78,7 @@ class Groups:
     groups: tuple[Group, ...]
     pinned: tuple[Pinned, ...]
     sizes: FreeSizes | None = None
+    gains: Mapping[str, Balance] = field(repr=False, default_factory=dict)
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -86,6 +90,11 @@ class Groups:
     def names(self) -> dict[int, str]:
         """Group names by leaf."""
         return {group.leaf.id: group.name for group in self.groups}
+
+    @cached_property
+    def held(self) -> set[fx.Node]:
+        """The operators on weights that compute the same whatever is removed, see `held`."""
+        return held(self)
 
     def leaves(self, axes: Iterable[Axis]) -> set[Leaf]:
         """The leaves that some axes consist of."""
@@ -142,14 +151,20 @@ def couple(graph: Graph, ignore: Callable[[str], bool] | None = None) -> Groups:
         for node in each.nodes if each is not None else ():
             into[node] = _type(node, each or graph, context, tensors, graph.canonical)
             context.axes[node] = into[node].out
+    gains: dict[str, Balance] = {}
+    for each, of in ((graph.train_only, beside), (graph, typed)):
+        if each is not None:
+            gains |= balances(each, of, graph.canonical, context.pin)
     axes_by_name = {name: tensors[graph.canonical[name]] for name in graph.values}
     for name, axes in axes_by_name.items():
         if ignore is not None and ignore(name):
             context.pin(axes, "left alone, as asked by ignore")
     space = context.space
+    name_states(graph, space, context.axes)
     _pin_unread(space, (*typed.values(), *beside.values()), axes_by_name)
     groups = _groups(graph, space, axes_by_name)
-    return Groups(graph, space, typed, context.axes, axes_by_name, groups, _pinned(graph, space, axes_by_name))
+    pinned = _pinned(graph, space, axes_by_name)
+    return Groups(graph, space, typed, context.axes, axes_by_name, groups, pinned, gains=gains)
 
 
 def _type(

@@ -9,24 +9,24 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from surgeon.allocation.allocate import allocate
 from surgeon.allocation.choose import choose
+from surgeon.allocation.configuration import allocate_told
 from surgeon.allocation.damage_curves import damages
 from surgeon.allocation.reach import outlook
 from surgeon.cost.cost import Cost
-from surgeon.errors import Infeasible, NotEquivalent, SurgeryError, first_line
+from surgeon.errors import Infeasible, NotEquivalent, NothingToPrune, SurgeryError, first_line
+from surgeon.groups.analyze import analyze_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.groups.ties import Ties
 from surgeon.pipeline.latency_target import LatencyTarget, Timing
 from surgeon.pipeline.options import Options
+from surgeon.plans.plan import Plan
 from surgeon.support.progress import stage
 from surgeon.surgery import Operation
 from surgeon.surgery.build import Building
 from surgeon.surgery.operate import OWN_CLASS
 from surgeon.surgery.tying import Needed, needed
 from surgeon.verification import Certificate
-
-Keep = dict[int, tuple[int, ...]]
 
 #: A plan with ties may do up to this many times the damage of the one without, and so much more.
 WORSE, SLIGHT = 3.0, 0.05
@@ -36,15 +36,16 @@ WORSE, SLIGHT = 3.0, 0.05
 class Choice:
     """The units that stay, by leaf, and what is known of that choice.
 
-    `damage` is that of the plan by the curves or scores that it was chosen by. `built` is the model that it makes, with
-    the proof, where it was asked for.
+    `damage` is that of the plan by the curves or scores that it was chosen by. `whole` are groups whose width no field
+    of a configuration tells. `built` is the model that it makes, with the proof, where it was asked for.
     """
 
-    keep: Keep
+    keep: dict[int, tuple[int, ...]]
     damage: float
     timing: Timing | None = None
     possible: float | None = None
     unaligned: Mapping[str, int] = field(default_factory=dict)
+    whole: tuple[str, ...] = ()
     built: tuple[Operation, Certificate] | None = None
 
 
@@ -52,6 +53,7 @@ class Choice:
 class Chooser:
     """Chooses widths for a target, by scores or by curves of damage."""
 
+    model: nn.Module
     groups: Groups
     cost: Cost
     scores: Mapping[int, np.ndarray]
@@ -73,40 +75,49 @@ class Chooser:
             return Choice(keep, self._damage(keep), timing)
         assert target.ratio is not None  # a target has seen to that
         with stage("plan"):
-            widths = allocate(
-                self.groups, self.scores, self.cost, budget=target.budget, ratio=target.ratio, scope=select.scope,
-                align=select.align, min_width=select.min_width, curves=self.curves, ties=ties,
+            widths, whole = allocate_told(
+                self.model, self.groups, self.scores, self.cost, budget=target.budget, ratio=target.ratio,
+                scope=select.scope, align=select.align, min_width=select.min_width, curves=self.curves, ties=ties,
             )
             keep = choose(self.groups, self.scores, widths)
             possible, unaligned = outlook(
                 self.groups, self.cost, widths, budget=target.budget, ratio=target.ratio, align=select.align,
                 min_width=select.min_width,
             )
-        return Choice(keep, self._damage(keep), None, possible, unaligned)
+        return Choice(keep, self._damage(keep), None, possible, unaligned, whole)
 
     def _damage(self, keep: Mapping[int, Any]) -> float:
         curves = self.curves if self.curves is not None else damages(self.groups, self.scores, self.cost)
         return sum(float(curves[leaf][len(units) - 1]) for leaf, units in keep.items())
 
 
+#: Carries out what is kept, in a form.
+Build = Callable[[Mapping[int, Any], str], tuple[Operation, Certificate]]
+
+
+def at_example_sizes(model: nn.Module, groups: Groups) -> Build:
+    """What carries out choices on `groups` that are of a graph for other sizes than those of the example inputs."""
+    here = analyze_inputs(model, groups.graph.inputs)
+    building = Building(model, here)
+    return lambda keep, form: building(Plan.of(groups, keep, {}, model=model).keep(here), form)
+
+
 def built(
-    model: nn.Module, groups: Groups, choose_widths: Callable[..., Choice], form: str, sized: Groups | None = None,
-    translated: Callable[[Keep], Keep] = lambda keep: keep,
+    model: nn.Module, groups: Groups, choose_widths: Callable[..., Choice], form: str, building: Build | None = None
 ) -> Choice:
     """The choice, and what it makes: of the user's own class if its code can hold it.
 
     If it can't, the choice with ties that it can hold, if the budget can be met by one that does not much more damage;
-    else the one without, as a graph. With the form "module", there is no limit to the damage. The model is built from
-    `sized`, where that is another graph than that of `groups`; `translated` gives what is kept there.
+    else the one without, as a graph. With the form "module", there is no limit to the damage.
 
     Raises:
         Infeasible: the budget can't be met, whatever the form.
         SurgeryError, NotEquivalent: it can't be built in this form.
     """
-    free, building = choose_widths(), Building(model, sized or groups)
+    free, building = choose_widths(), building or Building(model, groups)
 
     def build(choice: Choice, form: str, reason: str = "") -> Choice:
-        operation, certificate = building(translated(choice.keep), form)
+        operation, certificate = building(choice.keep, form)
         return replace(choice, built=(replace(operation, reason=reason or operation.reason), certificate))
 
     if form not in ("auto", "module"):
@@ -153,7 +164,7 @@ def _with_ties(choose_widths: Callable[..., Choice], found: Needed, free: Choice
     """The choice with ties; or why it is not taken."""
     try:
         tied = choose_widths(found.ties)
-    except Infeasible as error:
+    except (Infeasible, NothingToPrune) as error:
         return f"{_said(found)}, but then {error if form == 'module' else first_line(error)}"
     if form != "module" and tied.damage > WORSE * free.damage + SLIGHT:
         cost = f"the damage is {tied.damage:.3g}, not {free.damage:.3g}"

@@ -16,12 +16,12 @@ from surgeon.frontend.ignore import Ignored, named
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
 from surgeon.frontend.wrappers import within_its_wrapper
-from surgeon.groups.analyze import analyze, analyze_inputs
+from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Groups
 from surgeon.groups.weights import check_finite
 from surgeon.pipeline.latency_target import LatencyTarget
 from surgeon.pipeline.options import BY_CONCERN, Data, Options, Planning, Repair, Select, Shrinking, Target, flat
-from surgeon.pipeline.own_class import Choice, Chooser, built, planned
+from surgeon.pipeline.own_class import Choice, Chooser, at_example_sizes, built, planned
 from surgeon.plans.basis import basis_of
 from surgeon.plans.carried import attach
 from surgeon.plans.plan import PLAN, Plan
@@ -209,19 +209,13 @@ def decide(
             else score_groups(model, groups, importance, calibration, data.loss, select.seed)
         )
     curves = selection.damages if selection is not None else None
-    chooser = Chooser(groups, cost, scores, curves, options)
+    chooser = Chooser(model, groups, cost, scores, curves, options)
 
     def chosen(chooser: Chooser) -> Choice:
         if form is None:
             return planned(model, groups, chooser)
-        if calibration is None or not calibration.varying:
-            return built(model, groups, chooser, form)
-        # The model is built from a graph for the sizes of the example inputs, whatever the sizes of the data.
-        sized = analyze_inputs(model, groups.graph.inputs)
-        return built(
-            model, groups, chooser, form, sized,
-            lambda keep: Plan.of(groups, keep, settings, model=model).keep(sized),
-        )
+        varying = calibration is not None and bool(calibration.varying)
+        return built(model, groups, chooser, form, at_example_sizes(model, groups) if varying else None)
 
     if not target.timed:
         return _Decision(model, groups, chosen(chooser), settings, cost, calibration)
@@ -262,8 +256,13 @@ def _report(
         pinned=made.groups.pinned,
         certificate=certificate,
         inputs=operation.rung.inputs(),
+        configuration=(*operation.configuration, *_left_whole(made.choice.whole)),
         latency=timing,
         recovery=recovery,
         basis=basis_of(made.model),
         seconds=dict(seconds),
     )
+
+
+def _left_whole(names: tuple[str, ...]) -> list[str]:
+    return [f"left whole, since no field of the configuration tells their width: {', '.join(names)}"] if names else []

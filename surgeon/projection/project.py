@@ -118,9 +118,13 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -
         return model
     mark(rotated, Basis(
         _digest(rotated), tuple(group.name for group in groups if group.leaf.id in turned),
-        tuple(stream.group.name for stream in linear if stream.ranked), deviation,
+        tuple(stream.group.name for stream in linear if stream.ranked), deviation, _changed(model, tensors),
     ))
     return rotated
+
+
+def _changed(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    return tuple(name for name, value in named_tensors(model) if not torch.equal(value, tensors[name]))
 
 
 def _read_beside(groups: Groups, group: Group) -> bool:

@@ -76,6 +76,18 @@ Printer = Callable[[Kept], Any]
 
 
 @dataclass(frozen=True)
+class Gain:
+    """What multiplies the result of a norm over weights: the tensor that `node` reads.
+
+    The norm is that of the tensor that `of` reads, over its axes `over`.
+    """
+
+    node: fx.Node
+    of: fx.Node
+    over: Axes
+
+
+@dataclass(frozen=True)
 class Typed:
     """What a rule says about a node.
 
@@ -83,7 +95,8 @@ class Typed:
     contribution is simply missing. `reduced`: axes that a statistic is taken over, which changes when units are
     removed. `macs`: the axes whose sizes multiply to the multiply-accumulate operations, times `scale`; a list of such
     products is added up. `args`: how arguments, by their name in the operator's schema, are written in a smaller
-    graph. `target` replaces the operator when any printed argument differs.
+    graph. `target` replaces the operator when any printed argument differs. `gain` is what makes up for a norm that
+    removed units are missing from, so that the weights that are left stay the same numbers.
     """
 
     out: Axes | list[Axes]
@@ -93,6 +106,7 @@ class Typed:
     scale: float = 1.0
     args: Mapping[str, Printer] = field(default_factory=dict)
     target: Any = None
+    gain: Gain | None = None
 
 
 class Context:

@@ -8,7 +8,7 @@ from torch import fx
 
 from surgeon.ir.axes import ONE, Axis, prod
 from surgeon.ir.operators import operator_name
-from surgeon.rules.base import Axes, Context, Typed, dims, rule, size_of, where
+from surgeon.rules.base import Axes, Context, Gain, Typed, dims, rule, size_of, where
 from surgeon.rules.reading import axis_at, number
 
 
@@ -127,14 +127,19 @@ def running(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 
 @rule("_weight_norm_interface", "_weight_norm")
 def weight_norm(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """v / ||v|| · g, with a norm over all axes but one: those are pinned, so that the weight does not change."""
+    """v / ||v|| · g, with a norm over all axes but one, or over all where that one is -1.
+
+    A norm that units are missing from is made up for by g.
+    """
     v, g = c.of(a["v"]), c.of(a["g"])
-    dim = axis_at(a, v)
-    c.pin([axis for i, axis in enumerate(v) if i != dim], f"{where(node)}: weight norm is taken over this axis")
-    c.broadcast([v, g] if len(g) == len(v) else [(v[dim],), g], f"{where(node)}: the scale does not align")
+    dim = number(a, "dim")
+    over = tuple(axis for i, axis in enumerate(v) if i != dim)
+    if g and dim >= 0:
+        c.broadcast([v, g] if len(g) == len(v) else [(v[dim],), g], f"{where(node)}: the scale does not align")
+    gain = Gain(a["g"], a["v"], over)
     if operator_name(node) == "_weight_norm_interface":
-        return Typed([v, g])
-    return Typed(v)
+        return Typed([v, g], gain=gain)
+    return Typed(v, gain=gain)
 
 
 @rule("glu")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.groups.coupling import Group, Groups, Member
+from surgeon.groups.gains import evaluate
 from surgeon.ir.operators import operator_name
 from surgeon.rules import arguments
 
@@ -22,14 +23,22 @@ class Reductions:
         self.groups = groups
         self._norms: dict[tuple[str, int, int], np.ndarray] = {}
         self._scales: frozenset[str] | None = None
+        self._normed = {
+            groups.graph.canonical[each.normed]: each for each in groups.gains.values() if each.normed
+        }
+        self._tensors: dict[str, Tensor] = {}
 
     def members(self, group: Group) -> list[Member]:
-        """The group's members that are floating-point parameters, tied ones once."""
+        """The group's members that are floating-point parameters, tied ones once.
+
+        The gain of a norm is none: it is a part of the weights, see `tensor`.
+        """
         graph = self.groups.graph
         found: dict[tuple[str, int], Member] = {}
         for member in group.members:
             value = graph.values[member.tensor]
-            if isinstance(value, nn.Parameter) and value.is_floating_point():
+            gain = self.groups.gains.get(graph.canonical[member.tensor])
+            if isinstance(value, nn.Parameter) and value.is_floating_point() and not (gain and gain.normed):
                 found.setdefault((graph.canonical[member.tensor], member.axis), member)
         return list(found.values())
 
@@ -37,11 +46,20 @@ class Reductions:
         """For each occurrence of the group in the member's axis: the unit of each position, or -1."""
         return self.groups.space.units(self.groups.tensors[member.tensor][member.axis], group.leaf)
 
+    def tensor(self, member: Member) -> Tensor:
+        """The tensor of a member; under weight norm, the weights that are computed of it."""
+        name = self.groups.graph.canonical[member.tensor]
+        if name not in self._normed:
+            return self.groups.graph.tensor(member.tensor)
+        if name not in self._tensors:
+            self._tensors[name] = evaluate(self._normed[name].graph, self._normed[name].node).float()
+        return self._tensors[name]
+
     def sums(self, group: Group, member: Member, order: int = 2) -> np.ndarray:
         """The sum of |w| ** `order` over each unit's slice of the member, `(units,)` in float64."""
         key = (self.groups.graph.canonical[member.tensor], member.axis, order)
         if key not in self._norms:
-            self._norms[key] = _reduce(self.groups.graph.tensor(member.tensor), member.axis, order)
+            self._norms[key] = _reduce(self.tensor(member), member.axis, order)
         total = np.zeros(group.size)
         for units in self.positions(group, member):
             inside = units >= 0
@@ -59,7 +77,7 @@ class Reductions:
 
     def features(self, group: Group, member: Member) -> Tensor:
         """Each unit's slice of the member as a row, `(units, elements)` in float32 or wider."""
-        moved = wide(self.groups.graph.tensor(member.tensor)).movedim(member.axis, 0)
+        moved = wide(self.tensor(member)).movedim(member.axis, 0)
         rows = []
         for units in self.positions(group, member):
             order = np.argsort(units, kind="stable")[int((units < 0).sum()) :]

@@ -15,8 +15,9 @@ from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
 from surgeon.frontend.wrappers import within_its_wrapper
 from surgeon.groups.analyze import analyze
+from surgeon.groups.coupling import Groups
 from surgeon.groups.weights import check_finite
-from surgeon.sparsity.connection_weights import connection_weights
+from surgeon.sparsity.connection_weights import connection_weights, magnitudes
 from surgeon.support.arguments import choice, number
 
 _AMOUNT = number(
@@ -40,7 +41,7 @@ def prune_connections(
 
     Connections are the entries of weights in sums of products: those of linear layers, convolutions, recurrent layers
     and matrix products, but not biases, the parameters of norms, or lookup tables. `surgeon.Masks.of_zeros` keeps them
-    at zero in training.
+    at zero in training. Under weight norm, the largest entry that is left of a norm stays.
 
     Args:
         model: any module that `torch.export` can trace; it is left as it is.
@@ -76,16 +77,28 @@ def prune_connections(
             "product outside of ignore="
         )
     sparse = duplicate(model)
-    weights = [sparse.get_parameter(name).detach() for name in chosen]
+    known = magnitudes(groups)
+    weights = [known[name] for name in chosen]
     if threshold is not None:
-        gone = [weight.abs() < threshold for weight in weights]
+        gone = [weight < threshold for weight in weights]
     elif scope == "local":
         gone = [least([weight], float(amount or 0))[0] for weight in weights]
     else:
         gone = least(weights, float(amount or 0))
-    for weight, mask in zip(weights, gone, strict=True):
-        weight.masked_fill_(mask, 0)
+    for name, mask in zip(chosen, gone, strict=True):
+        _keep_norms(groups, name, known[name], mask)
+        sparse.get_parameter(name).detach().masked_fill_(mask, 0)
     return sparse
+
+
+def _keep_norms(groups: Groups, name: str, magnitudes: Tensor, gone: Tensor) -> None:
+    """Leave the largest entry of what weight norm divides by its norm, which must not be zero."""
+    for balance in groups.gains.values():
+        if not balance.normed or groups.graph.canonical[balance.normed] != name:
+            continue
+        over = [dim for dim, axis in enumerate(groups.tensors[name]) if axis in balance.over]
+        whole = gone.amin(over, keepdim=True) if over else gone
+        gone &= ~(whole & (magnitudes == magnitudes.amax(over, keepdim=True)))
 
 
 def least(weights: list[Tensor], share: float) -> list[Tensor]:

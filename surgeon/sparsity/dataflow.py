@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from surgeon.frontend.trace import Graph
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import Interpreter, double, precisely
-from surgeon.rules.base import size_of
+from surgeon.rules.base import is_random, size_of
 from surgeon.sparsity.influence import Influence, Operands, influence
 from surgeon.verification.check import checked_inputs
 
@@ -31,10 +32,22 @@ def gather(groups: Groups, look: Look) -> dict[fx.Node, Any]:
     return _backward(groups, traced)
 
 
+def of_weights(graph: Graph) -> set[fx.Node]:
+    """The operators that compute from the model's tensors alone, such as a weight under a mask or a norm."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        operands = node.all_input_nodes
+        computes = isinstance(node.target, torch._ops.OpOverload) and not is_random(node)
+        if computes and operands and all(each.op == "get_attr" or each in found for each in operands):
+            found.add(node)
+    return found
+
+
 def _forward(groups: Groups, look: Look, traced: dict[fx.Node, tuple[Operands, Influence]]) -> None:
     graph = groups.graph
     run = Interpreter(graph, checked_inputs(graph), precision=double)
     unknown: dict[fx.Node, Any] = {}
+    weights = of_weights(graph)
     with precisely():
         for node in run:
             if node.op == "output":
@@ -47,7 +60,7 @@ def _forward(groups: Groups, look: Look, traced: dict[fx.Node, tuple[Operands, I
                 unknown[node] = masks[index] if isinstance(masks, list) and isinstance(index, int) else masks
             elif node.op == "call_function":
                 own = {n: unknown[n] for n in node.all_input_nodes if n in unknown}
-                operands = Operands(node, run.operands(node), own, value)
+                operands = Operands(node, run.operands(node), own, value, weights)
                 found, unknown[node] = influence(operands)
                 traced[node] = operands, found
                 look(operands)
@@ -63,6 +76,9 @@ def _backward(groups: Groups, traced: dict[fx.Node, tuple[Operands, Influence]])
     for leaf in pytree.tree_leaves(graph.output.args):
         if isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), Tensor):
             read[leaf] = torch.ones(size_of(leaf), dtype=torch.bool)
+    for node in of_weights(graph):  # whatever is computed of weights alone is taken to be read
+        if isinstance(node.meta.get("val"), Tensor):
+            read[node] = torch.ones(size_of(node), dtype=torch.bool)
     for node in reversed(list(graph.nodes)):
         if node.op != "call_function" or node not in read:
             continue

@@ -8,6 +8,7 @@ backward from the model's outputs, tells what is read. For an unknown operator, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,17 +58,19 @@ class Influence:
 class Operands:
     """The values of a node's operands, and whether their elements depend on the model's inputs.
 
-    `live` are the operands that are computed tensors; the model's own tensors are constant and need no mask.
+    `live` are the operands that are computed tensors; the model's own tensors, and those of `weights`, which are
+    computed of them alone, are constant and need no mask.
     """
 
     node: fx.Node
     values: dict[fx.Node, Any]
     unknown: dict[fx.Node, Any]
     result: Any
+    weights: AbstractSet[fx.Node] = frozenset()
 
     def __post_init__(self) -> None:
-        inputs = self.node.all_input_nodes
-        computed = [n for n in inputs if n.op != "get_attr" and isinstance(self.values[n], Tensor)]
+        inputs = [n for n in self.node.all_input_nodes if n.op != "get_attr" and n not in self.weights]
+        computed = [n for n in inputs if isinstance(self.values[n], Tensor)]
         self.live = {n: self.values[n].shape for n in computed}
         self.shape = _shapes(self.result)
 

@@ -97,6 +97,8 @@ class Reader:
 def readers(groups: Groups, o: Operands) -> list[Reader]:
     """The axes with prunable units over which a node sums or takes a statistic."""
     typed = groups.typed[o.node]
+    if o.node in groups.held:
+        return []
     return [
         _reader(groups, o, axis, statistic)
         for axes, statistic in ((typed.contracted, False), (typed.reduced, True))

@@ -12,11 +12,13 @@ from torch.utils import _pytree as pytree
 from surgeon.errors import NotEquivalent
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.model_checks import check_dense
 from surgeon.frontend.parameters import public
-from surgeon.frontend.trace import Graph, check_dense
+from surgeon.frontend.trace import Graph
 from surgeon.frontend.wrappers import within_its_wrapper
 from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Groups
+from surgeon.groups.gains import rescaled
 from surgeon.groups.interpreter import Interpreter, double, precisely
 from surgeon.groups.weights import check_finite
 from surgeon.plans.carried import attach
@@ -92,6 +94,8 @@ def _cut(work: nn.Module, groups: Groups, swept: Sweep) -> tuple[nn.Module, Form
     exact = _shifted(groups, swept)
     operation, _ = carry_out(work, groups, swept.keep)
     kept = groups.kept(swept.keep)
+    # Neither the constants that were folded nor what makes up for a norm is rounded here.
+    exact = {**rescaled(groups, kept), **exact}
     small = {name: gathered(value, groups.tensors[name], kept) for name, value in exact.items()}
     expected = _outputs(graph, operation.traced, before)
     found = _outputs(operation.traced, operation.traced, small)

@@ -17,6 +17,7 @@ from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept
 from surgeon.support.progress import stage
 from surgeon.surgery import Operation, operate
+from surgeon.surgery.configuration import reconfigure
 from surgeon.surgery.rewrite import slim_graph
 from surgeon.surgery.same import pair
 from surgeon.verification import Certificate, certify
@@ -40,7 +41,11 @@ class Building:
     def __call__(self, keep: Keep, form: str = "auto") -> tuple[Operation, Certificate]:
         """As `carry_out`."""
         with untouched(self._model):
-            return _carry_out(self._model, self._groups, keep, form, self._sizes)
+            operation, certificate = _carry_out(self._model, self._groups, keep, form, self._sizes)
+            if operation.form == "module":
+                said = reconfigure(self._model, operation.module, self._groups, self._groups.kept(keep))
+                operation = replace(operation, configuration=said)
+        return operation, certificate
 
 
 def carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str = "auto") -> tuple[Operation, Certificate]:

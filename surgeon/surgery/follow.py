@@ -107,7 +107,7 @@ def _read(copies: Mapping[fx.Node, fx.Node], source: fx.Node, attribute: str) ->
     with copy.graph.inserting_after(last):
         tensor = copy if copy.op == "placeholder" else copy.graph.get_attr(str(copy.target))
     with copy.graph.inserting_after(last if tensor is copy else tensor):
-        return copy.graph.call_function(getattr, (tensor, attribute))
+        return copy.graph.create_node("call_function", getattr, (tensor, attribute), name=attribute)
 
 
 def _named(model: nn.Module, graph: Graph, kind: torch.dtype) -> set[fx.Node]:

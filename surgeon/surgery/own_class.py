@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from surgeon.frontend.trace import skeleton
@@ -37,7 +38,23 @@ def own_class(
                     if id(value) not in new:
                         new[id(value)] = like(value, take(value, {}))
                     table[key] = new[id(value)]
+    _compute_weights(slim)
     return slim, renumber(slim, groups, kept, meanings)
+
+
+def _compute_weights(slim: nn.Module) -> None:
+    """Compute the weights that hooks of torch's own tools keep as plain attributes, as the next call of a module does.
+
+    These are the masks of `torch.nn.utils.prune`, and weight norm and spectral norm of `torch.nn.utils`.
+    """
+    for module in slim.modules():
+        training = module.training
+        module.training = False  # spectral norm goes on with its power iteration in train mode
+        for hook in module._forward_pre_hooks.values():
+            if type(hook).__module__.startswith("torch.nn.utils."):
+                with torch.no_grad():
+                    hook(module, ())
+        module.training = training
 
 
 def _tables(module: nn.Module) -> tuple[dict[str, Any], ...]:

@@ -16,6 +16,7 @@ from surgeon.errors import SurgeryError
 from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept, Typed, arguments, example_number, failed, where
 from surgeon.surgery.canonical import Stream, values
+from surgeon.surgery.graph_module import SlimGraph
 from surgeon.surgery.record import Recorder, Stand
 from surgeon.surgery.tensors import place
 
@@ -221,14 +222,14 @@ def _differs(have: tuple[Any, ...], want: tuple[int, ...]) -> bool:
     return any(a != b for a, b in known) and all(a for a, _ in known)
 
 
-def assemble(graph: fx.Graph, tensors: dict[str, Tensor], persistent: set[str]) -> fx.GraphModule:
+def assemble(graph: fx.Graph, tensors: dict[str, Tensor], persistent: set[str]) -> SlimGraph:
     """A module of `graph` whose tensors stand under their own names."""
     root = nn.Module()
     for name, value in tensors.items():
         place(root, name, value, persistent=name in persistent)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch copies its own tree specs in a deprecated way
-        module = fx.GraphModule(root, graph)
+        module = SlimGraph(root, graph)
     for name in tensors.keys() - persistent:
         path, _, leaf = name.rpartition(".")
         owner = module.get_submodule(path)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.groups.coupling import Groups
+from surgeon.groups.gains import rescaled
 from surgeon.rules import Kept
 
 
@@ -32,14 +33,17 @@ def take(tensor: Tensor, cut: Mapping[int, np.ndarray]) -> Tensor:
 
 
 def slim_tensors(groups: Groups, kept: Kept) -> dict[str, Tensor]:
-    """Every tensor of the graph at its new size; names of one tensor share one result."""
-    cuts = kept_positions(groups, kept)
+    """Every tensor of the graph at its new size; names of one tensor share one result.
+
+    What makes up for norms of weights is rescaled, so that the weights that are left are the same numbers.
+    """
+    cuts, new = kept_positions(groups, kept), rescaled(groups, kept)
     by_canonical: dict[str, Tensor] = {}
     out: dict[str, Tensor] = {}
     for name, value in groups.graph.values.items():
         canonical = groups.graph.canonical[name]
         if canonical not in by_canonical:
-            by_canonical[canonical] = like(value, take(value, cuts.get(name, {})))
+            by_canonical[canonical] = like(value, take(new.get(canonical, value).to(value.dtype), cuts.get(name, {})))
         out[name] = by_canonical[canonical]
     return out
 

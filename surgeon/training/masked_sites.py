@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from surgeon.groups.coupling import Groups
+from surgeon.groups.gains import erasable
 from surgeon.groups.interpreter import Interpreter, double, precisely
 from surgeon.ir.axes import Axis
 from surgeon.rules import Axes, Kept, arguments, where
@@ -74,9 +75,11 @@ def _sites(groups: Groups, kept: Kept) -> tuple[dict[fx.Node, Site], list[str]]:
     found: dict[fx.Node, Site] = {}
     notes: list[str] = []
 
+    axes = erasable(groups)
+
     def zeroing(name: str, value: Tensor) -> Tensor:
         parameter = isinstance(groups.graph.tensor(name), nn.Parameter)
-        return with_zeros(value, groups.tensors[name], kept) if parameter else value
+        return with_zeros(value, axes[name], kept) if parameter else value
 
     run = Interpreter(groups.graph, checked_inputs(groups.graph), parameter=zeroing, precision=double)
     with precisely():

@@ -15,6 +15,7 @@ from surgeon.frontend.isolation import untouched
 from surgeon.frontend.parameters import TENSORS, module_in_place, public, units
 from surgeon.frontend.trace import skeleton, trace_inputs
 from surgeon.groups.coupling import GROUPS, Groups
+from surgeon.groups.gains import erasable
 from surgeon.groups.interpreter import Interpreter, double, precisely
 from surgeon.ir.fingerprint import named_tensors
 from surgeon.rules import Axes, Kept
@@ -163,9 +164,9 @@ class UnitMasks:
         return found
 
     def _tensors(self) -> dict[str, Axes]:
-        """The axes of the model's own tensors, without constants of the graph."""
+        """The axes of the model's own tensors that are masked, without constants of the graph."""
         own = {name for name, _ in named_tensors(self._model)}
-        return {name: axes for name, axes in self._groups.tensors.items() if name in own}
+        return {name: axes for name, axes in erasable(self._groups).items() if name in own}
 
     def _hold_buffers(self, keep: Mapping[str, Tensor]) -> None:
         """Remember the buffers of which entries are masked now, after those of earlier masks were restored."""

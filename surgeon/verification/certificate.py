@@ -36,6 +36,8 @@ class Certificate:
     parameters set to zero, an independent check; None where it does not apply, for the reason `end_to_end_reason`.
     `statistics` lists the operators that now take their statistic over the kept units only: there the function is not
     the original's, whatever the weights. `second_size` is the same at another size of the inputs, where some are free.
+    `rescaled` lists the weight norms and spectral norms whose gain was rescaled: the weights under them that are left
+    are the original's, to the rounding of the gain.
     """
 
     deviation: float
@@ -47,6 +49,7 @@ class Certificate:
     statistics: tuple[str, ...]
     tolerance: float
     second_size: SecondSize | None = None
+    rescaled: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The certificate as plain JSON values."""
@@ -63,7 +66,12 @@ class Certificate:
         if self.second_size is not None:
             lines.append(str(self.second_size))
         if self.statistics:
-            first = "; ".join(self.statistics[:3])
-            more = f" and {len(self.statistics) - 3} more" if len(self.statistics) > 3 else ""
-            lines.append(f"statistics over kept units only: {first}{more}")
+            lines.append(f"statistics over kept units only: {_listed(self.statistics)}")
+        if self.rescaled:
+            lines.append(f"rescaled, so that the weights that are left are the same: {_listed(self.rescaled)}")
         return "\n".join(lines)
+
+
+def _listed(places: tuple[str, ...]) -> str:
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return "; ".join(places[:3]) + more

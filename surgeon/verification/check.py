@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from surgeon.errors import InvalidModel, NotEquivalent
 from surgeon.frontend.trace import Graph
 from surgeon.groups.coupling import Groups
+from surgeon.groups.gains import Balance, erasable, evaluate, rescaled
 from surgeon.groups.interpreter import Interpreter, double, precisely
 from surgeon.ir.axes import Axis
 from surgeon.rules import Axes, Kept, arguments, is_random, where
@@ -19,6 +20,8 @@ from surgeon.verification.certificate import Certificate
 from surgeon.verification.reference import STATISTICS
 
 TOLERANCE = 1e-9
+#: By how many roundings a rescaled tensor may be off.
+ROUNDINGS = 2
 
 
 def certify(
@@ -58,7 +61,8 @@ def certify(
             f"the original with its removed units' parameters set to zero differs from the smaller model by "
             f"{whole:.1e} (relative), though every operator agrees; please report this network"
         )
-    return Certificate(deviation, worst, count, per_output, whole, reason, names, tolerance)
+    norms = tuple(where(groups.gains[name].node) for name in rescaled(groups, kept))
+    return Certificate(deviation, worst, count, per_output, whole, reason, names, tolerance, rescaled=norms)
 
 
 def checked_inputs(graph: Graph) -> Any:
@@ -81,11 +85,9 @@ def varied(inputs: Any) -> Any:
 def _node_by_node(
     groups: Groups, kept: Kept, slim: Graph, pairs: Mapping[fx.Node, fx.Node], inputs: Any, tolerance: float
 ) -> tuple[float, str, int, list[tuple[Tensor, Tensor]]]:
-    def zeroed(name: str, value: Tensor) -> Tensor:
-        return with_zeros(value, groups.tensors[name], kept)
-
-    full = Interpreter(groups.graph, inputs, parameter=zeroed, precision=double)
+    full = Interpreter(groups.graph, inputs, parameter=without_removed(groups, kept), precision=double)
     small = Interpreter(slim, inputs, precision=double)
+    balanced = {balance.node: balance for balance in groups.gains.values()}
     remaining = iter(small)
     passed: set[fx.Node] = set()
     worst, place, count = 0.0, "", 0
@@ -96,6 +98,8 @@ def _node_by_node(
                 results = list(zip(full.compute(node), _advance(small, remaining, passed, slim.output), strict=True))
                 break
             value = masked(groups, kept, node, reference(groups, kept, node, full), full)
+            if node in balanced:
+                _hold_weights(groups, kept, node, value, balanced[node])
             full.set(node, value)
             full.drop(node)  # before the smaller model's node is computed and compared
             if node not in pairs:
@@ -117,6 +121,24 @@ def _node_by_node(
             if found > worst:
                 worst, place = found, where(node)
     return worst, place, count, results
+
+
+def _hold_weights(groups: Groups, kept: Kept, node: fx.Node, value: Any, balance: Balance) -> None:
+    """Hold what the rescaled tensor of a norm makes of the kept weights against what the original's made of them.
+
+    They are equal but for the rounding of the rescaled tensor, which counts for more where terms of a sum cancel.
+    """
+    axes = groups.axes_of(node)[0]
+    after = gathered(value[0] if isinstance(value, tuple | list) else value, axes, kept)
+    deviation = relative(gathered(evaluate(balance.graph, node), axes, kept), after)
+    left = without_removed(groups, kept)
+    terms = gathered(evaluate(balance.graph, node, lambda name, each: left(name, each).abs()), axes, kept)
+    epsilon = torch.finfo(balance.graph.tensor(balance.tensor).dtype).eps
+    if deviation * float(after.abs().max()) > ROUNDINGS * epsilon * float(terms.max()):
+        raise NotEquivalent(
+            f"{where(node)} ({node.name}): the kept weights under this norm deviate by {deviation:.1e} (relative) from "
+            "the original's, though they were rescaled to be the same; please report this network"
+        )
 
 
 def _advance(run: Interpreter, remaining: Iterator[fx.Node], passed: set[fx.Node], goal: fx.Node) -> Any:
@@ -193,6 +215,23 @@ def with_zeros(value: Tensor, axes: Axes, kept: Kept, own: bool = False) -> Tens
     return value
 
 
+def without_removed(groups: Groups, kept: Kept, parameters_only: bool = False) -> Callable[[str, Tensor], Tensor]:
+    """What gives each tensor of the model, by name, as it is without the removed units: zero there.
+
+    What makes up for norms of weights is rescaled. With `parameters_only`, other tensors are left alone but for that.
+    """
+    new, axes, canonical = rescaled(groups, kept), erasable(groups), groups.graph.canonical
+
+    def change(name: str, value: Tensor) -> Tensor:
+        if canonical[name] in new:
+            value = new[canonical[name]].to(value)
+        elif parameters_only and not isinstance(groups.graph.tensor(name), nn.Parameter):
+            return value
+        return with_zeros(value, axes[name], kept)
+
+    return change
+
+
 def gathered(value: Tensor, axes: Axes, kept: Kept) -> Tensor:
     """`value` at its kept positions."""
     for dim, axis in enumerate(axes):
@@ -254,11 +293,7 @@ def _with_zeroed_parameters(groups: Groups, kept: Kept, inputs: Any) -> list[Ten
     if it is not, because an operator made a constant of it, the reason why this check does not apply is returned.
     """
 
-    def zeroing(name: str, value: Tensor) -> Tensor:
-        if isinstance(groups.graph.tensor(name), nn.Parameter):
-            return with_zeros(value, groups.tensors[name], kept)
-        return value
-
+    zeroing = without_removed(groups, kept, parameters_only=True)
     run = Interpreter(groups.graph, inputs, parameter=zeroing, precision=double)
     value: Any = None
     with precisely():

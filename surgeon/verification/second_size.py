@@ -16,9 +16,10 @@ from surgeon.frontend.free_sizes import FreeSizes, IsolatedCopy, Unfit
 from surgeon.frontend.trace import Graph, Inputs
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import Interpreter, double, precisely
+from surgeon.ir.fingerprint import named_tensors
 from surgeon.rules import Kept, is_random, where
 from surgeon.verification.certificate import SecondSize
-from surgeon.verification.check import masked, reference, relative, varied, with_zeros
+from surgeon.verification.check import masked, reference, relative, varied, without_removed
 
 #: The largest relative deviation at double precision: code that names single precision rounds to it in between.
 ROUNDED = 1e-5
@@ -69,10 +70,7 @@ class _Undecided(Exception):
 
 
 def _masked(groups: Groups, kept: Kept, inputs: Inputs) -> list[Tensor]:
-    def zeroed(name: str, value: Tensor) -> Tensor:
-        return with_zeros(value, groups.tensors[name], kept)
-
-    run = Interpreter(groups.graph, inputs, parameter=zeroed, precision=double)
+    run = Interpreter(groups.graph, inputs, parameter=without_removed(groups, kept), precision=double)
     for node in run:
         if node.op == "output":
             return list(run.compute(node))
@@ -152,10 +150,10 @@ def zeroing(groups: Groups, kept: Kept) -> Callable[[nn.Module], None]:
     """What sets the parameters of removed units to zero, in a copy of the original."""
 
     def change(copy: nn.Module) -> None:
-        named = dict(copy.named_parameters(remove_duplicate=False))
-        for name, axes in groups.tensors.items():
-            if name in named:
-                named[name].data = with_zeros(named[name].detach(), axes, kept)
+        zeroed = without_removed(groups, kept, parameters_only=True)
+        named = dict(named_tensors(copy))
+        for name in groups.tensors.keys() & named.keys():
+            named[name].data = zeroed(name, named[name].detach())
 
     return change
 

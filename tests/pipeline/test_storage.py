@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +83,31 @@ def test_the_folder_is_json_and_safetensors(slim: nn.Module, folder: Path) -> No
     stored = load_file(folder / WEIGHTS)
     assert stored["conv.weight"].shape == slim.get_parameter("conv.weight").shape
     assert "scale" not in stored
+
+
+class Plain(nn.Module):
+    """A model that holds tensors as plain attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 32), nn.Linear(32, 4)
+        self.table = torch.randn(32)
+        self.shifts = [torch.randn(4), {"more": torch.randn(32)}]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.first(x)
+        more: Any = self.shifts[1]
+        return self.last(self.seen * self.table * more["more"]) + self.shifts[0]
+
+
+@pytest.mark.parametrize("form", ["auto", "graph"])
+def test_tensors_that_are_plain_attributes_are_saved(form: Any, tmp_path: Path) -> None:
+    x = torch.randn(3, 6)
+    slim = surgeon.shrink(Plain().eval(), 0.5, example_inputs=x, form=form)
+    expected = slim(x)
+    surgeon.save(slim, tmp_path)
+    assert sum(name.startswith("attribute:") for name in load_file(tmp_path / WEIGHTS)) == 3
+    assert torch.equal(surgeon.load(tmp_path, Plain())(x), expected)
 
 
 def test_a_loaded_model_can_be_saved(folder: Path, tmp_path: Path) -> None:
@@ -217,8 +243,8 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_none(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="fresh_model is a NoneType"):
-        surgeon.load(folder, None)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="fresh_model is a str"):
+        surgeon.load(folder, "net")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="model is a NoneType"):
         surgeon.save(None, tmp_path)  # type: ignore[arg-type]
 
