@@ -135,9 +135,10 @@ def _by_numpy(self: Any, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -
     return getattr(ufunc, method)(*map(plain, inputs), **kwargs)
 
 
+_CONVERSIONS = {"float": _converted(float), "array_ufunc": _by_numpy}
 for _class in (Tracked, TrackedFloat):
-    _class.__float__ = _converted(float)
-    _class.__array_ufunc__ = _by_numpy
+    for _name, _function in _CONVERSIONS.items():
+        setattr(_class, f"__{_name}__", _function)
     for _name, _function in _BINARY.items():
         setattr(_class, f"__{_name}__", _method(_function, False))
         setattr(_class, f"__r{_name}__", _method(_function, True))

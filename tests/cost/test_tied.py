@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 import torch
@@ -102,7 +104,7 @@ class Straight:
 
     finest = steps
 
-    def ms(self, widths: dict[int, int]) -> float:
+    def ms(self, widths: Mapping[int, int]) -> float:
         return sum(factor.at({**self.sizes, **widths}) for factor in self.factors)
 
 
