@@ -28,6 +28,8 @@ from surgeon.surgery.operate import OWN_CLASS
 from surgeon.surgery.tying import Needed, needed
 from surgeon.verification import Certificate
 
+Keep = dict[int, tuple[int, ...]]
+
 #: A plan with ties may do up to this many times the damage of the one without, and so much more.
 WORSE, SLIGHT = 3.0, 0.05
 
@@ -40,7 +42,7 @@ class Choice:
     of a configuration tells. `built` is the model that it makes, with the proof, where it was asked for.
     """
 
-    keep: dict[int, tuple[int, ...]]
+    keep: Keep
     damage: float
     timing: Timing | None = None
     possible: float | None = None
@@ -92,7 +94,7 @@ class Chooser:
 
 
 #: Carries out what is kept, in a form.
-Build = Callable[[Mapping[int, Any], str], tuple[Operation, Certificate]]
+Build = Callable[[Keep, str], tuple[Operation, Certificate]]
 
 
 def at_example_sizes(model: nn.Module, groups: Groups) -> Build:
@@ -108,7 +110,8 @@ def built(
     """The choice, and what it makes: of the user's own class if its code can hold it.
 
     If it can't, the choice with ties that it can hold, if the budget can be met by one that does not much more damage;
-    else the one without, as a graph. With the form "module", there is no limit to the damage.
+    else the one without, as a graph. With the form "module", there is no limit to the damage. `building` carries it
+    out, by default on `groups`.
 
     Raises:
         Infeasible: the budget can't be met, whatever the form.
