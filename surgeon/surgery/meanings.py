@@ -72,16 +72,19 @@ def _readings(code: Code, attribute: Attribute, samples: list[dict[int, int]]) -
 def _choose(
     code: Code, readings: dict[Attribute, list[Meaning]], demands: list[Demand], samples: list[dict[int, int]]
 ) -> None:
-    """Give attributes the meanings with which the most demands are met; none where that is as good."""
-    most, best = -1, code.meanings
+    """Give attributes the meanings with which the most demands are met; none where that is as good.
+
+    Those at the widths where most are met count first: at others, the code may not run whatever they mean.
+    """
+    most, best = (-1, -1), code.meanings
     keys = [(each.module, each.name) for each in readings]
     choices = itertools.islice(itertools.product(*readings.values()), MOST_READINGS)
     for choice in (None, *choices):
         tried = best if choice is None else {**best, **dict(zip(keys, choice, strict=True))}
         code.meanings = tried
-        count = sum(len(demands) - len(code.unmet(demands, At(code, widths))) for widths in samples)
-        if count > most:
-            most, best = count, tried
-        if most == len(samples) * len(demands):
+        counts = [len(demands) - len(code.unmet(demands, At(code, widths))) for widths in samples]
+        if (max(counts), sum(counts)) > most:
+            most, best = (max(counts), sum(counts)), tried
+        if most[1] == len(samples) * len(demands):
             break
     code.meanings = best
