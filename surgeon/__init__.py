@@ -32,6 +32,7 @@ _HOMES = {
     "surgeon.sparsity.connections": "prune_connections",
     "surgeon.sparsity.report": "SweepReport",
     "surgeon.sparsity.sweep": "sweep",
+    "surgeon.training.optimizers": "TransferReport transfer_optimizer",
     "surgeon.training.pruner": "Pruner",
     "surgeon.training.weight_masks": "Masks",
     "surgeon.verification.certificate": "Certificate",

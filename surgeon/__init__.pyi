@@ -30,6 +30,8 @@ from surgeon.sparsity.connections import prune_connections as prune_connections
 from surgeon.sparsity.report import SweepReport as SweepReport
 from surgeon.sparsity.sweep import sweep as sweep
 from surgeon.training import schedules as schedules
+from surgeon.training.optimizers import TransferReport as TransferReport
+from surgeon.training.optimizers import transfer_optimizer as transfer_optimizer
 from surgeon.training.pruner import Pruner as Pruner
 from surgeon.training.weight_masks import Masks as Masks
 from surgeon.verification.certificate import Certificate as Certificate

@@ -21,8 +21,8 @@ from testbed.sized_networks import Inputs, sized_network
 from testbed.trial import TOLERANCE, Outcome, cuts_of, failure, only_failures_of_rules, random_plan
 
 #: What the error of bfloat16 may be: over the original's own, over what one rounding of all weights and inputs does to
-#: the smaller model where that is more, as behind a norm of two channels; or in all.
-TIMES, LEAST = 2.0, 0.01
+#: the smaller model where that is more, as behind a norm of two channels; or in all, four units in the last place.
+TIMES, LEAST = 2.0, 2.0**-6
 #: Roundings that are drawn, and how large one is.
 DRAWS, ROUNDING = 4, 2.0**-9
 

@@ -16,9 +16,10 @@ import pytest
 import surgeon
 
 NAMES = """
-Certificate ExportReport Masks Plan Profile Pruner Quantized Recovery Report SurgeonError SweepReport Timing Verdict
+Certificate ExportReport Masks Plan Profile Pruner Quantized Recovery Report SurgeonError SweepReport Timing
+TransferReport Verdict
 benchmark export inspect kit load plan profile project prune_connections quantize recover save shrink sweep
-synthesize verify
+synthesize transfer_optimizer verify
 """.split()
 
 DECISIONS = (
@@ -32,8 +33,8 @@ SIGNATURES = {
     "plan": f"{DECISIONS} example_inputs",
     "inspect": "model example_inputs ignore",
     "verify": "model slim plan example_inputs",
-    "save": "model folder plan",
-    "load": "folder fresh_model",
+    "save": "model folder plan * factory",
+    "load": "folder fresh_model * factory",
     "Plan.apply": "self model example_inputs form",
     "Plan.save": "self path",
     "Plan.load": "path",
@@ -45,6 +46,7 @@ SIGNATURES = {
     "profile": "model example_inputs * threads path",
     "kit": "model path example_inputs",
     "prune_connections": "model amount scope threshold ignore * example_inputs",
+    "transfer_optimizer": "optimizer slim * model return_report",
     "sweep": "model example_inputs * threshold return_report",
     "project": "model data * samples example_inputs",
     "recover": (

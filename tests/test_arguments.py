@@ -177,8 +177,9 @@ TAKES = {
     "callbacks": "functions of one", "clip": "number above 0", "epochs": "positive", "steps": "positive",
     "checkpoint": "path", "loader": "loader", "accelerator": "choice", "temperature": "number above 0",
     "weight": "unit", "logits": "function of one", "Pruner.attach.optimizer": "choice",
+    "transfer_optimizer.optimizer": "choice",
     **dict.fromkeys(("project", "compensate", "distill", "batch_norm", "return_report", "resume", "split"), "flag"),
-    "dynamic": "free axes", "opset": "choice", "input_names": "names", "output_names": "names",
+    "factory": "choice", "dynamic": "free axes", "opset": "choice", "input_names": "names", "output_names": "names",
 }
 #: What an error calls a parameter where it is not by its own name.
 CALLED = {"criterion": "importance"}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from surgeon.calibration.footprint import bytes_per_sample
+from surgeon.calibration.footprint import bytes_backwards, bytes_per_sample
 from surgeon.calibration.labels import joined, per_sample
 from surgeon.calibration.synthesis import synthesize_for
 from surgeon.errors import InvalidInputs
@@ -29,8 +29,9 @@ from surgeon.support.arguments import POSITIVE
 from surgeon.support.memory import share_of_memory
 from surgeon.support.progress import counter
 
-#: Samples that are run at once.
+#: Samples that are run at once; fewer if the values that gradients need would take more than this share of the memory.
 CHUNK = 32
+BACKWARDS = 1 / 24
 #: The share of the memory that activations may take at a time; fewer samples are used if they would take more.
 MEMORY = 1 / 8
 #: Samples that are used whatever memory they take.
@@ -178,7 +179,7 @@ def _split(
         held = chunks[away::HELD_BACK]
         fit = [chunk for i, chunk in enumerate(chunks) if i % HELD_BACK != away]
     else:
-        size = LABELED_CHUNK if rest else CHUNK
+        size = min(LABELED_CHUNK if rest else CHUNK, reader.together)
         for pile in piles:
             away_ = pile.places % HELD_BACK == min(HELD_BACK, count) - 1
             for into, chosen in ((held, away_), (fit, ~away_)):
@@ -213,6 +214,7 @@ class _Reader:
             if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == graph.batch
         ]
         self.fixed = 0 if graph.dynamic else graph.batch
+        self.together = max(1, share_of_memory(BACKWARDS) // bytes_backwards(graph))
         self._names = [name for name, leaves in by_argument(model, graph.inputs) for _ in leaves]
         self._device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
         self._model = model

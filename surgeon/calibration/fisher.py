@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.calibration import layers
 from surgeon.calibration.layers import Contraction
-from surgeon.calibration.moments import Moments
+from surgeon.calibration.moments import ENOUGH, Moments
 from surgeon.calibration.parameter_slots import Slots
 from surgeon.frontend.trace import Inputs, batch_size
 from surgeon.groups.coupling import Group, Groups
@@ -28,9 +29,11 @@ from surgeon.support.progress import counter
 
 #: How often labels are drawn for each batch.
 DRAWS = 2
-#: Rows that moments are computed from, for each input of an operator.
+#: Rows that moments are computed from, for each input of an operator; no more than enough, where these would take over
+#: this many multiply-accumulate operations.
 ROWS_PER_INPUT = 40
 FEWEST_ROWS = 4096
+MOST_OPERATIONS = 1e11
 
 
 # From the outputs of the graph and the index of the batch to log-likelihoods, summed over its samples.
@@ -83,11 +86,11 @@ class Sensitivity:
 
 
 def measure(
-    groups: Groups, batches: Sequence[Inputs], seed: int = 0, likelihoods: Likelihoods | None = None
+    groups: Groups, batches: Sequence[Inputs], seed: int = 0, likelihoods: Likelihoods | None = None, draws: int = DRAWS
 ) -> Sensitivity:
-    """Run the model forward and backward on `batches`; `likelihoods` are by default those of drawn labels."""
+    """Run the model forward and backward on `batches`; `likelihoods` are by default those of `draws` of labels."""
     readers, loose = _find(groups)
-    found = Sensitivity(tuple(readers), tuple(loose), 0, likelihoods or _drawn)
+    found = Sensitivity(tuple(readers), tuple(loose), 0, likelihoods or partial(_drawn, draws=draws))
     samples = 0
     for run in backwards(groups, found, batches, seed):
         readers = [_added(reader, run, len(batches)) for reader in readers]
@@ -100,12 +103,14 @@ def measure(
 
 @dataclass(frozen=True)
 class Run:
-    """One batch of `size` samples, run forward, and backward for one draw of labels.
+    """One batch of `size` samples, run forward, and backward for one of `draws` of labels.
 
     `operands` are those of readers, `values` the outputs of readers and loose values, `gradients` those of `values`.
     """
 
     size: int
+    draw: int
+    draws: int
     operands: dict[fx.Node, dict[fx.Node, Any]]
     values: dict[fx.Node, Tensor]
     gradients: dict[fx.Node, Tensor]
@@ -210,10 +215,10 @@ def _batch(
             loss, list(values.values()), retain_graph=draw + 1 < len(losses), allow_unused=True, materialize_grads=True
         )
         by_node = dict(zip(values, gradients, strict=True))
-        yield Run(size, operands, detached, by_node, generator, run)
+        yield Run(size, draw, len(losses), operands, detached, by_node, generator, run)
 
 
-def _drawn(outputs: list[Tensor], number: int, generator: torch.Generator) -> Iterator[Tensor]:
+def _drawn(outputs: list[Tensor], number: int, generator: torch.Generator, draws: int) -> Iterator[Tensor]:
     """Log-likelihoods to differentiate, each for another draw of labels.
 
     A single output with one row for each sample is taken for logits; anything else gets noise of its own scale. A lone
@@ -224,7 +229,7 @@ def _drawn(outputs: list[Tensor], number: int, generator: torch.Generator) -> It
     if not wanted and learnt:
         yield torch.stack([each.cpu() for each in learnt]).sum()
         return
-    for _ in range(DRAWS if wanted else 0):
+    for _ in range(draws if wanted else 0):
         if len(wanted) == 1 and wanted[0].dim() == 2 and wanted[0].shape[1] > 1:
             likely = F.log_softmax(wanted[0].float(), 1)
             drawn = torch.multinomial(likely.detach().exp().cpu(), 1, generator=generator).to(likely.device)
@@ -243,12 +248,14 @@ def _added(reader: Reader, run: Run, batches: int) -> Reader:
     x, gradient = run.input(reader.layer), run.gradients[reader.layer.node]
     groups, inputs, outputs = reader.layer.matrix(reader.layer.weight.places).shape
     total = gradient.numel() // (groups * outputs)
-    share = (ROWS_PER_INPUT * inputs + FEWEST_ROWS) / (total * batches * DRAWS)
+    wanted = min(ROWS_PER_INPUT * inputs + FEWEST_ROWS, max(ENOUGH * inputs, MOST_OPERATIONS / inputs**2))
+    share = wanted / (total * batches * run.draws)
     rows, slopes = reader.layer.rows(x, gradient, share, run.generator)
-    reader.moments.add(rows, slopes[:, :, :0])
-    second = (slopes.transpose(1, 2) @ slopes).double()
+    if run.draw == 0 or share < 1:  # else these are the rows of the first draw
+        reader.moments.add(rows, slopes[:, :, :0])
+    second = slopes.transpose(1, 2) @ slopes
     return replace(
-        reader, gradients=second if reader.count == 0 else reader.gradients + second,
+        reader, gradients=second.double() if reader.count == 0 else reader.gradients.add_(second),
         count=reader.count + slopes.shape[1], samples=reader.samples + run.size,
         positions=(reader.positions * reader.samples + total) / (reader.samples + run.size),
     )

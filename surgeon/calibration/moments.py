@@ -18,10 +18,12 @@ from surgeon.errors import InvalidInputs
 
 #: Rows for each input, below which a covariance shows correlations that are not there.
 ENOUGH = 8
+#: Inputs above which products are summed at single precision, at which they are computed anyway, for less memory.
+WIDE = 1024
 
 
 class Moments:
-    """Sums over rows, at double precision, of inputs x, wanted outputs y, x xᵀ and x yᵀ.
+    """Sums over rows of inputs x, wanted outputs y, x xᵀ and x yᵀ, the latter at double precision unless x is wide.
 
     Rows come as x (G, n, f) and y (G, n, o), for G independent problems, such as the groups of a convolution. They are
     not kept. Sums are taken around the mean of the first rows, so that little precision is lost where it is large.
@@ -36,13 +38,17 @@ class Moments:
             self._origin = (x.mean(1, keepdim=True), y.mean(1, keepdim=True))
             shape, double = (len(x), x.shape[2]), torch.float64
             self._x, self._y = x.new_zeros(shape, dtype=double), x.new_zeros((len(x), y.shape[2]), dtype=double)
-            self._xx, self._xy = (x.new_zeros((*shape, each.shape[2]), dtype=double) for each in (x, y))
+            held = double if shape[1] <= WIDE else x.dtype
+            self._xx, self._xy = (x.new_zeros((*shape, each.shape[2]), dtype=held) for each in (x, y))
         x, y = x - self._origin[0], y - self._origin[1]
         self.count += x.shape[1]
         self._x += x.sum(1)
         self._y += y.sum(1)
-        self._xx += x.transpose(1, 2) @ x
-        self._xy += x.transpose(1, 2) @ y
+        for held, each in ((self._xx, x), (self._xy, y)):
+            if held.dtype == x.dtype:
+                held.baddbmm_(x.transpose(1, 2), each)
+            else:
+                held += x.transpose(1, 2) @ each
 
     @property
     def means(self) -> tuple[Tensor, Tensor]:
@@ -55,8 +61,8 @@ class Moments:
         """E x xᵀ (G, f, f) and E x yᵀ (G, f, o), of the deviations from the means if `centered`."""
         n = self.count
         x, y = self._x / n, self._y / n
-        xx = self._xx / n - x[:, :, None] * x[:, None, :]
-        xy = self._xy / n - x[:, :, None] * y[:, None, :]
+        xx = (self._xx.double() / n).baddbmm_(x[:, :, None], x[:, None, :], alpha=-1)
+        xy = (self._xy.double() / n).baddbmm_(x[:, :, None], y[:, None, :], alpha=-1)
         if not centered:
             x, y = self.means
             xx, xy = xx + x[:, :, None] * x[:, None, :], xy + x[:, :, None] * y[:, None, :]

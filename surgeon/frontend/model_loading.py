@@ -50,28 +50,31 @@ def load(spec: str, *, pretrained: bool = False, seed: int = 0) -> Loaded:
         torch.manual_seed(seed)
         match source:
             case "timm":
-                model, inputs = _timm(name, pretrained, seed), None
+                model, inputs = timm_model(name, pretrained, seed), None
             case "torchvision":
-                model, inputs = _torchvision(name, pretrained, seed)
+                model = torchvision_model(name, pretrained, seed)
+                inputs = _evaluated_at(library("torchvision").models, name)
             case _:
                 model, inputs = _own(source, name, seed)
     return model.eval(), inputs
 
 
-def _timm(name: str, pretrained: bool, seed: int) -> nn.Module:
-    timm = _library("timm")
+def timm_model(name: str, pretrained: bool = False, seed: int = 0, **arguments: Any) -> nn.Module:
+    """A model of timm's registry, with random weights unless `pretrained`."""
+    timm = library("timm")
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         raise InvalidArgument(f"timm has no model {name!r}{_near(architecture, timm.list_models())}")
     torch.manual_seed(seed)
     try:
-        return timm.create_model(name, pretrained=pretrained)
-    except (RuntimeError, ValueError, OSError) as error:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except (RuntimeError, ValueError, OSError, TypeError) as error:
         raise InvalidArgument(f"timm can't build {name!r}: {first_line(error)}") from error
 
 
-def _torchvision(name: str, pretrained: bool, seed: int) -> Loaded:
-    models = importlib.import_module(f"{_library('torchvision').__name__}.models")
+def torchvision_model(name: str, pretrained: bool = False, seed: int = 0, **arguments: Any) -> nn.Module:
+    """A model of torchvision's registry, with random weights unless `pretrained`."""
+    models = importlib.import_module(f"{library('torchvision').__name__}.models")
     if name not in (known := models.list_models()):
         raise InvalidArgument(f"torchvision has no model {name!r}{_near(name, known)}")
     parameters = inspect.signature(models.get_model_builder(name)).parameters
@@ -84,10 +87,9 @@ def _torchvision(name: str, pretrained: bool, seed: int) -> Loaded:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # some announce another initialization
-            model = models.get_model(name, **options)
-    except (RuntimeError, ValueError, OSError) as error:
+            return models.get_model(name, **options, **arguments)
+    except (RuntimeError, ValueError, OSError, TypeError) as error:
         raise InvalidArgument(f"torchvision can't build {name!r}: {first_line(error)}") from error
-    return model, _evaluated_at(models, name)
 
 
 def _evaluated_at(models: Any, name: str) -> Any:
@@ -100,7 +102,7 @@ def _evaluated_at(models: Any, name: str) -> Any:
     return torch.randn(2, 3, crop, crop) if isinstance(crop, int) else None
 
 
-def _library(name: str) -> ModuleType:
+def library(name: str) -> ModuleType:
     """Import a zoo; where it fails, say what to install."""
     try:
         return importlib.import_module(name)

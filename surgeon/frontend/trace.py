@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidInputs, InvalidModel, TraceError
 from surgeon.frontend.copies import duplicate
+from surgeon.frontend.enclosed import name_enclosed
 from surgeon.frontend.functionalize import apart, functionalize
 from surgeon.frontend.isolation import quietly, untouched
 from surgeon.frontend.outputs import open_up
@@ -24,8 +25,6 @@ from surgeon.frontend.program import export
 from surgeon.support.arguments import instance
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-#: How torch.export names tensors that are no attributes of the model.
-_LIFTED = "lifted_tensor_"
 MODULE = instance(nn.Module, "a torch.nn.Module")
 
 
@@ -302,7 +301,7 @@ def graph_of(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: 
             _Measured(module).run(*pytree.tree_leaves(inputs), enable_io_processing=False)
     tensors: dict[str, str] = {}
     values: dict[str, Tensor] = {}
-    _name_enclosed(module, model)
+    name_enclosed(module, model)
     for node in module.graph.nodes:
         if node.op != "get_attr":
             continue
@@ -319,37 +318,6 @@ def graph_of(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: 
             values[str(node.target)] = value
     canonical = {name: first.get(id(named.get(name, value)), name) for name, value in values.items()}
     return Graph(module, inputs, tensors, canonical, dynamic, batch_size(inputs), values)
-
-
-def _name_enclosed(module: fx.GraphModule, model: nn.Module) -> None:
-    """Read parameters that a function encloses, as one put in place of a forward may, under their own names.
-
-    To torch.export they are constants that share their memory.
-    """
-    lifted = [n for n in module.graph.nodes if n.op == "get_attr" and _LIFTED in str(n.target).rpartition(".")[2]]
-    own = {_view(value): (name, value) for name, value in model.named_parameters()} if lifted else {}
-    for node in lifted:
-        constant: Any = module
-        for part in str(node.target).split("."):
-            constant = getattr(constant, part)
-        name, value = own.get(_view(constant), ("", None)) if isinstance(constant, Tensor) else ("", None)
-        if value is None:
-            continue
-        path, _, last = name.rpartition(".")
-        owner: nn.Module = module
-        for part in path.split(".") if path else ():
-            if not hasattr(owner, part):
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
-        owner.register_parameter(last, value)
-        node.target = name
-
-
-def _view(value: Tensor) -> tuple[Any, ...]:
-    """Equal for tensors that are the same elements of the same memory."""
-    if isinstance(value, FakeTensor) or value.layout is not torch.strided or not value.numel():
-        return (id(value),)
-    return value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, value.device
 
 
 def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> torch.export.ExportedProgram:

@@ -3,11 +3,13 @@
 `plan.json` is the plan. `weights.safetensors` holds the tensors of `state_dict`, each once; its metadata has the
 SHA-256 of `plan.json`. `model.json` is
 
-    {"format": "surgeon-model", "version": 1, "form": "module", "tied": {"head.weight": "embed.weight"}}
+    {"format": "surgeon-model", "version": 1, "form": "module", "tied": {"head.weight": "embed.weight"},
+     "made": {"by": "torchvision:resnet18", "arguments": {}}, "structure": "9f86…", "training": false}
 
 where `form` is "module" or "graph", and `tied` maps each further name of a tensor to the name under which it is stored.
 Tensors that the model holds as plain attributes are stored beside those of `state_dict`, under "attribute:" and a name.
-Nothing is pickled.
+`made` says how the original was made, where that is known, `structure` is a digest of classes and of plain values on
+modules (`surgeon.frontend.structure`), and `training` the mode. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -26,13 +28,16 @@ from torch import Tensor, nn
 
 from surgeon.errors import InvalidArgument, InvalidModel, SurgeonError, WeightsError
 from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.notes import note
 from surgeon.frontend.parameters import public
+from surgeon.frontend.recipes import Recipe
 from surgeon.frontend.trace import trace_inputs
 from surgeon.frontend.wrappers import within_its_wrapper
+from surgeon.pipeline import making
 from surgeon.pipeline.plain_tensors import PREFIX, plain_tensors
 from surgeon.pipeline.refit import refit
 from surgeon.pipeline.replay import build
-from surgeon.plans.carried import form_of, left, plan_of
+from surgeon.plans.carried import MAKER, form_of, left, plan_of
 from surgeon.plans.plan import PLAN as IS_PLAN
 from surgeon.plans.plan import Plan, together
 from surgeon.support.documents import Document
@@ -52,13 +57,20 @@ LISTED = 8
 _DOCUMENT = Document("saved model", FORMAT, VERSION, WeightsError, "save the model again")
 
 
-@public(plan=IS_PLAN)
+@public(plan=IS_PLAN, factory=making.factory)
 @undisturbed()
-def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
+def save(model: nn.Module, folder: StrPath, plan: Plan | None = None, *, factory: str | None = None) -> None:
     """Write a smaller model to `folder`, which is created if it is missing.
 
-    `plan` is by default the one that `shrink` or `Plan.apply` attached to the model. The three files are replaced
-    together or not at all, and other files in `folder` are left as they are: see `surgeon.support.files.replace_many`.
+    The three files are replaced together or not at all, and other files in `folder` are left as they are: see
+    `surgeon.support.files.replace_many`.
+
+    Args:
+        model: what `shrink`, `sweep` or `Plan.apply` returned, trained further or not, and as often as wanted.
+        folder: where to.
+        plan: what was removed; by default what is attached to the model.
+        factory: how the original was made, as "package.module:function"; by default what can be told of a model of
+            torchvision, timm or transformers.
 
     Raises:
         InvalidArgument: `model` is not a module, or carries no plan.
@@ -84,21 +96,29 @@ def save(model: nn.Module, folder: StrPath, plan: Plan | None = None) -> None:
         plan.save(scratch / PLAN)
         metadata = {"plan": _digest(scratch / PLAN)}  # a single entry, as safetensors does not keep their order
         write_tensors(scratch / WEIGHTS, tensors, metadata)
-        meta = {"format": FORMAT, "version": VERSION, "form": form_of(model), "tied": tied}
+        head = {"format": FORMAT, "version": VERSION, "form": form_of(model), "tied": tied}
+        meta = {**head, **making.described(model, plan, factory)}
         (scratch / MODEL).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
 @within_its_wrapper("fresh_model")
-@public()
+@public(factory=making.factory)
 @undisturbed()
-def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
+def load(folder: StrPath, fresh_model: nn.Module | None = None, *, factory: str | None = None) -> nn.Module:
     """The smaller model that was saved in `folder`, rebuilt from a model of the original architecture.
 
-    `fresh_model` may have any weights, and is left as it is; the result has its device and dtypes. If the folder is
-    replaced meanwhile, the result is either the old or the new model.
+    If the folder is replaced meanwhile, the result is either the old or the new model.
+
+    Args:
+        folder: what `save` wrote.
+        fresh_model: with any weights; it is left as it is, and the result has its device and dtypes. It can be left
+            out where the folder names a model of torchvision, timm or transformers: the result then has the mode and
+            dtype that it was saved with.
+        factory: instead of `fresh_model`, what imports and makes it: "package.module:function", "timm:NAME" or
+            "torchvision:NAME". A factory that only the folder names is not called: it may come from a stranger.
 
     Raises:
-        InvalidArgument: `folder` is not a folder that `save` wrote, or `fresh_model` is not a module.
+        InvalidArgument: `folder` is not a folder that `save` wrote, `fresh_model` is not a module, or it is needed.
         PlanError: the plan is malformed, or of another architecture than `fresh_model`.
         WeightsError: a tensor is missing, extra, or of another shape or dtype than the plan leaves; or the weights
             file is truncated, not a safetensors file, or belongs to another plan.
@@ -112,11 +132,13 @@ def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
     ...     print(load(folder, fresh)[2])
     Linear(in_features=16, out_features=4, bias=True)
     """
+    if fresh_model is not None and factory is not None:
+        raise InvalidArgument("give either fresh_model or factory=, not both")
     path, names = Path(folder), (MODEL, PLAN, WEIGHTS)
     for _ in range(ATTEMPTS):
         before = marks(path, names)
         try:
-            slim = _load(path, fresh_model)
+            slim = _load(path, fresh_model, factory)
         except (SurgeonError, OSError, RuntimeError):  # RuntimeError: torch's, if a file changed while it was copied
             if marks(path, names) == before:
                 raise
@@ -126,18 +148,28 @@ def load(folder: StrPath, fresh_model: nn.Module) -> nn.Module:
     raise WeightsError(f"{path} was replaced by another process {ATTEMPTS} times while it was read; read it later")
 
 
-def _load(path: Path, fresh_model: nn.Module) -> nn.Module:
+def _load(path: Path, fresh_model: nn.Module | None, factory: str | None) -> nn.Module:
     if missing := [name for name in (MODEL, PLAN, WEIGHTS) if not find(path, name).is_file()]:
         lacking = ", no ".join(missing)
         raise InvalidArgument(f"{path} is not a folder that surgeon.save wrote: it has no {lacking}")
-    form, tied = _read_meta(find(path, MODEL))
+    meta = _read_meta(find(path, MODEL))
+    form, tied, recipe = meta["form"], meta["tied"], making.recipe_of(meta, find(path, MODEL))
     plan = Plan.load(find(path, PLAN))
     stored = _read_header(path)
-    slim = _rebuilt(plan, fresh_model, form, stored, tied)
+    own = fresh_model
+    if own is None:
+        own = making.fresh(recipe, factory, plan, stored.floating(), stored.path.stat().st_size)
+    slim = _rebuilt(plan, own, form, stored, tied)
     _retie(slim, tied)
     _check(stored, tied, slim)
     _copy(stored, tied, slim)
     _copy_plain(stored, slim)
+    if fresh_model is None:
+        slim.train(meta.get("training") is True)
+        if factory is None and recipe is not None:
+            making.require_same(meta, slim, recipe)
+    if factory is not None or (recipe is not None and not recipe.known):
+        note(slim, MAKER, Recipe(factory) if factory is not None else recipe)
     return slim
 
 
@@ -164,6 +196,11 @@ class _Header:
     shapes: Mapping[str, tuple[int, ...]]
     kinds: Mapping[str, str]
     plain: Mapping[str, tuple[int, ...]]
+
+    def floating(self) -> list[torch.dtype]:
+        """The types of the floating tensors."""
+        known = [_KINDS[kind] for kind in self.kinds.values() if kind in _KINDS]
+        return [kind for kind in known if kind.is_floating_point]
 
 
 def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -204,15 +241,15 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _read_meta(path: Path) -> tuple[str, dict[str, str]]:
-    """The form, and the further names of tied tensors."""
+def _read_meta(path: Path) -> dict[str, Any]:
+    """The description, whose `form` and `tied` are checked."""
     meta: dict[str, Any] = _DOCUMENT.read(path)
     tied = meta.get("tied")
     if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
         raise WeightsError(f"{path}: tied is {tied!r}, not an object of tensor names")
     if meta.get("form") not in ("module", "graph"):
         raise WeightsError(f"{path}: form is {meta.get('form')!r}, neither module nor graph")
-    return meta["form"], tied
+    return meta
 
 
 def _read_header(folder: Path) -> _Header:

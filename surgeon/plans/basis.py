@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from surgeon.errors import PlanError
 
+#: The entry in the settings of a plan that lists the tensors of the model that were changed by the rotation.
+ROTATED = "rotated"
 #: The attribute of a rotated model that holds its basis.
 _ATTRIBUTE = "surgeon_basis"
 
@@ -18,7 +21,7 @@ class Basis:
 
     `groups` are the names of the groups whose units are now other directions, `ranked` those among them whose units
     may only be removed from the last to the first. `deviation` is the relative deviation of the outputs from the
-    original's. `name` identifies the basis.
+    original's. `name` identifies the basis, `tensors` are those that were changed.
 
     >>> print(Basis("1f", ("patch",), ("patch",), 3e-7))
     1 group rotated before the cut (patch); the rotated model's outputs are the original's to 3e-07
@@ -28,6 +31,7 @@ class Basis:
     groups: tuple[str, ...]
     ranked: tuple[str, ...]
     deviation: float
+    tensors: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         count = len(self.groups)
@@ -50,10 +54,10 @@ def mark(model: nn.Module, basis: Basis | None) -> None:
         vars(model)[_ATTRIBUTE] = basis
 
 
-def basis_entry(model: nn.Module | None) -> dict[str, str]:
-    """The entry for a model's basis in the settings of its plan."""
+def basis_entry(model: nn.Module | None) -> dict[str, Any]:
+    """The entries for a model's basis in the settings of its plan."""
     basis = basis_of(model) if model is not None else None
-    return {} if basis is None else {"basis": basis.name}
+    return {} if basis is None else {"basis": basis.name, ROTATED: list(basis.tensors)}
 
 
 def require(model: nn.Module, name: str | None) -> None:

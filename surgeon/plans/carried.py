@@ -6,12 +6,16 @@ from dataclasses import replace
 
 from torch import fx, nn
 
-from surgeon.frontend.wrappers import bare
+from surgeon.frontend.notes import note, noted
+from surgeon.frontend.recipes import Recipe, Trace, trace_of
+from surgeon.plans.ancestors import descend
 from surgeon.plans.basis import mark
 from surgeon.plans.plan import Plan, steps, together
 
 #: The attribute of a smaller model that holds its plan.
 ATTRIBUTE = "surgeon_plan"
+#: The attribute of a smaller model that tells how the first one was made.
+MAKER = "surgeon_maker"
 #: The entry in the settings of a step that says in which form its result was made.
 FORM = "form"
 
@@ -19,19 +23,25 @@ FORM = "form"
 def attach(slim: nn.Module, plan: Plan, model: nn.Module) -> None:
     """Attach to a smaller model the plan by which it was made of `model`, after the one that `model` carries.
 
-    For a graph it is also in `meta`, which copies of it keep.
+    It also learns how the first model was made, as far as that can be told.
     """
     mark(slim, None)
+    descend(slim, model, plan)
+    note(slim, MAKER, maker(model) or trace_of(model))
     carried = attached(model)
     whole = plan if carried is None else _followed(carried, form_of(model), plan)
-    vars(slim)[ATTRIBUTE] = whole
-    if isinstance(slim, fx.GraphModule):
-        slim.meta[ATTRIBUTE] = whole
+    note(slim, ATTRIBUTE, whole)
 
 
 def attached(module: nn.Module) -> Plan | None:
-    module = bare(module)
-    return getattr(module, ATTRIBUTE, None) or getattr(module, "meta", {}).get(ATTRIBUTE)
+    found: Plan | None = noted(module, ATTRIBUTE)
+    return found
+
+
+def maker(module: nn.Module) -> Recipe | Trace | None:
+    """How the model was made from which a smaller one comes, or what is to be seen of it."""
+    found: Recipe | Trace | None = noted(module, MAKER)
+    return found
 
 
 def plan_of(module: nn.Module, given: Plan | None) -> Plan | None:

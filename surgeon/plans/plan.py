@@ -21,7 +21,7 @@ from surgeon.frontend.parameters import module as a_module
 from surgeon.frontend.parameters import public, units
 from surgeon.groups.coupling import GROUPS, Group, Groups
 from surgeon.ir.fingerprint import fingerprint, named_tensors
-from surgeon.plans.basis import basis_entry
+from surgeon.plans.basis import ROTATED, basis_entry
 from surgeon.plans.cuts import Cut, check_cut, composed, cuts
 from surgeon.rules import Axes
 from surgeon.support.arguments import instance, listed, mapping, refusal, text
@@ -290,7 +290,7 @@ class Plan:
         return cls(_DOCUMENT.entry(data, "fingerprint", str, where), tuple(cuts), inputs, settings)
 
     def __str__(self) -> str:
-        chosen = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        chosen = ", ".join(f"{name} {value}" for name, value in self.settings.items() if name != ROTATED)
         rows = [(f"{cut.tensor} axis {cut.axis}", str(cut.size), str(len(cut.keep))) for cut in self.cuts]
         wide = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
         lines = [f"{a:<{wide[0]}}  {b:>{wide[1]}} → {c:>{wide[2]}}" for a, b, c in rows]
@@ -315,9 +315,9 @@ def together(taken: Sequence[Plan]) -> Plan:
     first, *rest = taken
     if not rest:
         return first
-    settings = {name: value for name, value in taken[-1].settings.items() if name != "basis"}
-    if "basis" in first.settings:
-        settings["basis"] = first.settings["basis"]
+    of_first = ("basis", ROTATED)
+    settings = {name: value for name, value in taken[-1].settings.items() if name not in of_first}
+    settings |= {name: first.settings[name] for name in of_first if name in first.settings}
     cuts = functools.reduce(lambda done, step: tuple(composed(done, step.cuts)), rest, first.cuts)
     return Plan(first.fingerprint, cuts, first.inputs, settings, tuple(taken))
 

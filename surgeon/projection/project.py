@@ -34,6 +34,7 @@ from surgeon.projection import attention_heads, channel_order, linear_streams
 from surgeon.projection.attention_heads import Match
 from surgeon.projection.draft import Draft
 from surgeon.projection.linear_streams import Stream
+from surgeon.scoring.reconstruction import effort
 from surgeon.support.progress import stage
 
 #: The largest deviation of the rotated model's outputs from the original's, relative to their norm.
@@ -91,7 +92,8 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -
     inner = [found for group in free if group.leaf.id not in turned and (found := channel_order.find(groups, group))]
     if not (turned or inner):
         return model
-    sensitivity = measure(groups, calibration.batches)
+    draws, _ = effort(groups, calibration)
+    sensitivity = measure(groups, calibration.batches, draws=draws)
     readers = {reader.layer.node: reader for reader in sensitivity.readers}
     seen = _Seen(groups, linear, matches, calibration)
     draft = Draft()
@@ -115,9 +117,13 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -
         return model
     mark(rotated, Basis(
         _digest(rotated), tuple(group.name for group in groups if group.leaf.id in turned),
-        tuple(stream.group.name for stream in linear if stream.ranked), deviation,
+        tuple(stream.group.name for stream in linear if stream.ranked), deviation, _changed(model, tensors),
     ))
     return rotated
+
+
+def _changed(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    return tuple(name for name, value in named_tensors(model) if not torch.equal(value, tensors[name]))
 
 
 def _read_beside(groups: Groups, group: Group) -> bool:

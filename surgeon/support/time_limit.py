@@ -13,6 +13,8 @@ from types import FrameType
 
 #: Seconds between two looks at what the thread is doing.
 LOOK = 0.005
+#: Seconds until it is told again: what is raised in a finalizer or a callback is lost.
+AGAIN = 1.0
 
 
 class TimeIsUp(BaseException):
@@ -41,6 +43,7 @@ def limited(seconds: float, inside: tuple[str, ...]) -> Iterator[None]:
     end = clock() + seconds
 
     def watch() -> None:
+        nonlocal end
         while not over.wait(max(end - clock(), LOOK)):
             if clock() < end:
                 continue
@@ -49,7 +52,7 @@ def limited(seconds: float, inside: tuple[str, ...]) -> Iterator[None]:
                     return
                 if _is_inside(sys._current_frames().get(thread), inside):
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TimeIsUp))
-                    return
+                    end = clock() + AGAIN
 
     watcher = threading.Thread(target=watch, daemon=True, name="surgeon-time-limit")
     watcher.start()

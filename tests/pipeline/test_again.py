@@ -247,14 +247,15 @@ def test_wrappers_are_taken_off_and_put_on(wrap: Callable[[nn.Module], Any], tmp
 
 
 def test_an_average_goes_on() -> None:
-    model = net()
+    model: Any = net()
     average: Any = AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
     average.update_parameters(model)
     tuned(model)
     slim = shrink(model)
     plan = slim.surgeon_plan
-    smaller: Any = plan.apply(average)
-    assert isinstance(smaller, AveragedModel)
+    applied = plan.apply(average)
+    assert type(applied) is AveragedModel
+    smaller: Any = applied
     assert int(smaller.n_averaged) == 1
     rows = list(plan.tensor("0.weight")[0])
     assert torch.equal(smaller.module[0].weight, average.module[0].weight[rows])

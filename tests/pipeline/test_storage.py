@@ -243,8 +243,8 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_none(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="fresh_model is a NoneType"):
-        surgeon.load(folder, None)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="fresh_model is a str"):
+        surgeon.load(folder, "net")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="model is a NoneType"):
         surgeon.save(None, tmp_path)  # type: ignore[arg-type]
 

@@ -1,0 +1,43 @@
+"""Parameters that the model's functions enclose, such as one that the user has put in place of a forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+#: How torch.export names tensors that are no attributes of the model.
+_LIFTED = "lifted_tensor_"
+
+
+def name_enclosed(module: fx.GraphModule, model: nn.Module) -> None:
+    """Let a traced graph read parameters that a function encloses under their own names.
+
+    To torch.export they are constants that share their memory.
+    """
+    lifted = [n for n in module.graph.nodes if n.op == "get_attr" and _LIFTED in str(n.target).rpartition(".")[2]]
+    own = {_view(value): (name, value) for name, value in model.named_parameters()} if lifted else {}
+    for node in lifted:
+        constant: Any = module
+        for part in str(node.target).split("."):
+            constant = getattr(constant, part)
+        name, value = own.get(_view(constant), ("", None)) if isinstance(constant, Tensor) else ("", None)
+        if value is None:
+            continue
+        path, _, last = name.rpartition(".")
+        owner: nn.Module = module
+        for part in path.split(".") if path else ():
+            if not hasattr(owner, part):
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        owner.register_parameter(last, value)
+        node.target = name
+
+
+def _view(value: Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are the same elements of the same memory."""
+    if isinstance(value, FakeTensor) or value.layout is not torch.strided or not value.numel():
+        return (id(value),)
+    return value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, value.device
