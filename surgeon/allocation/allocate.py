@@ -50,6 +50,7 @@ def allocate(
     ceilings: Mapping[int, int] | None = None,
     curves: Mapping[int, np.ndarray] | None = None,
     ties: Ties | None = None,
+    even: bool = False,
 ) -> dict[int, int]:
     """The width of every group, by the id of its leaf, so that `ratio` of the budget is removed.
 
@@ -71,6 +72,8 @@ def allocate(
         curves: the damage of keeping only the best 1, 2, … units of a leaf, `(units,)`, for the scope "global"; by
             default estimated from the scores.
         ties: groups that keep the same share of their units, and groups that stay whole.
+        even: for the scope "local", groups of the same size keep the same number of units: a step is one of all of
+            them, and no more is done to use up the budget.
 
     Raises:
         InvalidArgument: an argument is out of range, or `min_width` names no group.
@@ -98,7 +101,7 @@ def allocate(
     if ties:
         return _tied(
             Tied.of(groups, cost, ties), scores, held, curves, ceilings, budget=budget, ratio=ratio, scope=scope,
-            align=align,
+            align=align, even=even,
         )
     tops = {group.leaf.id: group.size for group in groups} | dict(ceilings or {})
     if ratio == 0:
@@ -118,7 +121,7 @@ def allocate(
         for least in (LEAST_SHARE, 0.0):
             may = choices(groups, held, least, steps, tops)
             schedules = [schedule(group, may[group.leaf.id], places, group.leaf.id in inner) for group in groups]
-            widths = meet(target, schedules, refine=budget != "channels")
+            widths = meet(target, schedules, refine=budget != "channels", even=even)
             if 0 <= target.unused(widths) <= TOLERANCE:
                 return widths
             if target.unused(widths) > 0:
@@ -136,6 +139,7 @@ def estimated(
 def _tied(
     tied: Tied, scores: Mapping[int, np.ndarray], held: Mapping[int, int], curves: Mapping[int, np.ndarray] | None,
     ceilings: Mapping[int, int] | None, *, budget: str, ratio: float, scope: str, align: int | None,
+    even: bool,
 ) -> dict[int, int]:
     if curves is None:
         curves = estimated(tied.whole, scores, tied.cost.whole, budget, align) if budget != "channels" else {}
@@ -144,6 +148,6 @@ def _tied(
     steps = allocate(
         tied.groups, tied.scores(scores), tied.cost, budget=budget, ratio=ratio, scope=scope, align=align,
         min_width=tied.floors(held) or None, ceilings=tied.ceilings(ceilings) if ceilings else None,
-        curves=tied.curves(curves) if curves else None,
+        curves=tied.curves(curves) if curves else None, even=even,
     )
     return tied.ties.expand(steps)

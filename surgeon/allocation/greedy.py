@@ -52,11 +52,12 @@ def schedule(
     return WidthSchedule(group, widths, np.array([*orders, -1.0]) + float(inner))
 
 
-def meet(target: Target, schedules: list[WidthSchedule], refine: bool = True) -> dict[int, int]:
+def meet(target: Target, schedules: list[WidthSchedule], refine: bool = True, even: bool = False) -> dict[int, int]:
     """The widths after the first step at which the budget is met: one step less would exceed it.
 
     Single steps are then taken or undone, to use more of the budget; without `refine`, only if more than the tolerance
-    is unused. If the budget can't be met, all steps are taken.
+    is unused. With `even`, groups of equal widths and orders keep equal widths, and no single step is taken. If the
+    budget can't be met, all steps are taken.
     """
     polynomial, limit = target.polynomial, target.limit
     steps = sorted(
@@ -77,9 +78,11 @@ def meet(target: Target, schedules: list[WidthSchedule], refine: bool = True) ->
     count = bisect.bisect_left(
         range(len(steps)), True, key=lambda count: polynomial(_widths(schedules, standing(count))) <= limit
     )
+    while even and 0 < count < len(steps) and steps[count][:2] == steps[count - 1][:2]:
+        count += 1
     at = standing(count)
     left = polynomial(_widths(schedules, at))
-    if left <= limit and (refine or left < (1 - TOLERANCE) * limit):
+    if left <= limit and not even and (refine or left < (1 - TOLERANCE) * limit):
         at = _refine(target, schedules, at, steps[count - 1][0] if count else 0.0)
     return {schedule.group.leaf.id: schedule.widths[index] for schedule, index in zip(schedules, at, strict=True)}
 

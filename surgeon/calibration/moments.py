@@ -38,8 +38,8 @@ class Moments:
             self._origin = (x.mean(1, keepdim=True), y.mean(1, keepdim=True))
             shape, double = (len(x), x.shape[2]), torch.float64
             self._x, self._y = x.new_zeros(shape, dtype=double), x.new_zeros((len(x), y.shape[2]), dtype=double)
-            held = double if shape[1] <= WIDE else x.dtype
-            self._xx, self._xy = (x.new_zeros((*shape, each.shape[2]), dtype=held) for each in (x, y))
+            kind = double if shape[1] <= WIDE else x.dtype
+            self._xx, self._xy = (x.new_zeros((*shape, each.shape[2]), dtype=kind) for each in (x, y))
         x, y = x - self._origin[0], y - self._origin[1]
         self.count += x.shape[1]
         self._x += x.sum(1)

@@ -22,10 +22,10 @@ from surgeon.device.ort_session import EXAMPLE
 from surgeon.errors import ExportError, InvalidArgument, SurgeonError, TraceError, first_line
 from surgeon.frontend.infer_inputs import infer
 from surgeon.frontend.isolation import quietly, undisturbed, untouched
+from surgeon.frontend.model_checks import check_dense
 from surgeon.frontend.parameters import public
 from surgeon.frontend.program import export as trace_program
 from surgeon.frontend.program import in_time
-from surgeon.frontend.trace import check_dense
 from surgeon.support.arguments import ABOVE_ZERO, integer, listed, refusal
 from surgeon.support.files import replace_beside
 from surgeon.support.time_limit import TimeIsUp

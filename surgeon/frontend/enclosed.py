@@ -1,4 +1,4 @@
-"""Parameters that the model's functions enclose, such as one that the user has put in place of a forward."""
+"""Parameters that a function encloses, which torch.export takes for constants."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LIFTED = "lifted_tensor_"
 
 
 def name_enclosed(module: fx.GraphModule, model: nn.Module) -> None:
-    """Let a traced graph read parameters that a function encloses under their own names.
+    """Read parameters that a function encloses, as one put in place of a forward may, under their own names.
 
     To torch.export they are constants that share their memory.
     """

@@ -15,7 +15,7 @@ from surgeon.errors import first_line
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.input_spec import by_argument
 from surgeon.frontend.isolation import quietly, undisturbed, untouched, without_fast_attention
-from surgeon.frontend.outputs import with_open_outputs
+from surgeon.frontend.stand_ins import as_traced
 from surgeon.frontend.trace import Inputs
 from surgeon.ir.size_conditions import Place
 
@@ -187,7 +187,7 @@ class IsolatedCopy:
         start = time.thread_time()
         try:
             with (
-                undisturbed(), untouched(self._model), quietly(), with_open_outputs(self._copy),
+                undisturbed(), untouched(self._model), quietly(), as_traced(self._copy),
                 without_fast_attention(), torch.no_grad(),
             ):
                 return self._copy(*args, **kwargs)

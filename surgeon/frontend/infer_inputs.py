@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from surgeon.errors import InvalidInputs
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import untouched
-from surgeon.frontend.trace import MODULE, Inputs, batched, check_dense
+from surgeon.frontend.model_checks import check_dense
+from surgeon.frontend.trace import MODULE, Inputs, batched
 
 BATCH = 2
 # Sides of square images that published models are trained on, most frequent first. Where a position table

@@ -13,8 +13,8 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from surgeon.frontend.isolation import quietly, with_masks_as_given, with_symbolic_lengths, without_stack_traces
-from surgeon.frontend.outputs import with_open_outputs
 from surgeon.frontend.size_operators import SymbolicSizes
+from surgeon.frontend.stand_ins import as_traced
 from surgeon.support.process_wide import uncollected
 from surgeon.support.time_limit import limited
 
@@ -47,7 +47,7 @@ def export(
         if any(axis for each in axes.values() for axis in each):  # no operator makes a number of the batch
             stack.enter_context(SymbolicSizes())
         for each in (
-            quietly(), uncollected(), without_stack_traces(), with_masks_as_given(), with_open_outputs(model),
+            quietly(), uncollected(), without_stack_traces(), with_masks_as_given(), as_traced(model),
             torch.no_grad(),
         ):
             stack.enter_context(each)

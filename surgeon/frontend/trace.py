@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from surgeon.errors import InvalidInputs, InvalidModel, TraceError
+from surgeon.errors import InvalidInputs, TraceError
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.enclosed import name_enclosed
 from surgeon.frontend.functionalize import apart, functionalize
 from surgeon.frontend.isolation import quietly, untouched
+from surgeon.frontend.model_checks import check_dense, check_variance
 from surgeon.frontend.outputs import open_up
 from surgeon.frontend.program import export
 from surgeon.support.arguments import instance
@@ -36,7 +37,8 @@ class Graph:
     original names, and are shared with it. `tensors` maps the name of a `get_attr` node to the name of the tensor it
     reads, `canonical` a tensor's name to the first name of the same tensor (tied weights have several). `dynamic` says
     whether the first axis of the inputs may have any size. `train_only` is the graph with the parts that run in train
-    mode alone, such as auxiliary heads, where the model has such parts.
+    mode alone, such as auxiliary heads, or whose results nothing reads, where the model has such parts; its last
+    `inner` outputs are none of the model's.
     """
 
     module: fx.GraphModule
@@ -47,6 +49,7 @@ class Graph:
     batch: int
     values: Mapping[str, Tensor] = field(repr=False, default_factory=dict)
     train_only: Graph | None = field(repr=False, default=None)
+    inner: int = 0
 
     @property
     def nodes(self) -> Iterator[fx.Node]:
@@ -207,65 +210,65 @@ def _traced(shared: nn.Module, inputs: Inputs, wide: Inputs, dynamic: bool) -> G
 
 
 def unread(graph: Graph, model: nn.Module) -> list[str]:
-    """The model's parameters that no operator of the graph reads, under none of their names."""
-    named = dict(model.named_parameters(remove_duplicate=False))
+    """The model's parameters that no operator of the graph reads, under none of their names.
+
+    Those of scripted modules are left out: what reads them is not seen.
+    """
+    scripted = tuple(f"{path}." for path, each in model.named_modules() if isinstance(each, torch.jit.ScriptModule))
+    named = {
+        name: value for name, value in model.named_parameters(remove_duplicate=False) if not name.startswith(scripted)
+    }
     read = {id(named.get(graph.tensors[n.name])) for n in graph.nodes if n.name in graph.tensors and n.users}
     return [name for name, parameter in named.items() if id(parameter) not in read]
 
 
 def with_train_only(graph: Graph, model: nn.Module) -> Graph:
-    """The graph with `train_only`, if some of the model's parameters are read in train mode alone.
+    """The graph with `train_only`, if some of the model's parameters are read in train mode alone, or for nothing.
 
-    For it, the modules around those parameters are told that they are in train mode. Norms and dropout stay in eval
-    mode, so that nothing else changes.
+    For it, the modules around those parameters are told that they are in train mode, and what they compute is kept,
+    whether it is read or not. Norms and dropout stay in eval mode, so that nothing else changes.
     """
     idle = unread(graph, model)
-    around = {name.rsplit(".", depth)[0] for name in idle for depth in range(1, name.count(".") + 1)} | {""}
     if not idle:
         return graph
+    around = {name.rsplit(".", depth)[0] for name in idle for depth in range(1, name.count(".") + 1)} | {""}
+    for training in (True, False):
+        found = _with_idle(graph, model, around, training)
+        if found is not None and set(unread(found, model)) < set(idle):
+            values, canonical = {**found.values, **graph.values}, {**found.canonical, **graph.canonical}
+            return replace(graph, values=values, canonical=canonical, train_only=found)
+    return graph
+
+
+def _with_idle(graph: Graph, model: nn.Module, around: set[str], training: bool) -> Graph | None:
+    """The graph with what the modules `around` compute as inner outputs; None where it can't be traced."""
     shared = skeleton(model).eval()
+    kept: list[Any] = []
     for path, module in shared.named_modules(remove_duplicate=False):
         if path in around and not type(module).__module__.startswith("torch.nn.modules"):
-            module.training = True
+            module.training = training
+        if path and path in around:
+            module.register_forward_hook(lambda module, args, result: kept.append(result))
     try:
-        program = _export(shared, graph.inputs, graph.dynamic)
+        program = _export(_giving(shared, kept), graph.inputs, graph.dynamic)
     except Exception:  # noqa: BLE001  (then the smaller model is tried in train mode before it is handed out)
-        return graph
-    module = functionalize(program)
-    found = graph_of(module, shared, graph.inputs, graph.dynamic)
-    if not set(unread(found, shared)) < set(idle):
-        return graph
-    values, canonical = {**found.values, **graph.values}, {**found.canonical, **graph.canonical}
-    return replace(graph, values=values, canonical=canonical, train_only=found)
+        return None
+    return replace(graph_of(functionalize(program), shared, graph.inputs, graph.dynamic), inner=len(kept))
 
 
-def check_dense(model: nn.Module) -> None:
-    """Make sure that the model holds nothing that can't be handled, before anything of it is run.
+def _giving(model: nn.Module, kept: list[Any]) -> nn.Module:
+    """The module, which gives what is in `kept` after its own outputs."""
+    forward = model.forward
 
-    Raises:
-        InvalidModel: its code is gone, or a tensor is sparse, quantized, or without a shape or values, or a variance
-            is negative.
-    """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InvalidModel(
-            "the model is a ScriptModule, whose Python code is gone; prune the nn.Module that it was made of, and "
-            "script the result"
-        )
-    for path, module in model.named_modules():
-        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
-            raise InvalidModel(f"{path or type(module).__name__} is quantized; prune the floating model, then quantize")
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_var is not None:
-            _check_variance(f"{path}.running_var".lstrip("."), module.running_var)
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        fault = ""
-        if is_lazy(value):
-            fault = "has no shape yet; run the model once on example inputs"
-        elif value.is_meta:
-            fault = "is on the meta device and holds no values; load its weights"
-        elif value.layout is not torch.strided or value.is_quantized:
-            fault = f"is {'quantized' if value.is_quantized else value.layout}; make it a dense floating tensor"
-        if fault:
-            raise InvalidModel(f"{name} {fault}")
+    @functools.wraps(forward)
+    def with_kept(*args: Any, **kwargs: Any) -> Any:
+        kept.clear()
+        result = forward(*args, **kwargs)
+        kept[:] = [leaf for leaf in pytree.tree_leaves(kept) if isinstance(leaf, Tensor)]
+        return result, list(kept)
+
+    vars(model)["forward"] = with_kept
+    return model
 
 
 def _check_variances(graph: Graph) -> None:
@@ -276,17 +279,7 @@ def _check_variances(graph: Graph) -> None:
         place = [argument.name for argument in node.target._schema.arguments].index("running_var")
         name = graph.tensors.get(getattr(node.args[place], "name", ""))
         if name is not None:
-            _check_variance(name, graph.tensor(name))
-
-
-def _check_variance(name: str, value: Tensor) -> None:
-    if is_lazy(value) or value.is_meta or value.layout is not torch.strided or value.is_quantized:
-        return
-    if bool((below := value.detach() < 0).any()):
-        raise InvalidModel(
-            f"{name} holds negative variances in {int(below.sum())} of {below.numel()} channels, of which no batch "
-            "norm can take the root; load the weights again, or call reset_running_stats() and run it in train mode"
-        )
+            check_variance(name, graph.tensor(name))
 
 
 def graph_of(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: bool) -> Graph:

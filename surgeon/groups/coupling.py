@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from surgeon.frontend.free_sizes import FreeSizes
 from surgeon.frontend.trace import Graph
 from surgeon.groups.gains import Balance, balances, held
+from surgeon.groups.states import name_states
 from surgeon.ir.axes import Axis, Leaf
 from surgeon.ir.space import Space
 from surgeon.rules import Axes, Context, Kept, RuleDoesNotApply, Typed, example_arguments, failed, find, where
@@ -159,6 +160,7 @@ def couple(graph: Graph, ignore: Callable[[str], bool] | None = None) -> Groups:
         if ignore is not None and ignore(name):
             context.pin(axes, "left alone, as asked by ignore")
     space = context.space
+    name_states(graph, space, context.axes)
     _pin_unread(space, (*typed.values(), *beside.values()), axes_by_name)
     groups = _groups(graph, space, axes_by_name)
     pinned = _pinned(graph, space, axes_by_name)
@@ -180,7 +182,8 @@ def _type(
                 tensors[name] = tuple(c.fresh(size) for size in graph.tensor(own).shape)
             return Typed(tensors[name])
         case "output":
-            for leaf in pytree.tree_leaves(node.args):
+            ends = pytree.tree_leaves(node.args)
+            for leaf in ends[: len(ends) - graph.inner]:
                 c.pin_all(leaf, "an output of the model")
             return Typed(())
     if node.target is operator.getitem:

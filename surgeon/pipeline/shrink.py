@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Unpack
 
@@ -12,30 +11,28 @@ from torch import nn
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.other_sizes import calibrated
 from surgeon.cost.cost import Cost
-from surgeon.errors import NotEquivalent, SurgeryError
 from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.ignore import Ignored, named
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
 from surgeon.frontend.wrappers import within_its_wrapper
-from surgeon.groups.analyze import analyze, analyze_inputs
+from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Groups
 from surgeon.groups.weights import check_finite
 from surgeon.pipeline.latency_target import LatencyTarget
 from surgeon.pipeline.options import BY_CONCERN, Data, Options, Planning, Repair, Select, Shrinking, Target, flat
-from surgeon.pipeline.own_class import Choice, Chooser, for_own_class
+from surgeon.pipeline.own_class import Choice, Chooser, at_example_sizes, built, planned
 from surgeon.plans.basis import basis_of
 from surgeon.plans.carried import attach
 from surgeon.plans.plan import PLAN, Plan
 from surgeon.projection.project import rotated
 from surgeon.recovery import Recovery, recover_groups
 from surgeon.reporting.report import Change, Report
-from surgeon.scoring.reconstruction import reconstruction
+from surgeon.scoring.reconstruction import effort, reconstruction
 from surgeon.scoring.registry import RECONSTRUCTION, score_groups, settle
 from surgeon.support.progress import collect, stage
 from surgeon.support.scratch import temporary_folder
 from surgeon.surgery import Operation
-from surgeon.surgery.build import carry_out
 from surgeon.verification import Certificate
 
 Form = Literal["auto", "module", "graph"]
@@ -56,13 +53,6 @@ class _Decision:
 
     def plan(self) -> Plan:
         return Plan.of(self.groups, self.keep, self.settings, model=self.model)
-
-    def at_example_sizes(self) -> tuple[Groups, Mapping[int, Any]]:
-        """The groups of a graph for the sizes of the example inputs, and what is kept of them."""
-        if self.data is None or not self.data.varying:
-            return self.groups, self.keep
-        groups = analyze_inputs(self.model, self.groups.graph.inputs)
-        return groups, self.plan().keep(groups)
 
 
 @within_its_wrapper()
@@ -86,7 +76,10 @@ def shrink(
         options: those of `surgeon.pipeline.options`, each by its name.
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
             safe.
-        form: "module" or "graph" insists on the user's own class, or on a `torch.fx.GraphModule`.
+        form: "module" or "graph" insists on the user's own class, or on a `torch.fx.GraphModule`. By default it is the
+            class where that is provably right. Where its code derives one width from another, as `chunk(2)` and
+            `C // num_heads` do, those groups keep the same share of their units, or all of them, if the budget can
+            still be met and the plan does no more than three times the damage; the report says what that cost.
         return_report: return `(slim, report)`.
 
     Returns:
@@ -96,6 +89,7 @@ def shrink(
         InvalidArgument, InvalidInputs, InvalidModel: bad input.
         TraceError: `torch.export` can't trace the model.
         NothingToPrune, Infeasible: the budget can't be met; the message names the nearest ratio that can.
+        SurgeryError: the form is "module", and the class can't hold such a plan; the message says why.
         NotEquivalent: the result is not the original less the removed units; please report the network.
 
     >>> import torch
@@ -107,7 +101,8 @@ def shrink(
     with collect() as seconds:
         asked = Options.of(ratio=ratio, **options)
         made = decide(model, asked, example_inputs, form)
-        made, operation, certificate = _carried_out(made, form)
+        assert made.choice.built is not None  # a form was given
+        operation, certificate = made.choice.built
         recovery = None
         if made.data is not None and asked.repair.compensate:
             with stage("recover"):
@@ -129,6 +124,7 @@ def plan(
 ) -> Plan:
     """What `shrink` would remove, without touching a weight. Arguments and errors are those of `shrink`.
 
+    It is the plan of the default form: for a class that derives widths from one another, these are tied as by `shrink`.
     It is a plan of the units of this model: with data, `shrink` rotates the model first, by default. To plan in that
     basis, give this function what `surgeon.project` returns.
 
@@ -182,21 +178,10 @@ def verify(model: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any = 
     return plan.verify(model, slim, example_inputs)
 
 
-def _carried_out(made: _Decision, form: Form) -> tuple[_Decision, Operation, Certificate]:
-    """What was decided, as it is carried out: where even tied widths do not fit the class, without ties, as a graph."""
-    if made.choice.free is not None:
-        with suppress(SurgeryError, NotEquivalent) if form == "auto" else nullcontext():
-            operation, certificate = carry_out(made.model, *made.at_example_sizes(), "module")
-            return made, replace(operation, reason=f"{operation.reason}; {made.choice.tied}"), certificate
-        made = replace(made, choice=made.choice.free)
-    operation, certificate = carry_out(made.model, *made.at_example_sizes(), form)
-    if made.choice.tied and operation.form == "graph":
-        operation = replace(operation, reason=f"{operation.reason}; {made.choice.tied}")
-    return made, operation, certificate
-
-
-def decide(model: nn.Module, options: Options, example_inputs: Any = None, form: Form = "auto") -> _Decision:
-    """Which units stay."""
+def decide(
+    model: nn.Module, options: Options, example_inputs: Any = None, form: Form | None = None
+) -> _Decision:
+    """Which units stay; with a `form`, also what that makes of the model."""
     target, data, select = options.target, options.data, options.select
     importance = settle(select.importance, data.source, data.loss)
     guided = importance == RECONSTRUCTION
@@ -213,7 +198,8 @@ def decide(model: nn.Module, options: Options, example_inputs: Any = None, form:
                 data.source, groups, model, data.samples, select.ignore, labeled=data.loss is not None, seed=select.seed
             )
     if guided and options.repair.project and calibration is not None:
-        model, groups = rotated(model, groups, calibration, select.ignore)
+        draws, _ = effort(groups, calibration)
+        model, groups = rotated(model, groups, calibration, select.ignore, draws)
     cost = Cost(groups)
     selection = None
     if guided and calibration is not None:
@@ -224,12 +210,19 @@ def decide(model: nn.Module, options: Options, example_inputs: Any = None, form:
             else score_groups(model, groups, importance, calibration, data.loss, select.seed)
         )
     curves = selection.damages if selection is not None else None
-    chooser = Chooser(groups, cost, scores, curves, options)
+    chooser = Chooser(model, groups, cost, scores, curves, options)
+
+    def chosen(chooser: Chooser) -> Choice:
+        if form is None:
+            return planned(model, groups, chooser)
+        varying = calibration is not None and bool(calibration.varying)
+        return built(model, groups, chooser, form, at_example_sizes(model, groups) if varying else None)
+
     if not target.timed:
-        return _Decision(model, groups, for_own_class(model, groups, chooser, form), settings, cost, calibration)
+        return _Decision(model, groups, chosen(chooser), settings, cost, calibration)
     with temporary_folder() as folder:
         timer = LatencyTarget(model, groups, cost, target.device, target.threads, folder)
-        choice = for_own_class(model, groups, replace(chooser, timer=timer), form)
+        choice = chosen(replace(chooser, timer=timer))
     assert choice.timing is not None
     settings |= {"budget": "latency", "device": choice.timing.device, "threads": choice.timing.threads}
     return _Decision(model, groups, choice, settings, cost, calibration)
@@ -264,8 +257,13 @@ def _report(
         pinned=made.groups.pinned,
         certificate=certificate,
         inputs=operation.rung.inputs(),
+        configuration=(*operation.configuration, *_left_whole(made.choice.whole)),
         latency=timing,
         recovery=recovery,
         basis=basis_of(made.model),
         seconds=dict(seconds),
     )
+
+
+def _left_whole(names: tuple[str, ...]) -> list[str]:
+    return [f"left whole, since no field of the configuration tells their width: {', '.join(names)}"] if names else []

@@ -7,9 +7,9 @@ SHA-256 of `plan.json`. `model.json` is
      "made": {"by": "torchvision:resnet18", "arguments": {}}, "structure": "9f86…", "training": false}
 
 where `form` is "module" or "graph", and `tied` maps each further name of a tensor to the name under which it is stored.
-Tensors that the model holds as plain attributes are stored beside those of `state_dict`, under "attribute:" and a name.
 `made` says how the original was made, where that is known, `structure` is a digest of classes and of plain values on
-modules (`surgeon.frontend.structure`), and `training` the mode. Nothing is pickled.
+modules (`surgeon.frontend.structure`), and `training` the mode. Tensors that the model holds as plain attributes are
+stored beside those of `state_dict`, under "attribute:" and a name. Nothing is pickled.
 """
 
 from __future__ import annotations

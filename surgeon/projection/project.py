@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from surgeon.calibration.data import Calibration
-from surgeon.calibration.fisher import measure
+from surgeon.calibration.fisher import DRAWS, measure
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.other_sizes import analyze_again, calibrated
@@ -34,7 +35,6 @@ from surgeon.projection import attention_heads, channel_order, linear_streams
 from surgeon.projection.attention_heads import Match
 from surgeon.projection.draft import Draft
 from surgeon.projection.linear_streams import Stream
-from surgeon.scoring.reconstruction import effort
 from surgeon.support.progress import stage
 
 #: The largest deviation of the rotated model's outputs from the original's, relative to their norm.
@@ -76,8 +76,8 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
     return project_groups(model, *calibrated(data, analyze(model, example_inputs), model, samples))
 
 
-def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -> nn.Module:
-    """As `project`, for a model that is already traced and coupled.
+def project_groups(model: nn.Module, groups: Groups, calibration: Calibration, draws: int = DRAWS) -> nn.Module:
+    """As `project`, for a model that is already traced and coupled; with `draws` of labels for each sample.
 
     All decisions are based on the unchanged model.
     """
@@ -92,7 +92,6 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -
     inner = [found for group in free if group.leaf.id not in turned and (found := channel_order.find(groups, group))]
     if not (turned or inner):
         return model
-    draws, _ = effort(groups, calibration)
     sensitivity = measure(groups, calibration.batches, draws=draws)
     readers = {reader.layer.node: reader for reader in sensitivity.readers}
     seen = _Seen(groups, linear, matches, calibration)
@@ -194,20 +193,28 @@ def _deviation(graph: Graph, tensors: Mapping[str, Tensor], batches: Sequence[In
     apart = size = 0.0
     with torch.no_grad():
         for batch in batches:
-            own, found = (floating(Interpreter(graph, batch, parameter=each).run()) for each in (None, instead))
+            own, found = (
+                floating(_given(graph, Interpreter(graph, batch, parameter=each).run())) for each in (None, instead)
+            )
             for a, b in zip(own, found, strict=True):
                 apart, size = apart + float((a - b).square().sum()), size + float(a.square().sum())
     return (apart / size) ** 0.5 if size else apart
 
 
+def _given(graph: Graph, outputs: Any) -> list[Any]:
+    """The outputs that the model gives."""
+    leaves = pytree.tree_leaves(outputs)
+    return leaves[: len(leaves) - graph.inner]
+
+
 def rotated(
-    model: nn.Module, groups: Groups, data: Calibration, ignore: Ignored | Iterable[Ignored]
+    model: nn.Module, groups: Groups, data: Calibration, ignore: Ignored | Iterable[Ignored], draws: int = DRAWS
 ) -> tuple[nn.Module, Groups]:
-    """The model in the basis in which a cut does least damage, and its groups; both as they are if it is rotated."""
+    """The model in the basis in which a cut does least damage, and its groups; both as they are if it has a basis."""
     if basis_of(model) is not None:
         return model, groups
     with stage("project"):
-        turned = project_groups(model, groups, data)
+        turned = project_groups(model, groups, data, draws)
     if turned is model:
         return model, groups
     return turned, analyze_again(turned, groups, ignoring(model, ignore))

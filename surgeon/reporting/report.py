@@ -55,7 +55,8 @@ class Report:
     under the given options (None if unknown), and that were removed. `groups` maps the name of each group of coupled
     units to its width before and after; `unaligned` maps the groups that are not aligned by default, in order to meet
     the budget, to their default alignment. `certificate` is the result of verification, `inputs` says which of their
-    sizes are free and what fixes the others, `latency` is the requested and measured latency, `recovery` the layers
+    sizes are free and what fixes the others, `configuration` what became of the configurations that the model holds,
+    such as Hugging Face's, `latency` is the requested and measured latency, `recovery` the layers
     that were fitted after the cut, `basis` the groups that were rotated before it, `exports` and `benchmark` the
     results of export and benchmark, if they ran. `seconds` is the time of each stage.
 
@@ -83,6 +84,7 @@ class Report:
     pinned: tuple[Pinned, ...] = ()
     certificate: object = None
     inputs: tuple[str, ...] = ()
+    configuration: tuple[str, ...] = ()
     latency: object = None
     recovery: object = None
     basis: object = None
@@ -153,6 +155,7 @@ class Report:
             if rest := ranked[REASONS:]:
                 lines.append(f"  {sum(count for _, count in rest):4} for {len(rest)} other reasons")
         lines += [f"input {line}" for line in self.inputs]
+        lines += self.configuration
         parts = (self.latency, self.recovery, self.basis, self.certificate, *self.exports.values(), self.benchmark)
         lines += [str(found) for found in parts if found is not None]
         if self.seconds:

@@ -8,6 +8,7 @@ from surgeon.rules import (  # noqa: F401  (importing a family registers its rul
     pointwise,
     pooling,
     recurrence,
+    scripted,
     segments,
     spectral,
 )

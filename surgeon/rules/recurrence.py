@@ -16,7 +16,7 @@ _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 @rule("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input")
 def recurrent(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     """Input (N, L, I) with batch_first, else (L, N, I); weights (gates·hidden, …), stacked by layer and direction."""
-    kind = operator_name(node)
+    kind = operator_name(node).removeprefix("surgeon::packed_")
     why = f"{where(node)}: hidden units do not align"
     states = [c.of(h) for h in (a["hx"] if isinstance(a["hx"], tuple | list) else [a["hx"]])]
     directions = 2 if a["bidirectional"] else 1
@@ -57,6 +57,13 @@ def _gated(node: fx.Node, rows: Axis, gates: int, hidden: Axis, c: Context) -> N
     gate, units = c.divide(rows, [gates, hidden.size], f"{where(node)}: hidden units do not align")
     c.pin((gate,), f"{where(node)}: gates")
     c.unify(units, hidden, f"{where(node)}: hidden units do not align")
+
+
+@rule("surgeon::packed_lstm", "surgeon::packed_gru", "surgeon::packed_rnn_tanh", "surgeon::packed_rnn_relu")
+def packed(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
+    """Input (L·N, I), the steps of packed sequences one after the other, and the sizes of their batches (L,)."""
+    c.pin(c.of(a["sizes"]), f"{where(node)}: lengths of sequences")
+    return recurrent(node, {**a, "batch_first": False}, c)
 
 
 @rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")

@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 from surgeon.errors import NotEquivalent
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.model_checks import check_dense
 from surgeon.frontend.parameters import public
-from surgeon.frontend.trace import Graph, check_dense
+from surgeon.frontend.trace import Graph
 from surgeon.frontend.wrappers import within_its_wrapper
 from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Groups

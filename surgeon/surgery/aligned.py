@@ -19,6 +19,11 @@ class Notes(Recorder):
         pass
 
     @property
+    def count(self) -> int:
+        """How many calls were noted."""
+        return len(self._calls)
+
+    @property
     def notes(self) -> list[Any]:
         """What each call is told from others by."""
         return [(call.operator, call.shapes, call.types) for call in self._calls]

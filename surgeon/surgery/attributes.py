@@ -136,7 +136,7 @@ def with_sizes(groups: Groups) -> dict[str, list[tuple[fx.Node, Typed]]]:
     found: dict[str, list[tuple[fx.Node, Typed]]] = {}
     for node, typed in groups.typed.items():
         if typed.args and node.op == "call_function" and (path := module_path(node)) is not None:
-            found.setdefault(path, []).append((node, typed))
+            found.setdefault(_owner(groups, arguments(node).get("weight"), path), []).append((node, typed))
     return found
 
 
@@ -154,6 +154,11 @@ def printed_sizes(operators: Iterable[tuple[fx.Node, Typed]], kept: Kept) -> dic
 def takes_sizes(module: nn.Module) -> bool:
     """Whether integers of a module that are sizes are rewritten, beside what torch documents of its own modules."""
     return not type(module).__module__.startswith("torch.nn.modules") or isinstance(module, nn.MultiheadAttention)
+def _owner(groups: Groups, weight: Any, path: str) -> str:
+    """The module inside of the one at `path` that a weight belongs to; torch.export may name the outer one alone."""
+    name = groups.graph.tensors.get(weight.name) if isinstance(weight, fx.Node) else None
+    owner = name.rpartition(".")[0] if name is not None else path
+    return owner if owner.startswith(f"{path}.") else path
 
 
 def _split_sizes(typed: Typed, dim: int) -> list[int]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 
 from torch import fx, nn
 
 from surgeon.errors import NotEquivalent
-from surgeon.frontend.free_sizes import free_sizes
+from surgeon.frontend.free_sizes import FreeSizes, free_sizes
 from surgeon.frontend.isolation import untouched
 from surgeon.frontend.trace import refuse_unfit, skeleton, trace_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept
 from surgeon.support.progress import stage
 from surgeon.surgery import Operation, operate
+from surgeon.surgery.configuration import reconfigure
 from surgeon.surgery.rewrite import slim_graph
 from surgeon.surgery.same import pair
 from surgeon.verification import Certificate, certify
@@ -23,6 +25,27 @@ from surgeon.verification.differences import told_by_tensors
 from surgeon.verification.second_size import certify_second
 
 Keep = Mapping[int, Iterable[int]]
+
+
+class Building:
+    """Carries out choices of units on one model; the free sizes of its inputs are found out once."""
+
+    def __init__(self, model: nn.Module, groups: Groups) -> None:
+        self._model, self._groups = model, groups
+
+    @cached_property
+    def _sizes(self) -> FreeSizes:
+        with stage("trace"):
+            return free_sizes(self._model, self._groups.graph.inputs)
+
+    def __call__(self, keep: Keep, form: str = "auto") -> tuple[Operation, Certificate]:
+        """As `carry_out`."""
+        with untouched(self._model):
+            operation, certificate = _carry_out(self._model, self._groups, keep, form, self._sizes)
+            if operation.form == "module":
+                said = reconfigure(self._model, operation.module, self._groups, self._groups.kept(keep))
+                operation = replace(operation, configuration=said)
+        return operation, certificate
 
 
 def carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str = "auto") -> tuple[Operation, Certificate]:
@@ -34,13 +57,12 @@ def carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str = "auto") 
         SurgeryError: it can't be built.
         NotEquivalent: it is not the original less the removed units.
     """
-    with untouched(model):
-        return _carry_out(model, groups, keep, form)
+    return Building(model, groups)(keep, form)
 
 
-def _carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str) -> tuple[Operation, Certificate]:
-    with stage("trace"):
-        sizes = free_sizes(model, groups.graph.inputs)
+def _carry_out(
+    model: nn.Module, groups: Groups, keep: Keep, form: str, sizes: FreeSizes
+) -> tuple[Operation, Certificate]:
     with stage("operate"):
         operation = operate(model, groups, keep, form, sizes=sizes)
     if operation.recorded:

@@ -8,10 +8,8 @@ groups that it involves.
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.frontend.isolation import quietly, with_masks_as_given, without_fast_attention
+from surgeon.frontend.trace import skeleton
 from surgeon.groups.coupling import Groups
 from surgeon.ir.axes import Axis
 from surgeon.rules import Axes, arguments, where
@@ -41,10 +40,18 @@ from surgeon.surgery.canonical import Value, map_leaves
 from surgeon.surgery.own_class import own_class
 from surgeon.surgery.record import Stand
 from surgeon.surgery.rewrite import propagate, slim_graph
-from surgeon.surgery.tracked import Formula, Operand, TorchCall, Tracked, TrackedFloat, Watch, evaluated, leaves_of
-
-#: At how many widths, drawn at random, it is seen whether the code does what the axes say.
-SAMPLES = 3
+from surgeon.surgery.tracked import (
+    Branch,
+    Formula,
+    Operand,
+    TorchCall,
+    Tracked,
+    TrackedFloat,
+    Watch,
+    evaluated,
+    leaves_of,
+    plain,
+)
 
 
 class At:
@@ -52,7 +59,8 @@ class At:
 
     def __init__(self, code: Code, widths: Mapping[int, int]) -> None:
         self.code = code
-        self.kept = code.groups.kept({leaf: range(width) for leaf, width in widths.items()})
+        self.cut = {leaf for leaf, width in widths.items() if width < code.sizes[leaf]}
+        self.kept = code.groups.kept({leaf: range(widths[leaf]) for leaf in self.cut})
         self._printed: dict[tuple[str, ...], Any] = {}
         self._pairs: dict[tuple[str, ...], Any] = {}
 
@@ -90,7 +98,7 @@ class Demand:
     attributes: frozenset[Attribute]
     words: str
     call: TorchCall | None = field(repr=False, default=None)
-    branch: tuple[Formula, bool] | None = field(repr=False, default=None)
+    branch: Branch | None = field(repr=False, default=None)
 
 
 class Code:
@@ -108,10 +116,13 @@ class Code:
         self._axes: dict[Value, Axes] = {}
         self._nodes: dict[Value, fx.Node] = {}
         self._order: Mapping[int, int] = {}
+        self._made_by: dict[int, fx.Node] = {}
         self.attributes: list[Attribute] = []
         self._dependence: dict[tuple[Attribute, Meaning | None], frozenset[int]] = {}
+        self._demands: dict[Any, list[Demand]] = {}
         self.calls: list[TorchCall] = []
-        self.branches: list[tuple[Formula, bool]] = []
+        self.branches: list[Branch] = []
+        self.whole = At(self, {})
         self._run(model)
 
     def _run(self, model: nn.Module) -> None:
@@ -121,8 +132,8 @@ class Code:
         tensors = dict(groups.graph.values)
         as_traced = Notes(self.stand)
         _, results = propagate(groups, kept, copies, tensors, as_traced)
-        candidate, _ = own_class(model, groups, kept, tensors)
-        candidate.eval()
+        # In eval mode from the start: a parametrization may write into its buffers when its weight is looked at.
+        candidate, _ = own_class(skeleton(model).eval(), groups, kept, tensors)
         recorder = Notes(self.stand)
         watch = Watch(recorder)
         args, kwargs = pytree.tree_map(self.stand.of, groups.graph.inputs)
@@ -139,6 +150,7 @@ class Code:
                 if isinstance(value, Value):
                     self._axes.setdefault(value, axes)
                     self._nodes.setdefault(value, node)
+                    self._made_by[value.call] = node
         for name, axes in groups.tensors.items():
             self._axes[Value(-1, id(groups.graph.values[name]))] = axes
 
@@ -147,10 +159,9 @@ class Code:
         names: dict[nn.Module, list[str]] = {}
         for name, module in candidate.named_modules(remove_duplicate=False):
             names.setdefault(module, []).append(name)
-        whole = At(self, {})
         for module, known_as in names.items():
             paths = tuple(path for path in known_as if path in self.operators)
-            sizes = whole.printed(paths)
+            sizes = self.whole.printed(paths)
             named = {key: _named(paths, key, pair[0], watch) for key, pair in sizes.items() if key in NAMED_ALIKE}
             describe_tensors(module, named)
             if not takes_sizes(module):
@@ -172,13 +183,6 @@ class Code:
         self.attributes.append(attribute)
         return Tracked(value, lambda at: at.attribute(attribute), watch)
 
-    def drawn(self, seed: int) -> dict[int, int]:
-        """Widths of all groups: at first, none is whole; later, half of them are."""
-        rng = random.Random(seed)
-        return {
-            leaf: size if seed and rng.random() < 0.5 else drawn(rng, size) for leaf, size in self.sizes.items()
-        }
-
     def axes_of(self, value: Value | None) -> Axes | None:
         """The axes of a tensor, where they are known."""
         return self._axes.get(self._in_graph(value)) if value is not None else None
@@ -190,8 +194,15 @@ class Code:
     def _in_graph(self, value: Value) -> Value:
         return Value(self._order.get(value.call, -2), value.place) if value.call >= 0 else value
 
-    def demands(self) -> Iterator[Demand]:
-        """What may not hold at other widths."""
+    @property
+    def demands(self) -> list[Demand]:
+        """What may not hold at other widths, by the meanings so far."""
+        key = tuple(sorted(self.meanings.items()))
+        if key not in self._demands:
+            self._demands[key] = list(self._all_demands())
+        return self._demands[key]
+
+    def _all_demands(self) -> Iterator[Demand]:
         for call in self.calls:
             leaves = list(leaves_of((call.args, call.kwargs, call.results)))
             if any(isinstance(each, int | float) and not isinstance(each, bool) for each in leaves):
@@ -200,14 +211,12 @@ class Code:
                     reader.read(each)
                 if reader.leaves:
                     yield Demand(frozenset(reader.leaves), frozenset(reader.attributes), self._words(call), call)
-        for formula, outcome in self.branches:
+        for branch in self.branches:
             reader = _Reader(self)
-            reader.read_formula(formula)
+            reader.read_formula(branch.formula)
             if reader.leaves:
-                yield Demand(
-                    frozenset(reader.leaves), frozenset(reader.attributes), "a branch on sizes",
-                    branch=(formula, outcome),
-                )
+                words = f"a comparison in {branch.line}"
+                yield Demand(frozenset(reader.leaves), frozenset(reader.attributes), words, branch=branch)
 
     def depends(self, attribute: Attribute) -> frozenset[int]:
         """The leaves that an attribute depends on."""
@@ -240,34 +249,52 @@ class Code:
                 return where(node)
         return str(getattr(call.function, "__name__", call.function))
 
-    def holds(self, demand: Demand, widths: Mapping[int, int]) -> bool:
-        """Whether the code does at these widths what the axes say it does."""
-        at = At(self, widths)
-        if demand.branch is not None:
-            formula, outcome = demand.branch
-            try:
-                return bool(formula(at)) == outcome
-            except (ArithmeticError, ValueError):
-                return False
-        assert demand.call is not None
-        return self._as_predicted(demand.call, at)
+    def unmet(self, demands: Iterable[Demand], at: At) -> list[Demand]:
+        """Those demands that are not met at some widths: the code does not do there what the axes say."""
+        with self._apart():
+            return [each for each in demands if not self._holds(each, at)]
+
+    def met(self, demands: Iterable[Demand], at: At) -> bool:
+        """Whether all demands are met at some widths."""
+        with self._apart():
+            return all(self._holds(each, at) for each in demands)
+
+    def telling(self, demands: Iterable[Demand]) -> list[Demand]:
+        """Those demands that the model as it is meets: what can't be run apart tells nothing."""
+        with self._apart():
+            return [each for each in demands if each.call is None or self._as_predicted(each.call, self.whole)]
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        with quietly(), without_fast_attention(), torch.no_grad(), self.stand.mode:
+            yield
+
+    def _holds(self, demand: Demand, at: At) -> bool:
+        if not demand.leaves & at.cut:
+            return True
+        if demand.call is not None:
+            return self._as_predicted(demand.call, at)
+        assert demand.branch is not None
+        try:
+            return bool(demand.branch.formula(at)) == demand.branch.outcome
+        except (ArithmeticError, ValueError):
+            return False
 
     def _as_predicted(self, call: TorchCall, at: At) -> bool:
         expected = self._expected(call, at)
-        if expected is None:
-            return True
+        if expected is None:  # a constant, of which the graph has the value
+            return not any(self._changes(each, at) for each in leaves_of((call.args, call.kwargs)))
         if not self._same_numbers(call, at):
             return False
         operands: dict[int, Tensor] = {}
         try:
-            with quietly(), without_fast_attention(), torch.no_grad(), self.stand.mode:
-                for each in leaves_of((call.args, call.kwargs)):
-                    if isinstance(each, Operand):
-                        axes = self.axes_of(each.value)
-                        sizes = tuple(at.kept.width(axis) for axis in axes) if axes is not None else each.sizes
-                        operands[id(each)] = torch.empty(sizes, dtype=each.dtype)
-                args, kwargs = evaluated((call.args, call.kwargs), at, operands)
-                result = call.function(*args, **kwargs)
+            for each in leaves_of((call.args, call.kwargs)):
+                if isinstance(each, Operand):
+                    axes = self.axes_of(each.value)
+                    sizes = tuple(at.kept.width(axis) for axis in axes) if axes is not None else each.sizes
+                    operands[id(each)] = torch.empty(sizes, dtype=each.dtype)
+            args, kwargs = evaluated((call.args, call.kwargs), at, operands)
+            result = call.function(*args, **kwargs)
         except Exception:  # noqa: BLE001  (torch's functions raise all kinds)
             return False
         have = [tuple(each.shape) if isinstance(each, Tensor) else None for each in leaves_of(result)]
@@ -284,18 +311,22 @@ class Code:
 
     def _same_numbers(self, call: TorchCall, at: At) -> bool:
         """Whether the numbers that are no sizes stay: a scale that the code computes from widths does not."""
-        node = next((n for each in leaves_of(call.results) if (n := self.node_of(each)) is not None), None)
-        if node is None or not isinstance(node.target, torch._ops.OpOverload):
-            return True
-        typed, given = self.groups.typed[node], arguments(node)
-        for name, print_ in typed.args.items():
-            if name in given and given[name] is None and print_(at.kept) is not None:
-                return False  # what the code leaves to torch is another number now
+        inside = (self._made_by.get(self._order.get(place, -1)) for place in call.made)
+        nodes = {node for node in inside if node is not None and isinstance(node.target, torch._ops.OpOverload)}
+        for node in nodes:
+            typed, given = self.groups.typed[node], arguments(node)
+            for name, print_ in typed.args.items():
+                if name in given and given[name] is None and print_(at.kept) is not None:
+                    return False  # what the code leaves to torch is another number now
+        prints = any(self.groups.typed[node].args for node in nodes)
         for each in leaves_of((call.args, call.kwargs)):
-            is_number = isinstance(each, TrackedFloat) or (isinstance(each, Tracked) and not typed.args)
-            if is_number and each.formula(at) != each:
+            if (isinstance(each, TrackedFloat) or (nodes and not prints)) and self._changes(each, at):
                 return False
         return True
+
+    @staticmethod
+    def _changes(number: Any, at: At) -> bool:
+        return isinstance(number, Tracked | TrackedFloat) and bool(number.formula(at) != plain(number))
 
 
 class _Reader(At):
@@ -330,15 +361,10 @@ class _Reader(At):
         return super().attribute(attribute)
 
     def printed(self, paths: tuple[str, ...]) -> Mapping[Any, tuple[Any, Any]]:
-        return super().printed(paths)
+        return self.code.whole.printed(paths)
 
     def _note(self, axes: Iterable[Axis]) -> None:
         self.leaves |= {leaf.id for leaf in self.code.groups.leaves(axes)} & self.code.sizes.keys()
-
-
-def drawn(rng: random.Random, size: int) -> int:
-    """A width that is none of the usual ones, so that what is equal by chance is rare."""
-    return size if size == 1 else rng.randint(max(1, math.ceil(size / 4)), size - 1)
 
 
 def _flat(result: Any) -> list[Any]:
@@ -353,8 +379,11 @@ def _named(paths: tuple[str, ...], key: str, before: Any, watch: Watch) -> Any:
     def read(at: At) -> Any:
         return at.printed(paths).get(key, (before, before))[1]
 
+    def number(each: int, place: int) -> Tracked:
+        return Tracked(each, lambda at: read(at)[place], watch)
+
     if isinstance(before, int):
         return Tracked(before, read, watch)
-    return tuple(
-        Tracked(each, lambda at, place=place: read(at)[place], watch) for place, each in enumerate(before)
-    ) if isinstance(before, tuple | list) else before
+    if isinstance(before, tuple | list):
+        return tuple(number(each, place) for place, each in enumerate(before))
+    return before

@@ -3,46 +3,61 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 from torch import nn
 
 from surgeon.frontend.isolation import untouched
 from surgeon.groups.coupling import Groups
+from surgeon.groups.ties import Ties
 from surgeon.surgery.attributes import Attribute, Meaning, Meanings, meant, possible_meanings
 from surgeon.surgery.code import At, Code, Demand
+from surgeon.surgery.sampling import drawn
 
 #: How many readings of a module's attributes are tried, each on a few calls.
 MOST_READINGS = 64
 #: Groups that are cut alone to tell readings apart.
 MOST_APART = 8
+#: Pairs of groups that are cut together for the same.
+MOST_TOGETHER = 24
 
 
 def what_is_meant(model: nn.Module, groups: Groups) -> Meanings:
     """What attributes mean that hold one of several equal sizes; empty where that can't be told."""
     try:
         with untouched(model):
-            return understood(model, groups).meanings
+            return understood(Code(model, groups)).meanings
     except Exception:  # noqa: BLE001  (the user's code may raise anything when its numbers are of another type)
         return {}
 
 
-def understood(model: nn.Module, groups: Groups) -> Code:
-    """The code of a model's class, its attributes with the meanings that fit most of the code that reads them."""
-    code = Code(model, groups)
-    whole = At(code, {})
+def understood(code: Code) -> Code:
+    """The code of a class, its attributes with the meanings that fit most of the code that reads them."""
     modules: dict[str, list[Attribute]] = {}
     for each in code.attributes:
-        if each.place is None and len(possible_meanings(whole.printed(each.paths), each.value)) > 1:
+        if each.place is None and len(possible_meanings(code.whole.printed(each.paths), each.value)) > 1:
             modules.setdefault(each.module, []).append(each)
-    demands = list(code.demands()) if modules else []
+    demands = code.demands if modules else []
     for attributes in modules.values():
-        arbitrary = code.drawn(0)
+        arbitrary = drawn(Ties(sizes=code.sizes), 0)
         near = sorted(set().union(*(code.depends(each) for each in attributes)))[:MOST_APART]
         samples = [arbitrary, *({leaf: arbitrary[leaf]} for leaf in near)]
         readings = {each: found for each in attributes if len(found := _readings(code, each, samples)) > 1}
         if readings:
-            _choose(code, readings, [each for each in demands if each.attributes & readings.keys()], samples)
+            reading = [each for each in demands if each.attributes & readings.keys()]
+            _choose(code, readings, reading, [*samples, *_together(code, near, reading)])
     return code
+
+
+def _together(code: Code, near: list[int], demands: list[Demand]) -> list[dict[int, int]]:
+    """Widths at which two groups keep the same share: where code divides one by the other, it runs at no others."""
+    others = sorted({leaf for each in demands for leaf in each.leaves} - set(near))
+    pairs = (pair for pair in itertools.product(near, [*near, *others]) if pair[0] != pair[1])
+    found = (
+        {leaf: code.sizes[leaf] // steps * (steps - 1) for leaf in pair}
+        for pair in pairs if (steps := math.gcd(*(code.sizes[leaf] for leaf in pair))) > 1
+    )
+    return list(itertools.islice(found, MOST_TOGETHER))
 
 
 def _readings(code: Code, attribute: Attribute, samples: list[dict[int, int]]) -> list[Meaning]:
@@ -64,7 +79,7 @@ def _choose(
     for choice in (None, *choices):
         tried = best if choice is None else {**best, **dict(zip(keys, choice, strict=True))}
         code.meanings = tried
-        count = sum(code.holds(each, widths) for widths in samples for each in demands)
+        count = sum(len(demands) - len(code.unmet(demands, At(code, widths))) for widths in samples)
         if count > most:
             most, best = count, tried
         if most == len(samples) * len(demands):

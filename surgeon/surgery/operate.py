@@ -14,6 +14,7 @@ from surgeon.errors import InvalidArgument, SurgeonError, SurgeryError, first_li
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.free_sizes import FreeSizes
 from surgeon.frontend.functionalize import write_again
+from surgeon.frontend.isolation import quietly, untouched
 from surgeon.frontend.trace import Graph, Inputs, batched, refuse_unfit, skeleton, trace_inputs, unread
 from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept, where
@@ -35,6 +36,8 @@ from surgeon.verification.certificate import SecondSize
 from surgeon.verification.second_size import certify_second
 
 FORMS = ("auto", "module", "graph")
+#: What stands in an error in front of the reason why a model's class can't hold a plan.
+OWN_CLASS = "in its own class: "
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Operation:
     `module` is what the user gets; `form` is "module" (the user's own class) or "graph" (a `torch.fx.GraphModule`), for
     the `reason` given. `recorded` says that its graph is made of the calls that it was seen to make, and not exported.
     `rung` is what it was made from, `second_size` what was seen of a graph at another size. `renumbered` lists the
-    integers that were rewritten: module, attribute, old, new.
+    integers that were rewritten: module, attribute, old, new; `configuration` says what became of the configurations
+    that the model holds.
     """
 
     module: nn.Module
@@ -55,6 +59,7 @@ class Operation:
     rung: Rung = field(repr=False)
     second_size: SecondSize | None = None
     renumbered: tuple[tuple[str, str, object, object], ...] = ()
+    configuration: tuple[str, ...] = ()
 
     @property
     def traced(self) -> Graph:
@@ -118,7 +123,7 @@ def _operate(
             return made
         reason = made
         if form == "module":
-            raise SurgeryError(f"{type(model).__name__} can't hold the smaller tensors in its own class: {reason}")
+            raise SurgeryError(f"{type(model).__name__} can't hold the smaller tensors {OWN_CLASS}{reason}")
     if rungs is None:
         return _as_graph(model, Rung(groups, groups.kept(keep)), retrace, reason)
     error: SurgeonError | None = None
@@ -163,6 +168,11 @@ def _runs_elsewhere(model: nn.Module, groups: Groups, sizes: FreeSizes | None, r
         idle &= set(unread(groups.graph.train_only, model))
     if not idle:
         return ""
+    if (why := _unfit_for_training(model, groups.graph.inputs)) and groups.graph.train_only is None:
+        return (
+            f"its train mode does not run on the example inputs ({why}); give some as for training, with targets, so "
+            f"that what runs in it alone is cut with the rest ({min(idle)} …)"
+        )
     rung = next(iter(rungs))
     bound = rung.conditions or rung.sizes is None or len(rung.sizes.free) < len(sizes.free)
     return "" if rungs.why or not bound else f"at other sizes, parts run that are not cut with the rest ({min(idle)} …)"
@@ -185,6 +195,12 @@ def _predict(rung: Rung, retrace: bool) -> _Prediction:
 
 
 def _as_graph(model: nn.Module, rung: Rung, retrace: bool, reason: str) -> Operation:
+    for node in rung.groups.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "surgeon":
+            raise SurgeryError(
+                f"{type(model).__name__} can't be made a graph, since {where(node)} stands for what no graph holds, "
+                f"such as packed sequences; and not in its own class: {reason}"
+            )
     predicted = _predict(rung, retrace)
     module = as_graph(model, rung.groups, rung.kept, predicted.tensors)
     if rung.sizes is not None:
@@ -290,14 +306,19 @@ def _does_not_run(error: SurgeonError) -> str:
 def _train_only(candidate: nn.Module, groups: Groups) -> str:
     """Why the candidate can't run in train mode, where it has parameters that eval mode does not read; else empty."""
     idle = unread(groups.graph, candidate)
-    if not idle:
-        return ""
-    args, kwargs = groups.graph.inputs
+    if idle and (why := _unfit_for_training(candidate, groups.graph.inputs)):
+        return f"parts that run in train mode only ({idle[0]} …) do not fit the smaller rest ({why})"
+    return ""
+
+
+def _unfit_for_training(model: nn.Module, inputs: Inputs) -> str:
+    """Why a model does not run in train mode; empty where it does."""
+    args, kwargs = inputs
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            duplicate(candidate).train()(*args, **kwargs)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), quietly(), untouched(model):
+            duplicate(model).train()(*args, **kwargs)
     except Exception as error:  # noqa: BLE001  (the user's forward may raise anything)
-        return f"parts that run in train mode only ({idle[0]} …) do not fit the smaller rest ({first_line(error)})"
+        return first_line(error)
     return ""
 
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from surgeon.frontend.functionalize import functional_variant
 from surgeon.frontend.isolation import quietly, with_masks_as_given, without_fast_attention
-from surgeon.frontend.outputs import with_open_outputs
+from surgeon.frontend.stand_ins import as_traced
 from surgeon.frontend.trace import Inputs
 from surgeon.ir.operators import by_name, is_a, operator_name
 from surgeon.surgery.canonical import Call, Made, Program, Shape, Stream, Value, call_of, map_leaves, results_of, values
@@ -199,7 +199,7 @@ def record(module: nn.Module, inputs: Inputs, stand: Stand) -> Stream | None:
     args, kwargs = pytree.tree_map(stand.of, inputs)
     recorder = Recorder(stand)
     with (
-        quietly(), with_masks_as_given(), with_open_outputs(module), without_fast_attention(), torch.no_grad(),
+        quietly(), with_masks_as_given(), as_traced(module), without_fast_attention(), torch.no_grad(),
         stand.mode, recorder,
     ):
         outputs = module(*args, **kwargs)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
+from surgeon.surgery.aligned import Notes
 from surgeon.surgery.canonical import Value
-from surgeon.surgery.record import Recorder
 
 #: What a number is at other widths: a function of the sizes of tensors there, and of attributes.
 Formula = Callable[[Any], Any]
@@ -66,7 +69,9 @@ def formula_of(value: Any) -> Formula:
 
 def plain(value: Any) -> Any:
     """The number itself, without its formula."""
-    return int(value) if isinstance(value, Tracked) else float(value) if isinstance(value, TrackedFloat) else value
+    if isinstance(value, Tracked):
+        return int.__int__(value)
+    return float.__float__(value) if isinstance(value, TrackedFloat) else value
 
 
 def _computed(function: Callable[..., Any], *operands: Any) -> Any:
@@ -76,11 +81,19 @@ def _computed(function: Callable[..., Any], *operands: Any) -> Any:
     formula = lambda at: function(*(each(at) for each in formulas))  # noqa: E731
     if isinstance(result, bool):
         if watch is not None:
-            watch.branches.append((formula, result))
+            watch.branches.append(Branch(formula, result, _line()))
         return result
     if isinstance(result, int):
         return Tracked(result, formula, watch)
     return TrackedFloat(result, formula, watch) if isinstance(result, float) else result
+
+
+def _line() -> str:
+    """The line of the model's code that is running."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else "its code"
 
 
 def _method(function: Callable[..., Any], reverse: bool) -> Any:
@@ -92,20 +105,55 @@ def _method(function: Callable[..., Any], reverse: bool) -> Any:
     return method
 
 
-_BINARY = {
+_BINARY: dict[str, Callable[..., Any]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
     "mod": operator.mod, "pow": operator.pow, "truediv": operator.truediv,
 }
-_OTHERS = {
+_OTHERS: dict[str, Callable[..., Any]] = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
-    "neg": operator.neg, "abs": operator.abs, "floor": math.floor, "ceil": math.ceil, "bool": bool,
+    "neg": operator.neg, "abs": operator.abs, "floor": math.floor, "ceil": math.ceil, "bool": bool, "round": round,
 }
+
+
+def _converted(plainly: Callable[[Any], Any]) -> Any:
+    """A conversion of which no formula is left, as in `math.sqrt(head_size)`: what comes of it must not change."""
+
+    def method(self: Any) -> Any:
+        value = plain(self)
+        if self.watch is not None:
+            formula = self.formula
+            self.watch.branches.append(Branch(lambda at: formula(at) == value, True, _line()))
+        return plainly(value)
+
+    return method
+
+
+def _by_numpy(self: Any, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+    for each in inputs:
+        if isinstance(each, Tracked | TrackedFloat):
+            float(each)
+    return getattr(ufunc, method)(*map(plain, inputs), **kwargs)
+
+
+_CONVERSIONS = {"float": _converted(float), "array_ufunc": _by_numpy}
 for _class in (Tracked, TrackedFloat):
+    for _name, _function in _CONVERSIONS.items():
+        setattr(_class, f"__{_name}__", _function)
     for _name, _function in _BINARY.items():
         setattr(_class, f"__{_name}__", _method(_function, False))
         setattr(_class, f"__r{_name}__", _method(_function, True))
     for _name, _function in _OTHERS.items():
         setattr(_class, f"__{_name}__", _method(_function, False))
+for _name in ("int", "trunc"):
+    setattr(TrackedFloat, f"__{_name}__", _converted(int))
+
+
+class Branch(NamedTuple):
+    """A comparison of numbers that the code makes, its outcome, and the line of the code."""
+
+    formula: Formula
+    outcome: bool
+    line: str
 
 
 @dataclass(frozen=True)
@@ -119,12 +167,16 @@ class Operand:
 
 @dataclass
 class TorchCall:
-    """A call of a function of torch as the model's code makes it: tensors as Operands, numbers with formulas."""
+    """A call of a function of torch as the model's code makes it: tensors as Operands, numbers with formulas.
+
+    `made` are the places of the calls of operators that it made.
+    """
 
     function: Any
     args: Any
     kwargs: Any
     results: Any = None
+    made: range = range(0)
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
@@ -153,9 +205,9 @@ class Watch(TorchFunctionMode):
     Enter it inside of the recorder, which knows where tensors are from.
     """
 
-    recorder: Recorder
+    recorder: Notes
     calls: list[TorchCall] = field(default_factory=list)
-    branches: list[tuple[Formula, bool]] = field(default_factory=list)
+    branches: list[Branch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -163,7 +215,9 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         call = TorchCall(func, mapped(tuple(args), self._operand), mapped(kwargs, self._operand))
+        first = self.recorder.count
         result = func(*mapped(tuple(args), plain), **mapped(kwargs, plain))
+        call.made = range(first, self.recorder.count)
         if any(isinstance(each, Tensor) for each in leaves_of(result)):
             call.results = mapped(result, lambda each: self._value(each) if isinstance(each, Tensor) else None)
             self.calls.append(call)
@@ -187,9 +241,9 @@ class Watch(TorchFunctionMode):
     def size(self, tensor: Tensor, dim: int) -> int:
         """The size of a tensor along an axis."""
         with torch._C.DisableTorchFunction():
-            now = tensor.shape[dim]
-        value = self._value(tensor)
-        return Tracked(now, lambda at: at.size(value, dim, now), self) if isinstance(now, int) else now
+            now: Any = tensor.shape[dim]
+        value = self._value(tensor)  # a size that depends on values is a symbol, and stays one
+        return Tracked(now, lambda at: at.size(value, dim, now), self) if type(now) is int else now
 
     def _operand(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -16,14 +15,22 @@ from surgeon.errors import SurgeryError
 from surgeon.frontend.isolation import untouched
 from surgeon.groups.coupling import Groups
 from surgeon.groups.ties import Ties
-from surgeon.surgery.code import SAMPLES, Code, Demand, drawn
+from surgeon.surgery.code import At, Code, Demand
 from surgeon.surgery.meanings import understood
 from surgeon.surgery.operate import operate
+from surgeon.surgery.sampling import SAMPLES, drawn
 
 #: With fewer widths than this to choose from, a class is hard to bring to a budget.
 FINE = 8
 #: Of more groups than this at one place, only those choices are tried that treat most of them alike.
 MOST = 5
+#: The price of holding an inner factor, against 1 for others, and what the share of the operations adds that depend on
+#: a group.
+INNER, DEPENDENT = 0.8, 10.0
+#: At how many widths, drawn at random, demands must be met, so that no choice passes by chance.
+SURE = 12
+#: How often the code is looked at again, at widths with the ties so far.
+ROUNDS = 3
 
 _FREE, _TIED, _HELD = range(3)
 
@@ -56,18 +63,28 @@ class _State:
         self.held |= {leaf for each in held for leaf in each}
 
 
-def tie(code: Code, among: Iterable[Demand], known: Ties | None = None) -> Ties:
-    """Ties under which all demands are met, whatever the widths; `known` ones stay."""
+def ties_of(code: Code) -> Ties:
+    """Ties under which the code does what the axes say, whatever the widths."""
+    found: dict[int, Demand] = {}
+    ties = Ties((), frozenset(), dict(code.sizes))
+    for _ in range(ROUNDS):
+        more = broken(code, ties)
+        if not more:
+            break
+        found |= {id(each): each for each in more}
+        ties = tie(code, found.values())
+    return ties
+
+
+def tie(code: Code, among: Iterable[Demand]) -> Ties:
+    """Ties under which these demands are met, whatever the widths."""
     state = _State(code)
-    if known is not None:
-        state.classes, state.held = [set(each) for each in known.classes], set(known.held)
-    cost = Cost(code.groups)
-    inner = Alignment(code.groups, cost).inner
+    weights = _weights(code)
     for leaves, demands in _places(among):
         variables = state.variables(leaves)
         if not variables or _met(state, demands, variables, [], []):
             continue
-        for tied, held in _choices(state, variables, inner):
+        for tied, held in _choices(state, variables, weights):
             if _met(state, demands, variables, tied, held):
                 break
         else:
@@ -91,7 +108,7 @@ def _places(among: Iterable[Demand]) -> list[tuple[frozenset[int], list[Demand]]
 
 
 def _choices(
-    state: _State, variables: list[frozenset[int]], inner: set[int]
+    state: _State, variables: list[frozenset[int]], weights: Mapping[int, float]
 ) -> Iterator[tuple[list[frozenset[int]], list[frozenset[int]]]]:
     """What may be tied and what held, the weakest first."""
     count = len(variables)
@@ -99,13 +116,13 @@ def _choices(
         kinds: Iterable[tuple[int, ...]] = itertools.product((_FREE, _TIED, _HELD), repeat=count)
     else:
         kinds = _few_kinds(state, variables)
-    found = []
+    found: list[tuple[float, int, list[frozenset[int]], list[frozenset[int]]]] = []
     for each in kinds:
         tied = [v for v, kind in zip(variables, each, strict=True) if kind == _TIED]
         held = [v for v, kind in zip(variables, each, strict=True) if kind == _HELD]
         if len(tied) == 1 or not (tied or held):
             continue
-        found.append((_price(state, tied, held, inner), len(found), tied, held))
+        found.append((_price(state, tied, held, weights), len(found), tied, held))
     for _, _, tied, held in sorted(found, key=lambda each: each[:2]):
         yield tied, held
 
@@ -122,9 +139,25 @@ def _few_kinds(state: _State, variables: list[frozenset[int]]) -> Iterator[tuple
             yield tuple(kind if place in out else rest for place in range(count))
 
 
-def _price(state: _State, tied: list[frozenset[int]], held: list[frozenset[int]], inner: set[int]) -> float:
+def _weights(code: Code) -> dict[int, float]:
+    """What it takes from a plan to hold each leaf: more for one that many operations depend on.
+
+    Inner factors, such as the size of a head, are held rather than outer ones, whose cut saves more time.
+    """
+    cost = Cost(code.groups)
+    inner, macs, whole = Alignment(code.groups, cost).inner, cost.polynomial("macs"), cost.vector({})
+    total = max(macs(whole), 1.0)
+    return {
+        leaf: (INNER if leaf in inner else 1.0) - DEPENDENT * macs.change(whole, place, 0) / total
+        for leaf, place in cost.order.items()
+    }
+
+
+def _price(
+    state: _State, tied: list[frozenset[int]], held: list[frozenset[int]], weights: Mapping[int, float]
+) -> float:
     """How much a choice takes from the plan: what stays whole, what goes together, and in how few steps."""
-    price = sum(0.8 if each <= inner else 1.0 for each in held) + 0.5 * max(len(tied) - 1, 0)
+    price = sum(max(weights[leaf] for leaf in each) for each in held) + 0.5 * max(len(tied) - 1, 0)
     if tied:
         steps = state.steps(leaf for each in tied for leaf in each)
         price += 2 * max(0.0, math.log2(FINE / steps))
@@ -136,29 +169,20 @@ def _met(
     held: list[frozenset[int]],
 ) -> bool:
     """Whether the demands are met at some widths that are drawn at random."""
-    rng = random.Random(len(variables))
     classes = [each for each in variables if each not in tied and each not in held]
     if tied:
         classes.append(frozenset(leaf for each in tied for leaf in each))
-    for sample in range(SAMPLES):
-        widths: dict[int, int] = {}
-        for leaves in classes:
-            steps = state.steps(leaves)
-            share = steps if sample and rng.random() < 0.5 else drawn(rng, steps)
-            widths |= {leaf: state.code.sizes[leaf] // steps * share for leaf in leaves}
-        if not all(state.code.holds(demand, widths) for demand in demands):
-            return False
-    return True
+    sizes = {leaf: state.code.sizes[leaf] for each in classes for leaf in each}
+    tried = Ties(tuple(tuple(sorted(each)) for each in classes), frozenset(), sizes)
+    return all(state.code.met(demands, At(state.code, drawn(tried, seed))) for seed in range(SURE))
 
 
-def broken(code: Code) -> list[Demand]:
-    """The demands of the code that are not met at arbitrary widths, but by the model as it is."""
-    found = {}
-    demands = list(code.demands())
+def broken(code: Code, ties: Ties) -> list[Demand]:
+    """The demands of the code that are not met at arbitrary widths with these ties, but by the model as it is."""
+    found: dict[int, Demand] = {}
     for seed in range(SAMPLES):
-        widths = code.drawn(seed)
-        found |= {id(demand): demand for demand in demands if not code.holds(demand, widths)}
-    return [demand for demand in found.values() if code.holds(demand, {})]
+        found |= {id(each): each for each in code.unmet(code.demands, At(code, drawn(ties, seed)))}
+    return code.telling(found.values())
 
 
 @dataclass(frozen=True)
@@ -170,30 +194,31 @@ class Needed:
     reason: str
 
 
-def needed(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]]) -> Needed | None:
+def needed(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], reason: str = "") -> Needed | None:
     """The ties that the model's class needs to hold such plans as this; None where it holds it, or none would help.
 
-    `model` is left as it is. Nothing of it is built, unless its code seems not to hold the plan.
+    `reason` says why it can't hold it, where that is known; else it is tried out, if the code seems not to hold it.
+    `model` is left as it is.
     """
     kept = {leaf: tuple(units) for leaf, units in keep.items()}
-    if not kept:
-        return None
+    widths = {leaf: len(units) for leaf, units in kept.items()}
     try:
         with untouched(model):
-            code = understood(model, groups)
-            widths = {leaf: len(units) for leaf, units in kept.items()}
-            unmet = [demand for demand in code.demands() if not code.holds(demand, widths)]
-            if not any(code.holds(demand, {}) for demand in unmet):
-                return None
+            code = Code(model, groups)
+            unmet = code.telling(code.unmet(code.demands, At(code, widths)))
     except Exception:  # noqa: BLE001  (the user's code may raise anything when its numbers are of another type)
         return None
-    try:
-        operate(model, groups, kept, "module")
-    except SurgeryError as error:
-        reason = str(error)
-    else:
+    if not unmet:
         return None
-    found = broken(code)
-    ties = tie(code, found) if found else Ties()
+    if not reason:
+        try:
+            operate(model, groups, kept, "module")
+        except SurgeryError as error:
+            reason = str(error)
+        else:
+            return None
+    code = understood(code)
+    unmet = code.telling(code.unmet(code.demands, At(code, widths))) or unmet
+    ties = ties_of(code)
     places = tuple(dict.fromkeys(demand.words for demand in unmet))
     return Needed(ties, places, reason) if ties else None

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 import surgeon
 from surgeon.errors import SurgeryError
 from surgeon.groups.analyze import analyze
+from surgeon.surgery.code import Code
 from surgeon.surgery.meanings import understood
-from surgeon.surgery.tying import broken, tie
+from surgeon.surgery.tying import ties_of
 
 IMAGE = torch.randn(2, 3, 8, 8)
 TOKENS = torch.randn(2, 6, 8)
@@ -201,14 +202,15 @@ def test_other_budgets_keep_the_ties(options: Any) -> None:
 
 def test_insisting_on_the_class_names_what_stands_in_the_way() -> None:
     with pytest.raises(SurgeryError, match=r"derives widths from one another.*out of reach"):
-        surgeon.shrink(Attention(scaled=True).eval(), 0.5, example_inputs=TOKENS, form="module", min_width={"embed": 32})
+        surgeon.shrink(
+            Attention(scaled=True).eval(), 0.5, example_inputs=TOKENS, form="module", min_width={"embed": 32}
+        )
 
 
 def test_ties_are_the_weakest_that_the_code_allows() -> None:
     groups = analyze(Attention().eval(), TOKENS)
     names = groups.names
-    code = understood(Attention().eval(), groups)
-    ties = tie(code, broken(code))
+    ties = ties_of(understood(Code(Attention().eval(), groups)))
     assert len(ties.classes) == 1 and len(ties.held) == 1
     assert "embed" in {names[leaf] for leaf in ties.classes[0]}
 
