@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -94,11 +93,10 @@ def test_modules_stand_under_their_names(slim: Any) -> None:
 
 def test_the_tools_of_torch_take_it(slim: Any) -> None:
     expected = slim(X)
-    stored = io.BytesIO()
-    torch.save(slim.state_dict(), stored)
-    stored.seek(0)
     model = copy.deepcopy(slim)
-    model.load_state_dict(torch.load(stored))
+    with torch.no_grad():
+        model.first.weight.zero_()
+    model.load_state_dict(slim.state_dict())
     assert torch.equal(model(X), expected)
     torch.testing.assert_close(torch.export.export(slim, (X,)).module()(X), expected)
     torch.testing.assert_close(torch.compile(slim, backend="eager")(X), expected)
