@@ -64,10 +64,11 @@ def _fake_quantized(quantizer: FakeQuantizeBase, enabled: bool, x: Tensor) -> Te
         return x
     scale, zero = (
         _along(value, x, axis) if _fits(value, x, axis) else value[:1].reshape([])
-        for value in (quantizer.scale, quantizer.zero_point)
+        for value in (quantizer.get_buffer("scale"), quantizer.get_buffer("zero_point"))
     )
     zero = zero.to(x.dtype)
-    levels = torch.clamp(torch.round(x / scale) + zero, quantizer.quant_min, quantizer.quant_max)
+    limits = (getattr(quantizer, name) for name in ("quant_min", "quant_max"))
+    levels = torch.clamp(torch.round(x / scale) + zero, *limits)
     return x + ((levels - zero) * scale - x).detach()
 
 
