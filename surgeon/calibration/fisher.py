@@ -7,6 +7,7 @@ Kronecker-factored Approximate Curvature", ICML 2015); or those of a given loss.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,10 +26,13 @@ from surgeon.calibration.parameter_slots import Slots
 from surgeon.frontend.trace import Inputs, batch_size
 from surgeon.groups.coupling import Group, Groups
 from surgeon.groups.interpreter import Interpreter, floating
+from surgeon.rules.base import size_of
 from surgeon.support.progress import counter
 
-#: How often labels are drawn for each batch.
+#: How often labels are drawn for each batch; once, where running the model would take more multiply-accumulate
+#: operations than this.
 DRAWS = 2
+OPERATIONS = 1.5e12
 #: Rows that moments are computed from, for each input of an operator; no more than enough, where these would take over
 #: this many multiply-accumulate operations.
 ROWS_PER_INPUT = 40
@@ -58,6 +62,11 @@ class Reader:
     samples: int = 0
 
     @property
+    def inputs(self) -> int:
+        """How many inputs each output is computed from."""
+        return self.layer.matrix(self.layer.weight.places).shape[1]
+
+    @property
     def metric(self) -> Tensor:
         """The Fisher information (G, o, o) of the operator's output, summed over the positions of a sample."""
         return self.gradients * (self.positions / max(self.count, 1))
@@ -77,20 +86,28 @@ class Loose:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Readers and loose values of a model, the number of samples times draws, and the likelihoods they are based on."""
+    """Readers and loose values of a model, the number of samples times draws, and the likelihoods they are based on.
+
+    `draws` is how often labels are drawn, `macs` how many operations the readers take for one sample.
+    """
 
     readers: tuple[Reader, ...]
     loose: tuple[Loose, ...]
     samples: int
+    draws: int
+    macs: float
     likelihoods: Likelihoods = field(repr=False)
 
 
 def measure(
-    groups: Groups, batches: Sequence[Inputs], seed: int = 0, likelihoods: Likelihoods | None = None, draws: int = DRAWS
+    groups: Groups, batches: Sequence[Inputs], seed: int = 0, likelihoods: Likelihoods | None = None
 ) -> Sensitivity:
-    """Run the model forward and backward on `batches`; `likelihoods` are by default those of `draws` of labels."""
+    """Run the model forward and backward on `batches`; `likelihoods` are by default those of drawn labels."""
     readers, loose = _find(groups)
-    found = Sensitivity(tuple(readers), tuple(loose), 0, likelihoods or partial(_drawn, draws=draws))
+    macs = sum(math.prod(size_of(r.layer.node)) * r.inputs for r in readers) / max(groups.graph.batch, 1)
+    draws = DRAWS if macs * sum(map(batch_size, batches)) * (1 + DRAWS) <= OPERATIONS else 1
+    drawn = likelihoods or partial(_drawn, draws=draws)
+    found = Sensitivity(tuple(readers), tuple(loose), 0, draws, macs, drawn)
     samples = 0
     for run in backwards(groups, found, batches, seed):
         readers = [_added(reader, run, len(batches)) for reader in readers]

@@ -7,6 +7,7 @@ building: on the meta device, where it costs little.
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,17 +28,29 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def held(model: nn.Module) -> list[tuple[str, str]]:
-    """The outermost modules that hold an object which may be a configuration, and the names that they have for it."""
+    """The outermost modules that hold an object which may be a configuration, and the names that they have for it.
+
+    It has the name of the first argument of the module's class.
+    """
     found: list[tuple[str, str]] = []
     seen: set[int] = set()
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if name.startswith("_") or not _may_configure(value) or id(value) in seen:
                 continue
+            if name != _first_argument(type(module)):
+                continue
             seen.update(id(each) for each in objects(value))
             if not any(path.startswith(f"{outer}.") or not outer for outer, _ in found if outer != path):
                 found.append((path, name))
     return found
+
+
+def _first_argument(kind: type) -> str:
+    try:
+        return next(iter(inspect.signature(kind).parameters), "")
+    except (TypeError, ValueError):  # it has no signature
+        return ""
 
 
 def _may_configure(value: Any) -> bool:
@@ -95,6 +108,8 @@ class Configured:
                 telling += [field] if moves else []
                 changed |= moves  # it can keep a size that follows from another one
         for field in fields:
+            if self.spent:
+                return
             moved = self._moved(field.path, field.candidates[0])
             if field.value is None:
                 continue

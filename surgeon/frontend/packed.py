@@ -17,7 +17,7 @@ from torch.nn.utils import rnn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
-_VF = torch._VF  # type: ignore[attr-defined]
+_VF = torch._VF
 _KINDS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
@@ -115,7 +115,7 @@ def _saved(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.given = inputs
 
 
-def _backward(kind: str, ctx: Any, gradients: list[Tensor]) -> Any:
+def _backward(kind: str, ctx: Any, gradients: list[Tensor | None]) -> Any:
     input, sizes, hx, params, *rest = ctx.given
     learnt = [value.detach().requires_grad_() for value in (input, *hx, *params)]
     with torch.enable_grad():

@@ -24,7 +24,7 @@ class _Call:
     """A scripted module and how it is called; what it returns has the structure `form`."""
 
     def __init__(self, module: torch.jit.ScriptModule, leaves: list[Any], spec: Any) -> None:
-        self._modules = {torch.float32: module}
+        self._modules: dict[torch.dtype, Any] = {torch.float32: module}
         self._leaves, self._spec = leaves, spec
         self.form: Any = None
 
@@ -70,7 +70,7 @@ class _StandIn(nn.Module):
 @contextmanager
 def with_opaque_scripts(model: nn.Module) -> Iterator[None]:
     """With one operator in place of each scripted module in `model`, a copy of the user's."""
-    changed: list[tuple[nn.Module, str, nn.Module]] = []
+    changed: list[tuple[nn.Module, str, torch.jit.ScriptModule]] = []
     todo = [model]
     seen: set[int] = set()
     while todo:
@@ -103,7 +103,8 @@ def _shapes(inputs: list[Tensor], key: str) -> list[Tensor]:
     sizes = [[_number(size) for size in value.shape] for value in inputs]
     found = _at(inputs, sizes, key)
     shapes: list[list[Any]] = [list(value.shape) for value in found]
-    symbols = {str(size): size for value in inputs for size in value.shape if not isinstance(size, int)}
+    every: list[Any] = [size for value in inputs for size in value.shape]
+    symbols = {str(size): size for size in every if not isinstance(size, int)}
     for name, symbol in symbols.items():
         more = [
             [number + (str(size) == name) for number, size in zip(numbers, value.shape, strict=True)]
@@ -138,7 +139,7 @@ def _saved(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.given = inputs
 
 
-def _backward(ctx: Any, gradients: list[Tensor]) -> Any:
+def _backward(ctx: Any, gradients: list[Tensor | None]) -> Any:
     inputs, key = ctx.given
     learnt = [v.detach().requires_grad_() if v.is_floating_point() else v for v in inputs]
     wanted = [value for value in learnt if value.requires_grad]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
+from torch.overrides import TorchFunctionMode
 
 from surgeon.frontend.outputs import with_open_outputs
 from surgeon.frontend.packed import with_padded_sequences
@@ -43,7 +45,8 @@ def with_fixed_quantizers(model: nn.Module) -> Iterator[None]:
     for module, forward in found.items():
         vars(module)["forward"] = forward
     try:
-        yield
+        with _Formulas():
+            yield
     finally:
         for module in found:
             vars(module).pop("forward", None)
@@ -64,11 +67,46 @@ def _fake_quantized(quantizer: FakeQuantizeBase, enabled: bool, x: Tensor) -> Te
         return x
     scale, zero = (
         _along(value, x, axis) if _fits(value, x, axis) else value[:1].reshape([])
-        for value in (quantizer.scale, quantizer.zero_point)
+        for value in (quantizer.get_buffer("scale"), quantizer.get_buffer("zero_point"))
     )
-    zero = zero.to(x.dtype)
-    levels = torch.clamp(torch.round(x / scale) + zero, quantizer.quant_min, quantizer.quant_max)
+    lowest, highest = (getattr(quantizer, name) for name in ("quant_min", "quant_max"))
+    return _rounded(x, scale, zero, lowest, highest)
+
+
+def _rounded(x: Tensor, scale: Any, zero: Any, lowest: int, highest: int) -> Tensor:
+    """`x` at the nearest levels; its gradient is that of `x`."""
+    zero = zero.to(x.dtype) if isinstance(zero, Tensor) else zero
+    levels = torch.clamp(torch.round(x / scale) + zero, lowest, highest)
     return x + ((levels - zero) * scale - x).detach()
+
+
+class _Formulas(TorchFunctionMode):
+    """The functions of torch that quantize and dequantize, by what they compute: export does not know them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _PER_TENSOR:
+            return _per_tensor(*args, **(kwargs or {}))
+        if func in _PER_CHANNEL:
+            return _per_channel(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+_PER_TENSOR = {torch.fake_quantize_per_tensor_affine, torch._fake_quantize_learnable_per_tensor_affine}
+_PER_CHANNEL = {torch.fake_quantize_per_channel_affine, torch._fake_quantize_learnable_per_channel_affine}
+
+
+def _per_tensor(
+    input: Tensor, scale: Any, zero_point: Any, quant_min: int, quant_max: int, grad_factor: float = 1.0
+) -> Tensor:
+    return _rounded(input, scale, zero_point, quant_min, quant_max)
+
+
+def _per_channel(
+    input: Tensor, scale: Tensor, zero_point: Tensor, axis: int, quant_min: int, quant_max: int,
+    grad_factor: float = 1.0,
+) -> Tensor:
+    scale, zero_point = (_along(value, input, axis % input.dim()) for value in (scale, zero_point))
+    return _rounded(input, scale, zero_point, quant_min, quant_max)
 
 
 def _fits(value: Tensor, x: Tensor, axis: int) -> bool:

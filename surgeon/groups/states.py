@@ -44,7 +44,7 @@ def _is_last_state(node: fx.Node) -> bool:
     """Whether a value is a state after the last step, as a recurrent layer gives it."""
     source = node.args[0] if node.target is operator.getitem else None
     name = operator_name(source) if isinstance(source, fx.Node) else ""
-    return name.removeprefix("surgeon::packed_") in _RECURRENT and node.args[1] != 0
+    return name.removeprefix("surgeon::packed_") in _RECURRENT and bool(node.args[1])
 
 
 def _leaves(space: Space, axes: Mapping[fx.Node, Any], node: fx.Node) -> Iterator[int]:

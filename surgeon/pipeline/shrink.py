@@ -28,7 +28,7 @@ from surgeon.plans.plan import PLAN, Plan
 from surgeon.projection.project import rotated
 from surgeon.recovery import Recovery, recover_groups
 from surgeon.reporting.report import Change, Report
-from surgeon.scoring.reconstruction import effort, reconstruction
+from surgeon.scoring.reconstruction import reconstruction
 from surgeon.scoring.registry import RECONSTRUCTION, score_groups, settle
 from surgeon.support.progress import collect, stage
 from surgeon.support.scratch import temporary_folder
@@ -198,8 +198,7 @@ def decide(
                 data.source, groups, model, data.samples, select.ignore, labeled=data.loss is not None, seed=select.seed
             )
     if guided and options.repair.project and calibration is not None:
-        draws, _ = effort(groups, calibration)
-        model, groups = rotated(model, groups, calibration, select.ignore, draws)
+        model, groups = rotated(model, groups, calibration, select.ignore)
     cost = Cost(groups)
     selection = None
     if guided and calibration is not None:

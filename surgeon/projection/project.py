@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.calibration.data import Calibration
-from surgeon.calibration.fisher import DRAWS, measure
+from surgeon.calibration.fisher import measure
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.other_sizes import analyze_again, calibrated
@@ -76,8 +76,8 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
     return project_groups(model, *calibrated(data, analyze(model, example_inputs), model, samples))
 
 
-def project_groups(model: nn.Module, groups: Groups, calibration: Calibration, draws: int = DRAWS) -> nn.Module:
-    """As `project`, for a model that is already traced and coupled; with `draws` of labels for each sample.
+def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -> nn.Module:
+    """As `project`, for a model that is already traced and coupled.
 
     All decisions are based on the unchanged model.
     """
@@ -92,7 +92,7 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration, d
     inner = [found for group in free if group.leaf.id not in turned and (found := channel_order.find(groups, group))]
     if not (turned or inner):
         return model
-    sensitivity = measure(groups, calibration.batches, draws=draws)
+    sensitivity = measure(groups, calibration.batches)
     readers = {reader.layer.node: reader for reader in sensitivity.readers}
     seen = _Seen(groups, linear, matches, calibration)
     draft = Draft()
@@ -208,13 +208,13 @@ def _given(graph: Graph, outputs: Any) -> list[Any]:
 
 
 def rotated(
-    model: nn.Module, groups: Groups, data: Calibration, ignore: Ignored | Iterable[Ignored], draws: int = DRAWS
+    model: nn.Module, groups: Groups, data: Calibration, ignore: Ignored | Iterable[Ignored]
 ) -> tuple[nn.Module, Groups]:
     """The model in the basis in which a cut does least damage, and its groups; both as they are if it has a basis."""
     if basis_of(model) is not None:
         return model, groups
     with stage("project"):
-        turned = project_groups(model, groups, data, draws)
+        turned = project_groups(model, groups, data)
     if turned is model:
         return model, groups
     return turned, analyze_again(turned, groups, ignoring(model, ignore))

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from surgeon.calibration.fisher import Reader, Run, Sensitivity, backwards, loose_effects, per_sample
-from surgeon.frontend.trace import Inputs
+from surgeon.calibration.fisher import OPERATIONS, Reader, Run, Sensitivity, backwards, loose_effects, per_sample
+from surgeon.frontend.trace import Inputs, batch_size
 from surgeon.groups.coupling import Group, Groups
 
 #: A group is emptied in about this many steps.
 STEPS = 64
+#: Samples that damages are refined on whatever operations that takes.
+FEWEST = 32
 #: The removed shares of a group at which the damage is measured more closely.
 STOPS = (0.25, 0.5, 0.75)
 
@@ -172,11 +174,12 @@ def refine(groups: Groups, curves: Mapping[int, Curve], sensitivity: Sensitivity
            seed: int = 0) -> dict[int, Curve]:
     """The curves, corrected by the effect of their cuts on the log-likelihood, to first order, sample by sample.
 
-    That includes what the curves neglect: correlations between a sample's positions, and between a group's readers.
+    That includes what the curves neglect: correlations between a sample's positions, and between a group's readers. Of
+    a large model, fewer samples are run.
     """
     sums = {(leaf, width): 0.0 for leaf, curve in curves.items() for width in curve.cuts}
     samples = 0
-    for run in backwards(groups, sensitivity, batches, seed):
+    for run in backwards(groups, sensitivity, _affordable(sensitivity, batches), seed):
         samples += run.size
         effects = [loose_effects(groups, one, run) for one in sensitivity.loose]
         for leaf, width in sums:
@@ -194,6 +197,13 @@ def refine(groups: Groups, curves: Mapping[int, Curve], sensitivity: Sensitivity
         measured = {width: sums[leaf, width] / (2 * max(samples, 1)) for width in curve.cuts}
         found[leaf] = _through(curve, measured)
     return found
+
+
+def _affordable(sensitivity: Sensitivity, batches: Sequence[Inputs]) -> Sequence[Inputs]:
+    """Batches, spread over all, that can be run forward, backward, and forward once for each stop."""
+    most = OPERATIONS / max(sensitivity.macs * (1 + sensitivity.draws * (1 + len(STOPS))), 1.0)
+    count = min(len(batches), max(1, int(max(most, FEWEST) * len(batches) / sum(map(batch_size, batches)))))
+    return [batches[place * len(batches) // count] for place in range(count)]
 
 
 def _effect(reader: Reader, change: Tensor, run: Run) -> Tensor:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
 
 from surgeon.calibration.data import Calibration
-from surgeon.calibration.fisher import DRAWS, measure
+from surgeon.calibration.fisher import measure
 from surgeon.calibration.labels import Loss
-from surgeon.cost.cost import Cost
-from surgeon.frontend.trace import Inputs
 from surgeon.groups.coupling import Groups
 from surgeon.plans.basis import basis_of
 from surgeon.scoring.labeled_gradients import likelihoods
-from surgeon.scoring.optimal_brain_surgeon import STOPS, eliminate, refine
+from surgeon.scoring.optimal_brain_surgeon import eliminate, refine
 from surgeon.support.progress import stage
-
-#: Multiply-accumulate operations of all runs of the model. A model that would take more is run for one draw of labels
-#: alone, and the damages are refined on fewer of the samples.
-OPERATIONS = 3e12
-FEWEST_REFINED = 32
 
 
 @dataclass(frozen=True)
@@ -64,26 +55,14 @@ def reconstruction(
     1
     """
     labeled = likelihoods(model, calibration, loss) if loss is not None else None
-    draws, refining = effort(groups, calibration)
-    sensitivity = measure(groups, calibration.batches, seed, labeled, draws)
+    sensitivity = measure(groups, calibration.batches, seed, labeled)
     basis = basis_of(model)
     ranked = basis.ranked if basis is not None else ()
     with stage("selection"):
         curves = {group.leaf.id: eliminate(group, sensitivity, ridge, group.name in ranked) for group in groups}
-    curves = refine(groups, curves, sensitivity, refining, seed)
+    curves = refine(groups, curves, sensitivity, calibration.batches, seed)
     return Selection(
         {leaf: curve.scores for leaf, curve in curves.items()},
         {leaf: curve.by_width for leaf, curve in curves.items()},
         calibration.samples,
     )
-
-
-def effort(groups: Groups, calibration: Calibration) -> tuple[int, Sequence[Inputs]]:
-    """How many labels are drawn for each sample, and the batches to refine on."""
-    batches, once = calibration.batches, Cost(groups).macs({}) * calibration.samples
-    again = 2 + len(STOPS)  # forward, backward, and each layer with the weights of each stop
-    if once * (1 + DRAWS + 1 + DRAWS * (again - 1)) <= OPERATIONS:
-        return DRAWS, batches
-    share = max((OPERATIONS / once - 2) / again, FEWEST_REFINED / calibration.samples)
-    count = min(len(batches), math.ceil(share * len(batches)))
-    return 1, [batches[place * len(batches) // count] for place in range(count)]

@@ -65,9 +65,9 @@ class _Rewriting:
         compared = 0
         for values, silent in self._own.fitting(target, pairs):
             for more in _subsets(silent):
-                if compared == MOST_COMPARED:
-                    break
                 compared += 1
+                if compared > MOST_COMPARED:
+                    return f"a model that is built from the new sizes computes something else{self._why}"
                 if self._same({**values, **more}):
                     return self._write({**values, **more})
         if compared:

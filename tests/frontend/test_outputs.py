@@ -137,15 +137,15 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("data", [None, [torch.randn(8, 5, 16)]])
 def test_a_cache_is_no_output(data: Any) -> None:
-    model = nn.Sequential(Attention(Configuration())).eval()
+    model: Any = nn.Sequential(Attention(Configuration())).eval()
     x = torch.randn(2, 5, 16)
-    slim = surgeon.shrink(model, 0.4, example_inputs=x, data=data, align=1)
+    slim: Any = surgeon.shrink(model, 0.4, example_inputs=x, data=data, align=1)
     assert type(slim) is nn.Sequential
-    assert slim[0].k.out_features < 32
+    part: Any = slim[0]
+    assert part.k.out_features < 32
     found = slim(x)
-    assert found["cache"].keys.shape == (2, 5, slim[0].k.out_features)
-    later = slim[0](torch.randn(2, 1, 16), found["cache"])
+    assert found["cache"].keys.shape == (2, 5, part.k.out_features)
+    later = part(torch.randn(2, 1, 16), found["cache"])
     assert later["cache"].keys.shape[1] == 6
-    for each in (model, slim):
-        assert each[0].config.use_cache
-    assert slim[0].config is not model[0].config
+    assert part.config.use_cache and model[0].config.use_cache
+    assert part.config is not model[0].config

@@ -17,7 +17,7 @@ LENGTHS = torch.tensor([7, 4, 5])
 
 
 class Net(nn.Module):
-    def __init__(self, layer: type[nn.RNNBase], batch_first: bool, ordered: bool, **options: Any) -> None:
+    def __init__(self, layer: Any, batch_first: bool, ordered: bool, **options: Any) -> None:
         super().__init__()
         self.up = nn.Linear(8, 24)
         self.layer = layer(24, 16, batch_first=batch_first, **options)

@@ -12,6 +12,7 @@ from torch.ao import quantization
 from torch.ao.quantization import quantize_fx
 
 import surgeon
+from surgeon.frontend.stand_ins import as_traced
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 X = torch.randn(2, 3, 12, 12)
@@ -82,3 +83,33 @@ def test_what_a_quantizer_holds_for_each_channel_is_cut_with_the_channels() -> N
     observer = quantizer.activation_post_process
     for value in (quantizer.scale, quantizer.zero_point, observer.min_val, observer.max_val):
         assert value.shape == (width,)
+
+
+class Levels(nn.Module):
+    """Quantizes by torch's functions, with scales that are fixed and that are learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 3)
+        self.register_buffer("scale", torch.rand(16) * 0.01 + 0.01)
+        self.register_buffer("zero", torch.zeros(16, dtype=torch.int32))
+        self.learned, self.offset = nn.Parameter(torch.rand(16) * 0.01 + 0.01), nn.Parameter(torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, zero = self.get_buffer("scale"), self.get_buffer("zero")
+        weight = torch.fake_quantize_per_channel_affine(self.a.weight, scale, zero, 0, -128, 127)
+        h = nn.functional.conv2d(torch.fake_quantize_per_tensor_affine(x, 0.05, 3, -128, 127), weight, self.a.bias)
+        h = torch._fake_quantize_learnable_per_channel_affine(h, self.learned, self.offset, 1, -128, 127, 1.0)
+        return self.b(h)
+
+
+def test_functions_that_quantize() -> None:
+    model = Levels().eval()
+    wanted = model(X)
+    with as_traced(model):
+        assert torch.allclose(model(X), wanted, atol=1e-5)
+    slim = surgeon.shrink(model, 0.4, example_inputs=X, align=1)
+    assert type(slim) is Levels
+    assert slim.get_buffer("scale").shape == slim.learned.shape == (slim.a.out_channels,)
+    assert slim.a.out_channels < 16
+    slim(X).mean().backward()
