@@ -8,7 +8,7 @@ groups that it involves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ from surgeon.frontend.isolation import quietly, with_masks_as_given, without_fas
 from surgeon.frontend.trace import skeleton
 from surgeon.groups.coupling import Groups
 from surgeon.ir.axes import Axis
-from surgeon.rules import Axes, arguments, where
+from surgeon.rules import Axes, Kept, arguments, where
 from surgeon.surgery.aligned import Notes, aligned
 from surgeon.surgery.attributes import (
     NAMED_ALIKE,
@@ -205,7 +205,8 @@ class Code:
     def _all_demands(self) -> Iterator[Demand]:
         for call in self.calls:
             leaves = list(leaves_of((call.args, call.kwargs, call.results)))
-            if any(isinstance(each, int | float) and not isinstance(each, bool) for each in leaves):
+            numbers = any(isinstance(each, int | float) and not isinstance(each, bool) for each in leaves)
+            if numbers or any(self._left_to_torch(call)):
                 reader = _Reader(self)
                 for each in leaves:
                     reader.read(each)
@@ -311,18 +312,27 @@ class Code:
 
     def _same_numbers(self, call: TorchCall, at: At) -> bool:
         """Whether the numbers that are no sizes stay: a scale that the code computes from widths does not."""
-        inside = (self._made_by.get(self._order.get(place, -1)) for place in call.made)
-        nodes = {node for node in inside if node is not None and isinstance(node.target, torch._ops.OpOverload)}
-        for node in nodes:
-            typed, given = self.groups.typed[node], arguments(node)
-            for name, print_ in typed.args.items():
-                if name in given and given[name] is None and print_(at.kept) is not None:
-                    return False  # what the code leaves to torch is another number now
+        if any(print_(at.kept) is not None for print_ in self._left_to_torch(call)):
+            return False  # it is another number now
+        nodes = self._inside(call)
         prints = any(self.groups.typed[node].args for node in nodes)
         for each in leaves_of((call.args, call.kwargs)):
             if (isinstance(each, TrackedFloat) or (nodes and not prints)) and self._changes(each, at):
                 return False
         return True
+
+    def _inside(self, call: TorchCall) -> set[fx.Node]:
+        """The operators of the graph that a call is made of."""
+        inside = (self._made_by.get(self._order.get(place, -1)) for place in call.made)
+        return {node for node in inside if node is not None and isinstance(node.target, torch._ops.OpOverload)}
+
+    def _left_to_torch(self, call: TorchCall) -> Iterator[Callable[[Kept], Any]]:
+        """What prints the numbers, such as attention's scale, that torch takes of sizes where the code gives none."""
+        for node in self._inside(call):
+            given = arguments(node)
+            for name, print_ in self.groups.typed[node].args.items():
+                if name in given and given[name] is None:
+                    yield print_
 
     @staticmethod
     def _changes(number: Any, at: At) -> bool:

@@ -14,6 +14,7 @@ from surgeon.errors import SurgeryError
 
 _REMEDY = 'ask for the user\'s own class with form="module", or take it from the original model'
 _OF_MODULES = frozenset(vars(nn.Module()))
+_GONE = object()
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
 
 
@@ -50,8 +51,9 @@ class SlimGraph(fx.GraphModule):
         names = before._carried if before is not None else [name for name in vars(model) if name not in _OF_MODULES]
         widths = frozenset(changed)
         plain = {
-            name: copy.deepcopy(value) for name in names
+            name: copied for name in names
             if not hasattr(type(self), name) and _is_plain(value := vars(model).get(name), widths)
+            and (copied := _copied(value)) is not _GONE
         }
         kind: Any = type(self)  # each instance of a GraphModule has a class of its own
         kind._original = before._original if before is not None else type(model)
@@ -99,6 +101,14 @@ def _child(module: nn.Module, index: int) -> Any:
     if child is None:
         raise IndexError(f"module {index} is gone in a graph, where its operators stand in the graph's code: {_REMEDY}")
     return child
+
+
+def _copied(value: Any) -> Any:
+    """A copy; `_GONE` where there is none, as of an open file."""
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001  (a user's value may raise anything when it is copied)
+        return _GONE
 
 
 def _is_plain(value: Any, changed: frozenset[int], depth: int = 4) -> bool:
