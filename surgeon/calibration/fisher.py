@@ -151,13 +151,16 @@ class Run:
             return evaluate(weight) - evaluate(torch.zeros_like(weight)) if biased else evaluate(weight)
 
 
-def backwards(groups: Groups, sensitivity: Sensitivity, batches: Sequence[Inputs], seed: int) -> Iterator[Run]:
-    """Run the model on every batch, forward once and backward for every draw of labels."""
+def backwards(
+    groups: Groups, sensitivity: Sensitivity, batches: Sequence[Inputs], seed: int, places: Sequence[int] | None = None
+) -> Iterator[Run]:
+    """Run the model on every batch, or on those at some places, forward once and backward for every draw of labels."""
     generator = torch.Generator().manual_seed(seed)
+    chosen = range(len(batches)) if places is None else places
     with counter("sensitivity") as progress:
-        for done, batch in enumerate(batches):
-            progress(done, len(batches))
-            yield from _batch(groups, sensitivity, batch, done, generator)
+        for done, place in enumerate(chosen):
+            progress(done, len(chosen))
+            yield from _batch(groups, sensitivity, batches[place], place, generator)
 
 
 def _find(groups: Groups) -> tuple[list[Reader], list[Loose]]:

@@ -179,7 +179,7 @@ def refine(groups: Groups, curves: Mapping[int, Curve], sensitivity: Sensitivity
     """
     sums = {(leaf, width): 0.0 for leaf, curve in curves.items() for width in curve.cuts}
     samples = 0
-    for run in backwards(groups, sensitivity, _affordable(sensitivity, batches), seed):
+    for run in backwards(groups, sensitivity, batches, seed, _affordable(sensitivity, batches)):
         samples += run.size
         effects = [loose_effects(groups, one, run) for one in sensitivity.loose]
         for leaf, width in sums:
@@ -199,11 +199,11 @@ def refine(groups: Groups, curves: Mapping[int, Curve], sensitivity: Sensitivity
     return found
 
 
-def _affordable(sensitivity: Sensitivity, batches: Sequence[Inputs]) -> Sequence[Inputs]:
-    """Batches, spread over all, that can be run forward, backward, and forward once for each stop."""
+def _affordable(sensitivity: Sensitivity, batches: Sequence[Inputs]) -> list[int]:
+    """The places of batches, spread over all, that can be run forward, backward, and forward once for each stop."""
     most = OPERATIONS / max(sensitivity.macs * (1 + sensitivity.draws * (1 + len(STOPS))), 1.0)
     count = min(len(batches), max(1, int(max(most, FEWEST) * len(batches) / sum(map(batch_size, batches)))))
-    return [batches[place * len(batches) // count] for place in range(count)]
+    return [place * len(batches) // count for place in range(count)]
 
 
 def _effect(reader: Reader, change: Tensor, run: Run) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -12,12 +13,14 @@ from torch.nn import functional as F
 
 from surgeon.allocation.choose import choose
 from surgeon.allocation.optimal import allocate_by_damage
+from surgeon.calibration import fisher
 from surgeon.calibration.data import calibrate
 from surgeon.calibration.fisher import Sensitivity, backwards, measure
 from surgeon.cost.cost import Cost
 from surgeon.errors import Infeasible, InvalidArgument
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import Groups, couple
+from surgeon.scoring import optimal_brain_surgeon
 from surgeon.scoring.optimal_brain_surgeon import eliminate, refine
 from surgeon.scoring.reconstruction import Selection, reconstruction
 from testbed.networks import random_network
@@ -88,6 +91,26 @@ def test_damage_is_summed_sample_by_sample() -> None:
         assert refined.by_width[width - 1] == pytest.approx(np.mean(np.square(effects)) / 2, rel=1e-5)
     assert sorted(curve.cuts) == [2, 4, 6] and (refined.order == curve.order).all()
     assert (np.diff(refined.damage) >= 0).all()
+
+
+def test_a_large_model_is_run_for_fewer_labels_and_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (fisher, optimal_brain_surgeon):
+        monkeypatch.setattr(module, "OPERATIONS", 0.0)
+    monkeypatch.setattr(optimal_brain_surgeon, "FEWEST", 64)
+    net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(128, 6)
+    groups, _ = measured(net, x)
+    batches = calibrate(x, groups.graph, net).batches
+    asked: list[int] = []
+
+    def likelihoods(outputs: list[Tensor], number: int, generator: torch.Generator) -> Iterator[Tensor]:
+        torch.testing.assert_close(outputs[0], net(batches[number][0][0]))  # the labels of this batch
+        asked.append(number)
+        yield F.log_softmax(outputs[0], 1)[:, 0].sum()
+
+    sensitivity = fisher.measure(groups, batches, likelihoods=likelihoods)
+    assert (sensitivity.draws, asked) == (1, list(range(len(batches))))
+    refine(groups, {groups.groups[0].leaf.id: eliminate(groups.groups[0], sensitivity)}, sensitivity, batches)
+    assert asked[len(batches) :] == [0, 2] and len(batches) == 5
 
 
 class Stream(nn.Module):
