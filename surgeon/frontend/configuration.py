@@ -131,6 +131,11 @@ class Configured:
         return _unlike(self.base, alone) if alone is not None else None
 
     @property
+    def lists(self) -> bool:
+        """Whether numbers of the configuration stand in lists, as those of each layer may."""
+        return any(isinstance(path[-1], int) for path, _ in _fields(self._config))
+
+    @property
     def spent(self) -> bool:
         return time.thread_time() - self._start > MOST_SECONDS
 

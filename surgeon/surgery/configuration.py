@@ -62,7 +62,9 @@ class _Rewriting:
         if not self._own.known:
             return None  # something else made the module
         target = shapes_of(self._after)
-        compared = 0
+        unlike, compared = self._unlike(target), 0
+        if unlike and not self._own.lists:
+            return f"no values of its fields give these widths{unlike}"
         for values, silent in self._own.fitting(target, pairs):
             for more in _subsets(silent):
                 compared += 1
@@ -72,7 +74,7 @@ class _Rewriting:
                     return self._write({**values, **more})
         if compared:
             return f"a model that is built from the new sizes computes something else{self._why}"
-        return f"no values of its fields give these widths{self._unlike(target)}"
+        return f"no values of its fields give these widths{unlike}"
 
     def _same(self, values: Mapping[Path, Any]) -> bool:
         """Whether a module that is built from these values, with the smaller one's tensors, computes the same."""
