@@ -226,7 +226,10 @@ def renumbered_size(pairs: Mapping[Any, set[Any]], value: Any) -> Any:
     """What a size, or several as a tuple, became."""
     if isinstance(value, int):
         return _only(pairs, value)
-    whole = pairs.get(value, set()) - {value}
+    whole = pairs.get(value, set())
+    if whole == {value}:
+        return value  # an operator was called with just these, and still is
+    whole = whole - {value}
     return next(iter(whole)) if len(whole) == 1 else tuple(_only(pairs, each) for each in value)
 
 

@@ -157,11 +157,10 @@ def _price(
     state: _State, tied: list[frozenset[int]], held: list[frozenset[int]], weights: Mapping[int, float]
 ) -> float:
     """How much a choice takes from the plan: what stays whole, what goes together, and in how few steps."""
-    price = sum(max(weights[leaf] for leaf in each) for each in held) + 0.5 * max(len(tied) - 1, 0)
-    if tied:
-        steps = state.steps(leaf for each in tied for leaf in each)
-        price += 2 * max(0.0, math.log2(FINE / steps))
-    return price
+    steps = state.steps(leaf for each in tied for leaf in each) if tied else 0
+    whole = [*held, *tied] if steps == 1 else held  # what goes together in a single step stays whole
+    price = sum(max(weights[leaf] for leaf in each) for each in whole) + 0.5 * max(len(tied) - 1, 0)
+    return price + 2 * max(0.0, math.log2(FINE / steps)) if tied else price
 
 
 def _met(

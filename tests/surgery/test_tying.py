@@ -230,3 +230,29 @@ def test_a_size_in_the_code_holds_its_group_only() -> None:
     slim, report = surgeon.shrink(Constant().eval(), 0.3, example_inputs=IMAGE, return_report=True)
     assert type(slim) is Constant, report.form_reason
     assert slim.conv.out_channels == 16 and slim.fc.out_features < 32
+
+
+class Shifted(nn.Module):
+    """Attention in an image that is shifted by as many positions as there are heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.proj = nn.Conv2d(3, 24, 1), nn.Linear(24, 72), nn.Linear(24, 24)
+        self.up, self.down, self.head = nn.Linear(24, 48), nn.Linear(48, 24), nn.Linear(24, 5)
+        self.heads, self.shift = 3, [3, 3]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        b, h, w, c = x.shape
+        y = torch.roll(x, (-self.shift[0], -self.shift[1]), (1, 2)).reshape(b, h * w, c)
+        q, k, v = self.qkv(y).reshape(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        y = (q * (c // self.heads) ** -0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
+        y = self.proj(y.transpose(1, 2).reshape(b, h * w, c)).view(b, h, w, c)
+        x = x + torch.roll(y, (self.shift[0], self.shift[1]), (1, 2))
+        return self.head((x + self.down(self.up(x).relu())).mean((1, 2)))
+
+
+def test_numbers_that_are_equal_to_a_width_stay_and_heads_go_with_the_stream() -> None:
+    slim, report = surgeon.shrink(Shifted().eval(), 0.5, example_inputs=IMAGE, align=1, return_report=True)
+    assert (report.form, slim.shift, slim.heads, slim.stem.out_channels) == ("module", [3, 3], 2, 16)
+    assert "2 groups keep the same share and 1 group stays whole" in report.form_reason
