@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from surgeon.errors import SurgeonError
 from surgeon.frontend.trace import trace
@@ -20,8 +22,8 @@ from testbed.networks import tensors
 from testbed.sized_networks import Inputs, sized_network
 from testbed.trial import TOLERANCE, Outcome, cuts_of, failure, only_failures_of_rules, random_plan
 
-#: What the error of bfloat16 may be: over the original's own, over what one rounding of all weights and inputs does to
-#: the smaller model where that is more, as behind a norm of two channels; or in all, four units in the last place.
+#: What the error of bfloat16 may be: over the original's own, over what roundings do to the smaller model in float64
+#: where that is more, as behind a norm of two channels; or in all, four units in the last place.
 TIMES, LEAST = 2.0, 2.0**-6
 #: Roundings that are drawn, and how large one is.
 DRAWS, ROUNDING = 4, 2.0**-9
@@ -107,22 +109,34 @@ def _error(module: nn.Module, inputs: Inputs) -> float:
     return oracle.deviation([x.double() for x in found], _run(exact, oracle.double(half)))
 
 
-def _sensitivity(module: nn.Module, inputs: Inputs) -> float:
-    """The largest deviation, in float64, that rounding errors in the weights and inputs alone make."""
-    generator = torch.Generator().manual_seed(0)
+class _Rounded(TorchDispatchMode):
+    """Makes an error of the size of a rounding in every floating result."""
 
-    def rounded(value: Tensor) -> Tensor:
-        if not value.is_floating_point():
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def of(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        return value * (1 + ROUNDING * (2 * torch.rand(value.shape, generator=generator, dtype=value.dtype) - 1))
+        noise = torch.rand(value.shape, generator=self.generator, dtype=value.dtype)
+        return value * (1 + ROUNDING * (2 * noise - 1))
 
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return pytree.tree_map(self.of, func(*args, **(kwargs or {})))
+
+
+def _sensitivity(module: nn.Module, inputs: Inputs) -> float:
+    """The largest deviation, in float64, that roundings of the weights, the inputs and all results make."""
     exact = _run(module, inputs)
     found = 0.0
-    for _ in range(DRAWS):
+    for seed in range(DRAWS):
+        rounded = _Rounded(torch.Generator().manual_seed(seed))
         other = deepcopy(module)
         for tensor in [*other.parameters(), *other.buffers()]:
-            tensor.data = rounded(tensor.data)
-        found = max(found, oracle.deviation(_run(other, tuple(map(rounded, inputs))), exact))
+            tensor.data = rounded.of(tensor.data)
+        with rounded:
+            found = max(found, oracle.deviation(_run(other, tuple(map(rounded.of, inputs))), exact))
     return found
 
 
