@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -20,9 +21,7 @@ def name_enclosed(module: fx.GraphModule, model: nn.Module) -> None:
     lifted = [n for n in module.graph.nodes if n.op == "get_attr" and _LIFTED in str(n.target).rpartition(".")[2]]
     own = {_view(value): (name, value) for name, value in model.named_parameters()} if lifted else {}
     for node in lifted:
-        constant: Any = module
-        for part in str(node.target).split("."):
-            constant = getattr(constant, part)
+        constant = attrgetter(str(node.target))(module)
         name, value = own.get(_view(constant), ("", None)) if isinstance(constant, Tensor) else ("", None)
         if value is None:
             continue

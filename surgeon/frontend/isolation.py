@@ -7,7 +7,7 @@ import os
 import random
 import warnings
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -263,3 +263,18 @@ def _same(container: Any, content: Any) -> bool:
 
 def _equal(tensor: Tensor, value: Tensor) -> bool:
     return tensor.shape == value.shape and bool(((tensor == value) | ((tensor != tensor) & (value != value))).all())
+
+
+@contextmanager
+def with_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """With other functions in place of the forwards of some modules, copies of the user's."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        for module, own in before.items():
+            vars(module).pop("forward", None)
+            if own is not None:
+                vars(module)["forward"] = own

@@ -17,6 +17,8 @@ from torch.nn.utils import rnn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
+from surgeon.frontend.isolation import with_forwards
+
 _VF = torch._VF
 _KINDS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
@@ -28,14 +30,8 @@ def with_padded_sequences(model: nn.Module) -> Iterator[None]:
     if not layers:
         yield
         return
-    for module in layers:
-        vars(module)["forward"] = partial(_forward, module, type(module).forward)
-    try:
-        with _Padded():
-            yield
-    finally:
-        for module in layers:
-            vars(module).pop("forward", None)
+    with with_forwards({each: partial(_forward, each, type(each).forward) for each in layers}), _Padded():
+        yield
 
 
 class _Padded(TorchFunctionMode):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.overrides import TorchFunctionMode
 
+from surgeon.frontend.isolation import with_forwards
 from surgeon.frontend.outputs import with_open_outputs
 from surgeon.frontend.packed import with_padded_sequences
 from surgeon.frontend.scripted import with_opaque_scripts
@@ -42,14 +43,8 @@ def with_fixed_quantizers(model: nn.Module) -> Iterator[None]:
             found[module] = partial(_fake_quantized, module, bool(module.fake_quant_enabled[0]))
         elif isinstance(module, ObserverBase):
             found[module] = partial(_observed, module)
-    for module, forward in found.items():
-        vars(module)["forward"] = forward
-    try:
-        with _Formulas():
-            yield
-    finally:
-        for module in found:
-            vars(module).pop("forward", None)
+    with with_forwards(found), _Formulas():
+        yield
 
 
 def _observed(observer: nn.Module, x: Tensor) -> Tensor:

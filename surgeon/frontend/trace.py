@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -298,9 +299,7 @@ def graph_of(module: fx.GraphModule, model: nn.Module, inputs: Inputs, dynamic: 
     for node in module.graph.nodes:
         if node.op != "get_attr":
             continue
-        value: Any = module
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
+        value: Any = attrgetter(str(node.target))(module)
         if isinstance(value, FakeTensor):
             raise TraceError(
                 f"forward makes {node.target} when it is first called, which a trace can't keep; run the model once on "

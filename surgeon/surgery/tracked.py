@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -27,7 +27,19 @@ from surgeon.surgery.canonical import Value
 Formula = Callable[[Any], Any]
 
 
-class Tracked(int):
+class _Remembering:
+    """A number made with its formula, and with the watch that notes what is compared."""
+
+    formula: Formula
+    watch: Watch | None
+
+    def __new__(cls, value: Any, formula: Formula, watch: Watch | None = None) -> Self:
+        made = super().__new__(cls, value)  # type: ignore[call-arg]  # that of int or float, which comes next
+        made.formula, made.watch = formula, watch
+        return made
+
+
+class Tracked(_Remembering, int):
     """An integer with its formula; whatever is computed from it has one too.
 
     >>> six = Tracked(6, lambda at: at["six"])
@@ -35,30 +47,14 @@ class Tracked(int):
     (2, 4)
     """
 
-    formula: Formula
-    watch: Watch | None
-
-    def __new__(cls, value: int, formula: Formula, watch: Watch | None = None) -> Tracked:
-        made = super().__new__(cls, value)
-        made.formula, made.watch = formula, watch
-        return made
-
     __hash__ = int.__hash__
 
     def __deepcopy__(self, memo: Any) -> Tracked:
         return self
 
 
-class TrackedFloat(float):
+class TrackedFloat(_Remembering, float):
     """The same for a number that is none of an integer."""
-
-    formula: Formula
-    watch: Watch | None
-
-    def __new__(cls, value: float, formula: Formula, watch: Watch | None = None) -> TrackedFloat:
-        made = super().__new__(cls, value)
-        made.formula, made.watch = formula, watch
-        return made
 
     __hash__ = float.__hash__
 

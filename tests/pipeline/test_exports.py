@@ -45,14 +45,14 @@ class Transformer(nn.Module):
 
 
 class Heads(Transformer):
-    """How many heads there are is written in its code, so that a graph alone can have fewer."""
+    """How many heads there are is written in its code: a graph can have fewer, its class can't."""
 
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (4, -1)).transpose(1, 2)
 
 
 class Written(nn.Module):
-    """A width is written in its code, so that a graph alone can be smaller."""
+    """A width is written in its code: a graph can have another, its class can't."""
 
     def __init__(self) -> None:
         super().__init__()
