@@ -1,4 +1,5 @@
-"""Every model of the list: traced, cut at half the MACs, certified, run forward and backward, exported, held in ONNX.
+"""Every model of the list: traced, cut at half the MACs, certified, run forward and backward, exported, held in ONNX;
+then trained, cut again, saved, loaded, exported by torch and compiled.
 
     python -m benchmarks.coverage                       # all, resuming where a run was broken off
     python -m benchmarks.coverage --only timm:swin --redo
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import surgeon
+from benchmarks.coverage_life import STEPS, live
 from benchmarks.rows import command, last, publish, to_run
 from surgeon.errors import Infeasible, SurgeonError
 from surgeon.verification.certificate import SecondSize
@@ -102,6 +104,8 @@ def _stages(row: dict[str, Any], library: str, name: str, ratio: float) -> None:
         "onnx": exported.deviation, "onnx_inputs": {name: list(shape) for name, shape in exported.inputs.items()},
         "onnx_shapes": [dict(shapes) for shapes in exported.shapes_checked], "onnx_notes": list(exported.notes),
     }
+    row["stage"] = "life"
+    row["life"] = live(slim, library, name, inputs)
     row |= {"stage": "done", "ok": True}
 
 
@@ -207,6 +211,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         f"{len(held)} of them were held against the original and {len(second) - len(held)} by the shapes of their "
         "outputs.",
         "",
+        _lives(good),
+        "",
         "| model | form | MACs removed | parameters ÷ | node by node | end to end | at a second size | ONNX "
         "| free there | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -228,7 +234,16 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     for row in less:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in row.get("why_pinned", [])[:4])
         lines.append(f"- {row['model']}: {row['reached']:.1%}. {reasons}")
+    failed = [(row["model"], step, said) for row in good for step, said in row["life"].items() if said != "ok"]
+    lines += ["", "Afterwards, what did not go well:", ""] if failed else []
+    lines += [f"- {model}, {step}: {said.strip().splitlines()[-1]}" for model, step, said in failed]
     return "\n".join(lines) + "\n"
+
+
+def _lives(good: list[dict[str, Any]]) -> str:
+    """How many of the smaller models went well through each step of what a user does next."""
+    counts = (f"{step} {sum(row['life'].get(step) == 'ok' for row in good)}" for step in STEPS)
+    return f"Afterwards, of {len(good)}: " + ", ".join(counts) + "."
 
 
 def _at_second(found: dict[str, Any] | None) -> str:
