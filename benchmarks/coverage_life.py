@@ -76,7 +76,7 @@ def _train(model: nn.Module, inputs: Any) -> None:
     loss = sum(leaf.float().square().mean() for leaf in _tensors(_call(model, inputs)) if leaf.requires_grad)
     if not isinstance(loss, Tensor):
         raise SurgeonError("no output of the model has a gradient")
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     model.zero_grad()
