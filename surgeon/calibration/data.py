@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from surgeon.calibration.footprint import bytes_backwards, bytes_per_sample
+from surgeon.calibration.footprint import bytes_backwards
 from surgeon.calibration.labels import joined, per_sample
 from surgeon.calibration.synthesis import synthesize_for
 from surgeon.errors import InvalidInputs
@@ -26,14 +26,14 @@ from surgeon.groups.weights import check_finite, check_real
 from surgeon.ir.fingerprint import named_tensors
 from surgeon.ir.size_conditions import Place
 from surgeon.support.arguments import POSITIVE
-from surgeon.support.memory import share_of_memory
+from surgeon.support.memory import working_memory
 from surgeon.support.progress import counter
 
-#: Samples that are run at once; fewer if the values that gradients need would take more than this share of the memory.
+#: Samples that are run at once; fewer if what gradients need would take more than this part of the working memory.
 CHUNK = 32
-BACKWARDS = 1 / 24
-#: The share of the memory that activations may take at a time; fewer samples are used if they would take more.
-MEMORY = 1 / 8
+BACKWARDS = 1 / 2
+#: The part of the working memory that the inputs may take; fewer samples are used if they would take more.
+INPUTS = 1 / 2
 #: Samples that are used whatever memory they take.
 FEWEST = 16
 #: One sample, or one fixed batch, in this many is held back.
@@ -69,11 +69,6 @@ class Calibration:
         """All batches, those to fit on first."""
         return (*self.fit, *self.held_back)
 
-    @property
-    def judge(self) -> Calibration:
-        """Only the part held back."""
-        return Calibration((), self.held_back, self.samples)
-
 
 def calibrate(
     data: Any, graph: Graph, model: nn.Module, samples: int = 256, *, labeled: bool = False, seed: int = 0
@@ -104,12 +99,12 @@ def calibrate(
     check_finite(graph)
     check_real(graph)
     notes = []
-    most = share_of_memory(MEMORY)
-    affordable = max(most // max(bytes_per_sample(graph), 1), FEWEST)
+    reader = _Reader(graph, model)
+    most = working_memory(INPUTS)
+    affordable = max(most // max(reader.bytes, 1), FEWEST)
     if affordable < samples:
         notes.append(f"{affordable} samples instead of {samples}: more would take over {most / 2**30:.1f} GiB")
         samples = affordable
-    reader = _Reader(graph, model)
     if isinstance(data, str) and data == SYNTHETIC:
         made = synthesize_for(graph, samples, seed)
         pile, whole = _Pile(), reader.batched(made.leaves)
@@ -214,7 +209,8 @@ class _Reader:
             if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == graph.batch
         ]
         self.fixed = 0 if graph.dynamic else graph.batch
-        self.together = max(1, share_of_memory(BACKWARDS) // bytes_backwards(graph))
+        self.together = max(1, working_memory(BACKWARDS) // bytes_backwards(graph))
+        self.bytes = sum(self._leaves[at].nbytes for at in self._batched) // max(graph.batch, 1)
         self._names = [name for name, leaves in by_argument(model, graph.inputs) for _ in leaves]
         self._device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
         self._model = model

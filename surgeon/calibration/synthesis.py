@@ -32,7 +32,7 @@ from surgeon.groups.weights import check_finite, check_real
 from surgeon.ir.operators import operator_name
 from surgeon.rules import arguments
 from surgeon.rules.base import size_of
-from surgeon.support.memory import share_of_memory
+from surgeon.support.memory import share_of_memory, working_memory
 from surgeon.support.progress import counter, stage
 
 #: Steps of Adam, and the rate of the first.
@@ -194,7 +194,7 @@ def _descend(
     graph: Graph, remembered: list[Norm], leaves: list[Any], batched: list[int], moved: list[int], samples: int
 ) -> float:
     """Optimize the leaves `moved`, of those that are `batched`; returns the divergence that is left, in nats."""
-    affordable = share_of_memory(MEMORY) // bytes_backwards(graph)
+    affordable = working_memory() // bytes_backwards(graph)
     together = max(1, min(TOGETHER, affordable)) if graph.dynamic else graph.batch
     parts = torch.arange(samples).split(together)
     left = 0.0

@@ -42,6 +42,7 @@ from surgeon.support.arguments import (
     BUDGETS,
     NATURAL,
     OBJECT,
+    PART,
     POSITIVE,
     SCOPES,
     SHARE,
@@ -215,6 +216,11 @@ class Data(_Concern):
         name="data",
     )] = None
     samples: Annotated[int, Option(POSITIVE, "The maximum number of samples of the data to use.")] = 256
+    memory: Annotated[float | None, Option(
+        PART,
+        "The share of the machine's memory that work with data may take beside the model, such as 0.25. By default an "
+        "eighth, and at most 2 GiB. With less, the first layers are fitted on fewer of the samples.",
+    )] = None
     loss: Annotated["Loss | None", Option(
         function(
             "a function of the model's output and the rest of each batch, such as torch.nn.functional.cross_entropy"
@@ -366,6 +372,7 @@ class Planning(Selecting, total=False):
     max_params: float | None
     data: Any
     samples: int
+    memory: float | None
     loss: "Loss | None"
     importance: "str | Criterion | None"
 

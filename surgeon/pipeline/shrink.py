@@ -30,6 +30,7 @@ from surgeon.recovery import Recovery, recover_groups
 from surgeon.reporting.report import Change, Report
 from surgeon.scoring.reconstruction import reconstruction
 from surgeon.scoring.registry import RECONSTRUCTION, score_groups, settle
+from surgeon.support.memory import using_memory
 from surgeon.support.progress import collect, stage
 from surgeon.support.scratch import temporary_folder
 from surgeon.surgery import Operation
@@ -98,8 +99,8 @@ def shrink(
     >>> slim[0].out_channels < 64, type(slim).__name__
     (True, 'Sequential')
     """
-    with collect() as seconds:
-        asked = Options.of(ratio=ratio, **options)
+    asked = Options.of(ratio=ratio, **options)
+    with collect() as seconds, using_memory(asked.data.memory):
         made = decide(model, asked, example_inputs, form)
         assert made.choice.built is not None  # a form was given
         operation, certificate = made.choice.built
@@ -134,7 +135,9 @@ def plan(
     >>> [(cut.tensor, cut.axis, len(cut.keep)) for cut in made.cuts]
     [('0.weight', 0, 16), ('0.bias', 0, 16), ('2.weight', 1, 16)]
     """
-    return decide(model, Options.of(ratio=ratio, project=False, **options), example_inputs).plan()
+    asked = Options.of(ratio=ratio, project=False, **options)
+    with using_memory(asked.data.memory):
+        return decide(model, asked, example_inputs).plan()
 
 
 @public()

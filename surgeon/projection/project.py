@@ -35,6 +35,7 @@ from surgeon.projection import attention_heads, channel_order, linear_streams
 from surgeon.projection.attention_heads import Match
 from surgeon.projection.draft import Draft
 from surgeon.projection.linear_streams import Stream
+from surgeon.support.memory import using_memory
 from surgeon.support.progress import stage
 
 #: The largest deviation of the rotated model's outputs from the original's, relative to their norm.
@@ -44,7 +45,9 @@ TOLERANCE = 1e-3
 @within_its_wrapper()
 @public()
 @undisturbed()
-def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: Any = None) -> nn.Module:
+def project(
+    model: nn.Module, data: Any, *, samples: int = 256, memory: float | None = None, example_inputs: Any = None
+) -> nn.Module:
     """A copy of the model that computes the same, in the basis in which a cut does least damage.
 
     Linear streams are rotated from their writers to their readers, and values and keys inside of each attention head;
@@ -56,6 +59,7 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
         model: any module that `torch.export` can trace; it is left as it is.
         data: unlabeled inputs, as for `shrink`.
         samples: how many of them to use at most.
+        memory: as for `shrink`.
         example_inputs: as for `shrink`.
 
     Returns:
@@ -73,7 +77,8 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
     >>> basis_of(rotated).groups, torch.allclose(rotated(x), net(x), atol=1e-4)
     (('0',), True)
     """
-    return project_groups(model, *calibrated(data, analyze(model, example_inputs), model, samples))
+    with using_memory(memory):
+        return project_groups(model, *calibrated(data, analyze(model, example_inputs), model, samples))
 
 
 def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -> nn.Module:
