@@ -31,7 +31,7 @@ from surgeon.support.progress import counter
 
 #: Samples that are run at once; fewer if what gradients need would take more than this part of the working memory.
 CHUNK = 32
-BACKWARDS = 1 / 2
+BACKWARDS = 1 / 4
 #: The part of the working memory that the inputs may take; fewer samples are used if they would take more.
 INPUTS = 1 / 2
 #: Samples that are used whatever memory they take.
