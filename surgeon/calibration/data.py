@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.calibration.footprint import bytes_backwards
 from surgeon.calibration.labels import joined, per_sample
+from surgeon.calibration.noise import noise_for
 from surgeon.calibration.synthesis import synthesize_for
 from surgeon.errors import InvalidInputs
 from surgeon.frontend import batches as batch_values
@@ -20,7 +21,7 @@ from surgeon.frontend import parameters
 from surgeon.frontend.batches import batches, chosen, nothing
 from surgeon.frontend.free_sizes import IsolatedCopy, Unfit
 from surgeon.frontend.input_spec import by_argument
-from surgeon.frontend.parameters import SYNTHETIC
+from surgeon.frontend.parameters import MADE, NOISE
 from surgeon.frontend.trace import Graph, Inputs
 from surgeon.groups.weights import check_finite, check_real
 from surgeon.ir.fingerprint import named_tensors
@@ -51,9 +52,11 @@ Sizes = tuple[tuple[int, ...], ...]
 class Calibration:
     """Inputs `(args, kwargs)` for a traced graph: those to fit on, and those held back to validate the fit.
 
-    `rest` is what each of `batches` holds besides the inputs, such as labels, if that was asked for; `noise` says
-    that the inputs are random, and unrelated to what the model was trained on. `varying` are the axes of the inputs,
-    besides the batch, that are not of the sizes that the graph was traced with in all of the batches.
+    `rest` is what each of `batches` holds besides the inputs, such as labels, if that was asked for. `varying` are the
+    axes of the inputs, besides the batch, that are not of the sizes that the graph was traced with in all of the
+    batches. `noise` says that the inputs are random, and unrelated to what the model was trained on; `unscaled`, that
+    then nothing in the model gives its values the scale that they have on real inputs; `restated`, that batch norms do,
+    but only with statistics of these inputs.
     """
 
     fit: tuple[Inputs, ...] = field(repr=False)
@@ -61,8 +64,10 @@ class Calibration:
     samples: int
     notes: tuple[str, ...] = ()
     rest: tuple[tuple[Any, ...], ...] = field(default=(), repr=False)
-    noise: bool = False
     varying: frozenset[Place] = frozenset()
+    noise: bool = False
+    unscaled: bool = False
+    restated: bool = False
 
     @property
     def batches(self) -> tuple[Inputs, ...]:
@@ -78,7 +83,7 @@ def calibrate(
     `data` is a tensor or array of samples, a dict of them by keyword, or any iterable of batches, such as a DataLoader:
     each a tensor, an array, a dict by the names of the model's inputs, or a tuple or list that starts with the model's
     inputs. The rest of a batch, such as labels, is ignored unless `labeled`. No more is read than needed. "synthetic"
-    stands for inputs that are synthesized from the model, by `seed`.
+    stands for inputs that are synthesized from the model, "noise" for smooth noise, both by `seed`.
 
     Batches may be of other sizes than the example inputs, such as lengths, where the model runs on them; samples are
     only put together with others of their own sizes.
@@ -105,11 +110,12 @@ def calibrate(
     if affordable < samples:
         notes.append(f"{affordable} samples instead of {samples}: more would take over {most / 2**30:.1f} GiB")
         samples = affordable
-    if isinstance(data, str) and data == SYNTHETIC:
-        made = synthesize_for(graph, samples, seed)
+    if isinstance(data, str) and data in MADE:
+        made = (noise_for if data == NOISE else synthesize_for)(graph, samples, seed)
         pile, whole = _Pile(), reader.batched(made.leaves)
         pile.add(whole, 0)
-        return replace(_split([pile], reader, len(whole[0]), [*notes, made.note]), noise=made.noise)
+        split = _split([pile], reader, len(whole[0]), [*notes, made.note])
+        return replace(split, noise=made.noise, unscaled=made.unscaled, restated=made.restated)
     piles: dict[Sizes, _Pile] = {}
     rest: list[tuple[Any, ...]] = []
     count = left_out = 0

@@ -212,7 +212,8 @@ class Data(_Concern):
         ".safetensors file or a folder of them; read once. "
         "With them, the units that the others reconstruct best are removed, widths are chosen by the effect on the "
         "model's output, and the remaining layers are fitted to make up for the loss, without labels or training. "
-        '"synthetic" does the same with inputs generated from the model alone, as `surgeon.synthesize` does.',
+        'Without any, "noise" does the same with noise, of which batch norms take the statistics, in seconds; '
+        '"synthetic" with inputs generated from the model, as `surgeon.synthesize` does, in minutes.',
         name="data",
     )] = None
     samples: Annotated[int, Option(POSITIVE, "The maximum number of samples of the data to use.")] = 256

@@ -20,6 +20,7 @@ from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.other_sizes import analyze_again, calibrated
 from surgeon.calibration.parameter_slots import Slots
+from surgeon.calibration.restated import judged_on
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.ignore import Ignored, ignoring
 from surgeon.frontend.isolation import undisturbed
@@ -97,9 +98,10 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -
     inner = [found for group in free if group.leaf.id not in turned and (found := channel_order.find(groups, group))]
     if not (turned or inner):
         return model
-    sensitivity = measure(groups, calibration.batches)
+    judged = judged_on(groups, calibration)
+    sensitivity = measure(judged, calibration.batches)
     readers = {reader.layer.node: reader for reader in sensitivity.readers}
-    seen = _Seen(groups, linear, matches, calibration)
+    seen = _Seen(judged, linear, matches, calibration)
     draft = Draft()
     for value in values:
         value.rotate(value.basis(readers), draft)

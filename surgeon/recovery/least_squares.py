@@ -47,17 +47,17 @@ class Compensation:
     `tensors` are the smaller model's, by name; they are written to. Each operator is corrected, and then run on all
     batches before the next one, so that layers are fitted to their final inputs.
 
-    On noise, the drift of the smaller model's activations means nothing. There, each layer is fitted separately
-    instead, to the original's inputs and without a bias: weights on removed units are merged into those on units that
-    are kept. This is Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015, for units
-    that resemble several others.
+    On noise, in a model without norms, activations are of no scale that means anything. There, each layer is fitted
+    separately instead, to the original's inputs and without a bias: weights on removed units are merged into those on
+    units that are kept. This is Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015,
+    for units that resemble several others.
     """
 
     def __init__(
         self, groups: Groups, kept: Kept, tensors: Mapping[str, Tensor], data: Calibration, *, ridge: float,
         batch_norm: bool, compensate: bool,
     ) -> None:
-        self.noise, self.ridge, self.batch_norm, self.compensate = data.noise, ridge, batch_norm, compensate
+        self.unscaled, self.ridge, self.batch_norm, self.compensate = data.unscaled, ridge, batch_norm, compensate
         self.both = Lockstep(groups, kept, tensors, data)
         self.pair, self.full, self.small = self.both.pair, self.both.full, self.both.small
         self.slots = Slots(groups, self.pair.copies, tensors)
@@ -83,7 +83,7 @@ class Compensation:
 
     def _fit(self, layer: Contraction) -> None:
         moments = self._moments(layer)
-        absorber = _absorber(layer, self.slots) if not self.noise else None
+        absorber = _absorber(layer, self.slots) if not self.unscaled else None
         start = layer.matrix(layer.weight.read()).to(moments.means[0].dtype)
         bias = torch.zeros_like(moments.means[1])
         if layer.bias is not None:
@@ -121,14 +121,14 @@ class Compensation:
         for batch in self.both.fit:
             x = self._input(layer, batch)
             wanted = self._wanted(layer.node, batch)
-            if self.noise and layer.bias is not None and layer.along is not None:
+            if self.unscaled and layer.bias is not None and layer.along is not None:
                 outputs = layer.matrix(layer.weight.places).shape
                 wanted = wanted - layer.along(layer.bias.read().reshape(outputs[0], outputs[2])).to(wanted)
             moments.add(*layer.rows(x, wanted, share, self.generator))
         return moments
 
     def _input(self, layer: Contraction, batch: int) -> Tensor:
-        if self.noise:
+        if self.unscaled:
             return self._wanted(layer.source, batch)
         value: Tensor = self.small.value(self.pair.copies[layer.source], batch)
         return value
