@@ -65,9 +65,9 @@ def align(plan: Plan, profile: Profile, model: nn.Module, example_inputs: Any = 
         kind = type(profile).__name__
         raise InvalidArgument(f"profile is a {kind}, not a surgeon.Profile; surgeon.Profile.load reads a file")
     model = bare(_checked(model))
-    of, groups = _couple(plan, model, example_inputs)
+    _, groups = _couple(plan, model, example_inputs)
     latency = Latency.of(groups, profile, model=plan.fingerprint)
-    aligned = Plan.of(groups, round_up_to_fast_widths(groups, plan.keep(groups), latency), model=of)
+    aligned = Plan.of(groups, round_up_to_fast_widths(groups, plan.keep(groups), latency), model=model)
     return replace(aligned, settings=plan.settings)  # including the plan's basis, whatever the given model's is
 
 

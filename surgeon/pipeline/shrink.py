@@ -19,6 +19,7 @@ from surgeon.frontend.parts import Parts
 from surgeon.frontend.wrappers import within_its_wrapper
 from surgeon.groups.coupling import Groups
 from surgeon.groups.weights import check_finite
+from surgeon.ir.fingerprint import fingerprint
 from surgeon.pipeline.around import PARTS, analyzed, check_runs, whole
 from surgeon.pipeline.latency_target import LatencyTarget
 from surgeon.pipeline.options import BY_CONCERN, Data, Options, Planning, Repair, Select, Shrinking, Target, flat
@@ -47,13 +48,15 @@ class _Decision:
     settings: dict[str, Any]
     cost: Cost
     data: Calibration | None = None
+    fingerprint: str | None = None  # of the whole, where `model` is parts of it
 
     @property
     def keep(self) -> dict[int, tuple[int, ...]]:
         return self.choice.keep
 
     def plan(self) -> Plan:
-        return Plan.of(self.groups, self.keep, self.settings, model=self.model)
+        made = Plan.of(self.groups, self.keep, self.settings, model=self.model)
+        return made if self.fingerprint is None else replace(made, fingerprint=self.fingerprint)
 
 
 @within_its_wrapper()
@@ -194,9 +197,11 @@ def decide(
         "importance": importance if isinstance(importance, str) else getattr(importance, "__name__", "custom"),
         "ignore": named(model, select.ignore),
     }
-    model, groups = analyzed(model, example_inputs, select.ignore, _needs_all(options, form))
-    if isinstance(model, Parts):
-        settings[PARTS], form = list(model.called), form and "module"
+    traced, groups = analyzed(model, example_inputs, select.ignore, _needs_all(options, form))
+    architecture = None
+    if isinstance(traced, Parts):
+        settings[PARTS], form, architecture = list(traced.called), form and "module", fingerprint(model)
+    model = traced
     check_finite(groups.graph)
     calibration = None
     if data.source is not None:
@@ -225,7 +230,7 @@ def decide(
         return built(model, groups, chooser, form, at_example_sizes(model, groups) if varying else None)
 
     if not target.timed:
-        return _Decision(model, groups, chosen(chooser), settings, cost, calibration)
+        return _Decision(model, groups, chosen(chooser), settings, cost, calibration, architecture)
     with temporary_folder() as folder:
         timer = LatencyTarget(model, groups, cost, target.device, target.threads, folder)
         choice = chosen(replace(chooser, timer=timer))
