@@ -58,6 +58,8 @@ def describe_tensors(module: nn.Module, printed: Mapping[str, Any] | None = None
         case nn.RNNBase():
             weights: Any = module  # under a norm they are no parameters
             module.input_size, module.hidden_size = weights.weight_ih_l0.shape[1], weights.weight_hh_l0.shape[1]
+            if module.proj_size:
+                module.proj_size, module.hidden_size = weights.weight_hr_l0.shape
         case nn.RNNCellBase():
             module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
 
