@@ -17,6 +17,7 @@ from surgeon.calibration.batch_norm import BatchNorm
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
+from surgeon.calibration.padding import Padding
 from surgeon.calibration.parameter_slots import Slot, Slots
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import floating
@@ -66,6 +67,7 @@ class Compensation:
         self.full = self.pair.original(*data.batches)
         self.small = self.pair.smaller(*data.batches, tensors=self.pair.own)
         self.slots = Slots(groups, self.pair.copies, tensors)
+        self.padding = Padding(groups)
         self.generator = torch.Generator().manual_seed(0)
         self.outcome = Outcome()
 
@@ -151,8 +153,12 @@ class Compensation:
             if self.data.noise and layer.bias is not None and layer.along is not None:
                 outputs = layer.matrix(layer.weight.places).shape
                 wanted = wanted - layer.along(layer.bias.read().reshape(outputs[0], outputs[2])).to(wanted)
-            moments.add(*layer.rows(x, wanted, share, self.generator))
+            shown = self.padding.shown(layer.node, self.data.batches[batch])
+            moments.add(*layer.rows(x, wanted, share, self.generator, shown))
         return moments
+
+    def _shown(self, node: fx.Node, value: Tensor, batch: int) -> Tensor:
+        return self.padding.values(node, value, self.data.batches[batch])
 
     def _input(self, layer: Contraction, batch: int) -> Tensor:
         if self.data.noise:
@@ -162,9 +168,11 @@ class Compensation:
 
     def _share(self, layer: Contraction, inputs: int) -> float:
         """The share of the rows to use: rows of one sample are similar, so that not all are needed."""
-        value = self.full.value(layer.node, 0)
         groups, _, outputs = layer.matrix(layer.weight.places).shape
-        total = len(self.data.fit) * value.numel() // max(groups * outputs, 1)
+        total = sum(
+            self.padding.count(layer.node, self._wanted(layer.node, batch), self.data.batches[batch])
+            for batch in range(len(self.data.fit))
+        ) // max(groups * outputs, 1)
         wanted = max(2 * inputs, min(ROWS_PER_INPUT * inputs + FEWEST_ROWS, MOST_OPERATIONS / inputs**2))
         return float(wanted) / max(total, 1)
 
@@ -173,7 +181,8 @@ class Compensation:
         copies = self.pair.copies
         errors = dict.fromkeys(candidates, 0.0)
         wanted = [self._wanted(layer.node, batch) for batch in self.held]
-        spread = float(sum((w - w.mean()).double().square().sum() for w in wanted))
+        rows = [self._shown(layer.node, w, batch) for batch, w in zip(self.held, wanted, strict=True)]
+        spread = float(sum((w - w.mean()).double().square().sum() for w in rows))
         for name, (matrix, shift) in candidates.items():
             weight = layer.unmatrix(matrix).to(wanted[0].dtype)
             for batch, want in zip(self.held, wanted, strict=True):
@@ -181,15 +190,16 @@ class Compensation:
                 have = self.small.evaluate(copies[layer.node], batch, instead)
                 if layer.along is not None:
                     have = have + layer.along(shift).to(have)
-                errors[name] += float((have - want).double().square().sum())
+                errors[name] += float(self._shown(layer.node, have - want, batch).double().square().sum())
         return {name: (error / spread) ** 0.5 if spread else error for name, error in errors.items()}
 
     def _estimate(self, norm: BatchNorm) -> None:
         given = arguments(norm.node)
         mean, variance = (self._wanted(given[operand], 0).double() for operand in ("running_mean", "running_var"))
-        wanted = batch_norm.statistics(self._wanted(norm.source, batch) for batch in self.every)
         source = self.pair.copies[norm.source]
-        found = batch_norm.statistics(self.small.value(source, batch) for batch in self.every)
+        shown = [self.padding.shown(norm.source, batch) for batch in self.data.batches]
+        wanted = batch_norm.statistics((self._wanted(norm.source, batch) for batch in self.every), shown)
+        found = batch_norm.statistics((self.small.value(source, batch) for batch in self.every), shown)
         mean, variance = batch_norm.match((mean, variance), wanted, found, norm.eps)
         norm.mean.write(mean)
         norm.variance.write(variance)
@@ -200,7 +210,8 @@ class Compensation:
         apart = size = 0.0
         for batch in self.held:
             mine, wanted = floating(self.small.compute(copy, batch)), floating(self.full.compute(node, batch))
-            for a, b in zip(mine, wanted, strict=True):
+            both = (self.padding.in_a_row(each, self.data.batches[batch]) for each in (mine, wanted))
+            for a, b in zip(*both, strict=True):
                 apart += float((a - b).double().square().sum())
                 size += float(b.double().square().sum())
         return (apart / size) ** 0.5 if size else apart
