@@ -84,8 +84,8 @@ def calibrate(
 
     `data` is a tensor or array of samples, a dict of them by keyword, or any iterable of batches, such as a DataLoader:
     each a tensor, an array, a dict by the names of the model's inputs, or a tuple or list that starts with the model's
-    inputs. The rest of a batch, such as labels, is ignored unless `labeled`. No more is read than needed. "synthetic"
-    stands for inputs that are synthesized from the model, by `seed`.
+    inputs. The rest of a batch, such as labels, is ignored unless `labeled`. No more is read than needed, and the
+    processes of a DataLoader end. "synthetic" stands for inputs that are synthesized from the model, by `seed`.
 
     Batches may be of other sizes than the example inputs, such as lengths, where the model runs on them; samples are
     only put together with others of their own sizes.

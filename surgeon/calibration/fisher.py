@@ -160,9 +160,11 @@ def backwards(
     """Run the model on every batch, or on those at some places, forward once and backward for every draw of labels."""
     generator = torch.Generator().manual_seed(seed)
     chosen = range(len(batches)) if places is None else places
+    sizes = [sum(each.numel() for each in pytree.tree_leaves(batches[place]) if isinstance(each, Tensor))
+             for place in chosen]
     with counter("sensitivity") as progress:
         for done, place in enumerate(chosen):
-            progress(done, len(chosen))
+            progress(sum(sizes[:done]), sum(sizes))
             yield from _batch(groups, sensitivity, batches[place], place, generator)
 
 

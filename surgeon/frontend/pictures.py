@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from surgeon.errors import InvalidArgument, InvalidInputs, first_line
 from surgeon.frontend.model_loading import library
 
+#: What is decoded, by Pillow's names. It knows others that start programs, or are seldom looked after.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .jp2 .pgm .png .ppm .tif .tiff .webp".split())
 #: Pictures that make a batch.
 BATCH = 32
@@ -100,7 +102,7 @@ def _opened(path: Path, mode: str) -> Any:
     except ModuleNotFoundError as error:
         raise InvalidArgument("pictures are read by Pillow: pip install 'surgeon[pictures]'") from error
     try:
-        with image.open(path) as opened:
+        with image.open(path, formats=FORMATS) as opened:
             return opened.convert(mode)
     except Exception as error:  # decoders of damaged files raise all kinds
         raise InvalidInputs(f"{os.fspath(path)}: {type(error).__name__}: {first_line(error)}") from error

@@ -6,6 +6,7 @@ Neural Networks", ICCV 2017, here for any coupled groups, and with a ridge towar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -19,18 +20,24 @@ from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.padding import Padding
 from surgeon.calibration.parameter_slots import Slot, Slots
+from surgeon.frontend.trace import batch_size
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import floating
 from surgeon.ir.operators import operator_name
 from surgeon.recovery.pair import Pair
 from surgeon.recovery.report import Layer
 from surgeon.rules import Kept, arguments, where
+from surgeon.rules.base import size_of
 from surgeon.support.progress import counter
 
 #: Rows that moments are computed from: this many for each input of a layer, within this many operations.
 ROWS_PER_INPUT = 40
 FEWEST_ROWS = 4096
 MOST_OPERATIONS = 2e11
+#: The operations that a number takes to be computed by another operator than a layer, and moved about.
+MOVED = 20
+#: What is tried on the data held back, for each layer.
+CANDIDATES = ("nothing", "bias", "weights")
 #: A layer whose output deviates by less is left as it is.
 EXACT = 1e-6
 
@@ -72,11 +79,12 @@ class Compensation:
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
-        total = len(self.pair.copies)
+        total, done = sum(map(self._work, self.pair.copies)), 0.0
         smaller = iter(self.small)
         with torch.no_grad(), counter("recover") as progress:
-            for done, node in enumerate(self.full):
+            for node in self.full:
                 progress(done, total)
+                done += self._work(node)
                 copy = next(smaller)
                 while copy is not self.pair.copies[node]:  # a number that is computed in the smaller graph alone
                     for batch in self.every:
@@ -87,6 +95,23 @@ class Compensation:
                 else:
                     self._step(node, copy)
         return self.outcome
+
+    def _work(self, node: fx.Node) -> float:
+        """About how many operations a step takes, to tell how much is left."""
+        value = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(value, Tensor):
+            return 0.0
+        samples = sum(map(batch_size, self.data.batches)) / max(self.pair.groups.graph.batch, 1)
+        size = math.prod(size_of(node)) * samples
+        layer = layers.find(node, self.pair.copies[node], self.slots.find)
+        if layer is None:
+            return MOVED * size
+        groups, inputs, outputs = layer.matrix(layer.weight.places).shape
+        found = (MOVED + 2 * inputs) * size
+        if self.compensate and layer.source in self.pair.changed:
+            rows = min(size / (groups * outputs), _rows_wanted(inputs))
+            found += groups * inputs * (2 * rows * (inputs + outputs) + inputs**2) + len(CANDIDATES) * inputs * size / 8
+        return float(found)
 
     def _step(self, node: fx.Node, copy: fx.Node) -> None:
         same = node not in self.pair.changed
@@ -173,8 +198,7 @@ class Compensation:
             self.padding.count(layer.node, self._wanted(layer.node, batch), self.data.batches[batch])
             for batch in range(len(self.data.fit))
         ) // max(groups * outputs, 1)
-        wanted = max(2 * inputs, min(ROWS_PER_INPUT * inputs + FEWEST_ROWS, MOST_OPERATIONS / inputs**2))
-        return float(wanted) / max(total, 1)
+        return _rows_wanted(inputs) / max(total, 1)
 
     def _judge(self, layer: Contraction, candidates: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
         """Each candidate's deviation on the data held back, relative to the spread of the original's output."""
@@ -215,6 +239,10 @@ class Compensation:
                 apart += float((a - b).double().square().sum())
                 size += float(b.double().square().sum())
         return (apart / size) ** 0.5 if size else apart
+
+
+def _rows_wanted(inputs: int) -> float:
+    return float(max(2 * inputs, min(ROWS_PER_INPUT * inputs + FEWEST_ROWS, MOST_OPERATIONS / inputs**2)))
 
 
 def _absorber(layer: Contraction, slots: Slots) -> tuple[Slot, float] | None:

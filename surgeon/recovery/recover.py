@@ -57,7 +57,8 @@ def recover(
         slim: what `plan` made of it, in either form; it is left as it is.
         plan: what was removed.
         data: unlabeled inputs: a tensor, or an iterable of batches, such as a DataLoader, each a tensor, a tuple that
-            starts with the inputs, or a dict by name. It is read once, and no further than needed.
+            starts with the inputs, or a dict by name. It is read once, and no further than needed. What an
+            `attention_mask` hides does not count.
         samples: how many of them to use at most.
         ridge: how strongly weights are kept near their values, relative to the mean variance of their inputs; more so
             where a layer has more inputs than the data have rows.
