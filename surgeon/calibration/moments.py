@@ -36,6 +36,8 @@ class Moments:
         self._origin: tuple[Tensor, Tensor] | None = None
 
     def add(self, x: Tensor, y: Tensor) -> None:
+        if not x.shape[1]:  # nothing but padding
+            return
         if self._origin is None:
             self._origin = (x.mean(1, keepdim=True), y.mean(1, keepdim=True))
             shape, double = (len(x), x.shape[2]), torch.float64

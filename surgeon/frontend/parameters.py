@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 
 from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.frontend.copies import duplicate
-from surgeon.frontend.data_files import DataFiles
+from surgeon.frontend.data_files import from_disk
+from surgeon.frontend.pictures import Pictures
 from surgeon.frontend.trace import MODULE, normalize_inputs
 from surgeon.frontend.wrappers import bare
 from surgeon.support.arguments import (
@@ -113,7 +114,9 @@ def data(name: str, value: Any) -> Any:
         case type() | bytes() | bytearray() | memoryview() | io.IOBase() | None:
             fits = False
         case str() | os.PathLike():
-            return value if value in MADE else DataFiles(name, value)
+            return value if value in MADE else from_disk(name, value)
+        case Pictures():
+            return value
         case Tensor() | np.ndarray():
             fits = tensor_of(value, name) is not None and value.ndim > 0
         case Iterable():

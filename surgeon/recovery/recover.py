@@ -64,7 +64,8 @@ def recover(
         slim: what `plan` made of it, in either form; it is left as it is.
         plan: what was removed.
         data: unlabeled inputs: a tensor, or an iterable of batches, such as a DataLoader, each a tensor, a tuple that
-            starts with the inputs, or a dict by name. It is read once, and no further than needed.
+            starts with the inputs, or a dict by name. It is read once, and no further than needed. What an
+            `attention_mask` hides does not count.
         samples: how many of them to use at most.
         memory: the share of the machine's memory that may be taken beside the models; by default an eighth, and at
             most 2 GiB.
