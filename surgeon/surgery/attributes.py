@@ -165,7 +165,8 @@ def printed_sizes(operators: Iterable[tuple[fx.Node, Typed]], kept: Kept) -> dic
         axes = [axis for each in (typed.out if isinstance(typed.out, list) else [typed.out]) for axis in each]
         pairs = [pair for axis in axes for pair in _factors(axis, kept) if pair[0] not in known]
         if pairs:
-            found[(node.name, FACTORS)] = tuple(map(list, zip(*pairs, strict=True)))
+            before, after = ([pair[side] for pair in pairs] for side in (0, 1))
+            found[(node.name, FACTORS)] = (before, after)
     return found
 
 

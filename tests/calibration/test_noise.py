@@ -14,7 +14,7 @@ from surgeon.calibration.data import calibrate
 from surgeon.calibration.noise import Made, noise_for
 from surgeon.calibration.restated import judged_on, restated, stored
 from surgeon.errors import InvalidArgument, InvalidModel
-from surgeon.frontend.trace import trace
+from surgeon.frontend.trace import Inputs, trace
 from surgeon.groups.analyze import analyze
 from surgeon.groups.interpreter import Interpreter
 
@@ -94,7 +94,7 @@ def test_nothing_is_changed_where_nothing_is_cut(net: Normed) -> None:
 
 def test_batch_norms_take_the_statistics_of_the_inputs_each_after_those_before(net: Normed) -> None:
     groups = analyze(net, torch.randn(2, 2, 12, 12))
-    batches = [((torch.randn(16, 2, 12, 12),), {})]
+    batches: list[Inputs] = [((torch.randn(16, 2, 12, 12),), {})]
     found = restated(groups, batches)
     reference = Normed().train()
     for module in reference.modules():

@@ -33,7 +33,8 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize("form", ["module", "graph"])
 def test_they_are_cut_with_the_rest(form: Any) -> None:
-    model, x = Net().eval(), torch.randn(3, 6)
+    model: Any = Net().eval()
+    x = torch.randn(3, 6)
     slim, report = surgeon.shrink(model, 0.5, example_inputs=x, align=1, form=form, return_report=True)
     assert report.certificate.deviation < 1e-6
     assert model.norm.shift.shape == model.stats["mean.of"].shape == (32,)

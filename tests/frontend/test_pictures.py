@@ -104,7 +104,7 @@ def test_pictures_need_pillow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
             raise ModuleNotFoundError(name)
         return importlib.import_module(name)
 
-    monkeypatch.setattr(module.importlib, "import_module", missing)
+    monkeypatch.setattr("surgeon.frontend.pictures.importlib.import_module", missing)
     with pytest.raises(InvalidArgument, match=r"pip install 'surgeon\[pictures\]'"):
         list(data_of("data", folder)._batches(lambda picture: torch.zeros(3, 2, 2), "RGB"))
 
