@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, fx
@@ -38,12 +39,19 @@ def find(node: fx.Node, find_slot: Finder) -> BatchNorm | None:
     return BatchNorm(node, given["input"], mean, variance, float(given["eps"]), weight, bias)
 
 
-def statistics(values: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel, (C,) at double precision, over all batches (B, C, …)."""
+def statistics(values: Iterable[Tensor], shown: Iterable[Tensor | None] = ()) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel, (C,) at double precision, over all batches (B, C, …).
+
+    What is not `shown` of a batch does not count; there all is, by default.
+    """
     total = square = None
     count = 0
-    for value in values:
+    for value, own in zip_longest(values, shown):
         flat = value.transpose(0, 1).flatten(1)
+        if own is not None:
+            flat = flat[:, own.expand(value.shape).transpose(0, 1).flatten(1)[0]]
+        if not flat.shape[1]:
+            continue
         # Around the batch's own mean, at the values' precision; the means are combined at double precision.
         mean = flat.double().mean(1) if flat.dtype == torch.float64 else flat.mean(1).double()
         spread = ((flat - mean.to(flat)[:, None]) ** 2).sum(1).double()

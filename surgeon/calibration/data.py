@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,16 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from surgeon.calibration.checks import Checks, tensor_of_samples
 from surgeon.calibration.footprint import bytes_backwards
 from surgeon.calibration.labels import joined, per_sample
+from surgeon.calibration.noise import noise_for
 from surgeon.calibration.synthesis import synthesize_for
 from surgeon.errors import InvalidInputs
-from surgeon.frontend import batches as batch_values
 from surgeon.frontend import parameters
 from surgeon.frontend.batches import batches, chosen, nothing
 from surgeon.frontend.free_sizes import IsolatedCopy, Unfit
 from surgeon.frontend.input_spec import by_argument
-from surgeon.frontend.parameters import SYNTHETIC
+from surgeon.frontend.parameters import MADE, NOISE
+from surgeon.frontend.pictures import Pictures
 from surgeon.frontend.trace import Graph, Inputs
 from surgeon.groups.weights import check_finite, check_real
 from surgeon.ir.fingerprint import named_tensors
@@ -31,7 +34,7 @@ from surgeon.support.progress import counter
 
 #: Samples that are run at once; fewer if what gradients need would take more than this part of the working memory.
 CHUNK = 32
-BACKWARDS = 1 / 2
+BACKWARDS = 1 / 4
 #: The part of the working memory that the inputs may take; fewer samples are used if they would take more.
 INPUTS = 1 / 2
 #: Samples that are used whatever memory they take.
@@ -51,9 +54,11 @@ Sizes = tuple[tuple[int, ...], ...]
 class Calibration:
     """Inputs `(args, kwargs)` for a traced graph: those to fit on, and those held back to validate the fit.
 
-    `rest` is what each of `batches` holds besides the inputs, such as labels, if that was asked for; `noise` says
-    that the inputs are random, and unrelated to what the model was trained on. `varying` are the axes of the inputs,
-    besides the batch, that are not of the sizes that the graph was traced with in all of the batches.
+    `rest` is what each of `batches` holds besides the inputs, such as labels, if that was asked for. `varying` are the
+    axes of the inputs, besides the batch, that are not of the sizes that the graph was traced with in all of the
+    batches. `noise` says that the inputs are random, and unrelated to what the model was trained on; `unscaled`, that
+    then nothing in the model gives its values the scale that they have on real inputs; `restated`, that batch norms do,
+    but only with statistics of these inputs.
     """
 
     fit: tuple[Inputs, ...] = field(repr=False)
@@ -61,8 +66,10 @@ class Calibration:
     samples: int
     notes: tuple[str, ...] = ()
     rest: tuple[tuple[Any, ...], ...] = field(default=(), repr=False)
-    noise: bool = False
     varying: frozenset[Place] = frozenset()
+    noise: bool = False
+    unscaled: bool = False
+    restated: bool = False
 
     @property
     def batches(self) -> tuple[Inputs, ...]:
@@ -77,8 +84,9 @@ def calibrate(
 
     `data` is a tensor or array of samples, a dict of them by keyword, or any iterable of batches, such as a DataLoader:
     each a tensor, an array, a dict by the names of the model's inputs, or a tuple or list that starts with the model's
-    inputs. The rest of a batch, such as labels, is ignored unless `labeled`. No more is read than needed. "synthetic"
-    stands for inputs that are synthesized from the model, by `seed`.
+    inputs. The rest of a batch, such as labels, is ignored unless `labeled`. No more is read than needed, and the
+    processes of a DataLoader end. "synthetic" stands for inputs that are synthesized from the model, "noise" for noise,
+    both by `seed`.
 
     Batches may be of other sizes than the example inputs, such as lengths, where the model runs on them; samples are
     only put together with others of their own sizes.
@@ -105,17 +113,20 @@ def calibrate(
     if affordable < samples:
         notes.append(f"{affordable} samples instead of {samples}: more would take over {most / 2**30:.1f} GiB")
         samples = affordable
-    if isinstance(data, str) and data == SYNTHETIC:
-        made = synthesize_for(graph, samples, seed)
+    if isinstance(data, str) and data in MADE:
+        made = (noise_for if data == NOISE else synthesize_for)(graph, samples, seed)
         pile, whole = _Pile(), reader.batched(made.leaves)
         pile.add(whole, 0)
-        return replace(_split([pile], reader, len(whole[0]), [*notes, made.note]), noise=made.noise)
+        split = _split([pile], reader, len(whole[0]), [*notes, made.note])
+        return replace(split, noise=made.noise, unscaled=made.unscaled, restated=made.restated)
     piles: dict[Sizes, _Pile] = {}
     rest: list[tuple[Any, ...]] = []
     count = left_out = 0
-    with counter("calibration data") as progress:
-        for index, batch in enumerate(batches("data", data)):
-            leaves = reader.leaves(batch, f"batch {index} of data")
+    if isinstance(data, Pictures):
+        data = data.of(model, reader.lone_shape)
+    with closing(batches("data", data)) as given, counter("calibration data") as progress:
+        for index, batch in enumerate(given):
+            leaves = reader.leaves(batch, f"batch {index} of data", samples - count)
             sizes = tuple(tuple(leaf.shape[1:]) for leaf in leaves)
             if sizes not in piles and len(piles) >= MOST_SIZES:
                 left_out += len(leaves[0])
@@ -123,8 +134,7 @@ def calibrate(
                     break
                 continue
             if labeled:
-                rest += per_sample(reader.rest(batch), len(leaves[0]), f"batch {index} of data")
-            leaves = [leaf[: samples - count] for leaf in leaves]
+                rest += per_sample(reader.rest(batch), reader.rows, f"batch {index} of data", len(leaves[0]))
             piles.setdefault(sizes, _Pile()).add(leaves, count)
             count += len(leaves[0])
             progress(count, samples)
@@ -145,7 +155,7 @@ class _Pile:
         self._places: list[Tensor] = []
 
     def add(self, leaves: list[Tensor], first: int) -> None:
-        self._parts.append(leaves)
+        self._parts.append([leaf.clone() for leaf in leaves])  # a loader may fill the same memory again
         self._places.append(torch.arange(first, first + len(leaves[0])))
 
     @cached_property
@@ -215,7 +225,14 @@ class _Reader:
         self._device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
         self._model = model
         self._known = {tuple(tuple(self._leaves[at].shape[1:]) for at in self._batched)}
+        self._checks = Checks(graph)
+        self.rows = 0
         self.varying: set[Place] = set()
+
+    @property
+    def lone_shape(self) -> tuple[int, ...]:
+        """The shape of the only example input with a batch axis; empty if there are several."""
+        return tuple(self._leaves[self._batched[0]].shape) if len(self._batched) == 1 else ()
 
     def inputs(self, leaves: list[Tensor]) -> Inputs:
         """The graph's inputs; those without a batch axis are the example inputs."""
@@ -235,16 +252,26 @@ class _Reader:
             return ({name: value for name, value in batch.items() if name not in taken},)
         return tuple(batch[len(self._batched) :]) if isinstance(batch, tuple | list) else ()
 
-    def leaves(self, batch: Any, place: str) -> list[Tensor]:
-        """The batch's tensors, one for each input of the model that has a batch axis."""
-        given = chosen(batch, [self._names[at] for at in self._batched], place)
-        found = [
-            self._checked(value, self._leaves[at], f"{place}, input {self._names[at]}")
-            for value, at in zip(given, self._batched, strict=True)
+    def leaves(self, batch: Any, place: str, most: int) -> list[Tensor]:
+        """The first `most` of the batch's samples, a tensor for each input of the model that has a batch axis.
+
+        How many `rows` the batch has is kept.
+        """
+        given = [
+            tensor_of_samples(value, f"{place}, input {self._names[at]}")
+            for value, at in zip(
+                chosen(batch, [self._names[at] for at in self._batched], place), self._batched, strict=True
+            )
         ]
-        counts = {len(leaf) for leaf in found}
+        counts = {len(leaf) for leaf in given}
         if len(counts) > 1:
             raise InvalidInputs(f"{place}: its inputs have different numbers of samples: {sorted(counts)}")
+        self.rows = max(counts, default=0)
+        found = [
+            self._checks.taken(value[:most], at, f"{place}, input {self._names[at]}")
+            for value, at in zip(given, self._batched, strict=True)
+        ]
+        self._checks.masks(dict(zip(self._batched, found, strict=True)), place)
         if (sizes := tuple(tuple(leaf.shape[1:]) for leaf in found)) not in self._known:
             self._check_sizes(found, place)
             self._known.add(sizes)
@@ -264,6 +291,8 @@ class _Reader:
             shape, wanted = tuple(found[index].shape), tuple(examples[index].shape[1:])
             sizes = ", ".join(str(size) for size in wanted)
             single = " (a single sample? batch it, as with DataLoader(data, batch_size=32))" if shape == wanted else ""
+            if len(shape) > 2 and (shape[-1], *shape[1:-1]) == wanted:
+                single = " (channels last? x.movedim(-1, 1) puts them first, as the model takes them)"
             raise InvalidInputs(
                 f"{place}, input {self._names[self._batched[index]]} has shape {shape}; expected "
                 f"(batch{', ' if wanted else ''}{sizes}){single}" + (f": {reason}" if reason != "other axes" else "")
@@ -272,15 +301,3 @@ class _Reader:
             (self._batched[i], axis) for i in unlike for axis in range(1, found[i].dim())
             if found[i].shape[axis] != examples[i].shape[axis]
         }
-
-    def _checked(self, value: Any, example: Tensor, place: str) -> Tensor:
-        value = parameters.tensor_of(value, place)
-        if value.is_floating_point() != example.is_floating_point() or value.is_complex() != example.is_complex():
-            raise InvalidInputs(
-                f"{place} is of {value.dtype}, where the model was traced with {example.dtype}; "
-                "convert and normalize it as for inference"
-            )
-        batch_values.check_finite(value, place)
-        if not value.dim():
-            raise InvalidInputs(f"{place} has shape (); expected (batch, …)")
-        return value.detach().to("cpu", example.dtype)

@@ -21,7 +21,8 @@ from torch.utils import _pytree as pytree
 
 from surgeon.calibration import layers
 from surgeon.calibration.layers import Contraction
-from surgeon.calibration.moments import ENOUGH, Moments
+from surgeon.calibration.moments import ENOUGH, Moments, gram
+from surgeon.calibration.padding import Padding
 from surgeon.calibration.parameter_slots import Slots
 from surgeon.frontend.trace import Inputs, batch_size
 from surgeon.groups.coupling import Group, Groups
@@ -106,11 +107,12 @@ def measure(
     readers, loose = _find(groups)
     macs = sum(math.prod(size_of(r.layer.node)) * r.inputs for r in readers) / max(groups.graph.batch, 1)
     draws = DRAWS if macs * sum(map(batch_size, batches)) * (1 + DRAWS) <= OPERATIONS else 1
-    drawn = likelihoods or partial(_drawn, draws=draws)
+    padding = Padding(groups)
+    drawn = likelihoods or partial(_drawn, draws=draws, shown=lambda number: padding.outputs(batches[number]))
     found = Sensitivity(tuple(readers), tuple(loose), 0, draws, macs, drawn)
     samples = 0
     for run in backwards(groups, found, batches, seed):
-        readers = [_added(reader, run, len(batches)) for reader in readers]
+        readers = [_added(reader, run, len(batches), padding) for reader in readers]
         for one in loose:
             for leaf, effects in loose_effects(groups, one, run).items():
                 one.energy[leaf] += effects.square().sum(0).numpy()
@@ -133,6 +135,7 @@ class Run:
     gradients: dict[fx.Node, Tensor]
     generator: torch.Generator
     interpreter: Interpreter
+    batch: Inputs
 
     def input(self, layer: Contraction) -> Tensor:
         value: Tensor = self.operands[layer.node][layer.source]
@@ -157,9 +160,11 @@ def backwards(
     """Run the model on every batch, or on those at some places, forward once and backward for every draw of labels."""
     generator = torch.Generator().manual_seed(seed)
     chosen = range(len(batches)) if places is None else places
+    sizes = [sum(each.numel() for each in pytree.tree_leaves(batches[place]) if isinstance(each, Tensor))
+             for place in chosen]
     with counter("sensitivity") as progress:
         for done, place in enumerate(chosen):
-            progress(done, len(chosen))
+            progress(sum(sizes[:done]), sum(sizes))
             yield from _batch(groups, sensitivity, batches[place], place, generator)
 
 
@@ -235,16 +240,20 @@ def _batch(
             loss, list(values.values()), retain_graph=draw + 1 < len(losses), allow_unused=True, materialize_grads=True
         )
         by_node = dict(zip(values, gradients, strict=True))
-        yield Run(size, draw, len(losses), operands, detached, by_node, generator, run)
+        yield Run(size, draw, len(losses), operands, detached, by_node, generator, run, batch)
 
 
-def _drawn(outputs: list[Tensor], number: int, generator: torch.Generator, draws: int) -> Iterator[Tensor]:
-    """Log-likelihoods to differentiate, each for another draw of labels.
+def _drawn(
+    outputs: list[Tensor], number: int, generator: torch.Generator, draws: int,
+    shown: Callable[[int], list[Tensor | None]],
+) -> Iterator[Tensor]:
+    """Log-likelihoods to differentiate, each for another draw of labels; of what is `shown`, all but padding.
 
     A single output with one row for each sample is taken for logits; anything else gets noise of its own scale. A lone
     number is next to other outputs what becomes of them, such as their loss; else there is no label to draw for it.
     """
     learnt = [output for output in outputs if output.requires_grad]
+    own = {id(output): each for output, each in zip(outputs, shown(number), strict=True)}
     wanted = [output for output in learnt if output.dim()]
     if not wanted and learnt:
         yield torch.stack([each.cpu() for each in learnt]).sum()
@@ -257,23 +266,27 @@ def _drawn(outputs: list[Tensor], number: int, generator: torch.Generator, draws
             continue
         total = torch.zeros(())
         for output in wanted:
+            size, mask = len(output), own[id(output)]
+            output = output if mask is None else output[mask.expand(output.shape)]
             noise = torch.randn(output.shape, generator=generator).to(output)
-            spread = output.detach().std().clamp(min=1e-12) * output[0].numel() ** 0.5
+            spread = output.detach().std().clamp(min=1e-12) * (output.numel() / size) ** 0.5
             total = total + (output * noise / spread).sum().cpu()
         yield total
 
 
-def _added(reader: Reader, run: Run, batches: int) -> Reader:
+def _added(reader: Reader, run: Run, batches: int, padding: Padding) -> Reader:
     """The reader with the moments of one more run."""
     x, gradient = run.input(reader.layer), run.gradients[reader.layer.node]
     groups, inputs, outputs = reader.layer.matrix(reader.layer.weight.places).shape
-    total = gradient.numel() // (groups * outputs)
+    total = padding.count(reader.layer.node, gradient, run.batch) // (groups * outputs)
     wanted = min(ROWS_PER_INPUT * inputs + FEWEST_ROWS, max(ENOUGH * inputs, MOST_OPERATIONS / inputs**2))
-    share = wanted / (total * batches * run.draws)
-    rows, slopes = reader.layer.rows(x, gradient, share, run.generator)
+    share = wanted / max(total * batches * run.draws, 1)
+    rows, slopes = reader.layer.rows(
+        x, gradient, share, run.generator, padding.shown(reader.layer.node, run.batch)
+    )
     if run.draw == 0 or share < 1:  # else these are the rows of the first draw
         reader.moments.add(rows, slopes[:, :, :0])
-    second = slopes.transpose(1, 2) @ slopes
+    second = gram(slopes)
     return replace(
         reader, gradients=second.double() if reader.count == 0 else reader.gradients.add_(second),
         count=reader.count + slopes.shape[1], samples=reader.samples + run.size,

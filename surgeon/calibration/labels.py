@@ -16,8 +16,8 @@ from surgeon.errors import InvalidArgument, InvalidInputs
 Loss = Callable[..., Tensor]
 
 
-def per_sample(rest: tuple[Any, ...], count: int, place: str) -> list[tuple[Any, ...]]:
-    """What a batch of `count` samples holds besides its inputs, as `count` batches of one.
+def per_sample(rest: tuple[Any, ...], count: int, place: str, most: int | None = None) -> list[tuple[Any, ...]]:
+    """What a batch of `count` samples holds besides its inputs, as batches of one; of the first `most` samples.
 
     Tensors are split along their first axis, and so are lists with one entry for each sample; all else goes to each.
 
@@ -27,7 +27,8 @@ def per_sample(rest: tuple[Any, ...], count: int, place: str) -> list[tuple[Any,
     Raises:
         InvalidInputs: a tensor's first axis is not that of the samples.
     """
-    return [tuple(_cut(value, index, count, place) for value in rest) for index in range(count)]
+    wanted = range(count if most is None else min(count, most))
+    return [tuple(_cut(value, index, count, place) for value in rest) for index in wanted]
 
 
 def _cut(value: Any, index: int, count: int, place: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -19,8 +19,17 @@ from surgeon.ir.operators import operator_name
 from surgeon.rules import arguments
 from surgeon.rules.base import size_of
 
-# From an input and an output to rows of both, given the share of the rows to take.
-Rows = Callable[[Tensor, Tensor, float, torch.Generator], tuple[Tensor, Tensor]]
+
+class Rows(Protocol):
+    """From an input and an output to rows of both, given the share of the rows to take.
+
+    `shown` is true of the positions of the output to take rows from, with as many axes as it has; by default all.
+    """
+
+    def __call__(
+        self, x: Tensor, y: Tensor, share: float, generator: torch.Generator, shown: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
 
 
 @dataclass(frozen=True)
@@ -104,17 +113,21 @@ def _convolution(node: fx.Node, a: dict[str, Any], find_slot: Finder) -> Contrac
     shape, groups, bias = weight.places.shape, int(a["groups"]), find_slot(a["bias"], node)
     spatial = len(shape) - 2
 
-    def rows(x: Tensor, y: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def rows(
+        x: Tensor, y: Tensor, share: float, generator: torch.Generator, shown: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         chosen = _some(math.prod(y.shape[2:]), share, generator, x.device)
         inputs = at_positions(windows(x, a, shape[2:]), spatial, chosen)
         batch, channels, count = inputs.shape[:3]
         # (B, C, m, *kernel) -> (G, B m, C/G kernel)
         inputs = inputs.reshape(batch, groups, channels // groups, count, -1).permute(1, 0, 3, 2, 4)
         targets = at_positions(y, spatial, chosen).reshape(batch, groups, shape[0] // groups, count)
-        return (
-            inputs.reshape(groups, batch * count, -1),
-            targets.permute(1, 0, 3, 2).reshape(groups, batch * count, -1),
-        )
+        inputs = inputs.reshape(groups, batch * count, -1)
+        targets = targets.permute(1, 0, 3, 2).reshape(groups, batch * count, -1)
+        if shown is None:
+            return inputs, targets
+        own = at_positions(shown.expand(y.shape), spatial, chosen)[:, 0].flatten()
+        return inputs[:, own], targets[:, own]
 
     return Contraction(
         node, a["input"], weight, rows,
@@ -135,21 +148,26 @@ def _einsum(node: fx.Node, a: dict[str, Any], find_slot: Finder) -> Contraction 
     place = next((i for i, slot in enumerate(slots) if slot is not None), None)
     if place is None or slots[1 - place] is not None:
         return None
-    weight, w, x = slots[place], terms[place], terms[1 - place]
+    weight, w, of_x = slots[place], terms[place], terms[1 - place]
     assert weight is not None
-    both, summed = [c for c in right if c in w and c in x], [c for c in w if c in x and c not in right]
-    units, rest = [c for c in w if c not in x], [c for c in x if c not in w]
-    if any(c not in right for c in (*units, *rest)) or len(set(w)) < len(w) or len(set(x)) < len(x):
+    both, summed = [c for c in right if c in w and c in of_x], [c for c in w if c in of_x and c not in right]
+    units, rest = [c for c in w if c not in of_x], [c for c in of_x if c not in w]
+    if any(c not in right for c in (*units, *rest)) or len(set(w)) < len(w) or len(set(of_x)) < len(of_x):
         return None
     sizes = dict(zip(w, weight.places.shape, strict=True))
     shape = [math.prod(sizes[c] for c in part) for part in (both, summed, units)]
     order = [w.index(c) for c in (*both, *summed, *units)]
 
-    def rows(value: Tensor, out: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        inputs = value.permute([x.index(c) for c in (*both, *rest, *summed)]).reshape(shape[0], -1, shape[1])
-        targets = out.permute([right.index(c) for c in (*both, *rest, *units)]).reshape(shape[0], -1, shape[2])
-        chosen = _some(inputs.shape[1], share, generator, value.device)
-        return inputs[:, chosen], targets[:, chosen]
+    def targets_of(out: Tensor) -> Tensor:
+        return out.permute([right.index(c) for c in (*both, *rest, *units)]).reshape(shape[0], -1, shape[2])
+
+    def rows(
+        x: Tensor, y: Tensor, share: float, generator: torch.Generator, shown: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        inputs = x.permute([of_x.index(c) for c in (*both, *rest, *summed)]).reshape(shape[0], -1, shape[1])
+        own = None if shown is None else targets_of(shown.expand(y.shape))[0, :, 0]
+        chosen = _some(inputs.shape[1], share, generator, x.device, own)
+        return inputs[:, chosen], targets_of(y)[:, chosen]
 
     def unmatrix(m: Tensor) -> Tensor:
         whole = m.reshape([sizes[w[i]] for i in order])
@@ -160,23 +178,34 @@ def _einsum(node: fx.Node, a: dict[str, Any], find_slot: Finder) -> Contraction 
     )
 
 
-def _token_rows(x: Tensor, y: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _token_rows(
+    x: Tensor, y: Tensor, share: float, generator: torch.Generator, shown: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    own = None if shown is None else shown.expand(y.shape)[..., 0].flatten()
     x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-    chosen = _some(len(x), share, generator, x.device)
+    chosen = _some(len(x), share, generator, x.device, own)
     return x[chosen][None], y[chosen][None]
 
 
-def _batched_rows(x: Tensor, y: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    chosen = _some(x.shape[1], share, generator, x.device)
+def _batched_rows(
+    x: Tensor, y: Tensor, share: float, generator: torch.Generator, shown: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    own = None if shown is None else shown.expand(y.shape)[0, :, 0]
+    chosen = _some(x.shape[1], share, generator, x.device, own)
     return x[:, chosen], y[:, chosen]
 
 
-def _some(count: int, share: float, generator: torch.Generator, device: torch.device) -> Tensor:
-    """A share of `count` places, at least one, ascending, drawn at random unless all are taken."""
+def _some(
+    count: int, share: float, generator: torch.Generator, device: torch.device, shown: Tensor | None = None
+) -> Tensor:
+    """A share of `count` places, or of those that are shown, ascending, drawn at random unless all are taken."""
+    places = None if shown is None else shown.nonzero().flatten()
+    count = count if places is None else len(places)
     wanted = math.ceil(count * min(share, 1.0))
     if wanted >= count:
-        return torch.arange(count, device=device)
-    return torch.randperm(count, generator=generator)[:wanted].sort().values.to(device)
+        return torch.arange(count, device=device) if places is None else places
+    chosen = torch.randperm(count, generator=generator)[:wanted].sort().values.to(device)
+    return chosen if places is None else places[chosen]
 
 
 _READERS: dict[str, Callable[[fx.Node, dict[str, Any], Finder], Contraction | None]] = {

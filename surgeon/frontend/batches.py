@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from surgeon.errors import InvalidInputs
+from surgeon.errors import InvalidInputs, first_line
 
 
 def batches(name: str, data: Any) -> Iterator[Any]:
     """The batches of `data`, an argument of this name that was checked; a lone tensor, array or dict is one batch.
 
+    Close it, as with `contextlib.closing`, where not all of them are read: that ends the processes of a DataLoader.
+
     Raises:
-        InvalidInputs: there is none.
+        InvalidInputs: there is none, or the next one can't be had, since the user's own code fails.
 
     >>> list(batches("data", {"x": 1})), list(batches("data", range(2)))
     ([{'x': 1}], [0, 1])
@@ -29,12 +32,37 @@ def batches(name: str, data: Any) -> Iterator[Any]:
             source = data
         case _:
             source = (data[index] for index in range(len(data)))
-    empty, iterator = True, iter(source)
-    for batch in iterator:
-        empty = False
-        yield batch
-    if empty:
+    iterator: Iterator[Any] | None = None
+    count = 0
+    try:
+        while True:
+            try:
+                iterator = iter(source) if iterator is None else iterator
+                batch = next(iterator)
+            except StopIteration:
+                break
+            except Exception as error:
+                raise InvalidInputs(f"batch {count} of {name} can't be read: {_told(error)}") from error
+            count += 1
+            yield batch
+    finally:
+        if iterator is not None and iterator is not data:
+            _end(source, iterator)
+    if not count:
         raise nothing(name, used_up=iterator is data)
+
+
+def _end(source: Any, iterator: Any) -> None:
+    """End the processes that read for a DataLoader, which live on while an error's traceback holds the iterator."""
+    end = getattr(iterator, "_shutdown_workers", None)
+    if callable(end) and isinstance(source, DataLoader) and not source.persistent_workers:
+        end()
+
+
+def _told(error: Exception) -> str:
+    """What went wrong; of an error in a DataLoader's process, whose message is a traceback, the last line tells it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if len(lines) > 1 and "Traceback" in str(error) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def nothing(name: str, used_up: bool = False) -> InvalidInputs:

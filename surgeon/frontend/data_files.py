@@ -1,4 +1,4 @@
-"""Inputs from arrays on disk: a file, or a folder of files, as batches that are read as they are asked for."""
+"""Inputs from disk: a file of arrays, or a folder of such files or of pictures, read as they are asked for."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 
 from surgeon.errors import InvalidArgument
+from surgeon.frontend.pictures import Pictures
 from surgeon.support import arguments
 from surgeon.support.arguments import shown
 from surgeon.support.arrays import read_arrays
 from surgeon.support.opening import Unfit
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
-FORMS = 'FILE.npy, FILE.npz, FILE.safetensors, a folder of such files, "synthetic", or what yields batches'
+FORMS = (
+    'FILE.npy, FILE.npz, FILE.safetensors, a folder of such files or of pictures, "synthetic", or what yields batches'
+)
 #: Rows of a file that make a batch.
 BATCH = 32
 
@@ -44,8 +47,9 @@ class DataFiles:
             self._paths = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
             if not self._paths:
                 raise InvalidArgument(
-                    f"{name}: {path} holds no {', '.join(SUFFIXES)} file. Pictures and texts are to be brought into "
-                    "the form that the model takes first: save them as arrays, or give what yields batches of them"
+                    f"{name}: {path} holds no {', '.join(SUFFIXES)} file, and no picture. Texts and sounds are to be "
+                    "brought into the form that the model takes first: save them as arrays, or give what yields "
+                    "batches of them"
                 )
         elif path.suffix in SUFFIXES:
             self._paths = [path]
@@ -61,6 +65,18 @@ class DataFiles:
                 # copied: an array that is mapped from a file can't be written
                 batch = {name: np.array(array[start : start + BATCH]) for name, array in arrays.items()}
                 yield batch if len(batch) > 1 else next(iter(batch.values()))
+
+
+def from_disk(name: str, place: str | os.PathLike[str]) -> DataFiles | Pictures:
+    """What a file or folder holds: the pictures of a folder without arrays, else arrays.
+
+    Raises:
+        InvalidArgument: nothing has that name, or it holds neither.
+    """
+    path = Path(arguments.path(name, place))
+    arrays = not path.is_dir() or any(file.suffix in SUFFIXES for file in path.iterdir())
+    pictures = None if arrays else Pictures(name, path)
+    return pictures if pictures is not None and len(pictures) else DataFiles(name, place)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -208,11 +208,14 @@ class Data(_Concern):
 
     source: Annotated[Any, Option(
         _by_torch,
-        "Unlabeled inputs, as for inference: a tensor, an iterable of batches such as a DataLoader, or a .npy, .npz or "
-        ".safetensors file or a folder of them; read once. "
+        "Unlabeled inputs, as for inference: a tensor, an iterable of batches such as a DataLoader, a .npy, .npz or "
+        ".safetensors file or a folder of them, or for models of timm and torchvision a folder of pictures; read once. "
+        "Of a batch, the first entries are the inputs, or of a dict those by their names; the rest, such as labels, is "
+        "for the loss. What an attention_mask hides does not count. "
         "With them, the units that the others reconstruct best are removed, widths are chosen by the effect on the "
         "model's output, and the remaining layers are fitted to make up for the loss, without labels or training. "
-        '"synthetic" does the same with inputs generated from the model alone, as `surgeon.synthesize` does.',
+        'Without any, "noise" does the same with noise, of which batch norms take the statistics, in seconds; '
+        '"synthetic" with inputs generated from the model, as `surgeon.synthesize` does, in minutes.',
         name="data",
     )] = None
     samples: Annotated[int, Option(POSITIVE, "The maximum number of samples of the data to use.")] = 256

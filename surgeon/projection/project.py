@@ -19,7 +19,9 @@ from surgeon.calibration.fisher import measure
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.other_sizes import analyze_again, calibrated
+from surgeon.calibration.padding import Padding
 from surgeon.calibration.parameter_slots import Slots
+from surgeon.calibration.restated import judged_on
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.ignore import Ignored, ignoring
 from surgeon.frontend.isolation import undisturbed
@@ -97,9 +99,10 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -
     inner = [found for group in free if group.leaf.id not in turned and (found := channel_order.find(groups, group))]
     if not (turned or inner):
         return model
-    sensitivity = measure(groups, calibration.batches)
+    judged = judged_on(groups, calibration)
+    sensitivity = measure(judged, calibration.batches)
     readers = {reader.layer.node: reader for reader in sensitivity.readers}
-    seen = _Seen(groups, linear, matches, calibration)
+    seen = _Seen(judged, linear, matches, calibration)
     draft = Draft()
     for value in values:
         value.rotate(value.basis(readers), draft)
@@ -114,7 +117,8 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -
     if not turned:
         return model
     draft.write()
-    deviation, beside = _deviation(groups.graph, tensors, calibration.held_back), groups.graph.train_only
+    deviation = _deviation(groups.graph, tensors, calibration.held_back, Padding(groups))
+    beside = groups.graph.train_only
     if not deviation <= TOLERANCE:
         return model
     if beside is not None and not _deviation(beside, tensors, [beside.inputs]) <= TOLERANCE:
@@ -156,30 +160,43 @@ class _Seen:
         self.norms |= {node: Moments() for node in self.bare}
         if not (self.norms or self.layers):
             return
+        padding = Padding(groups)
         with torch.no_grad():
             for batch in data.batches:
                 run = Interpreter(groups.graph, batch)
                 for node in run:
-                    self._look(node, run, run.compute(node))
+                    value = run.compute(node)
+                    if node in self.norms or node in self.layers:
+                        self._look(node, run, value, padding.shown(node, batch))
 
-    def _look(self, node: fx.Node, run: Interpreter, value: Any) -> None:
+    def _look(self, node: fx.Node, run: Interpreter, value: Tensor, shown: Tensor | None) -> None:
         if node in self.bare:
-            _add(self.norms[node], self.bare[node].bare(run.value(node.all_input_nodes[0])), -1)
+            _add(self.norms[node], self.bare[node].bare(run.value(node.all_input_nodes[0])), -1, shown)
         elif node in self.norms:
-            _add(self.norms[node], value, 1)
+            _add(self.norms[node], value, 1, shown)
         if node in self.layers:
             axis = _unit_axis(self.layers[node], value)
             if node in self.queries:
-                _add(self.queries[node], value, axis)
+                _add(self.queries[node], value, axis, shown)
             if node in self.keys:
                 # What all keys of a sample have in common adds the same to all scores, to which softmax is invariant.
                 others = [dim for dim in range(1, value.dim()) if dim != axis]
-                _add(self.keys[node], value - value.mean(others, keepdim=True) if others else value, axis)
+                _add(self.keys[node], value - _mean(value, others, shown) if others else value, axis, shown)
 
 
-def _add(moments: Moments, value: Tensor, axis: int) -> None:
+def _add(moments: Moments, value: Tensor, axis: int, shown: Tensor | None) -> None:
     rows = value.movedim(axis, -1).reshape(1, -1, value.shape[axis]).double()
+    if shown is not None:
+        rows = rows[:, shown.expand(value.shape).movedim(axis, -1).reshape(rows.shape)[0, :, 0]]
     moments.add(rows, rows[:, :, :0])
+
+
+def _mean(value: Tensor, axes: list[int], shown: Tensor | None) -> Tensor:
+    """The mean along some axes, which are kept, of what is shown."""
+    if shown is None:
+        return value.mean(axes, keepdim=True)
+    own = shown.expand(value.shape)
+    return torch.where(own, value, 0.0).sum(axes, keepdim=True) / own.sum(axes, keepdim=True).clamp(min=1)
 
 
 def _unit_axis(layer: Contraction, value: Tensor) -> int:
@@ -190,8 +207,10 @@ def _unit_axis(layer: Contraction, value: Tensor) -> int:
     return value.dim() - len(shape) + max(range(len(shape)), key=lambda dim: shape[dim])
 
 
-def _deviation(graph: Graph, tensors: Mapping[str, Tensor], batches: Sequence[Inputs]) -> float:
-    """The deviation of the outputs with these tensors from the model's own, relative to their norm."""
+def _deviation(
+    graph: Graph, tensors: Mapping[str, Tensor], batches: Sequence[Inputs], padding: Padding | None = None
+) -> float:
+    """The deviation of the outputs with these tensors from the model's own, relative to their norm, padding aside."""
     def instead(name: str, value: Tensor) -> Tensor:
         return tensors.get(name, tensors.get(graph.canonical[name], value))
 
@@ -201,6 +220,8 @@ def _deviation(graph: Graph, tensors: Mapping[str, Tensor], batches: Sequence[In
             own, found = (
                 floating(_given(graph, Interpreter(graph, batch, parameter=each).run())) for each in (None, instead)
             )
+            if padding is not None:
+                own, found = (padding.in_a_row(each, batch) for each in (own, found))
             for a, b in zip(own, found, strict=True):
                 apart, size = apart + float((a - b).square().sum()), size + float(a.square().sum())
     return (apart / size) ** 0.5 if size else apart

@@ -7,12 +7,14 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import onnx
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from surgeon.calibration.synthesis import synthesize
 from surgeon.deploy.conversion import SINGLE_FILE_BYTES
@@ -25,9 +27,10 @@ from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.frontend.batches import batches
 from surgeon.frontend.infer_inputs import infer
 from surgeon.frontend.isolation import undisturbed
-from surgeon.frontend.parameters import SYNTHETIC, public
+from surgeon.frontend.parameters import NOISE, SYNTHETIC, public
 from surgeon.frontend.parameters import data as calibration_data
-from surgeon.frontend.trace import MODULE
+from surgeon.frontend.pictures import Pictures
+from surgeon.frontend.trace import MODULE, normalize_inputs
 from surgeon.quantization.accuracy import Accuracy, Judge, judge_by
 from surgeon.quantization.calibration import Feeds, Input, accepted, collect, divide, tensors
 from surgeon.quantization.quantizer import Method, Source, left_in_float
@@ -158,6 +161,10 @@ def quantize(
     True
     """
     if isinstance(calibration, str):
+        if calibration == NOISE:
+            raise InvalidArgument(
+                f'calibration="{NOISE}": the ranges of noise are not those of data; give batches, or "{SYNTHETIC}"'
+            )
         if not isinstance(model, nn.Module):
             raise InvalidArgument(
                 f'calibration="{SYNTHETIC}" is made from a module, not from a file; give the module, or batches'
@@ -166,8 +173,10 @@ def quantize(
     if kind == "static" and calibration is None:
         raise InvalidArgument("static int8 takes the ranges of activations from data: pass calibration")
     target = Path(path) if path is not None else _beside(model, "int8")
-    with replace_beside(target) as scratch, temporary_folder() as folder:
-        given = None if calibration is None else batches("calibration", calibration)
+    with (
+        replace_beside(target) as scratch, temporary_folder() as folder,
+        _read(model, example_inputs, calibration) as given,
+    ):
         source, given = _float_file(model, example_inputs, given, folder)
         inputs = _inputs(source)
         notes: list[str] = []
@@ -233,6 +242,27 @@ def _decide(verdict: Verdict, accuracy: Accuracy | None) -> tuple[bool, str]:
     if verdict.decision != "faster":
         return False, f"int8 is not faster: {verdict.ratio}, {verdict.decision}"
     return True, f"int8 is {verdict.ratio.value:.2f} times as fast as float32, and accurate enough"
+
+
+@contextmanager
+def _read(
+    model: nn.Module | str | os.PathLike[str], example: Any, calibration: Any
+) -> Iterator[Iterator[object] | None]:
+    """The batches of calibration, if there is any."""
+    if isinstance(calibration, Pictures):
+        if not isinstance(model, nn.Module):
+            raise InvalidArgument(
+                "calibration holds pictures, and a file does not tell how they are scaled and normalized; give the "
+                "module, or batches"
+            )
+        args, kwargs = normalize_inputs(example) if example is not None else ((), {})
+        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        calibration = calibration.of(model, shapes[0] if shapes else None)
+    if calibration is None:
+        yield None
+        return
+    with closing(batches("calibration", calibration)) as found:
+        yield found
 
 
 def _float_file(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from surgeon.calibration.padding import Padding
 from surgeon.frontend.trace import Inputs
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import floating
@@ -19,10 +20,11 @@ PART = 1 / 8
 
 
 class OutputDeviation:
-    """Measures smaller models by their outputs on some batches, relative to the norm of the original's."""
+    """Measures smaller models by their outputs on some batches, without padding, relative to the original's norm."""
 
     def __init__(self, groups: Groups, kept: Kept, batches: Sequence[Inputs]) -> None:
         self._groups, self._kept, self._batches = groups, kept, batches
+        self._padding = Padding(groups)
         self._wanted: list[list[Tensor]] = []
 
     def of(self, tensors: Mapping[str, Tensor]) -> float:
@@ -33,7 +35,8 @@ class OutputDeviation:
             for place, batch in enumerate(self._batches):
                 wanted = self._wanted[place] if place < len(self._wanted) else self._original(pair, place)
                 mine = floating(pair.smaller(batch, tensors=pair.own).run())
-                for a, b in zip(mine, wanted, strict=True):
+                both = (self._padding.in_a_row(each, batch) for each in (mine, wanted))
+                for a, b in zip(*both, strict=True):
                     apart += float((a - b).double().square().sum())
                     size += float(b.double().square().sum())
         return (apart / size) ** 0.5 if size else apart

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from surgeon.calibration import layers
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.footprint import bytes_backwards
+from surgeon.calibration.padding import Padding, masks
 from surgeon.calibration.parameter_slots import Slots
 from surgeon.cost.cost import Cost
 from surgeon.frontend.trace import Inputs
@@ -97,6 +98,7 @@ class _Learner:
     def __init__(self, groups: Groups, kept: Kept, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         graph = groups.graph
         self.pair = pair = Pair(groups, kept, tensors)
+        self._padding = Padding(groups)
         self._parameters = {id(each): each for each in model.parameters() if each.is_floating_point()}
         self.learnt: dict[int, Tensor] = {}
         for node in graph.nodes:
@@ -120,6 +122,11 @@ class _Learner:
         copies = [self.pair.copies[node] for node in self.compared]
         mine, outputs = _run(self.pair.smaller(batch, tensors=self.tensors), copies)
         total = torch.zeros(())
+        outputs, wanted = (self._padding.in_a_row(each, batch) for each in (outputs, wanted))
+        mine, left = (
+            [self._padding.values(node, value, batch) for node, value in zip(self.compared, each, strict=True)]
+            for each in (mine, left)
+        )
         for weight, own, given in ((1.0, outputs, wanted), (INSIDE, mine, left)):
             for a, b in zip(own, given, strict=True):
                 total = total + (weight / len(own) * (a - b).square().mean() / (b.var() + 1e-12)).cpu()
@@ -143,7 +150,7 @@ def _run(run: Interpreter, compared: Sequence[fx.Node]) -> tuple[list[Tensor], l
 class _Samples:
     """Draws batches endlessly: the samples in random order, each mixed with another one half of the time.
 
-    Only numbers can be mixed: with any tokens or masks among the inputs, nothing is.
+    Only numbers can be mixed: with any tokens or masks of padding among the inputs, nothing is.
     """
 
     def __init__(self, groups: Groups, batches: Sequence[Inputs], seed: int) -> None:
@@ -163,7 +170,10 @@ class _Samples:
         together = max(1, min(TOGETHER, affordable)) if graph.dynamic else graph.batch
         self.generator = torch.Generator().manual_seed(seed)
         self.pools = [
-            _Pool([torch.cat([one[place] for one in alike]) for place in self.batched], together, self.generator)
+            _Pool(
+                [torch.cat([one[place] for one in alike]) for place in self.batched], together, self.generator,
+                mixes=not masks(graph),
+            )
             for alike in by_sizes.values()
         ] if self.batched else []
         self.count = sum(pool.count for pool in self.pools)
@@ -185,11 +195,11 @@ class _Samples:
 class _Pool:
     """Samples of equal sizes, which can be mixed."""
 
-    def __init__(self, leaves: list[Tensor], together: int, generator: torch.Generator) -> None:
+    def __init__(self, leaves: list[Tensor], together: int, generator: torch.Generator, mixes: bool) -> None:
         self._leaves, self._generator = leaves, generator
         self.count = len(leaves[0])
         self.together = min(self.count, together)
-        self._mixes = all(leaf.is_floating_point() for leaf in leaves)
+        self._mixes = mixes and all(leaf.is_floating_point() for leaf in leaves)
         self._order = torch.zeros(0, dtype=torch.long)
 
     def draw(self) -> list[Tensor]:

@@ -6,6 +6,7 @@ Neural Networks", ICCV 2017, here for any coupled groups, and with a ridge towar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,17 +18,24 @@ from surgeon.calibration.batch_norm import BatchNorm
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
+from surgeon.calibration.padding import Padding
 from surgeon.calibration.parameter_slots import Slot, Slots
+from surgeon.frontend.trace import batch_size
 from surgeon.groups.coupling import Groups
 from surgeon.ir.operators import operator_name
 from surgeon.recovery.lockstep import Lockstep
 from surgeon.recovery.report import Layer
 from surgeon.rules import Kept, arguments, where
+from surgeon.rules.base import size_of
 
 #: Rows that moments are computed from: this many for each input of a layer, within this many operations.
 ROWS_PER_INPUT = 40
 FEWEST_ROWS = 4096
 MOST_OPERATIONS = 2e11
+#: The operations that a number takes to be computed by another operator than a layer, and moved about.
+MOVED = 20
+#: What is tried on the data held back, for each layer.
+CANDIDATES = ("nothing", "bias", "weights")
 #: A layer whose output deviates by less is left as it is.
 EXACT = 1e-6
 
@@ -47,26 +55,27 @@ class Compensation:
     `tensors` are the smaller model's, by name; they are written to. Each operator is corrected, and then run on all
     batches before the next one, so that layers are fitted to their final inputs.
 
-    On noise, the drift of the smaller model's activations means nothing. There, each layer is fitted separately
-    instead, to the original's inputs and without a bias: weights on removed units are merged into those on units that
-    are kept. This is Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015, for units
-    that resemble several others.
+    On noise, in a model without norms, activations are of no scale that means anything. There, each layer is fitted
+    separately instead, to the original's inputs and without a bias: weights on removed units are merged into those on
+    units that are kept. This is Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015,
+    for units that resemble several others.
     """
 
     def __init__(
         self, groups: Groups, kept: Kept, tensors: Mapping[str, Tensor], data: Calibration, *, ridge: float,
         batch_norm: bool, compensate: bool,
     ) -> None:
-        self.noise, self.ridge, self.batch_norm, self.compensate = data.noise, ridge, batch_norm, compensate
+        self.data, self.ridge, self.batch_norm, self.compensate = data, ridge, batch_norm, compensate
         self.both = Lockstep(groups, kept, tensors, data)
         self.pair, self.full, self.small = self.both.pair, self.both.full, self.both.small
         self.slots = Slots(groups, self.pair.copies, tensors)
+        self.padding = Padding(groups)
         self.generator = torch.Generator().manual_seed(0)
         self.corrected = Corrected()
 
     def run(self) -> Corrected:
         with torch.no_grad():
-            for node, copy in self.both:
+            for node, copy in self.both.steps(self._work):
                 found = layers.find(node, copy, self.slots.find) if self.compensate else None
                 if found is not None and found.source in self.pair.changed:
                     self._fit(found)
@@ -76,6 +85,23 @@ class Compensation:
         self.corrected.samples = self.both.started_with, self.both.samples
         return self.corrected
 
+    def _work(self, node: fx.Node) -> float:
+        """About how many operations a step takes, to tell how much is left."""
+        value = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(value, Tensor):
+            return 0.0
+        samples = sum(map(batch_size, self.data.batches)) / max(self.pair.groups.graph.batch, 1)
+        size = math.prod(size_of(node)) * samples
+        layer = layers.find(node, self.pair.copies[node], self.slots.find)
+        if layer is None:
+            return MOVED * size
+        groups, inputs, outputs = layer.matrix(layer.weight.places).shape
+        found = (MOVED + 2 * inputs) * size
+        if self.compensate and layer.source in self.pair.changed:
+            rows = min(size / (groups * outputs), _rows_wanted(inputs))
+            found += groups * inputs * (2 * rows * (inputs + outputs) + inputs**2) + len(CANDIDATES) * inputs * size / 8
+        return float(found)
+
     def _wanted(self, node: fx.Node, batch: int) -> Tensor:
         """What the original computes, at the positions that the smaller model has."""
         value: Tensor = self.pair.at_kept(node, self.full.value(node, batch))
@@ -83,7 +109,7 @@ class Compensation:
 
     def _fit(self, layer: Contraction) -> None:
         moments = self._moments(layer)
-        absorber = _absorber(layer, self.slots) if not self.noise else None
+        absorber = _absorber(layer, self.slots) if not self.data.unscaled else None
         start = layer.matrix(layer.weight.read()).to(moments.means[0].dtype)
         bias = torch.zeros_like(moments.means[1])
         if layer.bias is not None:
@@ -121,14 +147,18 @@ class Compensation:
         for batch in self.both.fit:
             x = self._input(layer, batch)
             wanted = self._wanted(layer.node, batch)
-            if self.noise and layer.bias is not None and layer.along is not None:
+            if self.data.unscaled and layer.bias is not None and layer.along is not None:
                 outputs = layer.matrix(layer.weight.places).shape
                 wanted = wanted - layer.along(layer.bias.read().reshape(outputs[0], outputs[2])).to(wanted)
-            moments.add(*layer.rows(x, wanted, share, self.generator))
+            shown = self.padding.shown(layer.node, self.data.batches[batch])
+            moments.add(*layer.rows(x, wanted, share, self.generator, shown))
         return moments
 
+    def _shown(self, node: fx.Node, value: Tensor, batch: int) -> Tensor:
+        return self.padding.values(node, value, self.data.batches[batch])
+
     def _input(self, layer: Contraction, batch: int) -> Tensor:
-        if self.noise:
+        if self.data.unscaled:
             return self._wanted(layer.source, batch)
         value: Tensor = self.small.value(self.pair.copies[layer.source], batch)
         return value
@@ -136,17 +166,19 @@ class Compensation:
     def _share(self, layer: Contraction, inputs: int) -> float:
         """The share of the rows to use: rows of one sample are similar, so that not all are needed."""
         groups, _, outputs = layer.matrix(layer.weight.places).shape
-        numbers = sum(self.full.value(layer.node, batch).numel() for batch in self.both.fit)
-        total = numbers // max(groups * outputs, 1)
-        wanted = max(2 * inputs, min(ROWS_PER_INPUT * inputs + FEWEST_ROWS, MOST_OPERATIONS / inputs**2))
-        return float(wanted) / max(total, 1)
+        total = sum(
+            self.padding.count(layer.node, self._wanted(layer.node, batch), self.data.batches[batch])
+            for batch in self.both.fit
+        ) // max(groups * outputs, 1)
+        return _rows_wanted(inputs) / max(total, 1)
 
     def _judge(self, layer: Contraction, candidates: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
         """Each candidate's deviation on the data held back, relative to the spread of the original's output."""
         copies = self.pair.copies
         errors = dict.fromkeys(candidates, 0.0)
         wanted = [self._wanted(layer.node, batch) for batch in self.both.held]
-        spread = float(sum((w - w.mean()).double().square().sum() for w in wanted))
+        rows = [self._shown(layer.node, w, batch) for batch, w in zip(self.both.held, wanted, strict=True)]
+        spread = float(sum((w - w.mean()).double().square().sum() for w in rows))
         for name, (matrix, shift) in candidates.items():
             weight = layer.unmatrix(matrix).to(wanted[0].dtype)
             for batch, want in zip(self.both.held, wanted, strict=True):
@@ -154,21 +186,26 @@ class Compensation:
                 have = self.small.evaluate(copies[layer.node], batch, instead)
                 if layer.along is not None:
                     have = have + layer.along(shift).to(have)
-                errors[name] += float((have - want).double().square().sum())
+                errors[name] += float(self._shown(layer.node, have - want, batch).double().square().sum())
         return {name: (error / spread) ** 0.5 if spread else error for name, error in errors.items()}
 
     def _estimate(self, norm: BatchNorm) -> None:
         given = arguments(norm.node)
-        any_batch = self.both.joined[0]
+        any_batch, joined = self.both.joined[0], self.both.joined
         mean, variance = (self._wanted(given[name], any_batch).double() for name in ("running_mean", "running_var"))
-        wanted = batch_norm.statistics(self._wanted(norm.source, batch) for batch in self.both.joined)
         source = self.pair.copies[norm.source]
-        found = batch_norm.statistics(self.small.value(source, batch) for batch in self.both.joined)
+        shown = [self.padding.shown(norm.source, self.data.batches[batch]) for batch in joined]
+        wanted = batch_norm.statistics((self._wanted(norm.source, batch) for batch in joined), shown)
+        found = batch_norm.statistics((self.small.value(source, batch) for batch in joined), shown)
         mean, variance = batch_norm.match((mean, variance), wanted, found, norm.eps)
         norm.mean.write(mean)
         norm.variance.write(variance)
         self.small.refresh()
         self.corrected.batch_norms += 1
+
+
+def _rows_wanted(inputs: int) -> float:
+    return float(max(2 * inputs, min(ROWS_PER_INPUT * inputs + FEWEST_ROWS, MOST_OPERATIONS / inputs**2)))
 
 
 def _absorber(layer: Contraction, slots: Slots) -> tuple[Slot, float] | None:

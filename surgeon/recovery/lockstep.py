@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
@@ -25,7 +25,7 @@ FITTED = 7
 
 
 class Lockstep:
-    """Iterating yields the operators whose values differ in the smaller model, each with its copy.
+    """`steps` are the operators whose values differ in the smaller model, each with its copy.
 
     At each, the original's value is computed for all batches that have `joined`, and the smaller model's is what is
     computed once the next one is asked for: with the tensors of `own`, which may be written to until then. Early values
@@ -58,11 +58,14 @@ class Lockstep:
         """How many samples have joined."""
         return sum(batch_size(self._data.batches[batch]) for batch in self.joined)
 
-    def __iter__(self) -> Iterator[tuple[fx.Node, fx.Node]]:
+    def steps(self, work: Callable[[fx.Node], float]) -> Iterator[tuple[fx.Node, fx.Node]]:
+        """Go through the graph; `work` says about how many operations the step of a node takes, for the progress."""
+        total, done = sum(work(node) for node, _ in self._order), 0.0
         with counter("recover") as progress:
-            for done, (node, copies) in enumerate(self._order):
-                progress(done, len(self._order))
-                self._join(done)
+            for place, (node, copies) in enumerate(self._order):
+                progress(done, total)
+                done += work(node)
+                self._join(place)
                 self.started_with = self.started_with or self.samples
                 for batch in self.joined:
                     self._before(node, copies, batch)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.other_sizes import calibrated
+from surgeon.calibration.restated import carried_over, judged_on, stored
 from surgeon.errors import PlanError
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import undisturbed
@@ -27,6 +30,7 @@ from surgeon.recovery.report import Distillation, Recovery
 from surgeon.rules import Kept
 from surgeon.support.memory import using_memory
 from surgeon.support.progress import collect
+from surgeon.surgery.tensors import slim_tensors
 
 
 @within_its_wrapper("slim")
@@ -60,7 +64,8 @@ def recover(
         slim: what `plan` made of it, in either form; it is left as it is.
         plan: what was removed.
         data: unlabeled inputs: a tensor, or an iterable of batches, such as a DataLoader, each a tensor, a tuple that
-            starts with the inputs, or a dict by name. It is read once, and no further than needed.
+            starts with the inputs, or a dict by name. It is read once, and no further than needed. What an
+            `attention_mask` hides does not count.
         samples: how many of them to use at most.
         memory: the share of the machine's memory that may be taken beside the models; by default an eighth, and at
             most 2 GiB.
@@ -103,6 +108,8 @@ def recover_groups(
     ridge: float = 1e-2, batch_norm: bool = True, compensate: bool = True, distill: bool = True,
 ) -> tuple[nn.Module, Recovery]:
     """As `recover`, for a model that is already traced and coupled."""
+    if calibration.restated:
+        return _on_noise(slim, groups, kept, calibration, ridge, batch_norm, compensate)
     notes = []
     deviation = OutputDeviation(groups, kept, calibration.held_back)
     before = after = deviation.of(dict(named_tensors(slim)))
@@ -130,6 +137,32 @@ def recover_groups(
         after if distilled is None else distilled.after, (*calibration.notes, *notes), distilled=distilled,
     )
     return recovered, report
+
+
+def _on_noise(
+    slim: nn.Module, groups: Groups, kept: Kept, data: Calibration, ridge: float, batch_norm: bool, compensate: bool
+) -> tuple[nn.Module, Recovery]:
+    """Recovery with batch norms of the data's own statistics in both models, and what that makes of the real ones."""
+    noisy = judged_on(groups, data)
+    swapped, cut = duplicate(slim), slim_tensors(noisy, kept)
+    tensors, before = dict(named_tensors(swapped)), dict(named_tensors(slim))
+    norms = [norm for norm in stored(groups) if norm.mean in tensors and norm.variance in tensors]
+    _write(tensors, {name: cut[name] for norm in norms for name in (norm.mean, norm.variance)})
+    recovered, report = recover_groups(
+        swapped, noisy, kept, replace(data, restated=False), ridge=ridge, batch_norm=batch_norm, compensate=compensate
+    )
+    after = dict(named_tensors(recovered))
+    real: dict[str, Tensor] = {}
+    for norm in norms:
+        real[norm.mean], real[norm.variance] = carried_over(norm, before, cut, after)
+    _write(after, real)
+    return recovered, report
+
+
+def _write(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in values.items():
+            tensors[name].copy_(value)
 
 
 def _fewer(first: int, last: int, count: int) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from surgeon.calibration.padding import Padding
 from surgeon.errors import InvalidArgument
 from surgeon.frontend.trace import Inputs
 from surgeon.groups.coupling import Groups
@@ -60,11 +61,11 @@ def scores(groups: Groups, batches: Sequence[Inputs], criterion: str) -> dict[in
         raise InvalidArgument(
             f"importance={criterion!r} is not based on activations; choose one of {', '.join(ACTIVATION_CRITERIA)}"
         )
-    values = _values(groups)
+    values, padding = _values(groups), Padding(groups)
     with torch.no_grad(), counter("activations") as progress:
         for done, batch in enumerate(batches):
             progress(done, len(batches))
-            _add(groups, values, batch)
+            _add(groups, values, batch, padding)
     found: dict[int, list[np.ndarray]] = {group.leaf.id: [] for group in groups}
     for value in itertools.chain.from_iterable(values.values()):
         squares, nonzero, count = value.sums
@@ -97,12 +98,15 @@ def _values(groups: Groups) -> dict[fx.Node, list[_Value]]:
     return found
 
 
-def _add(groups: Groups, values: dict[fx.Node, list[_Value]], batch: Inputs) -> None:
+def _add(groups: Groups, values: dict[fx.Node, list[_Value]], batch: Inputs, padding: Padding) -> None:
     run = Interpreter(groups.graph, batch)
     for node in run:
         value = run.compute(node)
+        shown = padding.shown(node, batch) if node in values else None
         for each in values.get(node, ()):
             rows = value.movedim(each.dim, 0).reshape(value.shape[each.dim], -1).float()
+            if shown is not None:
+                rows = rows[:, shown.expand(value.shape).movedim(each.dim, 0).reshape(rows.shape)[0]]
             inside = np.flatnonzero(each.units >= 0)
             of = (rows.square().sum(1), (rows != 0).sum(1), torch.full((len(rows),), rows.shape[1]))
             for row, numbers in enumerate(of):

@@ -90,6 +90,15 @@ def eliminate(group: Group, sensitivity: Sensitivity, ridge: float = 1e-2, ranke
     return Curve(np.array(order), np.array(damage), cuts)
 
 
+def work_of(group: Group, sensitivity: Sensitivity) -> float:
+    """About how many operations the elimination of a group takes, to tell how much is left."""
+    shapes = [
+        reader.layer.matrix(reader.layer.weight.places).shape
+        for reader in sensitivity.readers if group.leaf.id in reader.units and reader.count
+    ]
+    return float(sum(each * inputs**2 * (inputs + outputs) for each, inputs, outputs in shapes))
+
+
 class _State:
     """A reader's weights and inverse covariance while its inputs are removed.
 

@@ -10,11 +10,12 @@ from torch import nn
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.fisher import measure
 from surgeon.calibration.labels import Loss
+from surgeon.calibration.restated import judged_on
 from surgeon.groups.coupling import Groups
 from surgeon.plans.basis import basis_of
 from surgeon.scoring.labeled_gradients import likelihoods
-from surgeon.scoring.optimal_brain_surgeon import eliminate, refine
-from surgeon.support.progress import stage
+from surgeon.scoring.optimal_brain_surgeon import eliminate, refine, work_of
+from surgeon.support.progress import counter
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,16 @@ def reconstruction(
     1
     """
     labeled = likelihoods(model, calibration, loss) if loss is not None else None
+    groups = judged_on(groups, calibration)
     sensitivity = measure(groups, calibration.batches, seed, labeled)
     basis = basis_of(model)
     ranked = basis.ranked if basis is not None else ()
-    with stage("selection"):
-        curves = {group.leaf.id: eliminate(group, sensitivity, ridge, group.name in ranked) for group in groups}
+    work = [work_of(group, sensitivity) for group in groups]
+    curves = {}
+    with counter("selection") as progress:
+        for done, group in enumerate(groups):
+            progress(sum(work[:done]), sum(work))
+            curves[group.leaf.id] = eliminate(group, sensitivity, ridge, group.name in ranked)
     curves = refine(groups, curves, sensitivity, calibration.batches, seed)
     return Selection(
         {leaf: curve.scores for leaf, curve in curves.items()},

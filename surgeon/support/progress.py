@@ -1,4 +1,4 @@
-"""Progress on stderr for long stages, and the seconds that each stage took."""
+"""Progress on stderr for long stages, with the seconds that are left, and the seconds that each stage took."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+
+from surgeon.support.remaining import Remaining
 
 PATIENCE = 2.0
 """Seconds after which a stage is shown."""
@@ -35,15 +37,19 @@ def collect() -> Iterator[dict[str, float]]:
 
 
 @contextmanager
-def stage(name: str, share: list[float] | None = None) -> Iterator[None]:
+def stage(name: str) -> Iterator[None]:
     """Time the block under `name`, and show it on stderr once it takes longer than two seconds.
 
-    `share` holds how much of it is done, from 0 to 1, where that is known. Nothing is shown where stderr is not a
-    terminal.
+    Nothing is shown where stderr is not a terminal.
     """
-    start = time.perf_counter()
+    with _timed(name, time.perf_counter(), None):
+        yield
+
+
+@contextmanager
+def _timed(name: str, start: float, remaining: Remaining | None) -> Iterator[None]:
     done = threading.Event()
-    shown = _show(name, start, done, share) if sys.stderr is not None and sys.stderr.isatty() else None
+    shown = _show(name, start, done, remaining) if sys.stderr is not None and sys.stderr.isatty() else None
     _running.append(name)
     try:
         yield
@@ -58,29 +64,39 @@ def stage(name: str, share: list[float] | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def counter(name: str) -> Iterator[Callable[[int, int], None]]:
+def counter(name: str) -> Iterator[Callable[[float, float], None]]:
     """A stage that counts: it yields a function to call with how much is done, and of how much.
+
+    What is counted should take about equally long each, such as operations: the seconds that are left are told by it.
 
     >>> with counter("profile") as count:
     ...     count(1, 2)
     """
-    share = [0.0]
+    start, remaining = time.perf_counter(), Remaining()
 
-    def count(done: int, total: int) -> None:
-        share[0] = done / max(total, 1)
+    def count(done: float, total: float) -> None:
+        remaining.add(time.perf_counter() - start, done / total if total > 0 else 0.0)
 
-    with stage(name, share):
+    with _timed(name, start, remaining):
         yield count
 
 
-def _show(name: str, start: float, done: threading.Event, share: list[float] | None) -> threading.Thread:
+def _line(name: str, seconds: float, remaining: Remaining | None) -> str:
+    """What is shown of a running stage."""
+    if remaining is None:
+        return f"{name} … {seconds:.0f} s"
+    left = remaining.left(seconds)
+    told = "" if left is None else f", about {left:.0f} s left"
+    return f"{name} … {remaining.share:.0%}, {seconds:.0f} s{told}"
+
+
+def _show(name: str, start: float, done: threading.Event, remaining: Remaining | None) -> threading.Thread:
     def draw() -> None:
         wait, drawn = PATIENCE, False
         while not done.wait(wait):
             wait = 0.5
             if _running and _running[-1] == name:
-                part = f"{share[0]:.0%}, " if share else ""
-                sys.stderr.write(f"\r\033[K{name} … {part}{time.perf_counter() - start:.0f} s")
+                sys.stderr.write(f"\r\033[K{_line(name, time.perf_counter() - start, remaining)}")
                 sys.stderr.flush()
                 drawn = True
         if drawn:

@@ -67,6 +67,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     save_file({"x": rows, "y": rows}, "both.safetensors")
     os.makedirs("several")
     os.makedirs("pictures")
+    os.makedirs("texts")
     np.save("several/b.npy", rows[:40])
     np.save("several/a.npy", rows[40:])
     Path("pictures/cat.png").write_bytes(b"no array")
@@ -148,7 +149,8 @@ REFUSED = [
     ("objects.npy", "objects.npy can't be read: .*Python objects"),
     ("none.npy", "none.npy holds no rows"),
     ("uneven.npz", r"arrays of different lengths: x \(100, 5\), y \(3, 5\)"),
-    ("pictures", "pictures holds no .npy, .npz, .safetensors file. Pictures and texts"),
+    ("pictures", "pictures holds pictures, and the model takes inputs of shape .*package.module:loader"),
+    ("texts", "texts holds no .npy, .npz, .safetensors file, and no picture. Texts and sounds"),
     ("wrong.npy", r"has shape \(32, 4\); expected \(batch, 5\)"),
     ("nan.npy", "holds NaN or infinity"),
     ("own_nets:broken", "own_nets:broken could not be called: RuntimeError: no disk"),
