@@ -165,8 +165,7 @@ def printed_sizes(operators: Iterable[tuple[fx.Node, Typed]], kept: Kept) -> dic
         axes = [axis for each in (typed.out if isinstance(typed.out, list) else [typed.out]) for axis in each]
         pairs = [pair for axis in axes for pair in _factors(axis, kept) if pair[0] not in known]
         if pairs:
-            before, after = ([pair[side] for pair in pairs] for side in (0, 1))
-            found[(node.name, FACTORS)] = (before, after)
+            found[(node.name, FACTORS)] = [old for old, _ in pairs], [new for _, new in pairs]
     return found
 
 
