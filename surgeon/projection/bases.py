@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 _DAMPING = 1e-5
+#: How much later units cost less than earlier ones, relative to the mean: decides where nothing else does.
+_PREFERENCE = 1e-7
 
 
 class Rotation(NamedTuple):
@@ -27,8 +29,11 @@ def weighted(covariance: Tensor, metric: Tensor) -> Rotation:
     ([[0.0, 1.0], [1.0, 0.0]], True)
     """
     half, inverse = _roots(covariance)
-    _, found = torch.linalg.eigh(half @ metric @ half)
-    found = found.flip(1)
+    cost = half @ metric @ half
+    # Directions of equal cost would else be those that rounding makes of them, which differs from run to run.
+    falling = torch.linspace(1, 0, len(cost), dtype=cost.dtype, device=cost.device)
+    _, found = torch.linalg.eigh(cost + torch.diag(falling * (_PREFERENCE * cost.diagonal().mean())))
+    found = _turned(found.flip(1))
     return Rotation(found.t() @ inverse, half @ found)
 
 
@@ -41,6 +46,7 @@ def balanced(queries: Tensor, keys: Tensor) -> Rotation:
     """
     (left, left_inverse), (right, _) = _roots(queries), _roots(keys)
     _, values, found = torch.linalg.svd(right @ left)
+    found = _turned(found.t()).t()
     root = values.clamp(min=1e-12 * float(values[0])).sqrt()[:, None]
     return Rotation(root * found @ left_inverse, left @ found.t() / root.t())
 
@@ -54,14 +60,26 @@ def nested(covariance: Tensor, metric: Tensor, centered: bool) -> Rotation:
     size = len(covariance)
     forth, _ = weighted(covariance, metric)
     if not centered:
-        basis, _ = torch.linalg.qr(forth.t())
+        basis = _orthogonal(forth.t())
         return Rotation(basis.t(), basis)
     ones = covariance.new_ones(size, 1) / size**0.5
     functionals = forth.t() - ones @ (ones.t() @ forth.t())
-    basis, _ = torch.linalg.qr(torch.cat([ones, functionals[:, : size - 1]], 1))
+    basis = _orthogonal(torch.cat([ones, functionals[:, : size - 1]], 1))
     basis[:, 0] = ones[:, 0]
     rotation = torch.cat([ones, _helmert(size).to(covariance)], 1) @ basis.t()
     return Rotation(rotation, rotation.t())
+
+
+def _turned(directions: Tensor) -> Tensor:
+    """The columns, each with the one of its two signs that has a positive product with a fixed vector."""
+    fixed = torch.arange(1, len(directions) + 1, dtype=directions.dtype, device=directions.device).cos()
+    return directions * torch.where(fixed @ directions < 0, -1.0, 1.0).to(directions)
+
+
+def _orthogonal(columns: Tensor) -> Tensor:
+    """Orthonormal columns whose first ones span those of the given ones, and point their way."""
+    basis, factor = torch.linalg.qr(columns)
+    return basis * torch.where(factor.diagonal() < 0, -1.0, 1.0).to(basis)
 
 
 def _helmert(size: int) -> Tensor:

@@ -21,6 +21,9 @@ from surgeon.groups.coupling import Group, Groups
 STEPS = 64
 #: Samples that damages are refined on whatever operations that takes.
 FEWEST = 32
+#: Binary digits of a damage that are compared, and of the largest below which one is taken for none.
+_DIGITS = 16
+_NEGLIGIBLE = 40
 #: The removed shares of a group at which the damage is measured more closely.
 STOPS = (0.25, 0.5, 0.75)
 
@@ -76,7 +79,7 @@ def eliminate(group: Group, sensitivity: Sensitivity, ridge: float = 1e-2, ranke
         each = loose[left] + sum((state.each(left) for state in states), np.zeros(len(left)))
         ahead = [len(left) - stop for stop in stops if stop < len(left)]
         count = min(max(1, group.size // STEPS), len(left), *ahead)
-        chosen = np.arange(len(left))[::-1][:count] if ranked else np.argsort(each, kind="stable")[:count]
+        chosen = np.arange(len(left))[::-1][:count] if ranked else _ascending(each)[:count]
         gone = left[chosen]
         together = float(loose[gone].sum()) + sum(state.remove(gone) for state in states)
         share = np.cumsum(np.maximum(each[chosen], 0.0))
@@ -159,6 +162,18 @@ class _State:
         """The parts of the inverse covariance at these inputs (G, …, rows), (G, …, columns), before any removal."""
         groups = self.groups.reshape(-1, *[1] * rows.dim())
         return self.inverse[groups, rows[..., :, None], columns[..., None, :]]
+
+
+def _ascending(damages: np.ndarray) -> np.ndarray:
+    """The places of damages in ascending order; what differs by no more than rounding comes in the order of the places.
+
+    Units that are equal, or that nothing reads, would else go in the order that rounding gives them, which depends on
+    the number of threads.
+    """
+    mantissa, exponent = np.frexp(damages)
+    rounded = np.ldexp(np.round(mantissa * 2.0**_DIGITS), exponent - _DIGITS)
+    rounded[damages < damages.max() * 2.0**-_NEGLIGIBLE] = 0.0
+    return np.argsort(rounded, kind="stable")
 
 
 def _inputs(units: Tensor) -> Tensor:
