@@ -19,7 +19,7 @@ ACCURACY = Path(__file__).parent / "results" / "accuracy.md"
 
 def render(text: str) -> str:
     """`text` with what stands between `<!-- NAME -->` and `<!-- /NAME -->` replaced by the results of that name."""
-    summary = coverage.table(coverage.ordered()).split("\n", 1)[0]
+    summary = coverage.table(coverage.ordered()).partition("\n\n| model")[0]
     iterative = method_iterative.table(last(method_iterative.RESULTS, "row")).strip()
     tables = {"coverage": summary, "method_iterative": iterative} | {
         path.stem: path.read_text(encoding="utf-8").strip() for path in (SPEED, LATENCY, ACCURACY)

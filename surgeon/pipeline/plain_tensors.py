@@ -1,6 +1,6 @@
-"""Tensors that a model computes with but leaves out of its state_dict: those that it holds as plain attributes.
+"""Tensors that a model computes with but leaves out of its state_dict: plain attributes, buffers that don't persist.
 
-A smaller model's are cut like its parameters, so that they are stored with them. In a graph, they are buffers.
+A smaller model's are cut like its parameters, so that they are stored with them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
@@ -19,7 +19,7 @@ _OF_MODULES = frozenset(vars(nn.Module()))
 
 
 def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The dense tensors in attributes, also in lists, tuples and dicts, by their names; those of a state_dict aside.
+    """The dense tensors in attributes, also in lists, tuples and dicts, and in buffers; those of a state_dict aside.
 
     What a call has left there, with the history of its gradients, is none.
 
@@ -28,13 +28,11 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
     >>> list(plain_tensors(net))
     ['scales[0]']
     """
-    known = {id(value) for value in (*model.parameters(), *model.buffers())}
+    known = {id(value) for value in model.state_dict(keep_vars=True).values()}
     found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         held = {key: value for key, value in vars(module).items() if key not in _OF_MODULES}
-        if isinstance(model, fx.GraphModule):
-            held |= {key: module._buffers[key] for key in sorted(module._non_persistent_buffers_set)}
-            known -= {id(value) for value in held.values()}
+        held |= {key: module._buffers.get(key) for key in sorted(module._non_persistent_buffers_set)}
         for key, value in held.items():
             for place, leaf in _leaves(value):
                 if _is_plain(leaf) and id(leaf) not in known:

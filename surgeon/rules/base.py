@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from surgeon.errors import first_line
+from surgeon.errors import SurgeryError, first_line
 from surgeon.frontend.trace import hint
-from surgeon.ir.axes import ONE, Axis
+from surgeon.ir.axes import ONE, Axis, Prod
 from surgeon.ir.operators import by_name, operator_name
 from surgeon.ir.space import Space
 
@@ -60,6 +60,28 @@ class Kept:
     def positions(self, axis: Axis) -> np.ndarray:
         """The positions of `axis` that are left, ascending."""
         return self.space.kept(axis, self.keep)
+
+    def positions_among(self, axis: Axis, count: int) -> np.ndarray:
+        """The positions that are left of an axis of a value that has `count` of them.
+
+        These are others than those of `axis` where one of its factors, which is not cut, is of another size in the
+        value: the batch, say, where it is of other inputs than the graph was traced with.
+
+        Raises:
+            SurgeryError: there is no such factor.
+        """
+        found = self.positions(axis)
+        if count == axis.size:
+            return found
+        whole = self.space.resolve(axis)
+        factors = whole.factors if isinstance(whole, Prod) else (whole,)
+        for place, factor in enumerate(factors):
+            if not self.changed(factor) and count * factor.size % axis.size == 0:
+                left = np.zeros(axis.size, dtype=bool)
+                left[found] = True
+                one = left.reshape([each.size for each in factors]).take([0], place)
+                return np.flatnonzero(one.repeat(count * factor.size // axis.size, place))
+        raise SurgeryError(f"an axis of {axis.size} positions is cut, where a value has {count} of them")
 
     def sizes(self, axes: Sequence[Axis], old: Sequence[Any]) -> list[Any]:
         """New sizes for a list of size arguments: sizes that don't change stay as written, be they symbolic or -1."""

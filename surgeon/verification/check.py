@@ -172,15 +172,15 @@ def reference(groups: Groups, kept: Kept, node: fx.Node, run: Interpreter) -> An
     mask = torch.ones_like(x, dtype=torch.float64)
     for dim, axis in enumerate(axes):
         if kept.changed(axis):
-            mask.index_fill_(dim, removed(kept, axis, x.device), 0)
+            mask.index_fill_(dim, removed(kept, axis, x, dim), 0)
     return formula(values, mask)
 
 
-def removed(kept: Kept, axis: Axis, device: torch.device) -> Tensor:
-    """The positions of `axis` that are gone."""
-    gone = torch.ones(axis.size, dtype=torch.bool)
-    gone[torch.as_tensor(kept.positions(axis))] = False
-    return gone.nonzero().flatten().to(device)
+def removed(kept: Kept, axis: Axis, value: Tensor, dim: int) -> Tensor:
+    """The positions of `axis` that are gone of a value that has it as its axis `dim`."""
+    gone = torch.ones(value.shape[dim], dtype=torch.bool)
+    gone[torch.as_tensor(kept.positions_among(axis, value.shape[dim]))] = False
+    return gone.nonzero().flatten().to(value.device)
 
 
 def masked(groups: Groups, kept: Kept, node: fx.Node, value: Any, run: Interpreter | None = None) -> Any:
@@ -209,7 +209,7 @@ def with_zeros(value: Tensor, axes: Axes, kept: Kept, own: bool = False) -> Tens
     """`value` with zeros at the removed positions; written into it if it is `own`, else into a copy."""
     for dim, axis in enumerate(axes):
         if kept.changed(axis):
-            gone = removed(kept, axis, value.device)
+            gone = removed(kept, axis, value, dim)
             value = value.index_fill_(dim, gone, 0) if own else value.index_fill(dim, gone, 0)
             own = True
     return value
@@ -236,7 +236,8 @@ def gathered(value: Tensor, axes: Axes, kept: Kept) -> Tensor:
     """`value` at its kept positions."""
     for dim, axis in enumerate(axes):
         if kept.changed(axis):
-            value = value.index_select(dim, torch.as_tensor(kept.positions(axis), device=value.device))
+            places = kept.positions_among(axis, value.shape[dim])
+            value = value.index_select(dim, torch.as_tensor(places, device=value.device))
     return value
 
 
@@ -314,7 +315,7 @@ def is_zero(groups: Groups, kept: Kept, operand: fx.Node, lost: list[Axis], run:
         return False
     wanted = [groups.space.resolve(axis) for axis in lost]
     return any(
-        not value.index_select(dim, removed(kept, axis, value.device)).any()
+        not value.index_select(dim, removed(kept, axis, value, dim)).any()
         for dim, axis in enumerate(axes)
         if groups.space.resolve(axis) in wanted
     )
