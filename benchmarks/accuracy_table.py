@@ -21,7 +21,8 @@ def table(rows: dict[str, Row]) -> str:
         kind, *names, ratio, _ = key.split(":")
         kinds.setdefault(kind, {}).setdefault((names[0] if names else kind, float(ratio)), []).append(row)
     sections: dict[str, Callable[[dict[str, Seeds]], list[str]]] = {
-        "free": _untrained, "parts": _parts, "peer": _criteria, "tune": _tuned, "lite0": _lite0, "minilm": _minilm,
+        "free": _untrained, "noise": _noise, "parts": _parts, "peer": _criteria, "tune": _tuned, "lite0": _lite0,
+        "minilm": _minilm,
     }
     return "\n\n".join("\n".join(make(kinds)) for kind, make in sections.items() if kind in kinds) + "\n"
 
@@ -61,6 +62,21 @@ def _untrained_row(place: tuple[str, float], kinds: dict[str, Seeds]) -> Cells:
         f"{peer[0]['accuracy']:.2%} ({peer[0]['best']})" if peer and "best" in peer[0] else "–",
         f"{peer[0]['zeroed']:.2%}" if peer else "–",
     ]
+
+
+def _noise(kinds: dict[str, Seeds]) -> list[str]:
+    head = (
+        '**Without any data**, at fast widths: top-1 of the plain cut, and of what noise makes of it (`data="noise"`), '
+        f"mean ± half the range over {max(map(len, kinds['noise'].values()))} seeds. Seconds: CPU, of one core, of "
+        "all of `shrink`."
+    )
+    columns = "network | MACs left | plain cut | seconds | 64 samples of noise | seconds | 256 | seconds"
+    cells = []
+    for (network, ratio), rows in kinds["noise"].items():
+        each = [[row[name] for row in rows] for name in ("plain", "64", "256")]
+        shown = [cell for found in each for cell in (_mean(found), _seconds(found))]
+        cells.append([network, f"{1 - ratio:.0%}", *shown])
+    return _lines(head, columns, cells)
 
 
 def _alike(rows: list[Row]) -> list[Row]:

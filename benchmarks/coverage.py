@@ -80,7 +80,7 @@ def _stages(row: dict[str, Any], library: str, name: str, ratio: float) -> None:
     row["redrawn"] = redraw(model)
     row["model_mb"] = sum(p.numel() * p.element_size() for p in model.parameters()) >> 20
     row["stage"] = "shrink"
-    slim, report, asked = _shrink(model, inputs, ratio)
+    slim, report, asked = cut(model, inputs, ratio)
     row |= {
         "asked": round(asked, 4), "reached": round(report.reached, 4),
         "form": report.form, "reason": report.form_reason,
@@ -114,15 +114,15 @@ def _second(found: SecondSize | None) -> dict[str, Any] | None:
     return None if found is None else asdict(found)
 
 
-def _shrink(model: nn.Module, inputs: Any, ratio: float) -> tuple[nn.Module, Any, float]:
+def cut(model: nn.Module, inputs: Any, ratio: float, **options: Any) -> tuple[nn.Module, Any, float]:
     """Cut by `ratio`; where that is out of reach, as far as it goes."""
     try:
-        return *surgeon.shrink(model, ratio, example_inputs=inputs, return_report=True), ratio
+        return *surgeon.shrink(model, ratio, example_inputs=inputs, return_report=True, **options), ratio
     except Infeasible as error:
         reachable = error.reachable
         if reachable is None or reachable <= 0:
             raise
-        return *surgeon.shrink(model, reachable, example_inputs=inputs, return_report=True), reachable
+        return *surgeon.shrink(model, reachable, example_inputs=inputs, return_report=True, **options), reachable
 
 
 def _backward(model: nn.Module, inputs: Any) -> int:

@@ -13,29 +13,30 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.calibration.checks import Checks, tensor_of_samples
-from surgeon.calibration.footprint import bytes_backwards, bytes_per_sample
+from surgeon.calibration.footprint import bytes_backwards
 from surgeon.calibration.labels import joined, per_sample
+from surgeon.calibration.noise import noise_for
 from surgeon.calibration.synthesis import synthesize_for
 from surgeon.errors import InvalidInputs
 from surgeon.frontend import parameters
 from surgeon.frontend.batches import batches, chosen, nothing
 from surgeon.frontend.free_sizes import IsolatedCopy, Unfit
 from surgeon.frontend.input_spec import by_argument
-from surgeon.frontend.parameters import SYNTHETIC
+from surgeon.frontend.parameters import MADE, NOISE
 from surgeon.frontend.pictures import Pictures
 from surgeon.frontend.trace import Graph, Inputs
 from surgeon.groups.weights import check_finite, check_real
 from surgeon.ir.fingerprint import named_tensors
 from surgeon.ir.size_conditions import Place
 from surgeon.support.arguments import POSITIVE
-from surgeon.support.memory import share_of_memory
+from surgeon.support.memory import working_memory
 from surgeon.support.progress import counter
 
-#: Samples that are run at once; fewer if the values that gradients need would take more than this share of the memory.
+#: Samples that are run at once; fewer if what gradients need would take more than this part of the working memory.
 CHUNK = 32
-BACKWARDS = 1 / 24
-#: The share of the memory that activations may take at a time; fewer samples are used if they would take more.
-MEMORY = 1 / 8
+BACKWARDS = 1 / 4
+#: The part of the working memory that the inputs may take; fewer samples are used if they would take more.
+INPUTS = 1 / 2
 #: Samples that are used whatever memory they take.
 FEWEST = 16
 #: One sample, or one fixed batch, in this many is held back.
@@ -53,9 +54,11 @@ Sizes = tuple[tuple[int, ...], ...]
 class Calibration:
     """Inputs `(args, kwargs)` for a traced graph: those to fit on, and those held back to validate the fit.
 
-    `rest` is what each of `batches` holds besides the inputs, such as labels, if that was asked for; `noise` says
-    that the inputs are random, and unrelated to what the model was trained on. `varying` are the axes of the inputs,
-    besides the batch, that are not of the sizes that the graph was traced with in all of the batches.
+    `rest` is what each of `batches` holds besides the inputs, such as labels, if that was asked for. `varying` are the
+    axes of the inputs, besides the batch, that are not of the sizes that the graph was traced with in all of the
+    batches. `noise` says that the inputs are random, and unrelated to what the model was trained on; `unscaled`, that
+    then nothing in the model gives its values the scale that they have on real inputs; `restated`, that batch norms do,
+    but only with statistics of these inputs.
     """
 
     fit: tuple[Inputs, ...] = field(repr=False)
@@ -63,18 +66,15 @@ class Calibration:
     samples: int
     notes: tuple[str, ...] = ()
     rest: tuple[tuple[Any, ...], ...] = field(default=(), repr=False)
-    noise: bool = False
     varying: frozenset[Place] = frozenset()
+    noise: bool = False
+    unscaled: bool = False
+    restated: bool = False
 
     @property
     def batches(self) -> tuple[Inputs, ...]:
         """All batches, those to fit on first."""
         return (*self.fit, *self.held_back)
-
-    @property
-    def judge(self) -> Calibration:
-        """Only the part held back."""
-        return Calibration((), self.held_back, self.samples)
 
 
 def calibrate(
@@ -85,7 +85,8 @@ def calibrate(
     `data` is a tensor or array of samples, a dict of them by keyword, or any iterable of batches, such as a DataLoader:
     each a tensor, an array, a dict by the names of the model's inputs, or a tuple or list that starts with the model's
     inputs. The rest of a batch, such as labels, is ignored unless `labeled`. No more is read than needed, and the
-    processes of a DataLoader end. "synthetic" stands for inputs that are synthesized from the model, by `seed`.
+    processes of a DataLoader end. "synthetic" stands for inputs that are synthesized from the model, "noise" for noise,
+    both by `seed`.
 
     Batches may be of other sizes than the example inputs, such as lengths, where the model runs on them; samples are
     only put together with others of their own sizes.
@@ -106,17 +107,18 @@ def calibrate(
     check_finite(graph)
     check_real(graph)
     notes = []
-    most = share_of_memory(MEMORY)
-    affordable = max(most // max(bytes_per_sample(graph), 1), FEWEST)
+    reader = _Reader(graph, model)
+    most = working_memory(INPUTS)
+    affordable = max(most // max(reader.bytes, 1), FEWEST)
     if affordable < samples:
         notes.append(f"{affordable} samples instead of {samples}: more would take over {most / 2**30:.1f} GiB")
         samples = affordable
-    reader = _Reader(graph, model)
-    if isinstance(data, str) and data == SYNTHETIC:
-        made = synthesize_for(graph, samples, seed)
+    if isinstance(data, str) and data in MADE:
+        made = (noise_for if data == NOISE else synthesize_for)(graph, samples, seed)
         pile, whole = _Pile(), reader.batched(made.leaves)
         pile.add(whole, 0)
-        return replace(_split([pile], reader, len(whole[0]), [*notes, made.note]), noise=made.noise)
+        split = _split([pile], reader, len(whole[0]), [*notes, made.note])
+        return replace(split, noise=made.noise, unscaled=made.unscaled, restated=made.restated)
     piles: dict[Sizes, _Pile] = {}
     rest: list[tuple[Any, ...]] = []
     count = left_out = 0
@@ -217,7 +219,8 @@ class _Reader:
             if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == graph.batch
         ]
         self.fixed = 0 if graph.dynamic else graph.batch
-        self.together = max(1, share_of_memory(BACKWARDS) // bytes_backwards(graph))
+        self.together = max(1, working_memory(BACKWARDS) // bytes_backwards(graph))
+        self.bytes = sum(self._leaves[at].nbytes for at in self._batched) // max(graph.batch, 1)
         self._names = [name for name, leaves in by_argument(model, graph.inputs) for _ in leaves]
         self._device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
         self._model = model

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.calibration import layers
 from surgeon.calibration.layers import Contraction
-from surgeon.calibration.moments import ENOUGH, Moments
+from surgeon.calibration.moments import ENOUGH, Moments, gram
 from surgeon.calibration.padding import Padding
 from surgeon.calibration.parameter_slots import Slots
 from surgeon.frontend.trace import Inputs, batch_size
@@ -286,7 +286,7 @@ def _added(reader: Reader, run: Run, batches: int, padding: Padding) -> Reader:
     )
     if run.draw == 0 or share < 1:  # else these are the rows of the first draw
         reader.moments.add(rows, slopes[:, :, :0])
-    second = slopes.transpose(1, 2) @ slopes
+    second = gram(slopes)
     return replace(
         reader, gradients=second.double() if reader.count == 0 else reader.gradients.add_(second),
         count=reader.count + slopes.shape[1], samples=reader.samples + run.size,

@@ -11,10 +11,14 @@ from surgeon.groups.interpreter import last_uses
 from surgeon.rules.base import size_of, sizes_of
 
 
-def bytes_per_sample(graph: Graph) -> int:
-    """The peak bytes for the values of one sample, in the original and the smaller model together."""
+def bytes_ahead(graph: Graph) -> dict[fx.Node, int]:
+    """For each node, the most bytes that the values of one sample take from it on.
+
+    Of the original and the smaller model together, which are run in lockstep.
+    """
     sizes: dict[fx.Node, int] = {}
-    held = most = 0
+    held = 0
+    found: dict[fx.Node, int] = {}
     drop = last_uses(graph.module.graph)
     for node in graph.nodes:
         if node.op != "get_attr":
@@ -23,9 +27,12 @@ def bytes_per_sample(graph: Graph) -> int:
             if isinstance(value, Tensor):
                 sizes[node] = max(4, value.element_size()) * math.prod(size_of(node))
             held += sizes[node]
-            most = max(most, held)
+        found[node] = 2 * held // max(graph.batch, 1)
         held -= sum(sizes.pop(dead, 0) for dead in drop[node])
-    return 2 * most // max(graph.batch, 1)
+    most = 0
+    for node in reversed(found):
+        found[node] = most = max(most, found[node])
+    return found
 
 
 def bytes_backwards(graph: Graph) -> int:

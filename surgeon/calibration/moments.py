@@ -20,6 +20,8 @@ from surgeon.errors import InvalidInputs
 ENOUGH = 8
 #: Inputs above which products are summed at single precision, at which they are computed anyway, for less memory.
 WIDE = 1024
+#: Of the symmetric x xᵀ, blocks of so many columns are computed down to the diagonal only.
+BLOCK = 256
 
 
 class Moments:
@@ -46,11 +48,8 @@ class Moments:
         self.count += x.shape[1]
         self._x += x.sum(1)
         self._y += y.sum(1)
-        for held, each in ((self._xx, x), (self._xy, y)):
-            if held.dtype == x.dtype:
-                held.baddbmm_(x.transpose(1, 2), each)
-            else:
-                held += x.transpose(1, 2) @ each
+        _accumulate(self._xy, x, y)
+        _accumulate_upper(self._xx, x)
 
     @property
     def means(self) -> tuple[Tensor, Tensor]:
@@ -63,7 +62,8 @@ class Moments:
         """E x xᵀ (G, f, f) and E x yᵀ (G, f, o), of the deviations from the means if `centered`."""
         n = self.count
         x, y = self._x / n, self._y / n
-        xx = (self._xx.double() / n).baddbmm_(x[:, :, None], x[:, None, :], alpha=-1)
+        xx = _mirrored(self._xx.double() / n)
+        xx.baddbmm_(x[:, :, None], x[:, None, :], alpha=-1)
         xy = (self._xy.double() / n).baddbmm_(x[:, :, None], y[:, None, :], alpha=-1)
         if not centered:
             x, y = self.means
@@ -106,3 +106,37 @@ class Moments:
         """The shift (G, o) with which this matrix gives the right mean output."""
         x, y = self.means
         return y - (x[:, None, :] @ matrix.double())[:, 0]
+
+
+def gram(x: Tensor) -> Tensor:
+    """The products xᵀ x (G, f, f) of rows x (G, n, f).
+
+    >>> gram(torch.tensor([[[1.0, 2.0], [0.0, 1.0]]])).tolist()
+    [[[1.0, 2.0], [2.0, 5.0]]]
+    """
+    held = x.new_zeros(len(x), x.shape[2], x.shape[2])
+    _accumulate_upper(held, x)
+    return _mirrored(held)
+
+
+def _accumulate(held: Tensor, x: Tensor, y: Tensor) -> None:
+    """Add xᵀ y to `held`, at its own precision."""
+    if held.dtype == x.dtype:
+        held.baddbmm_(x.transpose(1, 2), y)
+    else:
+        held += x.transpose(1, 2) @ y
+
+
+def _accumulate_upper(held: Tensor, x: Tensor) -> None:
+    """Add xᵀ x to `held`, block by block of its columns, down to the diagonal."""
+    for start in range(0, x.shape[2], BLOCK):
+        end = start + BLOCK
+        _accumulate(held[:, :end, start:end], x[:, :, :end], x[:, :, start:end])
+
+
+def _mirrored(upper: Tensor) -> Tensor:
+    """The whole of what is known down to the diagonal, in place."""
+    for start in range(0, upper.shape[1], BLOCK):
+        end = start + BLOCK
+        upper[:, end:, start:end] = upper[:, start:end, end:].transpose(1, 2)
+    return upper

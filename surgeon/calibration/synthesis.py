@@ -5,15 +5,13 @@ training (Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework", CVPR 20
 model is as confident of a class, each in turn, as for what it was trained on (Yin et al., "Dreaming to Distill:
 Data-free Knowledge Transfer via DeepInversion", CVPR 2020, arXiv:1912.08795). Both are found from the graph.
 
-Without batch norms the noise stays noise, and tokens are drawn from the rows of their embedding: the units' activations
-still show which of them can replace which, as their weights alone do (Srinivas and Babu, "Data-free Parameter
-Pruning for Deep Neural Networks", BMVC 2015, arXiv:1507.06149).
+Without batch norms the noise stays noise, and tokens are drawn from the rows of their embedding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +20,8 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from surgeon.calibration.footprint import bytes_backwards
-from surgeon.errors import InvalidArgument, InvalidModel
+from surgeon.calibration.noise import Made, draw, noise_for
+from surgeon.errors import InvalidModel
 from surgeon.frontend.infer_inputs import infer
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
@@ -31,8 +30,7 @@ from surgeon.groups.interpreter import Interpreter, floating, single
 from surgeon.groups.weights import check_finite, check_real
 from surgeon.ir.operators import operator_name
 from surgeon.rules import arguments
-from surgeon.rules.base import size_of
-from surgeon.support.memory import share_of_memory
+from surgeon.support.memory import working_memory
 from surgeon.support.progress import counter, stage
 
 #: Steps of Adam, and the rate of the first.
@@ -41,18 +39,8 @@ RATE = 0.2
 #: The weight of cross-entropy besides the batch norms' mean divergence, in nats.
 CLASSES = 0.02
 #: Samples that batch norms see at once, as in training; fewer if the values that gradients need would take more than
-#: the share `MEMORY` of the memory.
+#: the working memory.
 TOGETHER = 64
-MEMORY = 1 / 8
-
-
-@dataclass(frozen=True)
-class Synthetic:
-    """The leaves of inputs for a graph, and whether they are only noise."""
-
-    leaves: list[Any]
-    noise: bool
-    note: str
 
 
 @dataclass(frozen=True)
@@ -134,67 +122,31 @@ def synthesize(model: nn.Module, example_inputs: Any = None, *, samples: int = 2
     return kwargs if not args else [args]
 
 
-def synthesize_for(graph: Graph, samples: int = 256, seed: int = 0) -> Synthetic:
+def synthesize_for(graph: Graph, samples: int = 256, seed: int = 0) -> Made:
     """Inputs of at least `samples` samples for a graph.
 
     Raises:
         InvalidArgument: the samples don't fit into memory.
         InvalidModel: no input is a batch of numbers or tokens, or the model computes NaN or infinity.
     """
-    generator = torch.Generator().manual_seed(seed)
     remembered = norms(graph)
+    if not remembered:
+        return noise_for(graph, samples, seed)
     watched = _ancestors(norm.source for norm in remembered)
-    if not graph.dynamic:
-        samples = -(-samples // graph.batch) * graph.batch
-    leaves = pytree.tree_leaves(graph.inputs)
-    one = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor)) / graph.batch
-    if one * samples > (most := share_of_memory(MEMORY)):
-        raise InvalidArgument(
-            f"samples={samples}: so many inputs take {one * samples / 1e9:,.0f} GB, which this machine can't hold "
-            f"besides what is computed from them; give at most {int(most / one)}"
-        )
-    batched: list[int] = []
-    moved: list[int] = []
-    drawn: list[int] = []
-    for place, node in enumerate(node for node in graph.nodes if node.op == "placeholder"):
-        leaf = leaves[place]
-        if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != graph.batch:
-            continue
-        batched.append(place)
-        shape, rows = (samples, *leaf.shape[1:]), _rows(graph, node)
-        noise = leaf.is_floating_point() and (node in watched or not remembered)
-        if noise:
-            leaves[place] = _noise(leaf.detach(), shape, generator)
-            (moved if node in watched else drawn).append(place)
-        elif rows is not None:
-            leaves[place] = torch.randint(rows, shape, generator=generator).to(leaf)
-            drawn.append(place)
-        else:
-            leaves[place] = leaf.detach()[torch.arange(samples, device=leaf.device) % len(leaf)]
-    if moved:
-        nats = _descend(graph, remembered, leaves, batched, moved, samples)
-        note = f"inputs are synthesized: batch norms see their statistics within {nats:.3f} nats a channel"
-        return Synthetic(leaves, noise=False, note=note)
-    if drawn:
-        note = "inputs are drawn at random: the model has no batch norms that tell what it was trained on"
-        return Synthetic(leaves, noise=True, note=note)
-    raise InvalidModel("no inputs can be synthesized: none is a batch of numbers, or of tokens of an embedding")
-
-
-def _noise(example: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Normal noise with the mean and the spread of an example; standard normal if the example is constant."""
-    noise = torch.randn(shape, generator=generator).to(example.device)
-    values = example.float()
-    spread, mean = values.std(unbiased=False), values.mean()
-    usable = bool(torch.isfinite(spread + mean)) and float(spread) > 0
-    return (noise * spread + mean if usable else noise).to(example)
+    made = draw(graph, samples, torch.Generator().manual_seed(seed), watched)
+    if not made.drawn:
+        return made
+    samples = len(made.leaves[made.drawn[0]])
+    nats = _descend(graph, remembered, made.leaves, made.batched, made.drawn, samples)
+    note = f"inputs are synthesized: batch norms see their statistics within {nats:.3f} nats a channel"
+    return replace(made, note=note, noise=False)
 
 
 def _descend(
     graph: Graph, remembered: list[Norm], leaves: list[Any], batched: list[int], moved: list[int], samples: int
 ) -> float:
     """Optimize the leaves `moved`, of those that are `batched`; returns the divergence that is left, in nats."""
-    affordable = share_of_memory(MEMORY) // bytes_backwards(graph)
+    affordable = working_memory() // bytes_backwards(graph)
     together = max(1, min(TOGETHER, affordable)) if graph.dynamic else graph.batch
     parts = torch.arange(samples).split(together)
     left = 0.0
@@ -257,9 +209,3 @@ def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
             found.add(node)
             waiting += node.all_input_nodes
     return found
-
-
-def _rows(graph: Graph, node: fx.Node) -> int | None:
-    """The rows of the smallest embedding that a placeholder's values are looked up in; None if there is none."""
-    looked_up = [arguments(user) for user in node.users if operator_name(user) == "embedding"]
-    return min((size_of(given["weight"])[0] for given in looked_up if given["indices"] is node), default=None)

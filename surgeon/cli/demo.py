@@ -71,7 +71,8 @@ def run(network: str, ratio: float, *, threads: int = 1, out: StrPath | None = N
     console.print(f"{report.certificate}", markup=False)
     console.print(
         f"\nThe accuracy after is that directly after pruning (guessing gives {1 / len(labels.unique()):.0%}): units "
-        "were ranked by their weights, without data, and nothing was trained. Fine-tune the result next."
+        "were ranked by their weights, without data, and nothing was trained. Fine-tune the result next, or let noise "
+        'or unlabeled images make up for the cut: data="noise", data=images.'
     )
     if out is not None:
         console.print(f"\nThe files are in {out}", markup=False)

@@ -49,9 +49,9 @@ Seed = Annotated[int, typer.Option(help="Seed of a zoo's random weights, and of 
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where to write; created if missing.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime while measuring.")]
 _DATA = typer.Option(
-    metavar="FILE|FOLDER|MODULE:NAME|synthetic",
+    metavar="FILE|FOLDER|MODULE:NAME|noise|synthetic",
     help="Unlabeled inputs as for inference: .npy, .npz or .safetensors, a folder of such files, a Python object that "
-    "yields batches, such as package.module:LOADER, or synthetic: generated from the model alone.",
+    "yields batches, such as package.module:LOADER, or noise, or synthetic: made from the model alone.",
 )
 Data = Annotated[str | None, _DATA]
 NeededData = Annotated[str, _DATA]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from surgeon.errors import InvalidInputs, first_line
 
 
-def batches(name: str, data: Any) -> Iterator[Any]:
+def batches(name: str, data: Any) -> Generator[Any]:
     """The batches of `data`, an argument of this name that was checked; a lone tensor, array or dict is one batch.
 
     Close it, as with `contextlib.closing`, where not all of them are read: that ends the processes of a DataLoader.

@@ -26,7 +26,7 @@ _KINDS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 @contextmanager
 def with_padded_sequences(model: nn.Module) -> Iterator[None]:
     """With the recurrent layers of `model`, a copy of the user's, as operators on padded sequences for packed ones."""
-    layers = [module for module in model.modules() if isinstance(module, nn.RNNBase) and not module.proj_size]
+    layers = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
     if not layers:
         yield
         return
@@ -71,8 +71,8 @@ def _forward(module: nn.RNNBase, plain: Any, x: Any, hx: Any = None) -> Any:
     directions = 2 if module.bidirectional else 1
     count = 2 if kind == "lstm" else 1
     if hx is None:
-        zeros = data.new_zeros(module.num_layers * directions, batch, module.hidden_size)
-        states = [zeros] * count
+        widths = [module.proj_size or module.hidden_size, module.hidden_size][:count]
+        states = [data.new_zeros(module.num_layers * directions, batch, width) for width in widths]
     else:
         states = [state.index_select(1, chosen) if chosen is not None else state for state in
                   (hx if isinstance(hx, tuple) else (hx,))]

@@ -44,8 +44,10 @@ from surgeon.support.arguments import (
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 
-#: What `data` is called instead of data, for inputs that are synthesized.
+#: What `data` may be instead of data: inputs that are synthesized from the model, and plain noise.
 SYNTHETIC: Final = "synthetic"
+NOISE: Final = "noise"
+MADE: Final = (SYNTHETIC, NOISE)
 
 TENSORS: Final = mapping("tensors by name, as state_dict() gives them", text, instance(Tensor, "a tensor"))
 
@@ -107,12 +109,12 @@ def units(name: str, value: Any) -> dict[int, tuple[int, ...]]:
 
 
 def data(name: str, value: Any) -> Any:
-    """What yields batches of inputs, those of files too, or "synthetic"."""
+    """What yields batches of inputs, those of files too, or "synthetic" or "noise"."""
     match value:
         case type() | bytes() | bytearray() | memoryview() | io.IOBase() | None:
             fits = False
         case str() | os.PathLike():
-            return value if value == SYNTHETIC else from_disk(name, value)
+            return value if value in MADE else from_disk(name, value)
         case Pictures():
             return value
         case Tensor() | np.ndarray():
@@ -124,7 +126,7 @@ def data(name: str, value: Any) -> Any:
     if not fits:
         raise InvalidArgument(
             f"{name} is a {type(value).__name__}; give a tensor of samples, an iterable of batches such as a "
-            f'DataLoader, the name of a file or folder of arrays, or "{SYNTHETIC}"'
+            f'DataLoader, the name of a file or folder of arrays, "{SYNTHETIC}" or "{NOISE}"'
         )
     return value
 

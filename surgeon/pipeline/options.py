@@ -42,6 +42,7 @@ from surgeon.support.arguments import (
     BUDGETS,
     NATURAL,
     OBJECT,
+    PART,
     POSITIVE,
     SCOPES,
     SHARE,
@@ -213,10 +214,16 @@ class Data(_Concern):
         "for the loss. What an attention_mask hides does not count. "
         "With them, the units that the others reconstruct best are removed, widths are chosen by the effect on the "
         "model's output, and the remaining layers are fitted to make up for the loss, without labels or training. "
-        '"synthetic" does the same with inputs generated from the model alone, as `surgeon.synthesize` does.',
+        'Without any, "noise" does the same with noise, of which batch norms take the statistics, in seconds; '
+        '"synthetic" with inputs generated from the model, as `surgeon.synthesize` does, in minutes.',
         name="data",
     )] = None
     samples: Annotated[int, Option(POSITIVE, "The maximum number of samples of the data to use.")] = 256
+    memory: Annotated[float | None, Option(
+        PART,
+        "The share of the machine's memory that work with data may take beside the model, such as 0.25. By default an "
+        "eighth, and at most 2 GiB. With less, the first layers are fitted on fewer of the samples.",
+    )] = None
     loss: Annotated["Loss | None", Option(
         function(
             "a function of the model's output and the rest of each batch, such as torch.nn.functional.cross_entropy"
@@ -368,6 +375,7 @@ class Planning(Selecting, total=False):
     max_params: float | None
     data: Any
     samples: int
+    memory: float | None
     loss: "Loss | None"
     importance: "str | Criterion | None"
 

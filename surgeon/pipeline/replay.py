@@ -11,11 +11,12 @@ from torch import nn
 from surgeon.allocation.fast_widths import round_up_to_fast_widths
 from surgeon.device.profile import Profile
 from surgeon.errors import InvalidArgument
-from surgeon.frontend.trace import normalize_inputs
+from surgeon.frontend.parts import Parts
 from surgeon.frontend.wrappers import bare, within_its_wrapper
 from surgeon.groups.analyze import analyze_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.latency.model import Latency
+from surgeon.pipeline.around import parts_of, whole
 from surgeon.plans.basis import require
 from surgeon.plans.carried import FORM, attach, left
 from surgeon.plans.plan import Plan
@@ -37,13 +38,14 @@ def build(plan: Plan, model: nn.Module, form: str = "auto") -> nn.Module:
 def _carried_out(steps: Sequence[Plan], model: nn.Module, example_inputs: Any, form: str, in_basis: bool) -> nn.Module:
     """The result of several steps. Each but the last one is in the form that it had when they were first taken."""
     for place, step in enumerate(steps, 1):
-        groups = _couple(step, model, example_inputs if place == 1 else None)
+        of, groups = _couple(step, model, example_inputs if place == 1 else None)
         if in_basis:
             require(model, step.settings.get("basis"))
         wanted = form if place == len(steps) else str(step.settings.get(FORM, "auto"))
-        operation, _ = carry_out(model, groups, step.keep(groups), wanted)
-        attach(operation.module, step, model)
-        model = operation.module
+        operation, _ = carry_out(of, groups, step.keep(groups), wanted)
+        made = whole(model, operation.module, of)
+        attach(made, step, model)
+        model = made
     return model
 
 
@@ -51,9 +53,10 @@ def verify(plan: Plan, model: nn.Module, slim: nn.Module, example_inputs: Any = 
     """See `Plan.verify`."""
     *earlier, last = left(plan, _checked(bare(model)))
     model = _carried_out(earlier, bare(model), example_inputs, "auto", True)
-    groups = _couple(last, model, None if earlier else example_inputs)
+    of, groups = _couple(last, model, None if earlier else example_inputs)
     require(model, last.settings.get("basis"))
-    return hold_against(groups, last.keep(groups), bare(slim))
+    smaller = bare(slim)
+    return hold_against(groups, last.keep(groups), Parts(smaller, of.called) if isinstance(of, Parts) else smaller)
 
 
 def align(plan: Plan, profile: Profile, model: nn.Module, example_inputs: Any = None) -> Plan:
@@ -62,7 +65,7 @@ def align(plan: Plan, profile: Profile, model: nn.Module, example_inputs: Any = 
         kind = type(profile).__name__
         raise InvalidArgument(f"profile is a {kind}, not a surgeon.Profile; surgeon.Profile.load reads a file")
     model = bare(_checked(model))
-    groups = _couple(plan, model, example_inputs)
+    _, groups = _couple(plan, model, example_inputs)
     latency = Latency.of(groups, profile, model=plan.fingerprint)
     aligned = Plan.of(groups, round_up_to_fast_widths(groups, plan.keep(groups), latency), model=model)
     return replace(aligned, settings=plan.settings)  # including the plan's basis, whatever the given model's is
@@ -74,7 +77,8 @@ def _checked(model: nn.Module) -> nn.Module:
     return model
 
 
-def _couple(plan: Plan, model: nn.Module, example_inputs: Any) -> Groups:
+def _couple(plan: Plan, model: nn.Module, example_inputs: Any) -> tuple[nn.Module, Groups]:
+    """What the plan is of, the model or parts of it, and its groups."""
     plan.check(model)
-    inputs = plan.example_inputs() if example_inputs is None else normalize_inputs(example_inputs)
-    return analyze_inputs(model, inputs)
+    of, inputs = parts_of(model, plan, example_inputs)
+    return of, analyze_inputs(of, inputs)

@@ -15,10 +15,12 @@ from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.ignore import Ignored, named
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
+from surgeon.frontend.parts import Parts
 from surgeon.frontend.wrappers import within_its_wrapper
-from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Groups
 from surgeon.groups.weights import check_finite
+from surgeon.ir.fingerprint import fingerprint
+from surgeon.pipeline.around import PARTS, analyzed, check_runs, whole
 from surgeon.pipeline.latency_target import LatencyTarget
 from surgeon.pipeline.options import BY_CONCERN, Data, Options, Planning, Repair, Select, Shrinking, Target, flat
 from surgeon.pipeline.own_class import Choice, Chooser, at_example_sizes, built, planned
@@ -30,6 +32,7 @@ from surgeon.recovery import Recovery, recover_groups
 from surgeon.reporting.report import Change, Report
 from surgeon.scoring.reconstruction import reconstruction
 from surgeon.scoring.registry import RECONSTRUCTION, score_groups, settle
+from surgeon.support.memory import using_memory
 from surgeon.support.progress import collect, stage
 from surgeon.support.scratch import temporary_folder
 from surgeon.surgery import Operation
@@ -46,13 +49,15 @@ class _Decision:
     settings: dict[str, Any]
     cost: Cost
     data: Calibration | None = None
+    fingerprint: str | None = None  # of the whole, where `model` is parts of it
 
     @property
     def keep(self) -> dict[int, tuple[int, ...]]:
         return self.choice.keep
 
     def plan(self) -> Plan:
-        return Plan.of(self.groups, self.keep, self.settings, model=self.model)
+        made = Plan.of(self.groups, self.keep, self.settings, model=self.model)
+        return made if self.fingerprint is None else replace(made, fingerprint=self.fingerprint)
 
 
 @within_its_wrapper()
@@ -72,7 +77,8 @@ def shrink(
 
     Args:
         model: any module that `torch.export` can trace; it is left as it is. What it holds that can't be copied, such
-            as a lock or an open file, the result shares with it.
+            as a lock or an open file, the result shares with it. Of one that can't be traced, the largest parts that
+            can are cut, each with what enters and leaves it as it was; a ratio is then one of these parts.
         options: those of `surgeon.pipeline.options`, each by its name.
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
             safe.
@@ -87,7 +93,7 @@ def shrink(
 
     Raises:
         InvalidArgument, InvalidInputs, InvalidModel: bad input.
-        TraceError: `torch.export` can't trace the model.
+        TraceError: `torch.export` can't trace the model, and no part of it, or what is asked for needs the whole.
         NothingToPrune, Infeasible: the budget can't be met; the message names the nearest ratio that can.
         SurgeryError: the form is "module", and the class can't hold such a plan; the message says why.
         NotEquivalent: the result is not the original less the removed units; please report the network.
@@ -98,8 +104,8 @@ def shrink(
     >>> slim[0].out_channels < 64, type(slim).__name__
     (True, 'Sequential')
     """
-    with collect() as seconds:
-        asked = Options.of(ratio=ratio, **options)
+    asked = Options.of(ratio=ratio, **options)
+    with collect() as seconds, using_memory(asked.data.memory):
         made = decide(model, asked, example_inputs, form)
         assert made.choice.built is not None  # a form was given
         operation, certificate = made.choice.built
@@ -110,6 +116,9 @@ def shrink(
                     operation.module, made.groups, made.groups.kept(made.keep), made.data, distill=asked.repair.distill
                 )
             operation = replace(operation, module=module)
+        if isinstance(made.model, Parts):
+            operation = replace(operation, module=whole(model, operation.module, made.model))
+            check_runs(operation.module, made.model.called, example_inputs)
         attach(operation.module, made.plan(), model)
     if not return_report:
         return operation.module
@@ -134,7 +143,9 @@ def plan(
     >>> [(cut.tensor, cut.axis, len(cut.keep)) for cut in made.cuts]
     [('0.weight', 0, 16), ('0.bias', 0, 16), ('2.weight', 1, 16)]
     """
-    return decide(model, Options.of(ratio=ratio, project=False, **options), example_inputs).plan()
+    asked = Options.of(ratio=ratio, project=False, **options)
+    with using_memory(asked.data.memory):
+        return decide(model, asked, example_inputs).plan()
 
 
 @public()
@@ -156,8 +167,8 @@ def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iter
     pinned 2.bias axis 0 (4): an output of the model
     input input (*, 8): axis 0 free, axis 1 fixed (mat1 and mat2 shapes cannot be multiplied (2x6 and 8x32))
     """
-    groups = analyze(model, example_inputs, ignore)
-    return replace(groups, sizes=free_sizes(model, groups.graph.inputs))
+    traced, groups = analyzed(model, example_inputs, ignore)
+    return replace(groups, sizes=free_sizes(traced, groups.graph.inputs))
 
 
 @public(plan=PLAN)
@@ -189,7 +200,11 @@ def decide(
         "importance": importance if isinstance(importance, str) else getattr(importance, "__name__", "custom"),
         "ignore": named(model, select.ignore),
     }
-    groups = analyze(model, example_inputs, select.ignore)
+    traced, groups = analyzed(model, example_inputs, select.ignore, _needs_all(options, form))
+    architecture = None
+    if isinstance(traced, Parts):
+        settings[PARTS], form, architecture = list(traced.called), form and "module", fingerprint(model)
+    model = traced
     check_finite(groups.graph)
     calibration = None
     if data.source is not None:
@@ -218,13 +233,22 @@ def decide(
         return built(model, groups, chooser, form, at_example_sizes(model, groups) if varying else None)
 
     if not target.timed:
-        return _Decision(model, groups, chosen(chooser), settings, cost, calibration)
+        return _Decision(model, groups, chosen(chooser), settings, cost, calibration, architecture)
     with temporary_folder() as folder:
         timer = LatencyTarget(model, groups, cost, target.device, target.threads, folder)
         choice = chosen(replace(chooser, timer=timer))
     assert choice.timing is not None
     settings |= {"budget": "latency", "device": choice.timing.device, "threads": choice.timing.threads}
     return _Decision(model, groups, choice, settings, cost, calibration)
+
+
+def _needs_all(options: Options, form: Form | None) -> str:
+    """What is asked for that needs the whole model traced; empty if nothing does."""
+    if form == "graph":
+        return "a graph is of the whole model"
+    if options.data.source is not None:
+        return "data is of the whole model"
+    return "a latency is of the whole model" if options.target.timed else ""
 
 
 def _report(
@@ -244,7 +268,7 @@ def _report(
     return Report(
         model=type(model).__name__,
         form="module" if operation.form == "module" else "graph",
-        form_reason=operation.reason,
+        form_reason=operation.reason + _around(made.model),
         budget=budget,
         requested=requested,
         possible=made.choice.possible,
@@ -262,6 +286,13 @@ def _report(
         basis=basis_of(made.model),
         seconds=dict(seconds),
     )
+
+
+def _around(model: nn.Module) -> str:
+    if not isinstance(model, Parts):
+        return ""
+    names = ", ".join(dict.fromkeys(model.called))
+    return f"; {model.why}; so these parts are cut, with what enters and leaves them as it was: {names}"
 
 
 def _left_whole(names: tuple[str, ...]) -> list[str]:

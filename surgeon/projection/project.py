@@ -21,6 +21,7 @@ from surgeon.calibration.moments import Moments
 from surgeon.calibration.other_sizes import analyze_again, calibrated
 from surgeon.calibration.padding import Padding
 from surgeon.calibration.parameter_slots import Slots
+from surgeon.calibration.restated import judged_on
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.ignore import Ignored, ignoring
 from surgeon.frontend.isolation import undisturbed
@@ -36,6 +37,7 @@ from surgeon.projection import attention_heads, channel_order, linear_streams
 from surgeon.projection.attention_heads import Match
 from surgeon.projection.draft import Draft
 from surgeon.projection.linear_streams import Stream
+from surgeon.support.memory import using_memory
 from surgeon.support.progress import stage
 
 #: The largest deviation of the rotated model's outputs from the original's, relative to their norm.
@@ -45,7 +47,9 @@ TOLERANCE = 1e-3
 @within_its_wrapper()
 @public()
 @undisturbed()
-def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: Any = None) -> nn.Module:
+def project(
+    model: nn.Module, data: Any, *, samples: int = 256, memory: float | None = None, example_inputs: Any = None
+) -> nn.Module:
     """A copy of the model that computes the same, in the basis in which a cut does least damage.
 
     Linear streams are rotated from their writers to their readers, and values and keys inside of each attention head;
@@ -57,6 +61,7 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
         model: any module that `torch.export` can trace; it is left as it is.
         data: unlabeled inputs, as for `shrink`.
         samples: how many of them to use at most.
+        memory: as for `shrink`.
         example_inputs: as for `shrink`.
 
     Returns:
@@ -74,7 +79,8 @@ def project(model: nn.Module, data: Any, *, samples: int = 256, example_inputs: 
     >>> basis_of(rotated).groups, torch.allclose(rotated(x), net(x), atol=1e-4)
     (('0',), True)
     """
-    return project_groups(model, *calibrated(data, analyze(model, example_inputs), model, samples))
+    with using_memory(memory):
+        return project_groups(model, *calibrated(data, analyze(model, example_inputs), model, samples))
 
 
 def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -> nn.Module:
@@ -93,9 +99,10 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -
     inner = [found for group in free if group.leaf.id not in turned and (found := channel_order.find(groups, group))]
     if not (turned or inner):
         return model
-    sensitivity = measure(groups, calibration.batches)
+    judged = judged_on(groups, calibration)
+    sensitivity = measure(judged, calibration.batches)
     readers = {reader.layer.node: reader for reader in sensitivity.readers}
-    seen = _Seen(groups, linear, matches, calibration)
+    seen = _Seen(judged, linear, matches, calibration)
     draft = Draft()
     for value in values:
         value.rotate(value.basis(readers), draft)

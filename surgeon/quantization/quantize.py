@@ -27,7 +27,7 @@ from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.frontend.batches import batches
 from surgeon.frontend.infer_inputs import infer
 from surgeon.frontend.isolation import undisturbed
-from surgeon.frontend.parameters import SYNTHETIC, public
+from surgeon.frontend.parameters import NOISE, SYNTHETIC, public
 from surgeon.frontend.parameters import data as calibration_data
 from surgeon.frontend.pictures import Pictures
 from surgeon.frontend.trace import MODULE, normalize_inputs
@@ -161,6 +161,10 @@ def quantize(
     True
     """
     if isinstance(calibration, str):
+        if calibration == NOISE:
+            raise InvalidArgument(
+                f'calibration="{NOISE}": the ranges of noise are not those of data; give batches, or "{SYNTHETIC}"'
+            )
         if not isinstance(model, nn.Module):
             raise InvalidArgument(
                 f'calibration="{SYNTHETIC}" is made from a module, not from a file; give the module, or batches'

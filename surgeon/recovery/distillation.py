@@ -26,12 +26,11 @@ from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import Interpreter, floating, single
 from surgeon.recovery.pair import Pair
 from surgeon.rules import Kept
-from surgeon.support.memory import share_of_memory
+from surgeon.support.memory import working_memory
 from surgeon.support.progress import counter
 
-#: Samples of one step; fewer if the values that its gradients need would take more than this share of the memory.
+#: Samples of one step; fewer if what its gradients need would take more than the working memory.
 TOGETHER = 64
-MEMORY = 1 / 12
 #: Below this number of samples, training would overfit them.
 FEWEST = 64
 #: The most epochs, and multiply-accumulate operations of all steps: about a minute on one core.
@@ -167,7 +166,7 @@ class _Samples:
         by_sizes: dict[tuple[torch.Size, ...], list[list[Tensor]]] = {}
         for each in leaves:
             by_sizes.setdefault(tuple(each[place].shape[1:] for place in self.batched), []).append(each)
-        affordable = share_of_memory(MEMORY) // bytes_backwards(graph)
+        affordable = working_memory() // bytes_backwards(graph)
         together = max(1, min(TOGETHER, affordable)) if graph.dynamic else graph.batch
         self.generator = torch.Generator().manual_seed(seed)
         self.pools = [

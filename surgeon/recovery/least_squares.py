@@ -22,13 +22,11 @@ from surgeon.calibration.padding import Padding
 from surgeon.calibration.parameter_slots import Slot, Slots
 from surgeon.frontend.trace import batch_size
 from surgeon.groups.coupling import Groups
-from surgeon.groups.interpreter import floating
 from surgeon.ir.operators import operator_name
-from surgeon.recovery.pair import Pair
+from surgeon.recovery.lockstep import Lockstep
 from surgeon.recovery.report import Layer
 from surgeon.rules import Kept, arguments, where
 from surgeon.rules.base import size_of
-from surgeon.support.progress import counter
 
 #: Rows that moments are computed from: this many for each input of a layer, within this many operations.
 ROWS_PER_INPUT = 40
@@ -43,12 +41,12 @@ EXACT = 1e-6
 
 
 @dataclass
-class Outcome:
-    """The layers and batch norms that were corrected, and the outputs' deviation."""
+class Corrected:
+    """The layers and batch norms that were corrected, and the samples that the first and the last layers saw."""
 
     layers: list[Layer] = field(default_factory=list)
     batch_norms: int = 0
-    deviation: float = 0.0
+    samples: tuple[int, int] = (0, 0)
 
 
 class Compensation:
@@ -57,10 +55,10 @@ class Compensation:
     `tensors` are the smaller model's, by name; they are written to. Each operator is corrected, and then run on all
     batches before the next one, so that layers are fitted to their final inputs.
 
-    On noise, the drift of the smaller model's activations means nothing. There, each layer is fitted separately
-    instead, to the original's inputs and without a bias: weights on removed units are merged into those on units that
-    are kept. This is Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015, for units
-    that resemble several others.
+    On noise, in a model without norms, activations are of no scale that means anything. There, each layer is fitted
+    separately instead, to the original's inputs and without a bias: weights on removed units are merged into those on
+    units that are kept. This is Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015,
+    for units that resemble several others.
     """
 
     def __init__(
@@ -68,33 +66,24 @@ class Compensation:
         batch_norm: bool, compensate: bool,
     ) -> None:
         self.data, self.ridge, self.batch_norm, self.compensate = data, ridge, batch_norm, compensate
-        self.every = range(len(data.batches))
-        self.held = self.every[len(data.fit):]
-        self.pair = Pair(groups, kept, tensors)
-        self.full = self.pair.original(*data.batches)
-        self.small = self.pair.smaller(*data.batches, tensors=self.pair.own)
+        self.both = Lockstep(groups, kept, tensors, data)
+        self.pair, self.full, self.small = self.both.pair, self.both.full, self.both.small
         self.slots = Slots(groups, self.pair.copies, tensors)
         self.padding = Padding(groups)
         self.generator = torch.Generator().manual_seed(0)
-        self.outcome = Outcome()
+        self.corrected = Corrected()
 
-    def run(self) -> Outcome:
-        total, done = sum(map(self._work, self.pair.copies)), 0.0
-        smaller = iter(self.small)
-        with torch.no_grad(), counter("recover") as progress:
-            for node in self.full:
-                progress(done, total)
-                done += self._work(node)
-                copy = next(smaller)
-                while copy is not self.pair.copies[node]:  # a number that is computed in the smaller graph alone
-                    for batch in self.every:
-                        self.small.compute(copy, batch)
-                    copy = next(smaller)
-                if node.op == "output":
-                    self.outcome.deviation = self._deviation(node, copy)
-                else:
-                    self._step(node, copy)
-        return self.outcome
+    def run(self) -> Corrected:
+        with torch.no_grad():
+            for node, copy in self.both.steps(self._work):
+                found = layers.find(node, copy, self.slots.find) if self.compensate else None
+                if found is not None and found.source in self.pair.changed:
+                    self._fit(found)
+                norm = batch_norm.find(node, self.slots.find) if self.batch_norm else None
+                if norm is not None and norm.source in self.pair.changed:
+                    self._estimate(norm)
+        self.corrected.samples = self.both.started_with, self.both.samples
+        return self.corrected
 
     def _work(self, node: fx.Node) -> float:
         """About how many operations a step takes, to tell how much is left."""
@@ -113,23 +102,6 @@ class Compensation:
             found += groups * inputs * (2 * rows * (inputs + outputs) + inputs**2) + len(CANDIDATES) * inputs * size / 8
         return float(found)
 
-    def _step(self, node: fx.Node, copy: fx.Node) -> None:
-        same = node not in self.pair.changed
-        for batch in self.every:
-            value = self.full.compute(node, batch)
-            if same:
-                self.small.set(copy, self.pair.at_kept(node, value), batch)
-        if same:
-            return
-        found = layers.find(node, copy, self.slots.find) if self.compensate else None
-        if found is not None and found.source in self.pair.changed:
-            self._fit(found)
-        norm = batch_norm.find(node, self.slots.find) if self.batch_norm else None
-        if norm is not None and norm.source in self.pair.changed:
-            self._estimate(norm)
-        for batch in self.every:
-            self.small.compute(copy, batch)
-
     def _wanted(self, node: fx.Node, batch: int) -> Tensor:
         """What the original computes, at the positions that the smaller model has."""
         value: Tensor = self.pair.at_kept(node, self.full.value(node, batch))
@@ -137,7 +109,7 @@ class Compensation:
 
     def _fit(self, layer: Contraction) -> None:
         moments = self._moments(layer)
-        absorber = _absorber(layer, self.slots) if not self.data.noise else None
+        absorber = _absorber(layer, self.slots) if not self.data.unscaled else None
         start = layer.matrix(layer.weight.read()).to(moments.means[0].dtype)
         bias = torch.zeros_like(moments.means[1])
         if layer.bias is not None:
@@ -157,7 +129,7 @@ class Compensation:
         if errors["nothing"] < EXACT:
             return
         best = min(errors, key=lambda name: errors[name])
-        self.outcome.layers.append(Layer(where(layer.node), start.shape[1], errors["nothing"], errors[best], best))
+        self.corrected.layers.append(Layer(where(layer.node), start.shape[1], errors["nothing"], errors[best], best))
         if best == "nothing":
             return
         matrix, shift = candidates[best]
@@ -172,10 +144,10 @@ class Compensation:
         moments = Moments()
         inputs = layer.matrix(layer.weight.places).shape[1]
         share = self._share(layer, inputs)
-        for batch in range(len(self.data.fit)):
+        for batch in self.both.fit:
             x = self._input(layer, batch)
             wanted = self._wanted(layer.node, batch)
-            if self.data.noise and layer.bias is not None and layer.along is not None:
+            if self.data.unscaled and layer.bias is not None and layer.along is not None:
                 outputs = layer.matrix(layer.weight.places).shape
                 wanted = wanted - layer.along(layer.bias.read().reshape(outputs[0], outputs[2])).to(wanted)
             shown = self.padding.shown(layer.node, self.data.batches[batch])
@@ -186,7 +158,7 @@ class Compensation:
         return self.padding.values(node, value, self.data.batches[batch])
 
     def _input(self, layer: Contraction, batch: int) -> Tensor:
-        if self.data.noise:
+        if self.data.unscaled:
             return self._wanted(layer.source, batch)
         value: Tensor = self.small.value(self.pair.copies[layer.source], batch)
         return value
@@ -196,7 +168,7 @@ class Compensation:
         groups, _, outputs = layer.matrix(layer.weight.places).shape
         total = sum(
             self.padding.count(layer.node, self._wanted(layer.node, batch), self.data.batches[batch])
-            for batch in range(len(self.data.fit))
+            for batch in self.both.fit
         ) // max(groups * outputs, 1)
         return _rows_wanted(inputs) / max(total, 1)
 
@@ -204,12 +176,12 @@ class Compensation:
         """Each candidate's deviation on the data held back, relative to the spread of the original's output."""
         copies = self.pair.copies
         errors = dict.fromkeys(candidates, 0.0)
-        wanted = [self._wanted(layer.node, batch) for batch in self.held]
-        rows = [self._shown(layer.node, w, batch) for batch, w in zip(self.held, wanted, strict=True)]
+        wanted = [self._wanted(layer.node, batch) for batch in self.both.held]
+        rows = [self._shown(layer.node, w, batch) for batch, w in zip(self.both.held, wanted, strict=True)]
         spread = float(sum((w - w.mean()).double().square().sum() for w in rows))
         for name, (matrix, shift) in candidates.items():
             weight = layer.unmatrix(matrix).to(wanted[0].dtype)
-            for batch, want in zip(self.held, wanted, strict=True):
+            for batch, want in zip(self.both.held, wanted, strict=True):
                 instead = {copies[layer.weight.node]: weight, copies[layer.source]: self._input(layer, batch)}
                 have = self.small.evaluate(copies[layer.node], batch, instead)
                 if layer.along is not None:
@@ -219,26 +191,17 @@ class Compensation:
 
     def _estimate(self, norm: BatchNorm) -> None:
         given = arguments(norm.node)
-        mean, variance = (self._wanted(given[operand], 0).double() for operand in ("running_mean", "running_var"))
+        any_batch, joined = self.both.joined[0], self.both.joined
+        mean, variance = (self._wanted(given[name], any_batch).double() for name in ("running_mean", "running_var"))
         source = self.pair.copies[norm.source]
-        shown = [self.padding.shown(norm.source, batch) for batch in self.data.batches]
-        wanted = batch_norm.statistics((self._wanted(norm.source, batch) for batch in self.every), shown)
-        found = batch_norm.statistics((self.small.value(source, batch) for batch in self.every), shown)
+        shown = [self.padding.shown(norm.source, self.data.batches[batch]) for batch in joined]
+        wanted = batch_norm.statistics((self._wanted(norm.source, batch) for batch in joined), shown)
+        found = batch_norm.statistics((self.small.value(source, batch) for batch in joined), shown)
         mean, variance = batch_norm.match((mean, variance), wanted, found, norm.eps)
         norm.mean.write(mean)
         norm.variance.write(variance)
         self.small.refresh()
-        self.outcome.batch_norms += 1
-
-    def _deviation(self, node: fx.Node, copy: fx.Node) -> float:
-        apart = size = 0.0
-        for batch in self.held:
-            mine, wanted = floating(self.small.compute(copy, batch)), floating(self.full.compute(node, batch))
-            both = (self.padding.in_a_row(each, self.data.batches[batch]) for each in (mine, wanted))
-            for a, b in zip(*both, strict=True):
-                apart += float((a - b).double().square().sum())
-                size += float(b.double().square().sum())
-        return (apart / size) ** 0.5 if size else apart
+        self.corrected.batch_norms += 1
 
 
 def _rows_wanted(inputs: int) -> float:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.other_sizes import calibrated
+from surgeon.calibration.restated import carried_over, judged_on, stored
 from surgeon.errors import PlanError
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.isolation import undisturbed
@@ -20,11 +23,14 @@ from surgeon.groups.coupling import Groups
 from surgeon.ir.fingerprint import named_tensors
 from surgeon.plans.basis import require
 from surgeon.plans.plan import PLAN, Plan
+from surgeon.recovery.deviation import OutputDeviation
 from surgeon.recovery.distillation import distill_groups
-from surgeon.recovery.least_squares import EXACT, Compensation, Outcome
+from surgeon.recovery.least_squares import EXACT, Compensation, Corrected
 from surgeon.recovery.report import Distillation, Recovery
 from surgeon.rules import Kept
+from surgeon.support.memory import using_memory
 from surgeon.support.progress import collect
+from surgeon.surgery.tensors import slim_tensors
 
 
 @within_its_wrapper("slim")
@@ -37,6 +43,7 @@ def recover(
     data: Any,
     *,
     samples: int = 256,
+    memory: float | None = None,
     ridge: float = 1e-2,
     batch_norm: bool = True,
     compensate: bool = True,
@@ -60,6 +67,8 @@ def recover(
             starts with the inputs, or a dict by name. It is read once, and no further than needed. What an
             `attention_mask` hides does not count.
         samples: how many of them to use at most.
+        memory: the share of the machine's memory that may be taken beside the models; by default an eighth, and at
+            most 2 GiB.
         ridge: how strongly weights are kept near their values, relative to the mean variance of their inputs; more so
             where a layer has more inputs than the data have rows.
         batch_norm: whether running statistics are re-estimated.
@@ -82,7 +91,7 @@ def recover(
     """
     plan.check(model)
     require(model, plan.settings.get("basis"))
-    with collect() as seconds:
+    with collect() as seconds, using_memory(memory):
         inputs = plan.example_inputs() if example_inputs is None else normalize_inputs(example_inputs)
         groups = analyze_inputs(model, inputs)
         _check_slim(slim, groups, groups.kept(plan.keep(groups)))
@@ -99,55 +108,87 @@ def recover_groups(
     ridge: float = 1e-2, batch_norm: bool = True, compensate: bool = True, distill: bool = True,
 ) -> tuple[nn.Module, Recovery]:
     """As `recover`, for a model that is already traced and coupled."""
+    if calibration.restated:
+        return _on_noise(slim, groups, kept, calibration, ridge, batch_norm, compensate)
     notes = []
-    before = _deviation(groups, kept, slim, calibration)
+    deviation = OutputDeviation(groups, kept, calibration.held_back)
+    before = after = deviation.of(dict(named_tensors(slim)))
     recovered = duplicate(slim)
-    after = Compensation(
-        groups, kept, dict(named_tensors(recovered)), calibration, ridge=ridge, compensate=compensate,
-        batch_norm=batch_norm,
+    tensors = dict(named_tensors(recovered))
+    corrected = Compensation(
+        groups, kept, tensors, calibration, ridge=ridge, compensate=compensate, batch_norm=batch_norm
     ).run()
-    layers = tuple(after.layers)
-    if not after.deviation <= before:
-        recovered = duplicate(slim)
+    if corrected.layers or corrected.batch_norms:
+        after = deviation.of(tensors)
+        notes += _fewer(*corrected.samples, calibration.samples)
+    if not after <= before:
+        recovered, corrected = duplicate(slim), Corrected()
         notes.append(
-            f"the outputs would deviate by {after.deviation:.3g}, more than the {before:.3g} they do, so the model is "
+            f"the outputs would deviate by {after:.3g}, more than the {before:.3g} they do, so the model is "
             "left as it was; more, or more representative, data may help"
         )
-        after = Outcome(deviation=before)
+        after = before
     distilled = None
-    if distill and compensate and after.deviation > EXACT:
-        recovered, distilled, why_not = _distilled(groups, kept, recovered, calibration, after.deviation)
+    if distill and compensate and after > EXACT:
+        recovered, distilled, why_not = _distilled(groups, kept, recovered, calibration, deviation, after)
         notes += [f"not distilled: {why_not}"] if why_not else []
     report = Recovery(
-        layers, after.batch_norms, calibration.samples, before,
-        after.deviation if distilled is None else distilled.after, (*calibration.notes, *notes), distilled=distilled,
+        tuple(corrected.layers), corrected.batch_norms, calibration.samples, before,
+        after if distilled is None else distilled.after, (*calibration.notes, *notes), distilled=distilled,
     )
     return recovered, report
 
 
+def _on_noise(
+    slim: nn.Module, groups: Groups, kept: Kept, data: Calibration, ridge: float, batch_norm: bool, compensate: bool
+) -> tuple[nn.Module, Recovery]:
+    """Recovery with batch norms of the data's own statistics in both models, and what that makes of the real ones."""
+    noisy = judged_on(groups, data)
+    swapped, cut = duplicate(slim), slim_tensors(noisy, kept)
+    tensors, before = dict(named_tensors(swapped)), dict(named_tensors(slim))
+    norms = [norm for norm in stored(groups) if norm.mean in tensors and norm.variance in tensors]
+    _write(tensors, {name: cut[name] for norm in norms for name in (norm.mean, norm.variance)})
+    recovered, report = recover_groups(
+        swapped, noisy, kept, replace(data, restated=False), ridge=ridge, batch_norm=batch_norm, compensate=compensate
+    )
+    after = dict(named_tensors(recovered))
+    real: dict[str, Tensor] = {}
+    for norm in norms:
+        real[norm.mean], real[norm.variance] = carried_over(norm, before, cut, after)
+    _write(after, real)
+    return recovered, report
+
+
+def _write(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in values.items():
+            tensors[name].copy_(value)
+
+
+def _fewer(first: int, last: int, count: int) -> list[str]:
+    """What is said where there was not memory enough for all samples at once."""
+    if first >= count:
+        return []
+    rest = "all" if last >= count else f"{last}"
+    return [f"the first layers were fitted on {first} samples, the last on {rest}, to save memory; memory= allows more"]
+
+
 def _distilled(
-    groups: Groups, kept: Kept, model: nn.Module, data: Calibration, before: float
+    groups: Groups, kept: Kept, model: nn.Module, data: Calibration, deviation: OutputDeviation, before: float
 ) -> tuple[nn.Module, Distillation | None, str]:
     """The distilled model, or the model itself if that is not nearer to the original.
 
     Also the result of distillation, or the reason why it was not done.
     """
     moved = duplicate(model)
-    steps, why_not = distill_groups(groups, kept, moved, dict(named_tensors(moved)), data)
+    tensors = dict(named_tensors(moved))
+    steps, why_not = distill_groups(groups, kept, moved, tensors, data)
     if not steps:
         return model, None, why_not
-    after = _deviation(groups, kept, moved, data)
+    after = deviation.of(tensors)
     if after < before:
         return moved, Distillation(steps, before, after), ""
     return model, Distillation(0, before, before), ""
-
-
-def _deviation(groups: Groups, kept: Kept, slim: nn.Module, data: Calibration) -> float:
-    """How far the outputs of a smaller model are from the original's, on the data held back."""
-    run = Compensation(
-        groups, kept, dict(named_tensors(slim)), data.judge, ridge=0.0, batch_norm=False, compensate=False
-    ).run()
-    return run.deviation
 
 
 def _check_slim(slim: nn.Module, groups: Groups, kept: Kept) -> None:

@@ -8,29 +8,29 @@ from torch import fx
 
 from surgeon.ir.axes import Axis, concat
 from surgeon.ir.operators import operator_name
-from surgeon.rules.base import Axes, Context, Typed, rule, sizes_of, where
+from surgeon.rules.base import Axes, Context, Typed, rule, where
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 @rule("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input")
 def recurrent(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
-    """Input (N, L, I) with batch_first, else (L, N, I); weights (gates·hidden, …), stacked by layer and direction."""
+    """Input (N, L, I) with batch_first, else (L, N, I); weights (gates·hidden, …), stacked by layer and direction.
+
+    An LSTM may project its hidden units by a weight (projected, hidden): what is handed on are the projected ones then.
+    """
     kind = operator_name(node).removeprefix("surgeon::packed_")
     why = f"{where(node)}: hidden units do not align"
     states = [c.of(h) for h in (a["hx"] if isinstance(a["hx"], tuple | list) else [a["hx"]])]
     directions = 2 if a["bidirectional"] else 1
     parameters = [c.of(p) for p in a["params"]]
     each = 4 if a["has_biases"] else 2
+    projected = len(parameters) != each * a["num_layers"] * directions
+    each += projected
     x = c.of(a["input"])
-    if len(parameters) != each * a["num_layers"] * directions:
-        projected = f"{where(node)}: a recurrent layer with projections"
-        for axes in (*parameters, *states, x):
-            c.pin(axes, projected)
-        return Typed([c.pinned(size, projected) for size in sizes_of(node)])
-    hidden = states[0][-1]
-    for state in states[1:]:
-        c.unify(hidden, state[-1], why)
+    out, hidden = states[0][-1], states[-1][-1]
+    if not projected:
+        c.unify(out, hidden, why)
     step, batch = (x[-2], x[0]) if len(x) == 3 and a["batch_first"] else (x[0], x[-2] if len(x) == 3 else None)
     c.pin((step,), f"{where(node)}: time axis")
     feature: Axis = x[-1]
@@ -39,10 +39,13 @@ def recurrent(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
             index = (layer * directions + direction) * each
             own = parameters[index : index + each]
             c.unify(feature, own[0][1], why)
-            c.unify(hidden, own[1][1], why)
-            for axes in own:
+            c.unify(out, own[1][1], why)
+            if projected:
+                c.unify(out, own[-1][0], why)
+                c.unify(hidden, own[-1][1], why)
+            for axes in own[: each - projected]:
                 _gated(node, axes[0], _GATES[kind], hidden, c)
-        feature = concat([hidden] * directions)
+        feature = concat([out] * directions)
     for state in states:
         c.pin(state[:1], f"{where(node)}: layers and directions")
         if batch is not None and len(state) == 3:

@@ -10,6 +10,7 @@ from torch import nn
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.fisher import measure
 from surgeon.calibration.labels import Loss
+from surgeon.calibration.restated import judged_on
 from surgeon.groups.coupling import Groups
 from surgeon.plans.basis import basis_of
 from surgeon.scoring.labeled_gradients import likelihoods
@@ -55,6 +56,7 @@ def reconstruction(
     1
     """
     labeled = likelihoods(model, calibration, loss) if loss is not None else None
+    groups = judged_on(groups, calibration)
     sensitivity = measure(groups, calibration.batches, seed, labeled)
     basis = basis_of(model)
     ranked = basis.ranked if basis is not None else ()

@@ -9,8 +9,9 @@ from torch import nn
 
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.labels import Loss
+from surgeon.calibration.restated import judged_on
 from surgeon.errors import InvalidArgument
-from surgeon.frontend.parameters import SYNTHETIC
+from surgeon.frontend.parameters import MADE, SYNTHETIC
 from surgeon.groups.coupling import Groups
 from surgeon.scoring import CRITERIA, GRADIENT_CRITERIA, Criterion, score
 from surgeon.scoring.activation_criteria import ACTIVATION_CRITERIA
@@ -31,7 +32,7 @@ def settle(importance: str | Criterion | None, data: Any, loss: Any) -> str | Cr
     Raises:
         InvalidArgument: there is no such criterion, it needs data or a loss that are missing, or it takes no loss.
     """
-    if loss is not None and (data is None or (isinstance(data, str) and data == SYNTHETIC)):
+    if loss is not None and (data is None or (isinstance(data, str) and data in MADE)):
         raise InvalidArgument("loss= needs labeled data: pass batches such as (inputs, labels) as data=")
     if importance is None:
         return "magnitude" if data is None else RECONSTRUCTION
@@ -69,5 +70,5 @@ def score_groups(
     if importance in GRADIENT_CRITERIA and data is not None and loss is not None:
         return observe(model, groups, data, loss).scores(str(importance))
     if importance in ACTIVATION_CRITERIA and data is not None:
-        return activation_scores(groups, data.batches, str(importance))
+        return activation_scores(judged_on(groups, data), data.batches, str(importance))
     return score(groups, importance, seed)

@@ -318,6 +318,7 @@ UNIT: Final = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
 SHARE: Final = number(
     "the share of the budget to remove, a number of at least 0 and less than 1", lambda value: 0 <= value < 1
 )
+PART: Final = number("a share above 0, of at most 1", lambda value: 0 < value <= 1)
 OBJECT: Final[Check] = lambda name, value: value  # noqa: E731  (anything will do)
 
 COMMON: Final[Mapping[str, Check]] = {
@@ -326,6 +327,7 @@ COMMON: Final[Mapping[str, Check]] = {
     "threads": threads_here,
     "seed": NATURAL,
     "samples": POSITIVE,
+    "memory": PART,
     "seconds": ABOVE_ZERO,
     "step": NATURAL,
 }

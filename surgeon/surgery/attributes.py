@@ -6,13 +6,15 @@ one that an operator of that module was called with; it becomes the size that th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 
 from surgeon.groups.coupling import Groups
+from surgeon.ir.axes import Axis, Prod, prod
 from surgeon.rules import Kept, Typed, arguments
 
 _Conv = nn.modules.conv._ConvNd
@@ -58,6 +60,8 @@ def describe_tensors(module: nn.Module, printed: Mapping[str, Any] | None = None
         case nn.RNNBase():
             weights: Any = module  # under a norm they are no parameters
             module.input_size, module.hidden_size = weights.weight_ih_l0.shape[1], weights.weight_hh_l0.shape[1]
+            if module.proj_size:
+                module.proj_size, module.hidden_size = weights.weight_hr_l0.shape
         case nn.RNNCellBase():
             module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
 
@@ -140,15 +144,39 @@ def with_sizes(groups: Groups) -> dict[str, list[tuple[fx.Node, Typed]]]:
     return found
 
 
+#: What stands in place of an argument's name for the factors of an operator's sizes.
+FACTORS = "factors"
+
+
 def printed_sizes(operators: Iterable[tuple[fx.Node, Typed]], kept: Kept) -> dict[Any, tuple[Any, Any]]:
-    """The arguments of operators that are printed from axes, old and new."""
+    """The arguments of operators that are printed from axes, old and new.
+
+    And the factors of their sizes that are no arguments themselves, as the heads in `view(batch * heads, …)`.
+    """
     found: dict[Any, tuple[Any, Any]] = {}
+    operators = list(operators)
     for node, typed in operators:
         old = arguments(node)
         for name, print_ in typed.args.items():
             before = old[name] if name in old else _split_sizes(typed, old["dim"])
             found[(node.name, name)] = found[name] = (before, print_(kept))
+    known = size_pairs(found)
+    for node, typed in operators:
+        axes = [axis for each in (typed.out if isinstance(typed.out, list) else [typed.out]) for axis in each]
+        pairs = [pair for axis in axes for pair in _factors(axis, kept) if pair[0] not in known]
+        if pairs:
+            found[(node.name, FACTORS)] = [old for old, _ in pairs], [new for _, new in pairs]
     return found
+
+
+def _factors(axis: Axis, kept: Kept) -> Iterator[tuple[int, int]]:
+    """The sizes of what an axis is a product of, old and new: of each factor, and of factors next to one another."""
+    axis = kept.space.resolve(axis)
+    factors = axis.factors if isinstance(axis, Prod) else ()
+    for first, last in itertools.combinations(range(len(factors) + 1), 2):
+        if last - first < len(factors):
+            part = prod(factors[first:last])
+            yield part.size, kept.width(part)
 
 
 def takes_sizes(module: nn.Module) -> bool:
@@ -174,10 +202,10 @@ def size_pairs(sizes: Mapping[Any, tuple[Any, Any]]) -> dict[Any, set[Any]]:
         if isinstance(old, int) and isinstance(new, int) and old > 1:
             pairs.setdefault(old, set()).add(new)
 
-    for old, new in sizes.values():
+    for key, (old, new) in sizes.items():
         add(old, new)
         if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
-            if all(isinstance(v, int) for v in (*old, *new)):
+            if key[-1] != FACTORS and all(isinstance(v, int) for v in (*old, *new)):
                 pairs.setdefault(tuple(old), set()).add(tuple(new))
             for a, b in zip(old, new, strict=True):
                 add(a, b)

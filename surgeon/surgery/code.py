@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.frontend.isolation import quietly, with_masks_as_given, without_fast_attention
@@ -22,6 +22,7 @@ from surgeon.frontend.trace import skeleton
 from surgeon.groups.coupling import Groups
 from surgeon.ir.axes import Axis
 from surgeon.rules import Axes, Kept, arguments, where
+from surgeon.surgery.again import made_again
 from surgeon.surgery.aligned import Notes, aligned
 from surgeon.surgery.attributes import (
     NAMED_ALIKE,
@@ -48,7 +49,6 @@ from surgeon.surgery.tracked import (
     Tracked,
     TrackedFloat,
     Watch,
-    evaluated,
     leaves_of,
     plain,
 )
@@ -120,6 +120,7 @@ class Code:
         self.attributes: list[Attribute] = []
         self._dependence: dict[tuple[Attribute, Meaning | None], frozenset[int]] = {}
         self._demands: dict[Any, list[Demand]] = {}
+        self._fractions: dict[int, list[float]] = {}
         self.calls: list[TorchCall] = []
         self.branches: list[Branch] = []
         self.whole = At(self, {})
@@ -287,20 +288,16 @@ class Code:
             return not any(self._changes(each, at) for each in leaves_of((call.args, call.kwargs)))
         if not self._same_numbers(call, at):
             return False
-        operands: dict[int, Tensor] = {}
-        try:
-            for each in leaves_of((call.args, call.kwargs)):
-                if isinstance(each, Operand):
-                    axes = self.axes_of(each.value)
-                    sizes = tuple(at.kept.width(axis) for axis in axes) if axes is not None else each.sizes
-                    operands[id(each)] = torch.empty(sizes, dtype=each.dtype)
-            args, kwargs = evaluated((call.args, call.kwargs), at, operands)
-            result = call.function(*args, **kwargs)
-        except Exception:  # noqa: BLE001  (torch's functions raise all kinds)
+        found = made_again(call, at, self.axes_of)
+        if found is None:
             return False
-        have = [tuple(each.shape) if isinstance(each, Tensor) else None for each in leaves_of(result)]
-        return len(have) == len(expected) and all(
-            want is None or want == found for want, found in zip(expected, have, strict=True)
+        if found[1] and id(call) not in self._fractions:
+            whole = made_again(call, self.whole, self.axes_of)
+            self._fractions[id(call)] = found[1] if whole is None else whole[1]
+        if found[1] != self._fractions.get(id(call), []):
+            return False  # torch's own code takes a number from sizes, such as a scale
+        return len(found[0]) == len(expected) and all(
+            want is None or want == have for want, have in zip(expected, found[0], strict=True)
         )
 
     def _expected(self, call: TorchCall, at: At) -> list[tuple[int, ...] | None] | None:

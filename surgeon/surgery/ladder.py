@@ -14,7 +14,7 @@ from surgeon.frontend.free_sizes import FreeSizes, Unfit, narrower, resized
 from surgeon.frontend.symbolic import SizedGraph, assumed, beside_train_only, trace_sizes
 from surgeon.frontend.trace import Inputs
 from surgeon.groups.coupling import Groups, couple
-from surgeon.ir.size_conditions import Condition, Place, agreeing, needed
+from surgeon.ir.size_conditions import Condition, Needed, Place, agreeing, needed
 from surgeon.rules import Kept
 from surgeon.support.progress import stage
 from surgeon.surgery.tensors import kept_positions
@@ -164,20 +164,35 @@ def _obeyed(
     original: Computes, graph: Computes, conditions: list[Condition], sizes: FreeSizes, inputs: Inputs
 ) -> list[Condition]:
     """The conditions that are needed: where each of them does not hold, the model and the graph are not the same."""
-    near = _near(sizes)
-    varying = {each.place: (near[each.place], each.with_) for each in sizes.free}
     asked: set[Condition] = set()
     while True:
-        found = needed(conditions, _others(sizes), varying)
+        found = _needed(conditions, sizes)
         todo = [each for each in found if each.condition not in asked]
         if not todo or len(asked) >= MOST_PROBES:
             return [each.condition for each in found]
         first = todo[0]
         asked.add(first.condition)
-        grown = math.prod(first.broken_at[each.place] / each.size for each in sizes.free)
-        if grown < MOST_GROWN and compare(original, graph, resized(inputs, first.broken_at)).same:
+        if _grown(first, sizes) < MOST_GROWN and compare(original, graph, resized(inputs, first.broken_at)).same:
             # What the condition implies may be needed all the same.
             conditions = [each for each in conditions if each is not first.condition and each != first.condition]
+
+
+def beyond(rung: Rung) -> list[Mapping[Place, int] | None]:
+    """For each condition of a rung, sizes at which it does not hold; None where they are too large to try."""
+    if rung.sizes is None:
+        return []
+    found = _needed(rung.conditions, rung.sizes)
+    return [each.broken_at if _grown(each, rung.sizes) < MOST_GROWN else None for each in found]
+
+
+def _needed(conditions: Iterable[Condition], sizes: FreeSizes) -> list[Needed]:
+    near = _near(sizes)
+    return needed(conditions, _others(sizes), {each.place: (near[each.place], each.with_) for each in sizes.free})
+
+
+def _grown(broken: Needed, sizes: FreeSizes) -> float:
+    """How many times the example's elements the sizes make at which a condition is broken."""
+    return math.prod(broken.broken_at[each.place] / each.size for each in sizes.free)
 
 
 def _near(sizes: FreeSizes) -> dict[Place, int]:

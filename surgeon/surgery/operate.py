@@ -21,6 +21,7 @@ from surgeon.rules import Kept, where
 from surgeon.support.process_wide import uncollected
 from surgeon.surgery.attributes import NAMED_ALIKE, module_path
 from surgeon.surgery.canonical import Stream, alike_but_for_sizes, difference
+from surgeon.surgery.elsewhere import used_beyond
 from surgeon.surgery.follow import follow_tensors
 from surgeon.surgery.input_sizes import check_on_entry
 from surgeon.surgery.ladder import Rung, ladder
@@ -158,8 +159,8 @@ class _Rungs:
 def _runs_elsewhere(model: nn.Module, groups: Groups, sizes: FreeSizes | None, rungs: _Rungs | None) -> str:
     """Why other sizes of the inputs may run parts of the model that are not cut with the rest; else empty.
 
-    Those are parts whose parameters no operator reads, beside code that takes another branch at another size. Whoever
-    can't be traced with free sizes is taken to have none.
+    Those are parts whose parameters no operator reads, but one at a size at which the code takes another branch.
+    Whoever can't be traced with free sizes is taken to have none.
     """
     if sizes is None or rungs is None or not sizes.free:
         return ""
@@ -174,8 +175,10 @@ def _runs_elsewhere(model: nn.Module, groups: Groups, sizes: FreeSizes | None, r
             f"that what runs in it alone is cut with the rest ({min(idle)} …)"
         )
     rung = next(iter(rungs))
-    bound = rung.conditions or rung.sizes is None or len(rung.sizes.free) < len(sizes.free)
-    return "" if rungs.why or not bound else f"at other sizes, parts run that are not cut with the rest ({min(idle)} …)"
+    fixed = rung.sizes is None or len(rung.sizes.free) < len(sizes.free)
+    if rungs.why or not (fixed or used_beyond(model, rung, idle)):
+        return ""
+    return f"at other sizes, parts run that are not cut with the rest ({min(idle)} …)"
 
 
 def _at_second_size(model: nn.Module, made: Operation) -> SecondSize | None:

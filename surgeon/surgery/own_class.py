@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.frontend.held import exchange, held_tensors
 from surgeon.frontend.trace import skeleton
 from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept
@@ -24,20 +25,25 @@ def own_class(
 ) -> tuple[nn.Module, Renumbered]:
     """A copy of the user's module with smaller tensors and rewritten integers; not yet known to be right."""
     slim = skeleton(model)
-    new: dict[int, Tensor] = {}
+    new: dict[int, Tensor] = {id(value): tensors[name] for name, value in held_tensors(slim) if name in tensors}
     for path, module in slim.named_modules(remove_duplicate=False):
         for table in _tables(module):
             for key, value in table.items():
                 name = f"{path}.{key}" if path else key
                 if isinstance(value, Tensor) and name in tensors:
                     new[id(value)] = tensors[name]
+
+    def smaller(value: Tensor) -> Tensor:
+        if id(value) not in new:
+            new[id(value)] = like(value, take(value, {}))
+        return new[id(value)]
+
     for module in slim.modules():
         for table in _tables(module):
             for key, value in list(table.items()):
                 if isinstance(value, Tensor):
-                    if id(value) not in new:
-                        new[id(value)] = like(value, take(value, {}))
-                    table[key] = new[id(value)]
+                    table[key] = smaller(value)
+        exchange(module, smaller)
     _compute_weights(slim)
     return slim, renumber(slim, groups, kept, meanings)
 

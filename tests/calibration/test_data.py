@@ -152,7 +152,7 @@ def test_a_single_sample_is_noted() -> None:
 
 
 def test_no_more_is_read_than_fits_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MEMORY", 0)
+    monkeypatch.setattr(module, "INPUTS", 0)
     rows: list[int] = []
 
     def batches() -> Iterator[Tensor]:

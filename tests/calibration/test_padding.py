@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import surgeon
 from surgeon.calibration.padding import Padding
-from surgeon.frontend.trace import trace
+from surgeon.frontend.trace import Inputs, trace
 from surgeon.groups.coupling import couple
 from surgeon.ir.fingerprint import named_tensors
 
@@ -150,7 +150,7 @@ class Two(nn.Module):
 
 def test_a_mask_is_of_the_inputs_that_it_is_named_for() -> None:
     groups = couple(trace(Two(), (torch.zeros(2, 5, 3), torch.zeros(2, 5, 3), torch.ones(2, 5))))
-    batch = ((torch.zeros(2, 5, 3), torch.zeros(2, 5, 3), torch.tensor([[1.0] * 5, [1.0] * 3 + [0.0] * 2])), {})
+    batch: Inputs = ((torch.zeros(2, 5, 3), torch.zeros(2, 5, 3), torch.tensor([[1.0] * 5, [1.0] * 3 + [0.0] * 2])), {})
     encoder, decoder = Padding(groups).outputs(batch)
     assert encoder is not None and encoder.flatten().tolist() == [True] * 8 + [False] * 2
     assert decoder is None

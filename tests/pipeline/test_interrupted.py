@@ -34,8 +34,7 @@ def network() -> nn.Module:
 def state() -> list[Any]:
     """What belongs to the process: random numbers, threads, modes, and the files in the temporary folder."""
     return [
-        torch.get_rng_state().tolist(), random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist(),
-        torch.get_num_threads(),
+        torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state()), torch.get_num_threads(),
         torch.get_default_dtype(), torch.is_grad_enabled(), progress._running.copy(),
         sorted(path.name for path in Path(tempfile.gettempdir()).iterdir() if "inductor" not in path.name),
     ]

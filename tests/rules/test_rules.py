@@ -43,6 +43,7 @@ def halves(groups: Groups) -> dict[int, list[int]]:
     return {g.leaf.id: sorted(rng.permutation(g.size)[: math.ceil(g.size / 2)].tolist()) for g in groups}
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_units_are_pruned_through_the_operator(row: Row) -> None:
     model, inputs, groups = network(row)
@@ -60,7 +61,6 @@ def test_units_are_pruned_through_the_operator(row: Row) -> None:
     assert oracle.deviation([operation.module(*inputs)], reference(model, cuts, inputs)) < 1e-12
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize(("row", "reason"), PINNED, ids=lambda value: str(value) if isinstance(value, Row) else "")
 def test_units_that_an_operator_holds_are_pinned_with_the_reason(row: Row, reason: str) -> None:
     _, _, groups = network(row)

@@ -30,3 +30,13 @@ def test_a_machine_that_does_not_say_is_taken_to_have_some(monkeypatch: pytest.M
     assert memory.share_of_memory(0.25) == memory.UNKNOWN // 4
     monkeypatch.setattr(os, "sysconf", lambda name: -1, raising=False)
     assert memory.share_of_memory(0.25) == memory.UNKNOWN // 4
+
+
+def test_work_takes_a_part_of_the_share_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_LIMITS", ())
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 22}.__getitem__)  # 16 GiB
+    assert memory.working_memory() == memory.MOST
+    with memory.using_memory(0.5), memory.using_memory(None):
+        assert memory.working_memory(0.5) == 1 << 32
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 18}.__getitem__)  # 1 GiB
+    assert memory.working_memory() == 1 << 27

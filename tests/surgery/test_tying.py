@@ -92,8 +92,9 @@ class Attention(nn.Module):
 class Multihead(nn.Module):
     """torch's own attention in a residual stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: bool = False) -> None:
         super().__init__()
+        self.weights = weights
         self.embed = nn.Linear(8, 32)
         self.attention = nn.MultiheadAttention(32, 8, batch_first=True)
         self.mlp = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
@@ -101,7 +102,7 @@ class Multihead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
-        x = x + self.attention(x, x, x, need_weights=False)[0]
+        x = x + self.attention(x, x, x, need_weights=self.weights)[0]
         return self.head((x + self.mlp(x)).mean(1))
 
 
@@ -155,6 +156,7 @@ class Equal(nn.Module):
 CASES = {
     "shuffle": (Shuffle, IMAGE), "C2f": (C2f, IMAGE), "res2": (Res2, IMAGE), "C // heads": (Attention, TOKENS),
     "its scale": (lambda: Attention(scaled=True), TOKENS), "multihead": (Multihead, TOKENS),
+    "multihead with weights": (lambda: Multihead(weights=True), TOKENS),
     "grouped queries": (Grouped, TOKENS), "equal numbers": (Equal, TOKENS),
 }
 
