@@ -182,7 +182,8 @@ def _arranged(shown: Tensor, axes: list[tuple[Axis, ...]], rows: Place | None, c
     """A mask (batch, length) with an axis for each of a value's, of size 1 where it is the same all along."""
     sizes = {columns: shown.shape[1]} if rows is None else {rows: shown.shape[0], columns: shown.shape[1]}
     mixed = {place for place, _ in sizes}
-    apart, whole = [], []
+    apart: list[int] = []
+    whole: list[list[int]] = []
     for place, factors in enumerate(axes):
         own = [sizes.get((place, at)) for at in range(len(factors))]
         apart += [size or 1 for size in own]

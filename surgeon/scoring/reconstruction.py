@@ -14,7 +14,7 @@ from surgeon.calibration.restated import judged_on
 from surgeon.groups.coupling import Groups
 from surgeon.plans.basis import basis_of
 from surgeon.scoring.labeled_gradients import likelihoods
-from surgeon.scoring.optimal_brain_surgeon import eliminate, refine, work_of
+from surgeon.scoring.optimal_brain_surgeon import Curve, eliminate, refine, work_of
 from surgeon.support.progress import counter
 
 
@@ -61,7 +61,7 @@ def reconstruction(
     basis = basis_of(model)
     ranked = basis.ranked if basis is not None else ()
     work = [work_of(group, sensitivity) for group in groups]
-    curves = {}
+    curves: dict[int, Curve] = {}
     with counter("selection") as progress:
         for done, group in enumerate(groups):
             progress(sum(work[:done]), sum(work))
