@@ -106,6 +106,19 @@ class Multihead(nn.Module):
         return self.head((x + self.mlp(x)).mean(1))
 
 
+class Whole(nn.Module):
+    """torch's own transformer, which knows its width by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(8, 32), nn.Linear(32, 5)
+        self.transformer = nn.Transformer(32, 4, 1, 1, 64, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(4)
+        return self.head(self.transformer(self.embed(x), self.embed(x[:, :4]), tgt_mask=mask, tgt_is_causal=True))
+
+
 class InBatch(nn.Module):
     """Attention with the heads in the batch, so that no operator is given their number alone."""
 
@@ -175,7 +188,8 @@ class Equal(nn.Module):
 CASES = {
     "shuffle": (Shuffle, IMAGE), "C2f": (C2f, IMAGE), "res2": (Res2, IMAGE), "C // heads": (Attention, TOKENS),
     "its scale": (lambda: Attention(scaled=True), TOKENS), "multihead": (Multihead, TOKENS),
-    "heads in the batch": (InBatch, TOKENS), "multihead with weights": (lambda: Multihead(weights=True), TOKENS),
+    "heads in the batch": (InBatch, TOKENS), "transformer": (Whole, TOKENS),
+    "multihead with weights": (lambda: Multihead(weights=True), TOKENS),
     "grouped queries": (Grouped, TOKENS), "equal numbers": (Equal, TOKENS),
 }
 
