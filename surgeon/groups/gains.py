@@ -108,7 +108,7 @@ def rescaled(groups: Groups, kept: Kept) -> dict[str, Tensor]:
         # A unit whose kept weights are zero has no norm.
         after = evaluate(balance.graph, balance.node, left).nan_to_num(0, 0, 0)
         old = balance.graph.tensor(balance.tensor).detach()
-        shape = old.shape if after.dim() >= old.dim() else ()
+        shape = old.shape if balance.normed and after.dim() >= old.dim() else ()
         share, whole = (before * after).sum_to_size(shape), (after * after).sum_to_size(shape)
         found[name] = old.double() * torch.where(whole > 0, share / whole, 1.0)
     return found

@@ -62,6 +62,9 @@ def describe_tensors(module: nn.Module, printed: Mapping[str, Any] | None = None
             module.input_size, module.hidden_size = weights.weight_ih_l0.shape[1], weights.weight_hh_l0.shape[1]
             if module.proj_size:
                 module.proj_size, module.hidden_size = weights.weight_hr_l0.shape
+        case nn.Transformer():
+            layers = (each for each in module.modules() if isinstance(each, nn.MultiheadAttention))
+            module.d_model = next((each.out_proj.weight.shape[0] for each in layers), module.d_model)
         case nn.RNNCellBase():
             module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
 

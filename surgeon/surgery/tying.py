@@ -128,11 +128,13 @@ def _choices(
 
 
 def _few_kinds(state: _State, variables: list[frozenset[int]]) -> Iterator[tuple[int, ...]]:
-    """Few choices for many variables: those of equal size tied; all tied; all but one or two tied; one or two held."""
+    """Few choices for many variables: those of equal size tied, or held and the rest tied; all tied; all but one or two
+    tied; one or two held."""
     count = len(variables)
     sizes = [state.steps(each) for each in variables]
     for size in set(sizes):
         yield tuple(_TIED if each == size else _FREE for each in sizes)
+        yield tuple(_HELD if each == size else _TIED for each in sizes)
     yield (_TIED,) * count
     for out in itertools.chain(itertools.combinations(range(count), 1), itertools.combinations(range(count), 2)):
         for rest, kind in ((_TIED, _HELD), (_TIED, _FREE), (_FREE, _HELD)):

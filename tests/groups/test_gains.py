@@ -210,3 +210,13 @@ def test_a_weight_under_a_norm_of_a_recurrent_layer() -> None:
     x = torch.randn(2, 5, 6)
     slim = surgeon.shrink(Net().eval(), 0.5, example_inputs=x)
     assert slim.rnn.hidden_size < 32 and slim(x).shape == (2, 5, 4)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, parametrizations.spectral_norm])
+def test_a_layer_of_one_unit_under_a_spectral_norm(norm: Wrap) -> None:
+    x = torch.randn(3, 6)
+    model = trained(nn.Sequential(norm(nn.Linear(6, 32)), nn.ReLU(), norm(nn.Linear(32, 1))), x)
+    model(x)
+    slim, report = surgeon.shrink(model, 0.5, example_inputs=x, align=1, return_report=True)
+    assert report.certificate.deviation < 1e-6
+    assert torch.allclose(slim[2].weight, kept_weight(model, slim, 2), atol=1e-6)

@@ -106,6 +106,38 @@ class Multihead(nn.Module):
         return self.head((x + self.mlp(x)).mean(1))
 
 
+class Whole(nn.Module):
+    """torch's own transformer, which knows its width by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(8, 32), nn.Linear(32, 5)
+        self.transformer = nn.Transformer(32, 4, 1, 1, 64, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(4)
+        return self.head(self.transformer(self.embed(x), self.embed(x[:, :4]), tgt_mask=mask, tgt_is_causal=True))
+
+
+class InBatch(nn.Module):
+    """Attention with the heads in the batch, so that no operator is given their number alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.dim = 8, 4
+        self.embed, self.qkv, self.proj = nn.Linear(8, 32), nn.Linear(32, 96), nn.Linear(32, 32)
+        self.mlp = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).transpose(0, 1)
+        n, b, _ = x.shape
+        q, k, v = (t.reshape(n, b * self.heads, self.dim).transpose(0, 1) for t in self.qkv(x).chunk(3, -1))
+        mixed = torch.bmm(torch.bmm(q * self.dim**-0.5, k.transpose(1, 2)).softmax(-1), v)
+        x = x + self.proj(mixed.transpose(0, 1).reshape(n, b, self.heads * self.dim))
+        return self.head((x + self.mlp(x)).mean(0))
+
+
 class Grouped(nn.Module):
     """Grouped queries: two of each for a key, and as many keys, in numbers that only their names tell apart."""
 
@@ -156,6 +188,7 @@ class Equal(nn.Module):
 CASES = {
     "shuffle": (Shuffle, IMAGE), "C2f": (C2f, IMAGE), "res2": (Res2, IMAGE), "C // heads": (Attention, TOKENS),
     "its scale": (lambda: Attention(scaled=True), TOKENS), "multihead": (Multihead, TOKENS),
+    "heads in the batch": (InBatch, TOKENS), "transformer": (Whole, TOKENS),
     "multihead with weights": (lambda: Multihead(weights=True), TOKENS),
     "grouped queries": (Grouped, TOKENS), "equal numbers": (Equal, TOKENS),
 }
