@@ -21,13 +21,13 @@ class Net(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(6, 32), nn.Linear(32, 4)
         self.norm = Pair(torch.randn(32), torch.randn(32))
-        self.stats = {"mean.of": torch.randn(32), "deep": [(torch.randn(4), "text")]}
+        self.stats: dict[str, Any] = {"mean.of": torch.randn(32), "deep": [(torch.randn(4), "text")]}
         self.norm_shift = 0  # the name that one of them would have
         self.shared = self.stats
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x) * self.norm.scale + self.norm.shift - self.shared["mean.of"]
-        deep: Any = self.stats["deep"]
+        deep = self.stats["deep"]
         return self.last(x.relu()) + deep[0][0]
 
 
