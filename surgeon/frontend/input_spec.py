@@ -40,7 +40,8 @@ def describe(inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) -> dict[str, Any
 def _described(value: Any) -> Any:
     match value:
         case Tensor():
-            return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+            found = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+            return found | ({"value": int(value.max())} if _counts(value) else {})
         case None | bool() | int() | float() | str():
             return value
         case list():
@@ -53,8 +54,14 @@ def _described(value: Any) -> Any:
             return {"unknown": type(value).__name__}
 
 
-def zeros(value: Any) -> Any:
-    """An input as described, its tensors filled with zeros.
+def _counts(value: Tensor) -> bool:
+    """Whether a tensor holds a number for each sample, such as its length, of which zeros may be none."""
+    whole = not (value.is_floating_point() or value.is_complex() or value.dtype is torch.bool)
+    return whole and value.dim() == 1 and value.numel() > 0 and not value.is_meta and bool(value.max() > 0)
+
+
+def rebuilt(value: Any) -> Any:
+    """An input as described, its tensors filled with zeros, or with their greatest number where that is told.
 
     Raises:
         InvalidInputs: it was neither a tensor nor made of plain values.
@@ -63,12 +70,21 @@ def zeros(value: Any) -> Any:
         case None | bool() | int() | float() | str():
             return value
         case list():
-            return [zeros(item) for item in value]
+            return [rebuilt(item) for item in value]
         case {"tuple": list(items)}:
-            return tuple(zeros(item) for item in items)
+            return tuple(rebuilt(item) for item in items)
         case {"dict": dict(items)}:
-            return {key: zeros(item) for key, item in items.items()}
+            return {key: rebuilt(item) for key, item in items.items()}
         case {"dtype": str(name), "shape": list(shape)} if isinstance(getattr(torch, name, None), torch.dtype):
             if all(type(size) is int and size >= 0 for size in shape) and math.prod(shape) <= _VALUES:
-                return torch.zeros(shape, dtype=getattr(torch, name))
+                return torch.full(shape, _filling(value.get("value", 0), name), dtype=getattr(torch, name))
     raise InvalidInputs(f"the plan's inputs hold {str(value)[:200]}, which can't be rebuilt; pass example_inputs=")
+
+
+def _filling(value: Any, dtype: str) -> int:
+    kind = getattr(torch, dtype)
+    if kind.is_floating_point or kind.is_complex or kind is torch.bool:
+        return 0
+    if type(value) is int and torch.iinfo(kind).min <= value <= torch.iinfo(kind).max:
+        return value
+    raise InvalidInputs(f"the plan's inputs hold the value {str(value)[:80]} of {dtype}; pass example_inputs=")

@@ -15,7 +15,7 @@ from torch import nn
 
 from surgeon.device.profile import PROFILE, Profile
 from surgeon.errors import InvalidArgument, PlanError
-from surgeon.frontend.input_spec import describe, zeros
+from surgeon.frontend.input_spec import describe, rebuilt
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import module as a_module
 from surgeon.frontend.parameters import public, units
@@ -171,7 +171,7 @@ class Plan:
                 raise PlanError(f"the plan is of another architecture: {cut}, but the model {held}; {_REPLAN}")
 
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Zeros like the inputs that the plan was made with, as `(args, kwargs)`.
+        """Zeros like the inputs that the plan was made with, as `(args, kwargs)`; lengths and the like are not zero.
 
         >>> plan = Plan("", (), {"args": [{"dtype": "float32", "shape": [2, 3]}], "kwargs": {"flag": True}})
         >>> args, kwargs = plan.example_inputs()
@@ -181,8 +181,8 @@ class Plan:
         Raises:
             InvalidInputs: an input was neither a tensor nor a plain value.
         """
-        args = tuple(zeros(value) for value in self.inputs["args"])
-        return args, {name: zeros(value) for name, value in self.inputs["kwargs"].items()}
+        args = tuple(rebuilt(value) for value in self.inputs["args"])
+        return args, {name: rebuilt(value) for name, value in self.inputs["kwargs"].items()}
 
     @undisturbed()
     def apply(self, model: nn.Module, example_inputs: Any = None, form: str = "auto") -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,3 +89,11 @@ def test_no_graph_holds_them() -> None:
     model = Net(**OPTIONS["LSTM"]).eval()
     with pytest.raises(SurgeryError, match="packed sequences"):
         surgeon.shrink(model, 0.2, example_inputs=(torch.randn(3, 7, 8), LENGTHS), form="graph")
+
+
+def test_what_reads_lengths_is_loaded_without_example_inputs(tmp_path: Path) -> None:
+    model, x = Net(**OPTIONS["LSTM"]).eval(), torch.randn(3, 7, 8)
+    slim = surgeon.shrink(model, 0.4, example_inputs=(x, LENGTHS))
+    surgeon.save(slim, tmp_path)
+    again = surgeon.load(tmp_path, Net(**OPTIONS["LSTM"]).eval())
+    assert all(torch.equal(a, b) for a, b in zip(again(x, LENGTHS), slim(x, LENGTHS), strict=True))
