@@ -128,7 +128,7 @@ WRONG = [
     ("wrong size", [torch.zeros(2, 4)], InvalidInputs, r"has shape \(2, 4\); expected \(batch, 3\)"),
     ("no batch axis", [torch.zeros(3)], InvalidInputs, r"\(a single sample\? batch it"),
     ("integers", [torch.zeros(2, 3, dtype=torch.uint8)], InvalidInputs, "torch.uint8, where .* torch.float32"),
-    ("text", ["abc"], InvalidInputs, "is a str; give a tensor"),
+    ("text", ["abc"], InvalidInputs, "is a str; data are to yield tensors, not names"),
     ("no data", None, InvalidArgument, "data is a NoneType"),
     ("a number", 3, InvalidArgument, "data is a int"),
 ]
