@@ -23,7 +23,7 @@ synthesize transfer_optimizer verify
 """.split()
 
 DECISIONS = (
-    "model ratio * latency_ms budget device threads max_params data samples loss"
+    "model ratio * latency_ms budget device threads max_params data samples memory loss"
     " importance scope ignore min_width align seed"
 )
 
@@ -48,9 +48,9 @@ SIGNATURES = {
     "prune_connections": "model amount scope threshold ignore * example_inputs",
     "transfer_optimizer": "optimizer slim * model return_report",
     "sweep": "model example_inputs * threshold return_report",
-    "project": "model data * samples example_inputs",
+    "project": "model data * samples memory example_inputs",
     "recover": (
-        "model slim plan data * samples ridge batch_norm compensate distill example_inputs return_report"
+        "model slim plan data * samples memory ridge batch_norm compensate distill example_inputs return_report"
     ),
 }
 FIRST = {"export": "model path", "benchmark": "base_path slim_path", "quantize": "model calibration"}
@@ -59,8 +59,8 @@ BY_NAME = {"export": "example_inputs", "benchmark": "threads", "quantize": "path
 DEFAULTS = {
     "example_inputs": None, "budget": "macs", "ignore": (), "min_width": None, "align": None, "importance": None,
     "scope": "global", "seed": 0, "form": "auto", "return_report": False, "ratio": None, "latency_ms": None,
-    "device": None, "threads": None, "max_params": None, "data": None, "samples": 256, "loss": None, "compensate": True,
-    "project": True, "distill": True,
+    "device": None, "threads": None, "max_params": None, "data": None, "samples": 256, "memory": None, "loss": None,
+    "compensate": True, "project": True, "distill": True,
 }
 
 

@@ -74,6 +74,7 @@ class Lockstep:
                     for batch in self.joined:
                         self.small.compute(copies[-1], batch)
                 self._drop(node, copies)
+            progress(done, total)
 
     def _join(self, place: int) -> None:
         """Let batches join as far as there is memory from this place of the order on."""

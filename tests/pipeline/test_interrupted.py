@@ -131,7 +131,7 @@ def test_work_is_counted_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
             yield both
 
-    for module in ("surgeon.recovery.least_squares", "surgeon.scoring.reconstruction", "surgeon.calibration.fisher"):
+    for module in ("surgeon.recovery.lockstep", "surgeon.scoring.reconstruction", "surgeon.calibration.fisher"):
         monkeypatch.setattr(f"{module}.counter", noted)
     shrink(network(), torch.randn(200, 6))
     for name in ("recover", "selection", "sensitivity"):
