@@ -18,7 +18,8 @@ from surgeon.support.opening import Unfit
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 FORMS = (
-    'FILE.npy, FILE.npz, FILE.safetensors, a folder of such files or of pictures, "synthetic", or what yields batches'
+    'FILE.npy, FILE.npz, FILE.safetensors, a folder of such files or of pictures, "noise", "synthetic", or what yields '
+    "batches"
 )
 #: Rows of a file that make a batch.
 BATCH = 32

@@ -60,11 +60,12 @@ class Lockstep:
 
     def steps(self, work: Callable[[fx.Node], float]) -> Iterator[tuple[fx.Node, fx.Node]]:
         """Go through the graph; `work` says about how many operations the step of a node takes, for the progress."""
-        total, done = sum(work(node) for node, _ in self._order), 0.0
+        costs = [work(node) for node, _ in self._order]
+        total, done = sum(costs), 0.0
         with counter("recover") as progress:
             for place, (node, copies) in enumerate(self._order):
                 progress(done, total)
-                done += work(node)
+                done += costs[place]
                 self._join(place)
                 self.started_with = self.started_with or self.samples
                 for batch in self.joined:

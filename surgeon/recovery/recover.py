@@ -115,9 +115,11 @@ def recover_groups(
     before = after = deviation.of(dict(named_tensors(slim)))
     recovered = duplicate(slim)
     tensors = dict(named_tensors(recovered))
-    corrected = Compensation(
-        groups, kept, tensors, calibration, ridge=ridge, compensate=compensate, batch_norm=batch_norm
-    ).run()
+    corrected = Corrected()
+    if compensate or batch_norm:
+        corrected = Compensation(
+            groups, kept, tensors, calibration, ridge=ridge, compensate=compensate, batch_norm=batch_norm
+        ).run()
     if corrected.layers or corrected.batch_norms:
         after = deviation.of(tensors)
         notes += _fewer(*corrected.samples, calibration.samples)

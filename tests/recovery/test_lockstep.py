@@ -65,6 +65,7 @@ def test_batches_join_as_values_shrink_and_are_where_the_others_are(
     first, final = corrected.samples
     assert lockstep.FEWEST < first < 128 == final
     assert seen[0][1] >= 1 and seen[-1] == (len(calibration.fit), len(calibration.held_back))
+    assert len(last) == len(calibration.batches)
     with torch.no_grad():
         for batch, value in last.items():
             args, _ = calibration.batches[batch]
