@@ -21,6 +21,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -56,12 +57,16 @@ def redraw(model: nn.Module) -> int:
     return count
 
 
-def one(library: str, name: str, ratio: float) -> dict[str, Any]:
-    """What became of one model."""
-    row: dict[str, Any] = {"model": f"{library}:{name}", "ok": False, "stage": "load"}
+Row = dict[str, Any]
+Stages = Callable[[Row, str, str, float], None]
+
+
+def one(stages: Stages, library: str, name: str, ratio: float) -> Row:
+    """What became of one model; `stages` fill the row."""
+    row: Row = {"model": f"{library}:{name}", "ok": False, "stage": "load"}
     start = time.perf_counter()
     try:
-        _stages(row, library, name, ratio)
+        stages(row, library, name, ratio)
     except SurgeonError as error:
         row["error"] = f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001  (a crash is a result too)
@@ -75,7 +80,7 @@ def one(library: str, name: str, ratio: float) -> dict[str, Any]:
 _UNRULED = ("no rule", "does not cover", "the rule failed")
 
 
-def _stages(row: dict[str, Any], library: str, name: str, ratio: float) -> None:
+def _stages(row: Row, library: str, name: str, ratio: float) -> None:
     model, inputs = zoo.load(library, name)
     row["redrawn"] = redraw(model)
     row["model_mb"] = sum(p.numel() * p.element_size() for p in model.parameters()) >> 20
@@ -89,7 +94,7 @@ def _stages(row: dict[str, Any], library: str, name: str, ratio: float) -> None:
         "unruled": sorted({p.reason for p in report.pinned if any(why in p.reason for why in _UNRULED)}),
         "deviation": report.certificate.deviation, "outputs": list(report.certificate.outputs),
         "end_to_end": report.certificate.end_to_end, "statistics": len(report.certificate.statistics),
-        "inputs": list(report.inputs), "second": _second(report.certificate.second_size),
+        "inputs": list(report.inputs), "second": second(report.certificate.second_size),
     }
     if asked < ratio:
         row["why_pinned"] = Counter(pin.reason for pin in report.pinned).most_common(8)
@@ -109,7 +114,7 @@ def _stages(row: dict[str, Any], library: str, name: str, ratio: float) -> None:
     row |= {"stage": "done", "ok": True}
 
 
-def _second(found: SecondSize | None) -> dict[str, Any] | None:
+def second(found: SecondSize | None) -> dict[str, Any] | None:
     """What was proved at a second size; None where no size is free."""
     return None if found is None else asdict(found)
 
@@ -143,14 +148,16 @@ def _plain(value: Any) -> Any:
     return dict(value) if hasattr(value, "keys") else value
 
 
-def _child(connection: Any, library: str, name: str, ratio: float) -> None:
+def _child(connection: Any, stages: Stages, library: str, name: str, ratio: float) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    connection.send(one(library, name, ratio))
+    connection.send(one(stages, library, name, ratio))
 
 
-def run(todo: list[tuple[str, str]], ratio: float, limit: float, processes: int, results: Path) -> None:
+def run(
+    stages: Stages, todo: list[tuple[str, str]], ratio: float, limit: float, processes: int, results: Path
+) -> None:
     """Run the models, `processes` at a time, each for at most `limit` seconds; append a line for each."""
     context = multiprocessing.get_context("fork")
     running: dict[Any, tuple[Any, str, float]] = {}
@@ -160,7 +167,7 @@ def run(todo: list[tuple[str, str]], ratio: float, limit: float, processes: int,
         while waiting and len(running) < processes:
             library, name = waiting.pop(0)
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(sender, library, name, ratio))
+            process = context.Process(target=_child, args=(sender, stages, library, name, ratio))
             process.start()
             sender.close()
             running[receiver] = (process, f"{library}:{name}", time.perf_counter())
@@ -186,14 +193,9 @@ def _write(results: Path, row: dict[str, Any]) -> None:
     sys.stderr.write(f"{row['model']:45} {row.get('seconds', 0):6.0f} s  {verdict}\n")
 
 
-def read(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """The last row of each model."""
-    return last(results, "model")
-
-
-def ordered() -> dict[str, dict[str, Any]]:
+def ordered(results: Path = RESULTS) -> dict[str, Row]:
     """The last row of each model, in the order of the list."""
-    done = read()
+    done = last(results, "model")
     names = [f"{library}:{name}" for library, name, _ in zoo.entries()]
     return {name: done[name] for name in names if name in done}
 
@@ -224,7 +226,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         whole_check = f"{row['end_to_end']:.0e}" if row["end_to_end"] is not None else "statistics"
         lines.append(
             f"| {name} | {row['form']} | {row['reached']:.1%} | {row['params'][0] / row['params'][1]:.2f} "
-            f"| {row['deviation']:.0e} | {whole_check} | {_at_second(row.get('second'))} | {row['onnx']:.0e} "
+            f"| {row['deviation']:.0e} | {whole_check} | {at_second(row.get('second'))} | {row['onnx']:.0e} "
             f"| {_free(row.get('onnx_inputs', {}))} | {row['seconds']:.0f} |"
         )
     lines += ["", "Not in the user's own class, and why:", ""]
@@ -246,7 +248,7 @@ def _lives(good: list[dict[str, Any]]) -> str:
     return f"Afterwards, of {len(good)}: " + ", ".join(counts) + "."
 
 
-def _at_second(found: dict[str, Any] | None) -> str:
+def at_second(found: dict[str, Any] | None) -> str:
     """What was proved at a second size."""
     if found is None:
         return "all fixed"
@@ -259,26 +261,27 @@ def _free(inputs: dict[str, list[int | str]]) -> str:
     return ", ".join(dict.fromkeys(size for shape in inputs.values() for size in shape if isinstance(size, str))) or "-"
 
 
-def main() -> None:
-    """The command."""
-    parser = command(__doc__)
+def sweep(text: str | None, stages: Stages, results: Path) -> None:
+    """The command of a sweep over the models of the list; `text` is its docstring."""
+    parser = command(text)
     parser.add_argument("--failed", action="store_true", help="run again what failed")
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--limit", type=float, default=900, help="seconds a model")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
+    if options.table:
+        return
     names = {f"{library}:{name}": (library, name) for library, name, _ in zoo.entries()}
-    if not options.table:
-        done = {name for name, row in read().items() if row["ok"] or not options.failed}
-        todo = [names[key] for key in to_run(names, options.only, options.redo, done)]
-        zoo.define_torchvision_operators()
-        import timm  # noqa: F401  (once, before the processes are forked)
-        import torchvision  # noqa: F401
-        import transformers  # noqa: F401
+    done = {name for name, row in last(results, "model").items() if row["ok"] or not options.failed}
+    todo = [names[key] for key in to_run(names, options.only, options.redo, done)]
+    zoo.define_torchvision_operators()
+    import timm  # noqa: F401  (once, before the processes are forked)
+    import torchvision  # noqa: F401
+    import transformers  # noqa: F401
 
-        run(todo, options.ratio, options.limit, options.processes, RESULTS)
-    publish(table(ordered()), TABLE)
+    run(stages, todo, options.ratio, options.limit, options.processes, results)
 
 
 if __name__ == "__main__":
-    main()
+    sweep(__doc__, _stages, RESULTS)
+    publish(table(ordered()), TABLE)

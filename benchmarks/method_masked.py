@@ -134,7 +134,7 @@ def rows(only: tuple[str, ...] = (), redo: bool = False) -> dict[str, Row]:
     todo: dict[str, tuple[Callable[..., Row], tuple[Any, ...]]] = {
         f"sweep:{case}:{seed}": (swept, (case, seed)) for case in ("global", "local", "L1") for seed in SEEDS
     }
-    took = {name: row.get("seconds", LIMIT) for name, row in coverage.read().items()}
+    took = {name: row.get("seconds", LIMIT) for name, row in coverage.ordered().items()}
     listed = [(library, name) for library, name, _ in zoo.entries()]
     for library, name in sorted(listed, key=lambda entry: took.get(":".join(entry), LIMIT)):
         todo[f"masked:{library}:{name}"] = (masked, (library, name))
