@@ -24,6 +24,7 @@ from surgeon.plans.plan import Plan
 from surgeon.support.progress import stage
 from surgeon.surgery import Operation
 from surgeon.surgery.build import Building
+from surgeon.surgery.meanings import Reading
 from surgeon.surgery.operate import OWN_CLASS
 from surgeon.surgery.tying import Needed, needed
 from surgeon.verification import Certificate
@@ -100,7 +101,7 @@ Build = Callable[[Keep, str], tuple[Operation, Certificate]]
 def at_example_sizes(model: nn.Module, groups: Groups) -> Build:
     """What carries out choices on `groups` that are of a graph for other sizes than those of the example inputs."""
     here = analyze_inputs(model, groups.graph.inputs)
-    building = Building(model, here)
+    building = Building(Reading(model, here))
     return lambda keep, form: building(Plan.of(groups, keep, {}, model=model).keep(here), form)
 
 
@@ -117,7 +118,9 @@ def built(
         Infeasible: the budget can't be met, whatever the form.
         SurgeryError, NotEquivalent: it can't be built in this form.
     """
-    free, building = choose_widths(), building or Building(model, groups)
+    free = choose_widths()
+    reading = Reading(model, groups)
+    building = building or Building(reading)
 
     def build(choice: Choice, form: str, reason: str = "") -> Choice:
         operation, certificate = building(choice.keep, form)
@@ -135,7 +138,7 @@ def built(
             reason = str(error).partition(OWN_CLASS)[2] or str(error)
         failed = error
     with stage("operate"):
-        found = needed(model, groups, free.keep, reason)
+        found = needed(reading, free.keep, reason)
     if found is None:
         if form == "module":
             raise failed
@@ -158,7 +161,7 @@ def planned(model: nn.Module, groups: Groups, choose_widths: Callable[..., Choic
     """The choice that `built` would take, as far as that can be told without building more than one of them."""
     free = choose_widths()
     with stage("operate"):
-        found = needed(model, groups, free.keep)
+        found = needed(Reading(model, groups), free.keep)
     tied = _with_ties(choose_widths, found, free, "auto") if found is not None else free
     return free if isinstance(tied, str) else tied
 

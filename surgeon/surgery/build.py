@@ -18,6 +18,7 @@ from surgeon.rules import Kept
 from surgeon.support.progress import stage
 from surgeon.surgery import Operation, operate
 from surgeon.surgery.configuration import reconfigure
+from surgeon.surgery.meanings import Reading
 from surgeon.surgery.rewrite import slim_graph
 from surgeon.surgery.same import pair
 from surgeon.verification import Certificate, certify
@@ -30,8 +31,8 @@ Keep = Mapping[int, Iterable[int]]
 class Building:
     """Carries out choices of units on one model; the free sizes of its inputs are found out once."""
 
-    def __init__(self, model: nn.Module, groups: Groups) -> None:
-        self._model, self._groups = model, groups
+    def __init__(self, reading: Reading) -> None:
+        self._reading, self._model, self._groups = reading, reading.model, reading.groups
 
     @cached_property
     def _sizes(self) -> FreeSizes:
@@ -41,7 +42,7 @@ class Building:
     def __call__(self, keep: Keep, form: str = "auto") -> tuple[Operation, Certificate]:
         """As `carry_out`."""
         with untouched(self._model):
-            operation, certificate = _carry_out(self._model, self._groups, keep, form, self._sizes)
+            operation, certificate = _carry_out(self._reading, keep, form, self._sizes)
             if operation.form == "module":
                 said = reconfigure(self._model, operation.module, self._groups, self._groups.kept(keep))
                 operation = replace(operation, configuration=said)
@@ -57,20 +58,21 @@ def carry_out(model: nn.Module, groups: Groups, keep: Keep, form: str = "auto") 
         SurgeryError: it can't be built.
         NotEquivalent: it is not the original less the removed units.
     """
-    return Building(model, groups)(keep, form)
+    return Building(Reading(model, groups))(keep, form)
 
 
 def _carry_out(
-    model: nn.Module, groups: Groups, keep: Keep, form: str, sizes: FreeSizes
+    reading: Reading, keep: Keep, form: str, sizes: FreeSizes
 ) -> tuple[Operation, Certificate]:
+    model, groups = reading.model, reading.groups
     with stage("operate"):
-        operation = operate(model, groups, keep, form, sizes=sizes)
+        operation = operate(model, groups, keep, form, sizes=sizes, reading=reading)
     if operation.recorded:
         with suppress(NotEquivalent, RuntimeError), stage("verify"):
             return operation, _certified(model, operation)
         # Not all that an operator calls runs at another precision, or computes the same there: its own graph decides.
         with stage("operate"):
-            operation = operate(model, groups, keep, form, retrace=True, sizes=sizes)
+            operation = operate(model, groups, keep, form, retrace=True, sizes=sizes, reading=reading)
     with stage("verify"):
         try:
             return operation, _certified(model, operation)

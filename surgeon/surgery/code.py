@@ -28,6 +28,7 @@ from surgeon.surgery.attributes import (
     NAMED_ALIKE,
     Attribute,
     Meaning,
+    Meanings,
     describe_tensors,
     meant,
     possible_meanings,
@@ -50,6 +51,7 @@ from surgeon.surgery.tracked import (
     TrackedFloat,
     Watch,
     leaves_of,
+    named_number,
     plain,
 )
 
@@ -112,7 +114,7 @@ class Code:
         self.stand = Stand()
         self.sizes = {group.leaf.id: group.size for group in groups}
         self.operators = with_sizes(groups)
-        self.meanings: dict[tuple[str, str], Meaning] = {}
+        self.meanings: Meanings = {}
         self._axes: dict[Value, Axes] = {}
         self._nodes: dict[Value, fx.Node] = {}
         self._order: Mapping[int, int] = {}
@@ -163,7 +165,7 @@ class Code:
         for module, known_as in names.items():
             paths = tuple(path for path in known_as if path in self.operators)
             sizes = self.whole.printed(paths)
-            named = {key: _named(paths, key, pair[0], watch) for key, pair in sizes.items() if key in NAMED_ALIKE}
+            named = {key: named_number(paths, key, pair[0], watch) for key, pair in sizes.items() if key in NAMED_ALIKE}
             describe_tensors(module, named)
             if not takes_sizes(module):
                 continue
@@ -253,23 +255,33 @@ class Code:
 
     def unmet(self, demands: Iterable[Demand], at: At) -> list[Demand]:
         """Those demands that are not met at some widths: the code does not do there what the axes say."""
-        with self._apart():
+        with self.apart():
             return [each for each in demands if not self._holds(each, at)]
 
     def met(self, demands: Iterable[Demand], at: At) -> bool:
         """Whether all demands are met at some widths."""
-        with self._apart():
+        with self.apart():
             return all(self._holds(each, at) for each in demands)
 
     def telling(self, demands: Iterable[Demand]) -> list[Demand]:
         """Those demands that the model as it is meets: what can't be run apart tells nothing."""
-        with self._apart():
+        with self.apart():
             return [each for each in demands if each.call is None or self._as_predicted(each.call, self.whole)]
 
     @contextmanager
-    def _apart(self) -> Iterator[None]:
+    def apart(self) -> Iterator[None]:
+        """A block in which calls are made again; around many questions it saves the time to start one for each."""
         with quietly(), without_fast_attention(), torch.no_grad(), self.stand.mode:
             yield
+
+    @contextmanager
+    def understood_as(self, meanings: Meanings) -> Iterator[None]:
+        """A block in which attributes mean this."""
+        before, self.meanings = self.meanings, dict(meanings)
+        try:
+            yield
+        finally:
+            self.meanings = before
 
     def _holds(self, demand: Demand, at: At) -> bool:
         if not demand.leaves & at.cut:
@@ -378,19 +390,3 @@ def _flat(result: Any) -> list[Any]:
     found: list[Any] = []
     map_leaves(result, found.append)
     return found
-
-
-def _named(paths: tuple[str, ...], key: str, before: Any, watch: Watch) -> Any:
-    """A named number of a torch.nn module, such as its groups."""
-
-    def read(at: At) -> Any:
-        return at.printed(paths).get(key, (before, before))[1]
-
-    def number(each: int, place: int) -> Tracked:
-        return Tracked(each, lambda at: read(at)[place], watch)
-
-    if isinstance(before, int):
-        return Tracked(before, read, watch)
-    if isinstance(before, tuple | list):
-        return tuple(number(each, place) for place, each in enumerate(before))
-    return before

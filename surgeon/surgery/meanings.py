@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import cached_property
 
 from torch import nn
 
@@ -22,13 +23,31 @@ MOST_APART = 8
 MOST_TOGETHER = 24
 
 
-def what_is_meant(model: nn.Module, groups: Groups) -> Meanings:
-    """What attributes mean that hold one of several equal sizes; empty where that can't be told."""
-    try:
-        with untouched(model):
-            return understood(Code(model, groups)).meanings
-    except Exception:  # noqa: BLE001  (the user's code may raise anything when its numbers are of another type)
-        return {}
+class Reading:
+    """The code of a model's class, which is run when something is first asked of it, and no more than once."""
+
+    def __init__(self, model: nn.Module, groups: Groups) -> None:
+        self.model, self.groups = model, groups
+
+    @cached_property
+    def code(self) -> Code | None:
+        """The code, without meanings; None where it does not run so."""
+        try:
+            with untouched(self.model):
+                return Code(self.model, self.groups)
+        except Exception:  # noqa: BLE001  (the user's code may raise anything when its numbers are of another type)
+            return None
+
+    @cached_property
+    def meanings(self) -> Meanings:
+        """What attributes mean that hold one of several equal sizes; empty where that can't be told."""
+        if self.code is None:
+            return {}
+        try:
+            with untouched(self.model), self.code.understood_as({}):
+                return understood(self.code).meanings
+        except Exception:  # noqa: BLE001  (as above)
+            return {}
 
 
 def understood(code: Code) -> Code:
@@ -38,6 +57,12 @@ def understood(code: Code) -> Code:
         if each.place is None and len(possible_meanings(code.whole.printed(each.paths), each.value)) > 1:
             modules.setdefault(each.module, []).append(each)
     demands = code.demands if modules else []
+    with code.apart():
+        _understand(code, modules, demands)
+    return code
+
+
+def _understand(code: Code, modules: dict[str, list[Attribute]], demands: list[Demand]) -> None:
     for attributes in modules.values():
         arbitrary = drawn(Ties(sizes=code.sizes), 0)
         near = sorted(set().union(*(code.depends(each) for each in attributes)))[:MOST_APART]
@@ -46,7 +71,6 @@ def understood(code: Code) -> Code:
         if readings:
             reading = [each for each in demands if each.attributes & readings.keys()]
             _choose(code, readings, reading, [*samples, *_together(code, near, reading)])
-    return code
 
 
 def _together(code: Code, near: list[int], demands: list[Demand]) -> list[dict[int, int]]:

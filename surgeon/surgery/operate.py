@@ -26,7 +26,7 @@ from surgeon.surgery.follow import follow_tensors
 from surgeon.surgery.input_sizes import check_on_entry
 from surgeon.surgery.ladder import Rung, ladder
 from surgeon.surgery.leaves import restore_leaves
-from surgeon.surgery.meanings import what_is_meant
+from surgeon.surgery.meanings import Reading
 from surgeon.surgery.own_class import own_class
 from surgeon.surgery.record import Stand, record
 from surgeon.surgery.replay import Paired, replay
@@ -91,7 +91,7 @@ class _Prediction:
 
 def operate(
     model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], form: str = "auto", *, retrace: bool = False,
-    sizes: FreeSizes | None = None,
+    sizes: FreeSizes | None = None, reading: Reading | None = None,
 ) -> Operation:
     """The model with only the kept units; `model` is left as it is.
 
@@ -99,6 +99,7 @@ def operate(
     held against the predicted graph by the operators that it calls, and by its own graph where these do not tell; with
     `retrace` by its own graph in any case, which takes longer. A graph is made for all `sizes` of the inputs that the
     model leaves free, and refuses others; without them it is made for those of the example inputs, and refuses none.
+    `reading` is of the same model and groups, where several choices are carried out on them.
 
     Raises:
         InvalidArgument: there is no such form.
@@ -108,18 +109,18 @@ def operate(
     if form not in FORMS:
         raise InvalidArgument(f"form={form!r} is none that surgeon knows; choose one of {', '.join(FORMS)}")
     with uncollected():
-        return _operate(model, groups, keep, form, retrace, sizes)
+        return _operate(model, groups, keep, form, retrace, sizes, reading or Reading(model, groups))
 
 
 def _operate(
     model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], form: str, retrace: bool,
-    sizes: FreeSizes | None,
+    sizes: FreeSizes | None, reading: Reading,
 ) -> Operation:
     reason = "asked for"
     rungs = _Rungs(model, groups, keep, sizes) if sizes is not None else None
     if form != "graph":
         made: Operation | str = _runs_elsewhere(model, groups, sizes, rungs)
-        made = made or _in_own_class(model, _predict(Rung(groups, groups.kept(keep), sizes), retrace))
+        made = made or _in_own_class(model, _predict(Rung(groups, groups.kept(keep), sizes), retrace), reading)
         if isinstance(made, Operation):
             return made
         reason = made
@@ -215,7 +216,7 @@ def _as_graph(model: nn.Module, rung: Rung, retrace: bool, reason: str) -> Opera
     return Operation(module, "graph", reason, *found, rung)
 
 
-def _in_own_class(model: nn.Module, predicted: _Prediction) -> Operation | str:
+def _in_own_class(model: nn.Module, predicted: _Prediction, reading: Reading) -> Operation | str:
     """The operation in the user's own class, or why that can't be.
 
     Where several sizes of a module were equal, which of them an attribute is may have to be found out.
@@ -224,7 +225,7 @@ def _in_own_class(model: nn.Module, predicted: _Prediction) -> Operation | str:
     candidate, renumbered = own_class(model, groups, kept, predicted.tensors)
     found = _train_only(candidate, groups) or _hold(candidate, predicted)
     if isinstance(found, str) and renumbered.doubts:
-        meanings = {key: meaning for key, meaning in what_is_meant(model, groups).items() if key in renumbered.doubts}
+        meanings = {key: meaning for key, meaning in reading.meanings.items() if key in renumbered.doubts}
         if meanings:
             candidate, renumbered = own_class(model, groups, kept, predicted.tensors, meanings)
             again = _train_only(candidate, groups) or _hold(candidate, predicted)

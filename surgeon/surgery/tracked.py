@@ -262,3 +262,19 @@ def evaluated(arguments: Any, at: Any, operands: Mapping[int, Tensor]) -> Any:
         return formula_of(leaf)(at) if isinstance(leaf, Tracked | TrackedFloat) else leaf
 
     return mapped(arguments, new)
+
+
+def named_number(paths: tuple[str, ...], key: str, before: Any, watch: Watch) -> Any:
+    """A named number of a torch.nn module, such as its groups."""
+
+    def read(at: Any) -> Any:
+        return at.printed(paths).get(key, (before, before))[1]
+
+    def number(each: int, place: int) -> Tracked:
+        return Tracked(each, lambda at: read(at)[place], watch)
+
+    if isinstance(before, int):
+        return Tracked(before, read, watch)
+    if isinstance(before, tuple | list):
+        return tuple(number(each, place) for place, each in enumerate(before))
+    return before

@@ -13,10 +13,9 @@ from surgeon.cost.alignment import Alignment
 from surgeon.cost.cost import Cost
 from surgeon.errors import SurgeryError
 from surgeon.frontend.isolation import untouched
-from surgeon.groups.coupling import Groups
 from surgeon.groups.ties import Ties
 from surgeon.surgery.code import At, Code, Demand
-from surgeon.surgery.meanings import understood
+from surgeon.surgery.meanings import Reading
 from surgeon.surgery.operate import operate
 from surgeon.surgery.sampling import SAMPLES, drawn
 
@@ -195,31 +194,39 @@ class Needed:
     reason: str
 
 
-def needed(model: nn.Module, groups: Groups, keep: Mapping[int, Iterable[int]], reason: str = "") -> Needed | None:
-    """The ties that the model's class needs to hold such plans as this; None where it holds it, or none would help.
+def needed(reading: Reading, keep: Mapping[int, Iterable[int]], reason: str = "") -> Needed | None:
+    """The ties that a model's class needs to hold such plans as this; None where it holds it, or none would help.
 
     `reason` says why it can't hold it, where that is known; else it is tried out, if the code seems not to hold it.
-    `model` is left as it is.
+    The model is left as it is.
     """
     kept = {leaf: tuple(units) for leaf, units in keep.items()}
-    widths = {leaf: len(units) for leaf, units in kept.items()}
-    try:
-        with untouched(model):
-            code = Code(model, groups)
-            unmet = code.telling(code.unmet(code.demands, At(code, widths)))
-    except Exception:  # noqa: BLE001  (the user's code may raise anything when its numbers are of another type)
+    code = reading.code
+    if code is None:
         return None
+    widths = {leaf: len(units) for leaf, units in kept.items()}
+    unmet = _unmet(reading.model, code, widths)
     if not unmet:
         return None
     if not reason:
         try:
-            operate(model, groups, kept, "module")
+            operate(reading.model, reading.groups, kept, "module", reading=reading)
         except SurgeryError as error:
             reason = str(error)
         else:
             return None
-    code = understood(code)
-    unmet = code.telling(code.unmet(code.demands, At(code, widths))) or unmet
-    ties = ties_of(code)
+    with code.understood_as(reading.meanings):
+        unmet = _unmet(reading.model, code, widths) or unmet
+        with code.apart():
+            ties = ties_of(code)
     places = tuple(dict.fromkeys(demand.words for demand in unmet))
     return Needed(ties, places, reason) if ties else None
+
+
+def _unmet(model: nn.Module, code: Code, widths: Mapping[int, int]) -> list[Demand]:
+    """What the code, but not the model as it is, fails to do at these widths; empty where that can't be told."""
+    try:
+        with untouched(model):
+            return code.telling(code.unmet(code.demands, At(code, widths)))
+    except Exception:  # noqa: BLE001  (the user's code may raise anything when its numbers are of another type)
+        return []
