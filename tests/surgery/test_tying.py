@@ -293,14 +293,14 @@ def test_numbers_that_are_equal_to_a_width_stay_and_heads_go_with_the_stream() -
     assert "2 groups keep the same share and 1 group stays whole" in report.form_reason
 
 
-class TwoEqual(nn.Module):
-    """torch's own attention, of whose widths the model's, the heads' and the inner layer's are equal."""
+class EqualSizes(nn.Module):
+    """torch's own attention, with as many heads as each is wide."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed = nn.Linear(8, 32)
-        self.layer = nn.TransformerEncoderLayer(32, 4, dim_feedforward=32, batch_first=True)
-        self.head = nn.Linear(32, 5)
+        self.embed = nn.Linear(8, 64)
+        self.layer = nn.TransformerEncoderLayer(64, 8, dim_feedforward=32, batch_first=True)
+        self.head = nn.Linear(64, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layer(self.embed(x)))
@@ -315,6 +315,6 @@ def test_the_code_of_a_class_is_run_once_for_all_that_is_asked_of_it(monkeypatch
         run(self, *args)
 
     monkeypatch.setattr(Code, "__init__", counted)
-    _, report = surgeon.shrink(TwoEqual().eval(), 0.5, example_inputs=TOKENS, return_report=True)
+    _, report = surgeon.shrink(EqualSizes().eval(), 0.5, example_inputs=TOKENS, return_report=True)
     assert "derives widths from one another" in report.form_reason  # built twice, and read in between
     assert len(runs) == 1
