@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks import coverage, method_iterative
+from benchmarks import coverage, coverage_graph, method_iterative
 from benchmarks.rows import last
 
 README = Path(__file__).parent.parent / "README.md"
@@ -19,7 +19,8 @@ ACCURACY = Path(__file__).parent / "results" / "accuracy.md"
 
 def render(text: str) -> str:
     """`text` with what stands between `<!-- NAME -->` and `<!-- /NAME -->` replaced by the results of that name."""
-    summary = coverage.table(coverage.ordered()).partition("\n\n| model")[0]
+    sweeps = (coverage.table(coverage.ordered()), coverage_graph.table(coverage.ordered(coverage_graph.RESULTS)))
+    summary = "\n\n".join(sweep.partition("\n\n| model")[0] for sweep in sweeps)
     iterative = method_iterative.table(last(method_iterative.RESULTS, "row")).strip()
     tables = {"coverage": summary, "method_iterative": iterative} | {
         path.stem: path.read_text(encoding="utf-8").strip() for path in (SPEED, LATENCY, ACCURACY)
