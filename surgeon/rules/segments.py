@@ -117,7 +117,7 @@ def _strided(node: fx.Node, x: Axes, dim: int, places: tuple[int, int, Any], ste
     if axis.size % step == 0 and start < step and end > axis.size - step + start:
         outer, inner = c.divide(axis, [axis.size // step, step], why)
         c.pin((inner,), why)
-        args = {"end": lambda k: k.width(axis) if k.changed(axis) else written}
+        args = {} if _open(written, axis) else {"end": lambda k: k.width(axis) if k.changed(axis) else written}
         return Typed((*x[:dim], outer, *x[dim + 1 :]), args=args)
     c.pin((axis,), why)
     return Typed((*x[:dim], c.fresh(size_of(node)[dim], why), *x[dim + 1 :]))
@@ -151,10 +151,15 @@ def scatter(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 
 def _ends(a: dict[str, Any], axis: Axis, before: Axis, part: Axis) -> dict[str, Printer]:
     """How the bounds of a slice are printed: as written where the axis does not change."""
-    return {
-        "start": lambda k: k.width(before) if k.changed(axis) else a["start"],
-        "end": lambda k: k.width(before) + k.width(part) if k.changed(axis) else a["end"],
-    }
+    found: dict[str, Printer] = {"start": lambda k: k.width(before) if k.changed(axis) else a["start"]}
+    if not _open(a.get("end"), axis):
+        found["end"] = lambda k: k.width(before) + k.width(part) if k.changed(axis) else a["end"]
+    return found
+
+
+def _open(end: int | None, axis: Axis) -> bool:
+    """Whether a slice goes on to the end, wherever that is: an axis of units and samples has as many as there are."""
+    return end is None or end > axis.size
 
 
 @rule("expand", "broadcast_to", "expand_copy", "expand_as")

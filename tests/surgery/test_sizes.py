@@ -85,6 +85,14 @@ FREE: dict[str, tuple[Forward, Shape, tuple[Shape, ...]]] = {
         lambda net, y: F.avg_pool2d(y.relu(), y.shape[2:]) + F.max_pool2d(y, kernel_size=y.shape[-2:]), IMAGE, OTHERS,
     ),
     "spaced evenly": (lambda net, y: y.relu() * torch.linspace(-1, 1, y.shape[3]), IMAGE, OTHERS),
+    "all of units and samples": (
+        lambda net, y: y.transpose(1, 2).reshape(-1, y.shape[1])[:, :, None].relu().reshape(
+            len(y), y.shape[2], y.shape[1]).transpose(1, 2), STEPS, LENGTHS,
+    ),
+    "every second, of units and samples": (
+        lambda net, y: y.transpose(1, 2).reshape(-1, y.shape[1])[::2].relu().reshape(
+            len(y), -1, y.shape[1]).transpose(1, 2).repeat_interleave(2, 2), STEPS, LENGTHS,
+    ),
     "reversed": (lambda net, y: y.relu().flip(1), STEPS, LENGTHS),
 }
 # As above, with what is refused at which shape; there the original is right, or refuses too.
