@@ -143,16 +143,17 @@ _PARTS: dict[str, Callable[[Subject, float], nn.Module]] = {
     "BatchNorm": _without_batch_norm,
     "distillation": lambda subject, ratio: subject.shrink(ratio, align=1, distill=False),
     "projection": lambda subject, ratio: subject.shrink(ratio, align=1, project=False),
-    "data": lambda subject, ratio: subject.shrink(ratio, align=1, data=None),
+    "data": lambda subject, ratio: subject.shrink(ratio, align=1, data=None, compensate=False),
 }
 PARTS = tuple(_PARTS)
 
 
 def noise(subject: Subject, ratio: float) -> Row:
-    """Without any data, and no image among the example inputs: the plain cut, and two amounts of noise."""
+    """Without any data, and no image among the example inputs: the plain cut, the default, and more noise."""
     example = torch.randn(subject.inputs.shape, generator=torch.Generator().manual_seed(subject.seed))
     found: Row = {}
-    for name, options in (("plain", {}), ("64", {"data": "noise", "samples": 64}), ("256", {"data": "noise"})):
+    ways: dict[str, dict[str, Any]] = {"plain": {"compensate": False}, "64": {}, "256": {"data": "noise"}}
+    for name, options in ways.items():
         given: dict[str, Any] = {"example_inputs": example, "seed": subject.seed, **options}
         make = functools.partial(surgeon.shrink, subject.model, ratio, **given)
         found[name] = subject.judged(make)[1]

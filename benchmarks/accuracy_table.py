@@ -66,11 +66,12 @@ def _untrained_row(place: tuple[str, float], kinds: dict[str, Seeds]) -> Cells:
 
 def _noise(kinds: dict[str, Seeds]) -> list[str]:
     head = (
-        '**Without any data**, at fast widths: top-1 of the plain cut, and of what noise makes of it (`data="noise"`), '
+        "**Without any data**, at fast widths: top-1 of the plain cut (`compensate=False`), of the default, which "
+        'makes 64 samples of noise for itself, and of `data="noise"` with 256, '
         f"mean ± half the range over {max(map(len, kinds['noise'].values()))} seeds. Seconds: CPU, of one core, of "
         "all of `shrink`."
     )
-    columns = "network | MACs left | plain cut | seconds | 64 samples of noise | seconds | 256 | seconds"
+    columns = "network | MACs left | plain cut | seconds | default | seconds | 256 samples | seconds"
     cells = []
     for (network, ratio), rows in kinds["noise"].items():
         each = [[row[name] for row in rows] for name in ("plain", "64", "256")]

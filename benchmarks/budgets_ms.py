@@ -90,7 +90,7 @@ def row(name: str, model: nn.Module, inputs: Tensor, profile: Profile, ratio: fl
     found: dict[str, Any] = {"key": f"{name} {ratio}", "network": name, "ratio": ratio, "load": os.getloadavg()[0]}
     try:
         plan_of = surgeon.shrink(
-            model, ratio, example_inputs=inputs, budget="latency", device=profile, return_report=True
+            model, ratio, example_inputs=inputs, budget="latency", device=profile, compensate=False, return_report=True
         )
     except SurgeonError as error:
         found |= {"outcome": "refused", "why": str(error)}

@@ -120,7 +120,8 @@ def second(found: SecondSize | None) -> dict[str, Any] | None:
 
 
 def cut(model: nn.Module, inputs: Any, ratio: float, **options: Any) -> tuple[nn.Module, Any, float]:
-    """Cut by `ratio`; where that is out of reach, as far as it goes."""
+    """Cut by `ratio`; where that is out of reach, as far as it goes. Nothing makes up for it."""
+    options = {"compensate": False, **options}
     try:
         return *surgeon.shrink(model, ratio, example_inputs=inputs, return_report=True, **options), ratio
     except Infeasible as error:

@@ -85,11 +85,11 @@ def _train(model: nn.Module, inputs: Any) -> None:
 
 def _cut(model: nn.Module, inputs: Any) -> nn.Module:
     try:
-        return surgeon.shrink(model, RATIO, example_inputs=inputs)
+        return surgeon.shrink(model, RATIO, example_inputs=inputs, compensate=False)
     except Infeasible as error:
         if not error.reachable or error.reachable <= 0:
             raise
-        return surgeon.shrink(model, error.reachable, example_inputs=inputs)
+        return surgeon.shrink(model, error.reachable, example_inputs=inputs, compensate=False)
 
 
 def _export(model: nn.Module, inputs: Any) -> nn.Module:

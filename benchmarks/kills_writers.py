@@ -52,7 +52,7 @@ class Trial:
 @cache
 def slim(ratio: float) -> nn.Module:
     """A model to save."""
-    return surgeon.shrink(net(), ratio, example_inputs=X, align=1)
+    return surgeon.shrink(net(), ratio, example_inputs=X, align=1, compensate=False)
 
 
 def save(ratio: float, *others: str) -> Callable[[Path], object]:

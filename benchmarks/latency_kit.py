@@ -48,7 +48,10 @@ def kit(subject: Subject) -> Row:
         for at in (widths["kit"], widths["here"])
     ]
     plans = [
-        surgeon.plan(subject.model, LEFT, example_inputs=subject.inputs, budget="latency", device=profiles[name])
+        surgeon.plan(
+            subject.model, LEFT, example_inputs=subject.inputs, budget="latency", device=profiles[name],
+            importance="magnitude",
+        )
         for name in ("kit", "here")
     ]
     kept = [plan.keep(subject.groups) for plan in plans]

@@ -94,7 +94,7 @@ def _build(name: str, system: str, base: Path, slim: Path) -> Row:
         surgeon.export(model, base, example_inputs=inputs)
     ratio = None
     if system == "surgeon":
-        result = surgeon.shrink(model, 0.5, example_inputs=inputs)
+        result = surgeon.shrink(model, 0.5, example_inputs=inputs, compensate=False)
         after = macs(result, inputs)
     else:
         recipe = peers.Recipe(round_to=SYSTEMS[system])
@@ -136,7 +136,7 @@ def times(name: str) -> Row:
 def memory(name: str) -> Row:
     """Peak growth of the resident memory while shrinking; for a fresh process, which loads all code first."""
     warm = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3))
-    surgeon.shrink(warm, 0.5, example_inputs=torch.zeros(2, 3, 8, 8))
+    surgeon.shrink(warm, 0.5, example_inputs=torch.zeros(2, 3, 8, 8), compensate=False)
     model, inputs = load(name)
     own = sum(value.nbytes for value in (*model.parameters(), *model.buffers()))
     before = _resident()
@@ -144,7 +144,7 @@ def memory(name: str) -> Row:
         model(*inputs)
     forward = max(0, _peak() - before)
     before = _resident()
-    slim, report = surgeon.shrink(model, 0.5, example_inputs=inputs, return_report=True)
+    slim, report = surgeon.shrink(model, 0.5, example_inputs=inputs, compensate=False, return_report=True)
     grown = max(0, _peak() - before)
     return {
         "model_mb": own / 2**20, "forward_mb": forward / 2**20, "shrink_mb": grown / 2**20,

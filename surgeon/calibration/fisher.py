@@ -101,12 +101,16 @@ class Sensitivity:
 
 
 def measure(
-    groups: Groups, batches: Sequence[Inputs], seed: int = 0, likelihoods: Likelihoods | None = None
+    groups: Groups, batches: Sequence[Inputs], seed: int = 0, likelihoods: Likelihoods | None = None,
+    operations: float = OPERATIONS,
 ) -> Sensitivity:
-    """Run the model forward and backward on `batches`; `likelihoods` are by default those of drawn labels."""
-    readers, loose = _find(groups)
+    """Run the model forward and backward on `batches`; `likelihoods` are by default those of drawn labels.
+
+    Above so many `operations`, labels are drawn once.
+    """
+    readers, loose = find_readers(groups)
     macs = sum(math.prod(size_of(r.layer.node)) * r.inputs for r in readers) / max(groups.graph.batch, 1)
-    draws = DRAWS if macs * sum(map(batch_size, batches)) * (1 + DRAWS) <= OPERATIONS else 1
+    draws = DRAWS if macs * sum(map(batch_size, batches)) * (1 + DRAWS) <= operations else 1
     padding = Padding(groups)
     drawn = likelihoods or partial(_drawn, draws=draws, shown=lambda number: padding.outputs(batches[number]))
     found = Sensitivity(tuple(readers), tuple(loose), 0, draws, macs, drawn)
@@ -168,7 +172,8 @@ def backwards(
             yield from _batch(groups, sensitivity, batches[place], place, generator)
 
 
-def _find(groups: Groups) -> tuple[list[Reader], list[Loose]]:
+def find_readers(groups: Groups) -> tuple[list[Reader], list[Loose]]:
+    """The readers and loose values of a model, of which nothing was measured yet."""
     slots = Slots(groups, {node: node for node in groups.graph.nodes}, dict(groups.graph.values))
     readers, loose = [], []
     for node, typed in groups.typed.items():

@@ -7,7 +7,7 @@ gives its values the scale that they have on real data: batch norms, once they h
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -151,17 +151,21 @@ def _smooth_axes(node: fx.Node, leaf: Tensor) -> list[int]:
 
 def _is_convolved(node: fx.Node) -> bool:
     """Whether a convolution reads an input, perhaps in another shape."""
+    return any(operator_name(user) in _CONVOLUTIONS for _, user in _read(node))
+
+
+def _read(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """The operators that read a value, perhaps in another shape, each with what of it they read."""
     waiting = [node]
     while waiting:
-        for user in waiting.pop().users:
-            if operator_name(user) in _CONVOLUTIONS:
-                return True
+        value = waiting.pop()
+        for user in value.users:
+            yield value, user
             if is_a(user, "identity", "view", "cast"):
                 waiting.append(user)
-    return False
 
 
 def _rows(graph: Graph, node: fx.Node) -> int | None:
     """The rows of the smallest embedding that a placeholder's values are looked up in; None if there is none."""
-    looked_up = [arguments(user) for user in node.users if operator_name(user) == "embedding"]
-    return min((size_of(given["weight"])[0] for given in looked_up if given["indices"] is node), default=None)
+    looked_up = [(value, arguments(user)) for value, user in _read(node) if operator_name(user) == "embedding"]
+    return min((size_of(given["weight"])[0] for value, given in looked_up if given["indices"] is value), default=None)

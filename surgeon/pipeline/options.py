@@ -214,8 +214,9 @@ class Data(_Concern):
         "for the loss. What an attention_mask hides does not count. "
         "With them, the units that the others reconstruct best are removed, widths are chosen by the effect on the "
         "model's output, and the remaining layers are fitted to make up for the loss, without labels or training. "
-        'Without any, "noise" does the same with noise, of which batch norms take the statistics, in seconds; '
-        '"synthetic" with inputs generated from the model, as `surgeon.synthesize` does, in minutes.',
+        "Without any, the same is done on a little noise, of which batch norms take the statistics, in seconds; where "
+        'that can\'t be done, the report says why. "noise" takes as many `samples` of it as are given, "synthetic" '
+        "inputs generated from the model, as `surgeon.synthesize` does, in minutes.",
         name="data",
     )] = None
     samples: Annotated[int, Option(POSITIVE, "The maximum number of samples of the data to use.")] = 256
@@ -240,8 +241,8 @@ class Select(_Concern):
 
     importance: Annotated["str | Criterion | None", Option(
         _by_torch,
-        'What ranks units, by default "reconstruction" with data, else "magnitude". The name of a criterion, or a '
-        "function like those in `surgeon.scoring`.",
+        'What ranks units, by default "reconstruction", on the data or on noise, and "magnitude" where there is '
+        "neither. The name of a criterion, or a function like those in `surgeon.scoring`.",
     )] = None
     scope: Annotated[str, Option(
         choice(*SCOPES),
@@ -271,13 +272,15 @@ class Repair(_Concern):
 
     project: Annotated[bool, Option(
         flag,
-        "With data: rotate linear streams and attention heads before the cut. As `surgeon.project` does, so that "
-        "directions are removed instead of units, if the data guide the selection. The rotated model computes the "
+        "Rotate linear streams and attention heads before the cut. As `surgeon.project` does, so that directions are "
+        "removed instead of units, if data or noise guide the selection. The rotated model computes the "
         "same; the certificate, and the plan attached to the result, are then of that model.",
     )] = True
     compensate: Annotated[bool, Option(
         flag,
-        "With data: fit layers to make up for the cut. The certificate is always that of the cut alone.",
+        "Fit layers to make up for the cut, to the data, or to noise if there are none. Without it, and without data, "
+        "units are ranked by their weights, and nothing but the cut is done. The certificate is always that of the cut "
+        "alone.",
     )] = True
     distill: Annotated[bool, Option(
         flag,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Unpack
 
+import numpy as np
 from torch import nn
 
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.other_sizes import calibrated
+from surgeon.calibration.stand_in import REMEDY, Unserved, finite, noise_for_cut, served
 from surgeon.cost.cost import Cost
 from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.ignore import Ignored, named
 from surgeon.frontend.isolation import undisturbed
-from surgeon.frontend.parameters import public
+from surgeon.frontend.parameters import NOISE, public
 from surgeon.frontend.parts import Parts
 from surgeon.frontend.wrappers import within_its_wrapper
 from surgeon.groups.coupling import Groups
@@ -30,6 +32,7 @@ from surgeon.plans.plan import PLAN, Plan
 from surgeon.projection.project import rotated
 from surgeon.recovery import Recovery, recover_groups
 from surgeon.reporting.report import Change, Report
+from surgeon.scoring import Criterion
 from surgeon.scoring.reconstruction import reconstruction
 from surgeon.scoring.registry import RECONSTRUCTION, score_groups, settle
 from surgeon.support.memory import using_memory
@@ -42,6 +45,17 @@ Form = Literal["auto", "module", "graph"]
 
 
 @dataclass(frozen=True)
+class _Judged:
+    """The model and its groups in the basis in which units are judged, by scores and maybe by curves of damage."""
+
+    model: nn.Module
+    groups: Groups
+    importance: str | Criterion
+    scores: Mapping[int, np.ndarray]
+    curves: Mapping[int, np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
 class _Decision:
     model: nn.Module
     groups: Groups
@@ -49,6 +63,7 @@ class _Decision:
     settings: dict[str, Any]
     cost: Cost
     data: Calibration | None = None
+    unserved: str = ""  # why there is no noise in place of data
     fingerprint: str | None = None  # of the whole, where `model` is parts of it
 
     @property
@@ -73,7 +88,10 @@ def shrink(
     return_report: bool = False,
     **options: Unpack[Shrinking],
 ) -> Any:
-    """A physically smaller copy of `model`, proved to be the original less the removed units.
+    """A physically smaller copy of `model`, proved to be the original less the removed units, and then fitted.
+
+    Units are chosen, and the remaining layers fitted to make up for the others, on `data`; without any, on a little
+    noise. `compensate=False` leaves the plain cut.
 
     Args:
         model: any module that `torch.export` can trace; it is left as it is. What it holds that can't be copied, such
@@ -109,20 +127,14 @@ def shrink(
         made = decide(model, asked, example_inputs, form)
         assert made.choice.built is not None  # a form was given
         operation, certificate = made.choice.built
-        recovery = None
-        if made.data is not None and asked.repair.compensate:
-            with stage("recover"):
-                module, recovery = recover_groups(
-                    operation.module, made.groups, made.groups.kept(made.keep), made.data, distill=asked.repair.distill
-                )
-            operation = replace(operation, module=module)
+        operation, recovery, notes = _made_up_for(asked, made, operation)
         if isinstance(made.model, Parts):
             operation = replace(operation, module=whole(model, operation.module, made.model))
             check_runs(operation.module, made.model.called, example_inputs)
         attach(operation.module, made.plan(), model)
     if not return_report:
         return operation.module
-    return operation.module, _report(model, made, operation, certificate, recovery, seconds)
+    return operation.module, _report(model, made, operation, certificate, recovery, notes, seconds)
 
 
 @public(**BY_CONCERN)
@@ -134,8 +146,9 @@ def plan(
     """What `shrink` would remove, without touching a weight. Arguments and errors are those of `shrink`.
 
     It is the plan of the default form: for a class that derives widths from one another, these are tied as by `shrink`.
-    It is a plan of the units of this model: with data, `shrink` rotates the model first, by default. To plan in that
-    basis, give this function what `surgeon.project` returns.
+    It is a plan of the units of this model: `shrink` rotates the model first, by default, where something in it can be
+    rotated. To plan in that basis, give this function what `surgeon.project` returns. To plan by the weights alone,
+    ask for `importance="magnitude"`.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
@@ -195,16 +208,12 @@ def decide(
     """Which units stay; with a `form`, also what that makes of the model."""
     target, data, select = options.target, options.data, options.select
     importance = settle(select.importance, data.source, data.loss)
-    guided = importance == RECONSTRUCTION
-    settings = options.settings() | {
-        "importance": importance if isinstance(importance, str) else getattr(importance, "__name__", "custom"),
-        "ignore": named(model, select.ignore),
-    }
+    settings = options.settings() | {"ignore": named(model, select.ignore)}
     traced, groups = analyzed(model, example_inputs, select.ignore, _needs_all(options, form))
     architecture = None
     if isinstance(traced, Parts):
         settings[PARTS], form, architecture = list(traced.called), form and "module", fingerprint(model)
-    model = traced
+    model, unserved = traced, ""
     check_finite(groups.graph)
     calibration = None
     if data.source is not None:
@@ -212,19 +221,14 @@ def decide(
             groups, calibration = calibrated(
                 data.source, groups, model, data.samples, select.ignore, labeled=data.loss is not None, seed=select.seed
             )
-    if guided and options.repair.project and calibration is not None:
-        model, groups = rotated(model, groups, calibration, select.ignore)
+        judged = _judged(model, groups, importance, options, calibration)
+    else:
+        judged, calibration, unserved = _without_data(model, groups, importance, options, form)
+        settings |= {"data": NOISE, "samples": calibration.samples} if calibration is not None else {}
+    model, groups, importance = judged.model, judged.groups, judged.importance
+    settings["importance"] = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")
     cost = Cost(groups)
-    selection = None
-    if guided and calibration is not None:
-        selection = reconstruction(model, groups, calibration, seed=select.seed, loss=data.loss)
-    with stage("plan"):
-        scores = (
-            selection.scores if selection is not None
-            else score_groups(model, groups, importance, calibration, data.loss, select.seed)
-        )
-    curves = selection.damages if selection is not None else None
-    chooser = Chooser(model, groups, cost, scores, curves, options)
+    chooser = Chooser(model, groups, cost, judged.scores, judged.curves, options)
 
     def chosen(chooser: Chooser) -> Choice:
         if form is None:
@@ -233,13 +237,74 @@ def decide(
         return built(model, groups, chooser, form, at_example_sizes(model, groups) if varying else None)
 
     if not target.timed:
-        return _Decision(model, groups, chosen(chooser), settings, cost, calibration, architecture)
+        return _Decision(model, groups, chosen(chooser), settings, cost, calibration, unserved, architecture)
     with temporary_folder() as folder:
         timer = LatencyTarget(model, groups, cost, target.device, target.threads, folder)
         choice = chosen(replace(chooser, timer=timer))
     assert choice.timing is not None
     settings |= {"budget": "latency", "device": choice.timing.device, "threads": choice.timing.threads}
-    return _Decision(model, groups, choice, settings, cost, calibration)
+    return _Decision(model, groups, choice, settings, cost, calibration, unserved)
+
+
+def _judged(
+    model: nn.Module, groups: Groups, importance: str | Criterion, options: Options, data: Calibration | None
+) -> _Judged:
+    """Judge the units; by reconstruction, once the model is rotated."""
+    seed, loss = options.select.seed, options.data.loss
+    if importance == RECONSTRUCTION and data is not None:
+        if options.repair.project:
+            model, groups = rotated(model, groups, data, options.select.ignore)
+        selection = reconstruction(model, groups, data, seed=seed, loss=loss)
+        return _Judged(model, groups, importance, selection.scores, selection.damages)
+    with stage("plan"):
+        return _Judged(model, groups, importance, score_groups(model, groups, importance, data, loss, seed))
+
+
+def _without_data(
+    model: nn.Module, groups: Groups, importance: str | Criterion, options: Options, form: Form | None
+) -> tuple[_Judged, Calibration | None, str]:
+    """What is judged on noise, and the noise; or by `importance`, and why there is no noise if that was not asked for.
+
+    A criterion that was asked for is kept to: then noise is for fitting layers alone.
+    """
+    explicit, why = options.select.importance is not None, ""
+    if options.repair.compensate and not (explicit and form is None):
+        try:
+            if isinstance(model, Parts):
+                raise Unserved("noise is for a model that can be traced as a whole")
+            noise = noise_for_cut(model, groups, options.select.seed)
+            criterion = importance if explicit else RECONSTRUCTION
+            judged = served(lambda: _judged(model, groups, criterion, options, noise))
+            finite(judged.scores, judged.curves or {})
+            return judged, noise, ""
+        except Unserved as error:
+            why = str(error)
+    return _judged(model, groups, importance, options, None), None, why
+
+
+def _made_up_for(
+    asked: Options, made: _Decision, operation: Operation
+) -> tuple[Operation, Recovery | None, tuple[str, ...]]:
+    """The result with its layers fitted, what was done, and what is to be said of it."""
+    notes = (f"nothing makes up for the cut: {made.unserved}; {REMEDY}",) if made.unserved else ()
+    if made.data is None or not asked.repair.compensate:
+        return operation, None, notes
+    given, kept = asked.data.source is not None, made.groups.kept(made.keep)
+    distill = given and asked.repair.distill
+
+    def fit() -> tuple[nn.Module, Recovery]:
+        return recover_groups(operation.module, made.groups, kept, made.data, distill=distill)
+
+    try:
+        with stage("recover"):
+            module, recovery = fit() if given else served(fit)
+    except Unserved as error:
+        return operation, None, (f"no layer was fitted: {error}; {REMEDY}",)
+    if not given:
+        chosen = "units were chosen and " if asked.select.importance is None else ""
+        how = f"{chosen}layers were fitted on {made.data.samples} samples of noise"
+        notes = (f"no data were given, so {how}; {REMEDY}",)
+    return replace(operation, module=module), recovery, notes
 
 
 def _needs_all(options: Options, form: Form | None) -> str:
@@ -253,7 +318,7 @@ def _needs_all(options: Options, form: Form | None) -> str:
 
 def _report(
     model: nn.Module, made: _Decision, operation: Operation, certificate: Certificate, recovery: Recovery | None,
-    seconds: dict[str, float],
+    notes: tuple[str, ...], seconds: dict[str, float],
 ) -> Report:
     full = {group.leaf.id: group.size for group in made.groups}
     widths = {leaf: len(kept) for leaf, kept in made.keep.items()}
@@ -283,6 +348,7 @@ def _report(
         configuration=(*operation.configuration, *_left_whole(made.choice.whole)),
         latency=timing,
         recovery=recovery,
+        notes=notes,
         basis=basis_of(made.model),
         seconds=dict(seconds),
     )

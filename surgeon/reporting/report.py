@@ -56,9 +56,9 @@ class Report:
     units to its width before and after; `unaligned` maps the groups that are not aligned by default, in order to meet
     the budget, to their default alignment. `certificate` is the result of verification, `inputs` says which of their
     sizes are free and what fixes the others, `configuration` what became of the configurations that the model holds,
-    such as Hugging Face's, `latency` is the requested and measured latency, `recovery` the layers
-    that were fitted after the cut, `basis` the groups that were rotated before it, `exports` and `benchmark` the
-    results of export and benchmark, if they ran. `seconds` is the time of each stage.
+    such as Hugging Face's, `latency` is the requested and measured latency, `recovery` the layers that were fitted
+    after the cut, `notes` what they were fitted on or why none was, `basis` the groups that were rotated before it,
+    `exports` and `benchmark` the results of export and benchmark, if they ran. `seconds` is the time of each stage.
 
     >>> report = Report("Net", "module", "", "macs", requested=0.5, reached=0.49, macs=Change(100, 51),
     ...                 params=Change(10, 6), groups={"conv1": Change(8, 5)}, possible=0.97)
@@ -87,6 +87,7 @@ class Report:
     configuration: tuple[str, ...] = ()
     latency: object = None
     recovery: object = None
+    notes: tuple[str, ...] = ()
     basis: object = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     exports: Mapping[str, object] = field(default_factory=dict)
@@ -158,6 +159,7 @@ class Report:
         lines += self.configuration
         parts = (self.latency, self.recovery, self.basis, self.certificate, *self.exports.values(), self.benchmark)
         lines += [str(found) for found in parts if found is not None]
+        lines += self.notes
         if self.seconds:
             taken = (f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
             lines.append("seconds: " + ", ".join(taken))

@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from surgeon.calibration.fisher import OPERATIONS, Reader, Run, Sensitivity, backwards, loose_effects, per_sample
+from surgeon.calibration.fisher import (
+    OPERATIONS,
+    Reader,
+    Run,
+    Sensitivity,
+    backwards,
+    loose_effects,
+    per_sample,
+)
 from surgeon.frontend.trace import Inputs, batch_size
 from surgeon.groups.coupling import Group, Groups
 
@@ -26,6 +34,8 @@ _DIGITS = 16
 _NEGLIGIBLE = 40
 #: The removed shares of a group at which the damage is measured more closely.
 STOPS = (0.25, 0.5, 0.75)
+#: Inputs of a reader above which those of a unit, such as a kernel's places, are taken to covary as any other unit's.
+WIDE = 1024
 
 
 @dataclass(frozen=True)
@@ -95,11 +105,16 @@ def eliminate(group: Group, sensitivity: Sensitivity, ridge: float = 1e-2, ranke
 
 def work_of(group: Group, sensitivity: Sensitivity) -> float:
     """About how many operations the elimination of a group takes, to tell how much is left."""
-    shapes = [
-        reader.layer.matrix(reader.layer.weight.places).shape
-        for reader in sensitivity.readers if group.leaf.id in reader.units and reader.count
-    ]
-    return float(sum(each * inputs**2 * (inputs + outputs) for each, inputs, outputs in shapes))
+    total = 0.0
+    for reader in sensitivity.readers:
+        if group.leaf.id in reader.units and reader.count:
+            start = reader.layer.matrix(reader.layer.weight.places)
+            groups, inputs, outputs = start.shape
+            places = _inputs(reader.units[group.leaf.id])
+            if _separable(start, places):
+                inputs, outputs = places.shape[1], outputs * places.shape[2]
+            total += groups * inputs**2 * (inputs + outputs)
+    return total
 
 
 class _State:
@@ -115,11 +130,19 @@ class _State:
         self.reader = reader
         covariance, _ = reader.moments.covariances()
         covariance.diagonal(dim1=1, dim2=2).add_(reader.moments.damping(covariance.diagonal(dim1=1, dim2=2), ridge))
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
         self.start = reader.layer.matrix(reader.layer.weight.read()).double()
-        self.weights = torch.cat([self.start, self.start @ reader.metric / 2], 2)
-        self.groups = torch.arange(len(self.start), device=self.start.device)[:, None]
         self.inputs = _inputs(reader.units[leaf].to(self.start.device))
+        self.of_units = self.inputs if _separable(self.start, self.inputs) else None
+        measured = self.start @ reader.metric / 2
+        if self.of_units is not None:
+            covariance, within = _separated(covariance, self.of_units)
+            measured = torch.einsum("gst,guto->guso", within, _by_unit(measured, self.of_units)).flatten(2)
+            self.start = _by_unit(self.start, self.of_units).flatten(2)
+            self.inputs = torch.arange(self.start.shape[1], device=self.start.device).expand(len(self.start), -1)
+            self.inputs = self.inputs[..., None]
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
+        self.weights = torch.cat([self.start, measured], 2)
+        self.groups = torch.arange(len(self.start), device=self.start.device)[:, None]
         self.blocks = self._of_inverse(self.inputs, self.inputs)
         self.left = torch.ones(self.start.shape[:2], dtype=torch.bool, device=self.start.device)
         self.factors = self.start.new_empty((*self.start.shape[:2], self.inputs[0].numel()))
@@ -153,6 +176,10 @@ class _State:
         rest = self.left.nonzero()[:, 1].reshape(len(self.left), -1)
         change = -self.start
         change[self.groups, rest] += self.weights[self.groups, rest, : change.shape[2]]
+        if self.of_units is not None:
+            whole = change.new_empty(len(change), self.of_units[0].numel(), self.reader.metric.shape[-1])
+            whole[self.groups, self.of_units.flatten(1)] = change.reshape(whole.shape)
+            change = whole
         return change.float()
 
     def _factors(self, rows: Tensor) -> Tensor:
@@ -184,6 +211,32 @@ def _inputs(units: Tensor) -> Tensor:
     return order[:, first:].reshape(len(units), count, -1)
 
 
+def _separable(start: Tensor, inputs: Tensor) -> bool:
+    """Whether there are many inputs, several of each unit, and none beside."""
+    return inputs.shape[2] > 1 and start.shape[1] > WIDE and inputs[0].numel() == start.shape[1]
+
+
+def _by_unit(matrix: Tensor, inputs: Tensor) -> Tensor:
+    """The rows of a matrix (G, f, o) by units: (G, units, k, o)."""
+    return matrix[torch.arange(len(matrix), device=matrix.device)[:, None, None], inputs]
+
+
+def _separated(covariance: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """A covariance (G, f, f) as a Kronecker product: among units (G, units, units), and within one of them (G, k, k).
+
+    Of inputs that are a kernel's places, whose covariance is about the same for all units but for its scale.
+    """
+    groups = torch.arange(len(covariance), device=covariance.device)[:, None, None]
+    places = inputs.shape[2]
+    among = covariance.new_zeros(*inputs.shape[:2], inputs.shape[1])
+    within = covariance.new_zeros(len(covariance), places, places)
+    for first in range(places):
+        among += covariance[groups, inputs[:, :, None, first], inputs[:, None, :, first]]
+        for second in range(places):
+            within[:, first, second] = covariance[groups[:, 0], inputs[..., first], inputs[..., second]].sum(1)
+    return among / places, within * (places / within.diagonal(dim1=1, dim2=2).sum(1)[:, None, None])
+
+
 def _solved(factor: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, right, upper=False)
 
@@ -194,16 +247,18 @@ def _damage(rows: Tensor) -> Tensor:
     return torch.einsum("...o,...o->...", weights, measured)
 
 
-def refine(groups: Groups, curves: Mapping[int, Curve], sensitivity: Sensitivity, batches: Sequence[Inputs],
-           seed: int = 0) -> dict[int, Curve]:
+def refine(
+    groups: Groups, curves: Mapping[int, Curve], sensitivity: Sensitivity, batches: Sequence[Inputs], seed: int = 0,
+    operations: float = OPERATIONS, fewest: int = FEWEST,
+) -> dict[int, Curve]:
     """The curves, corrected by the effect of their cuts on the log-likelihood, to first order, sample by sample.
 
     That includes what the curves neglect: correlations between a sample's positions, and between a group's readers. Of
-    a large model, fewer samples are run.
+    a large model, fewer samples are run: as many as `operations` allow, but at least the `fewest`.
     """
     sums = {(leaf, width): 0.0 for leaf, curve in curves.items() for width in curve.cuts}
     samples = 0
-    for run in backwards(groups, sensitivity, batches, seed, _affordable(sensitivity, batches)):
+    for run in backwards(groups, sensitivity, batches, seed, _affordable(sensitivity, batches, operations, fewest)):
         samples += run.size
         effects = [loose_effects(groups, one, run) for one in sensitivity.loose]
         for leaf, width in sums:
@@ -223,10 +278,10 @@ def refine(groups: Groups, curves: Mapping[int, Curve], sensitivity: Sensitivity
     return found
 
 
-def _affordable(sensitivity: Sensitivity, batches: Sequence[Inputs]) -> list[int]:
+def _affordable(sensitivity: Sensitivity, batches: Sequence[Inputs], operations: float, fewest: int) -> list[int]:
     """The places of batches, spread over all, that can be run forward, backward, and forward once for each stop."""
-    most = OPERATIONS / max(sensitivity.macs * (1 + sensitivity.draws * (1 + len(STOPS))), 1.0)
-    count = min(len(batches), max(1, int(max(most, FEWEST) * len(batches) / sum(map(batch_size, batches)))))
+    most = operations / max(sensitivity.macs * (1 + sensitivity.draws * (1 + len(STOPS))), 1.0)
+    count = min(len(batches), max(1, int(max(most, fewest) * len(batches) / sum(map(batch_size, batches)))))
     return [place * len(batches) // count for place in range(count)]
 
 

@@ -8,14 +8,17 @@ import numpy as np
 from torch import nn
 
 from surgeon.calibration.data import Calibration
-from surgeon.calibration.fisher import measure
+from surgeon.calibration.fisher import OPERATIONS, measure
 from surgeon.calibration.labels import Loss
 from surgeon.calibration.restated import judged_on
 from surgeon.groups.coupling import Groups
 from surgeon.plans.basis import basis_of
 from surgeon.scoring.labeled_gradients import likelihoods
-from surgeon.scoring.optimal_brain_surgeon import Curve, eliminate, refine, work_of
+from surgeon.scoring.optimal_brain_surgeon import FEWEST, Curve, eliminate, refine, work_of
 from surgeon.support.progress import counter
+
+#: Of noise, which says less, labels are drawn once and damages refined on fewer samples above so many operations.
+NOISE_OPERATIONS = 1.5e11
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def reconstruction(
     """
     labeled = likelihoods(model, calibration, loss) if loss is not None else None
     groups = judged_on(groups, calibration)
-    sensitivity = measure(groups, calibration.batches, seed, labeled)
+    operations, fewest = (NOISE_OPERATIONS, 1) if calibration.noise else (OPERATIONS, FEWEST)
+    sensitivity = measure(groups, calibration.batches, seed, labeled, operations)
     basis = basis_of(model)
     ranked = basis.ranked if basis is not None else ()
     work = [work_of(group, sensitivity) for group in groups]
@@ -66,7 +70,7 @@ def reconstruction(
         for done, group in enumerate(groups):
             progress(sum(work[:done]), sum(work))
             curves[group.leaf.id] = eliminate(group, sensitivity, ridge, group.name in ranked)
-    curves = refine(groups, curves, sensitivity, calibration.batches, seed)
+    curves = refine(groups, curves, sensitivity, calibration.batches, seed, operations, fewest)
     return Selection(
         {leaf: curve.scores for leaf, curve in curves.items()},
         {leaf: curve.by_width for leaf, curve in curves.items()},

@@ -62,7 +62,7 @@ def _prune(task: Task, run: Run, base: Dense, work: Path) -> tuple[nn.Module, fl
         pruner = _pruner(task, run, base)
         train(task, pruner.model, run, work, retraining=True, pruner=pruner)
         return pruner.commit(), None
-    slim = shrink(base.model, run.ratio, **_options(task, run))
+    slim = shrink(base.model, run.ratio, compensate=False, **_options(task, run))
     before = measure(task, slim)
     match run.survivors:
         case "rewound":

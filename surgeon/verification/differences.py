@@ -36,14 +36,14 @@ def told_by_tensors(groups: Groups, kept: Kept, slim: nn.Module) -> str:
     if not same:
         return (
             f"None of its tensors is the model's at the positions that the plan keeps ({_names(changed)}): it was made "
-            "of other weights, from another seed or checkpoint, or all of it was trained since. Verify it against the "
-            "model that it was made of"
+            "of other weights, from another seed or checkpoint, or all of it was fitted or trained since. Verify it "
+            "against the model that it was made of"
         )
     return (
         f"{len(changed)} of its {len(changed) + len(same)} tensors are not the model's at the positions that the plan "
-        f"keeps ({_names(changed)}), the others are: these were changed since the cut, by compensation from data, "
-        "recovery or training, or changed in the model. Nothing can be proved of them; what can be verified is "
-        "plan.apply(model)"
+        f"keeps ({_names(changed)}), the others are: these were changed since the cut, by compensation for it, which "
+        "shrink does unless compensate=False, by recovery or training, or changed in the model. Nothing can be proved "
+        "of them; the certificate in shrink's report is of the cut, and what can be verified is plan.apply(model)"
     )
 
 

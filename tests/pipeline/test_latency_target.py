@@ -78,7 +78,7 @@ def test_a_share_of_the_latency_is_removed_and_measured(taken: Path, monkeypatch
     monkeypatch.setattr(latency_target, "benchmark", quick)
     net = Net()
     slim, report = surgeon.shrink(
-        net, 0.4, example_inputs=X, budget="latency", device=taken, return_report=True
+        net, 0.4, example_inputs=X, budget="latency", device=taken, return_report=True, compensate=False
     )
     timing = report.latency
     assert isinstance(timing, surgeon.Timing)
@@ -94,7 +94,9 @@ def test_a_share_of_the_latency_is_removed_and_measured(taken: Path, monkeypatch
 @pytest.mark.parametrize("times", [1.3, 0.8])
 def test_widths_are_chosen_anew_until_the_latency_is_met(taken: Path, slowed: Any, times: float) -> None:
     asked = slowed(lambda predicted, requested: times * predicted)
-    _, report = surgeon.shrink(Net(), 0.5, example_inputs=X, budget="latency", device=taken, return_report=True)
+    _, report = surgeon.shrink(
+        Net(), 0.5, example_inputs=X, budget="latency", device=taken, return_report=True, compensate=False
+    )
     timing = report.latency
     assert 0 < timing.corrections < len(asked)
     assert (asked[1] < asked[0]) is (times > 1)
@@ -104,28 +106,30 @@ def test_widths_are_chosen_anew_until_the_latency_is_met(taken: Path, slowed: An
 
 def test_what_is_measured_right_is_left(taken: Path, slowed: Any) -> None:
     asked = slowed(lambda predicted, requested: 0.99 * requested)
-    _, report = surgeon.shrink(Net(), 0.3, example_inputs=X, budget="latency", device=taken, return_report=True)
+    _, report = surgeon.shrink(
+        Net(), 0.3, example_inputs=X, budget="latency", device=taken, return_report=True, compensate=False
+    )
     assert len(asked) == 1 and report.latency.corrections == 0
 
 
 def test_what_no_widths_are_measured_to_meet_is_refused(taken: Path, slowed: Any) -> None:
     slowed(lambda predicted, requested: 2 * requested)
     with pytest.raises(Infeasible, match=r"was not met: of \d choices .* the nearest take latency_ms="):
-        surgeon.shrink(Net(), 0.3, example_inputs=X, budget="latency", device=taken)
+        surgeon.shrink(Net(), 0.3, example_inputs=X, budget="latency", device=taken, compensate=False)
 
 
 @pytest.mark.parametrize("times", [0.5, 1.0])
 def test_a_prediction_that_refuses_is_measured_before_it_is_believed(taken: Path, slowed: Any, times: float) -> None:
     with pytest.raises(Infeasible) as caught:
-        surgeon.shrink(Net(), latency_ms=1e-5, example_inputs=X, device=taken)
+        surgeon.shrink(Net(), latency_ms=1e-5, example_inputs=X, device=taken, compensate=False)
     asked = slowed(lambda predicted, requested: times * predicted)
     below = 0.8 * float(re.search(r"latency_ms=([\d.e-]+)", str(caught.value))[1])  # type: ignore[index]
     options: dict[str, Any] = {"latency_ms": below, "example_inputs": X, "device": taken, "return_report": True}
     if times == 1:
         with pytest.raises(Infeasible, match="was not met: of 1 choices"):
-            surgeon.shrink(Net(), **options)
+            surgeon.shrink(Net(), **options, compensate=False)
     else:
-        _, report = surgeon.shrink(Net(), **options)
+        _, report = surgeon.shrink(Net(), **options, compensate=False)
         assert report.latency.possible > below >= report.latency.measured
         assert report.latency.landed is Landed.MET or report.latency.notes
     assert len(asked) >= 1
@@ -161,7 +165,7 @@ def test_milliseconds_on_another_device_are_predicted_only(taken: Path) -> None:
     with pytest.warns(UserWarning, match="another CPU"):
         _, report = surgeon.shrink(
             Net(), latency_ms=0.6 * next(iter(other.models.values()))["ms"], example_inputs=X, device=other,
-            return_report=True,
+            return_report=True, compensate=False,
         )
     assert report.latency.measured is None
     assert report.latency.predicted <= report.latency.requested
@@ -180,7 +184,9 @@ def test_two_budgets_at_once(taken: Path) -> None:
     most = sum(p.numel() for p in net.parameters()) // 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        slim = surgeon.shrink(net, 0.1, example_inputs=X, budget="latency", device=other, max_params=most)
+        slim = surgeon.shrink(
+            net, 0.1, example_inputs=X, budget="latency", device=other, max_params=most, compensate=False
+        )
     assert sum(p.numel() for p in slim.parameters()) <= most
 
 
@@ -240,24 +246,26 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 @pytest.mark.parametrize(("given", "kind", "message"), BAD)
 def test_bad_requests(given: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
-        surgeon.shrink(Net(), given.pop("ratio", None), example_inputs=X, **given)
+        surgeon.shrink(Net(), given.pop("ratio", None), example_inputs=X, **given, compensate=False)
 
 
 def test_a_latency_out_of_reach_is_refused_with_the_nearest(taken: Path) -> None:
     with pytest.raises(Infeasible, match=r"(?s)the nearest that can be met: latency_ms=.*Remedy") as caught:
-        surgeon.shrink(Net(), latency_ms=1e-5, example_inputs=X, device=taken)
+        surgeon.shrink(Net(), latency_ms=1e-5, example_inputs=X, device=taken, compensate=False)
     other = replace(Profile.load(taken), cpu="another CPU")
     nearest = float(str(caught.value).split("latency_ms=")[1].split(",")[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _, report = surgeon.shrink(Net(), latency_ms=nearest, example_inputs=X, device=other, return_report=True)
+        _, report = surgeon.shrink(
+            Net(), latency_ms=nearest, example_inputs=X, device=other, return_report=True, compensate=False
+        )
     assert 0.98 * nearest <= report.latency.predicted <= nearest
     assert report.latency.possible == pytest.approx(report.latency.predicted)
 
 
 def test_threads_that_the_profile_knows_nothing_about_are_refused(taken: Path) -> None:
     with pytest.raises(InvalidArgument, match="threads=2: the profile was taken with 1"):
-        surgeon.shrink(Net(), 0.3, example_inputs=X, budget="latency", device=taken, threads=2)
+        surgeon.shrink(Net(), 0.3, example_inputs=X, budget="latency", device=taken, threads=2, compensate=False)
 
 
 def test_a_whole_model_is_known_by_its_inputs_too(tmp_path: Path) -> None:
@@ -279,7 +287,7 @@ def test_a_whole_model_is_known_by_its_inputs_too(tmp_path: Path) -> None:
 
 def test_a_latency_that_it_has_already(taken: Path) -> None:
     with pytest.raises(InvalidArgument, match="already"):
-        surgeon.shrink(Net(), latency_ms=1e5, example_inputs=X, device=taken)
+        surgeon.shrink(Net(), latency_ms=1e5, example_inputs=X, device=taken, compensate=False)
 
 
 def test_a_kit_is_written(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def slim() -> nn.Module:
     model = Net()
     model(X)  # so that the statistics are some
-    return surgeon.shrink(model.eval(), 0.5, example_inputs=X, align=1)
+    return surgeon.shrink(model.eval(), 0.5, example_inputs=X, align=1, compensate=False)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ class Plain(nn.Module):
 @pytest.mark.parametrize("form", ["auto", "graph"])
 def test_tensors_that_are_plain_attributes_are_saved(form: Any, tmp_path: Path) -> None:
     x = torch.randn(3, 6)
-    slim = surgeon.shrink(Plain().eval(), 0.5, example_inputs=x, form=form)
+    slim = surgeon.shrink(Plain().eval(), 0.5, example_inputs=x, form=form, compensate=False)
     expected = slim(x)
     surgeon.save(slim, tmp_path)
     assert sum(name.startswith("attribute:") for name in load_file(tmp_path / WEIGHTS)) == 3
@@ -116,7 +116,9 @@ def test_a_loaded_model_can_be_saved(folder: Path, tmp_path: Path) -> None:
 
 
 def test_half_precision_comes_back(tmp_path: Path) -> None:
-    slim = surgeon.shrink(Net().eval().to(torch.bfloat16), 0.5, example_inputs=X.to(torch.bfloat16), align=1)
+    slim = surgeon.shrink(
+        Net().eval().to(torch.bfloat16), 0.5, example_inputs=X.to(torch.bfloat16), align=1, compensate=False
+    )
     surgeon.save(slim, tmp_path)
     again = surgeon.load(tmp_path, Net().to(torch.bfloat16))
     assert again.get_parameter("conv.weight").dtype == torch.bfloat16
@@ -218,7 +220,9 @@ class Twins(nn.Module):
 
 
 def save_twins(tie: bool, folder: Path) -> nn.Module:
-    slim = surgeon.shrink(Twins(tie), 0.5, example_inputs=torch.randn(2, 3), align=1, ignore=("a", "b"))
+    slim = surgeon.shrink(
+        Twins(tie), 0.5, example_inputs=torch.randn(2, 3), align=1, ignore=("a", "b"), compensate=False
+    )
     surgeon.save(slim, folder)
     return slim
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import surgeon
 from surgeon.frontend.trace import Graph
@@ -70,13 +70,18 @@ def printed(word: str) -> list[str]:
     return found[1].split(" → ")
 
 
-@pytest.mark.parametrize(("word", "data"), [("without data", None), ("with data", torch.randn(48, 3, 8, 8))])
-def test_a_model_goes_from_room_to_room_and_never_back(word: str, data: Tensor | None) -> None:
+WAYS: list[tuple[str, dict[str, Any]]] = [
+    ("plain cut", {"compensate": False}), ("with data", {"data": torch.randn(48, 3, 8, 8)}), ("with data", {}),
+]
+
+
+@pytest.mark.parametrize(("word", "options"), WAYS)
+def test_a_model_goes_from_room_to_room_and_never_back(word: str, options: dict[str, Any]) -> None:
     net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 10))
     walk, before = Walk(), sys.getprofile()
     sys.setprofile(walk)
     try:
-        surgeon.shrink(net, 0.5, example_inputs=torch.randn(2, 3, 8, 8), data=data, distill=False, return_report=True)
+        surgeon.shrink(net, 0.5, example_inputs=torch.randn(2, 3, 8, 8), distill=False, return_report=True, **options)
     finally:
         sys.setprofile(before)
     assert walk.rooms == printed(word)

@@ -118,7 +118,9 @@ FIXED: dict[str, tuple[Forward, Shape, Shape, str]] = {
 def made(between: Forward, shape: Shape, form: Any) -> tuple[nn.Module, nn.Module]:
     """The smaller model, and the original with zeros where units are removed."""
     net = Net(between, "image" if len(shape) == 4 else "steps").eval()
-    slim = surgeon.shrink(net, 0.4, example_inputs=torch.randn(shape), form=form, scope="local", budget="channels")
+    slim = surgeon.shrink(
+        net, 0.4, example_inputs=torch.randn(shape), form=form, scope="local", budget="channels", compensate=False
+    )
     zeroed = copy.deepcopy(net)
     plan = attached(slim)
     assert plan is not None and plan.cuts
@@ -182,7 +184,9 @@ def test_a_branch_keeps_all_sizes_that_take_it() -> None:
 @pytest.mark.parametrize("form", ["graph", "module"])
 def test_what_is_free_is_told_and_proved_at_a_second_size(form: Any) -> None:
     net = Net(lambda net, y: y.relu(), "image")
-    _, report = surgeon.shrink(net, 0.4, example_inputs=torch.randn(IMAGE), form=form, return_report=True)
+    _, report = surgeon.shrink(
+        net, 0.4, example_inputs=torch.randn(IMAGE), form=form, return_report=True, compensate=False
+    )
     assert report.inputs[0].startswith("x (*, 3, *, *): axes 0, 2, 3 free, axis 1 fixed (")
     second = report.certificate.second_size
     assert second.deviation < 1e-12 and second.shapes == ("x (3, 3, 24, 16)",)
@@ -191,7 +195,9 @@ def test_what_is_free_is_told_and_proved_at_a_second_size(form: Any) -> None:
 
 def test_a_wrong_second_size_is_not_certified() -> None:
     net = Net(lambda net, y: y.relu() * (1 if y.shape[2] == 8 else net.middle.bias.shape[0]), "image")
-    slim = surgeon.shrink(net, 0.4, example_inputs=torch.randn(IMAGE), ignore=["middle"], form="graph")
+    slim = surgeon.shrink(
+        net, 0.4, example_inputs=torch.randn(IMAGE), ignore=["middle"], form="graph", compensate=False
+    )
     with pytest.raises(surgeon.SurgeonError):
         slim(torch.randn(2, 3, 16, 16))  # the branch of another size is not in the graph
 
@@ -199,7 +205,9 @@ def test_a_wrong_second_size_is_not_certified() -> None:
 def test_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladder, "LIMIT", 0.0)
     net = Net(_windows, "image")
-    slim, report = surgeon.shrink(net, 0.4, example_inputs=torch.randn(IMAGE), form="graph", return_report=True)
+    slim, report = surgeon.shrink(
+        net, 0.4, example_inputs=torch.randn(IMAGE), form="graph", return_report=True, compensate=False
+    )
     assert "did not end within 0 s" in report.inputs[0]
     assert slim(torch.randn(7, 3, 8, 8)).shape == (7, 2, 8, 8)
     with pytest.raises(surgeon.SurgeonError, match="did not end"):
@@ -224,7 +232,7 @@ class Made(nn.Module):
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
 def test_it_follows_its_type(kind: torch.dtype, form: Any) -> None:
     net, x = Made().eval(), torch.randn(2, 6)
-    slim = surgeon.shrink(net, 0.4, example_inputs=x, form=form)
+    slim = surgeon.shrink(net, 0.4, example_inputs=x, form=form, compensate=False)
     expected = slim(x)
     found = copy.deepcopy(slim).to(kind)(x.to(kind))
     assert found.dtype is kind
@@ -234,18 +242,18 @@ def test_it_follows_its_type(kind: torch.dtype, form: Any) -> None:
 @pytest.mark.parametrize("form", ["graph", "auto"])
 def test_it_follows_its_device(form: Any) -> None:
     net = Made()
-    slim = surgeon.shrink(net, 0.4, example_inputs=torch.randn(2, 6), form=form).to("meta")
+    slim = surgeon.shrink(net, 0.4, example_inputs=torch.randn(2, 6), form=form, compensate=False).to("meta")
     assert slim(torch.randn(2, 6, device="meta")).device.type == "meta"
 
 
 def test_a_named_type_stays() -> None:
-    graph = surgeon.shrink(Made(), 0.4, example_inputs=torch.randn(2, 6), form="graph")
+    graph = surgeon.shrink(Made(), 0.4, example_inputs=torch.randn(2, 6), form="graph", compensate=False)
     assert graph.code.count("torch.float32") == 1
 
 
 def test_autocast_and_compile() -> None:
     net, x = Made().eval(), torch.randn(2, 6)
-    graph = surgeon.shrink(net, 0.4, example_inputs=x, form="graph")
+    graph = surgeon.shrink(net, 0.4, example_inputs=x, form="graph", compensate=False)
     with torch.autocast("cpu", torch.bfloat16):
         assert graph(x).dtype == net(x).dtype == torch.bfloat16
     compiled = torch.compile(graph, backend="eager", fullgraph=True)
@@ -256,7 +264,7 @@ def test_autocast_and_compile() -> None:
 
 def test_memory_format_is_kept() -> None:
     net, x = Net(lambda net, y: y.relu(), "image"), torch.randn(IMAGE).to(memory_format=torch.channels_last)
-    graph = surgeon.shrink(net, 0.4, example_inputs=torch.randn(IMAGE), form="graph")
+    graph = surgeon.shrink(net, 0.4, example_inputs=torch.randn(IMAGE), form="graph", compensate=False)
     assert graph(x).is_contiguous(memory_format=torch.channels_last)
 
 
@@ -272,7 +280,7 @@ class Encoder(nn.Module):
 
 
 def test_an_encoder_with_odd_heads_runs_in_inference() -> None:
-    slim = surgeon.shrink(Encoder().eval(), 0.45, example_inputs=torch.randint(1, 50, (2, 7)))
+    slim = surgeon.shrink(Encoder().eval(), 0.45, example_inputs=torch.randint(1, 50, (2, 7)), compensate=False)
     assert isinstance(slim, Encoder)
     layer = slim.encoder.layers[0]
     assert isinstance(layer, nn.TransformerEncoderLayer) and layer.self_attn.num_heads % 2 == 1

@@ -134,12 +134,12 @@ def test_shrink_gives_nothing_where_slicing_goes_wrong(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(tensors, "take", reversed_vectors)
     with pytest.raises(NotEquivalent, match="conv2d in first"):
-        surgeon.shrink(Net().eval(), 0.5, example_inputs=X, align=1)
+        surgeon.shrink(Net().eval(), 0.5, example_inputs=X, align=1, compensate=False)
 
 
 def test_verify_tells_models_and_plans_apart() -> None:
     model = Net().eval()
-    slim: Any = surgeon.shrink(model, 0.5, example_inputs=X, align=1)
+    slim: Any = surgeon.shrink(model, 0.5, example_inputs=X, align=1, compensate=False)
     plan: surgeon.Plan = slim.surgeon_plan
     assert surgeon.verify(model, slim, plan, example_inputs=X).deviation < 1e-9
     with pytest.raises(NotEquivalent, match="Net is not the model less the removed units"):
@@ -160,7 +160,9 @@ def shifted(cut: Cut) -> tuple[int, ...]:
 
 
 def applied(model: nn.Module, *inputs: Tensor) -> surgeon.Certificate:
-    _, report = surgeon.shrink(model, 0.5, example_inputs=inputs, align=1, budget="channels", return_report=True)
+    _, report = surgeon.shrink(
+        model, 0.5, example_inputs=inputs, align=1, budget="channels", return_report=True, compensate=False
+    )
     return report.certificate
 
 
@@ -307,4 +309,4 @@ class Undefined(nn.Module):
 
 def test_outputs_of_nan_prove_nothing() -> None:
     with pytest.raises(InvalidModel, match="output 0 of the model holds NaN"):
-        surgeon.shrink(Undefined(), 0.5, example_inputs=torch.randn(3, 4))
+        surgeon.shrink(Undefined(), 0.5, example_inputs=torch.randn(3, 4), compensate=False)

@@ -43,7 +43,7 @@ def narrower(model: nn.Module) -> nn.Module:
 # whose weights, what is done to the smaller model, what is told, what is not
 TOLD: list[tuple[int, Callable[[nn.Module], nn.Module], str, str]] = [
     (1, lambda model: model, "None of its tensors is the model's .* another seed or checkpoint", "compensation"),
-    (0, trained, "None of its tensors is the model's .* all of it was trained since", "compensation"),
+    (0, trained, "None of its tensors is the model's .* all of it was fitted or trained since", "compensation"),
     (0, changed, r"1 of its \d+ tensors are not .*\(3\.weight\), the others are: .*compensation", "another seed"),
     (0, rewritten, "Its tensors are the model's .*: its code or its settings differ", "compensation"),
     (0, narrower, r"in other shapes: 5\.weight, 5\.bias", "compensation"),
@@ -71,5 +71,5 @@ def test_compensation_is_told() -> None:
     model = network(0)
     plan = surgeon.plan(model, 0.5, example_inputs=x, align=1)
     slim = surgeon.recover(model, plan.apply(model, x), plan, torch.randn(64, 4, 5), example_inputs=x, distill=False)
-    with pytest.raises(NotEquivalent, match="compensation from data"):
+    with pytest.raises(NotEquivalent, match="compensation for it"):
         plan.verify(model, slim, x)
