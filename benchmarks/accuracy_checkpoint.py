@@ -8,6 +8,7 @@ go: a call is kept as the tuple of what is called and with what.
 
 from __future__ import annotations
 
+import functools
 import io
 import pickletools
 import struct
@@ -69,9 +70,16 @@ def _concatenated(path: Path) -> tuple[dict[str, Any], Callable[[Reference], Ten
         if _plain(file) != _MAGIC:
             raise ValueError(f"{path} is no checkpoint of torch")
         _, _, state, keys = (_plain(file) for _ in range(4))
+        place = file.tell()
+
+    @functools.cache
+    def storages() -> dict[str, Tensor]:
         kinds = {reference[2]: _TYPES[reference[1]] for reference in _references(state)}
-        storages = {key: _storage(file, kinds[key]) for key in keys}
-    return state, lambda reference: storages[reference[2]]
+        with path.open("rb") as file:
+            file.seek(place)
+            return {key: _storage(file, kinds[key]) for key in keys}
+
+    return state, lambda reference: storages()[reference[2]]
 
 
 def _references(value: Any) -> Iterator[Reference]:

@@ -96,10 +96,12 @@ def eliminate(group: Group, sensitivity: Sensitivity, ridge: float = 1e-2, ranke
 def work_of(group: Group, sensitivity: Sensitivity) -> float:
     """About how many operations the elimination of a group takes, to tell how much is left."""
     shapes = [
-        reader.layer.matrix(reader.layer.weight.places).shape
+        (reader.taps, *reader.layer.matrix(reader.layer.weight.places).shape)
         for reader in sensitivity.readers if group.leaf.id in reader.units and reader.count
     ]
-    return float(sum(each * inputs**2 * (inputs + outputs) for each, inputs, outputs in shapes))
+    return float(sum(
+        each * (inputs // taps) ** 2 * (inputs // taps + outputs * taps) for taps, each, inputs, outputs in shapes
+    ))
 
 
 class _State:
@@ -108,7 +110,8 @@ class _State:
     Removing inputs takes a product F Fᵀ, with F of as many columns, from the inverse covariance. It is not taken before
     a part of the inverse is asked for: together, the `factors` (G, f, removed) are those of a Cholesky decomposition
     whose pivots are the removed inputs. The blocks of single units on its diagonal are kept up to date, and so are the
-    weights, next to the same times the metric: (G, f, 2 o). What any of these hold for removed inputs means nothing.
+    weights, next to the same times the metric: (G, f, 2 o). Of a very wide convolution, inputs are channels here, and
+    outputs those of all taps. What any of these hold for removed inputs means nothing.
     """
 
     def __init__(self, reader: Reader, leaf: int, ridge: float) -> None:
@@ -116,10 +119,11 @@ class _State:
         covariance, _ = reader.moments.covariances()
         covariance.diagonal(dim1=1, dim2=2).add_(reader.moments.damping(covariance.diagonal(dim1=1, dim2=2), ridge))
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-        self.start = reader.layer.matrix(reader.layer.weight.read()).double()
-        self.weights = torch.cat([self.start, self.start @ reader.metric / 2], 2)
+        self.shape = (start := reader.layer.matrix(reader.layer.weight.read()).double()).shape
+        self.start = start.reshape(len(start), start.shape[1] // reader.taps, -1)
+        self.weights = torch.cat([self.start, reader.measured(self.start) / 2], 2)
         self.groups = torch.arange(len(self.start), device=self.start.device)[:, None]
-        self.inputs = _inputs(reader.units[leaf].to(self.start.device))
+        self.inputs = _inputs(reader.units[leaf][:, :: reader.taps].to(self.start.device))
         self.blocks = self._of_inverse(self.inputs, self.inputs)
         self.left = torch.ones(self.start.shape[:2], dtype=torch.bool, device=self.start.device)
         self.factors = self.start.new_empty((*self.start.shape[:2], self.inputs[0].numel()))
@@ -153,7 +157,7 @@ class _State:
         rest = self.left.nonzero()[:, 1].reshape(len(self.left), -1)
         change = -self.start
         change[self.groups, rest] += self.weights[self.groups, rest, : change.shape[2]]
-        return change.float()
+        return change.reshape(self.shape).float()
 
     def _factors(self, rows: Tensor) -> Tensor:
         return self.factors[self.groups, rows, : self.removed]
@@ -239,7 +243,7 @@ def _effect(reader: Reader, change: Tensor, run: Run) -> Tensor:
     gradient = run.gradients[layer.node]
     moved = run.respond(layer, change.to(gradient))
     if layer.along is not None:
-        mean = (reader.moments.means[0][:, None, :] @ change.double())[:, 0]
+        mean = (reader.means[:, None, :] @ change.double())[:, 0]
         moved = moved - layer.along(mean).to(gradient)
     return per_sample((moved * gradient).double()[..., None], run.size)[:, 0]
 
