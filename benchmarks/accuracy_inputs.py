@@ -1,8 +1,12 @@
-"""Unlabeled inputs that come with Python packages: crops of photographs, and sentences of documentation."""
+"""Unlabeled inputs that come with packages: crops of photographs, and sentences of documentation.
+
+Debian's plasma-workspace-wallpapers, lomiri-wallpapers-16.04, lomiri-wallpapers-20.04, ukui-wallpapers and
+mate-backgrounds hold most of the photographs.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import os
 import re
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -12,7 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-SIZE = 224
+from benchmarks.accuracy_networks import folder
+
+MOST = 1024
+"""Pixels of a side to read of a picture."""
 #: Pictures of scikit-image and scikit-learn, all that are of something and in color.
 PICTURES = {
     "skimage": (
@@ -21,31 +28,50 @@ PICTURES = {
     ),
     "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
 }
-#: Every so many-th document is held back.
+#: Every so many-th picture and document is held back.
 HELD_BACK = 3
 
 
-def crops(each: int, held_back: bool, seed: int) -> Tensor:
-    """`each` square crops of every picture, (N, 3, 224, 224) from -1 to 1, in an order drawn from `seed`.
+def crops(count: int, held_back: bool, seed: int, size: int = 224) -> Tensor:
+    """Square crops of pictures, (count, 3, size, size) from -1 to 1, as many of each, in an order drawn from `seed`.
 
-    They have 0.4 to 1 times the size of the half of the picture that they lie in: the left one, or if they are
-    `held_back` the right one, so that no pixel is in both. Half of them are mirrored.
+    They have 0.4 to 1 times the size of the picture, every third of which is `held_back`, and half of them are
+    mirrored.
     """
     generator = torch.Generator().manual_seed(2 * seed + held_back)
+    chosen = [file for index, file in enumerate(pictures()) if (index % HELD_BACK == 0) == held_back]
     made = []
-    for package, files in PICTURES.items():
-        for file in files:
-            picture = Image.open(_folder(package) / file).convert("RGB")
-            wide, high = picture.size
-            half = wide // 2
-            picture = picture.crop((wide - half, 0, wide, high) if held_back else (0, 0, half, high))
-            for _ in range(each):
-                side = int(min(half, high) * (0.4 + 0.6 * float(torch.rand((), generator=generator))))
-                left, top = (int(torch.randint(room - side + 1, (), generator=generator)) for room in (half, high))
-                crop = picture.crop((left, top, left + side, top + side)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-                pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1) / 127.5 - 1
-                made.append(pixels.flip(2) if torch.rand((), generator=generator) < 0.5 else pixels)
+    for place, file in enumerate(chosen):
+        image = Image.open(file)
+        image.draft("RGB", (MOST, MOST))  # a JPEG is decoded at about this size
+        picture = image.convert("RGB")
+        wide, high = picture.size
+        for _ in range(len(range(place, count, len(chosen)))):
+            side = int(min(wide, high) * (0.4 + 0.6 * float(torch.rand((), generator=generator))))
+            left, top = (int(torch.randint(room - side + 1, (), generator=generator)) for room in (wide, high))
+            crop = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+            pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1) / 127.5 - 1
+            made.append(pixels.flip(2) if torch.rand((), generator=generator) < 0.5 else pixels)
     return torch.stack(made)[torch.randperm(len(made), generator=generator)]
+
+
+def pictures() -> list[Path]:
+    """Photographs of Python's packages, and of the desktop's (XDG_DATA_DIRS): the largest of each folder of sizes.
+
+    Where a package has many sizes of one picture, they lie in a folder of their own, beside no others.
+    """
+    found = [folder(package) / file for package, files in PICTURES.items() for file in files]
+    shared = os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share"
+    for place in (Path(each) / kind for each in shared.split(":") for kind in ("wallpapers", "backgrounds")):
+        files = sorted(place.rglob("*.jpg"))
+        sized = {file: file.stem.replace("x", "").isdigit() for file in files}
+        largest: dict[Path, Path] = {}
+        for file in (file for file in files if sized[file]):
+            beside = largest.get(file.parent, file)
+            largest[file.parent] = max(beside, file, key=lambda each: each.stat().st_size)
+        found += [file for file in files if not sized[file] and file.stem != "screenshot"]
+        found += [file for where, file in largest.items() if where.name != "images_dark"]
+    return found
 
 
 def sentences(held_back: bool) -> list[str]:
@@ -61,7 +87,7 @@ def sentences(held_back: bool) -> list[str]:
 def _documents() -> list[str]:
     """The documents in the order of their names."""
     texts = dict(topics)
-    for path in (_folder("sklearn") / "datasets" / "descr").glob("*.rst"):
+    for path in (folder("sklearn") / "datasets" / "descr").glob("*.rst"):
         texts[path.name] = path.read_text(encoding="utf-8")
     return [texts[name] for name in sorted(texts)]
 
@@ -77,10 +103,3 @@ def _sentences(text: str) -> list[str]:
             if 40 <= len(line) <= 250 and line[0].isupper() and line[-1] in ".!?" and letters > 0.9 * len(line):
                 found.append(line)
     return found
-
-
-def _folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise SystemExit(f"{package} is not installed: pip install 'surgeon[pretrained]'")
-    return Path(spec.origin).parent

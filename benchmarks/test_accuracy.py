@@ -1,6 +1,8 @@
 """The parts of the accuracy benchmark that need no trained network: checkpoints, the peer's landing, the tables."""
 
+import math
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from torch import nn
 from benchmarks import peers
 from benchmarks.accuracy import keys
 from benchmarks.accuracy_checkpoint import tensors
+from benchmarks.accuracy_pretrained import CHUNK, reestimate
+from benchmarks.accuracy_sounds import RATE, WINDOW, mel, tones
 from benchmarks.accuracy_table import table
 
 MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -39,6 +43,56 @@ def test_a_call_in_a_checkpoint_is_refused_and_not_made(tmp_path: Path, monkeypa
     with pytest.raises(ValueError, match=r"w is no tensor but .*posix system"):
         tensors(Path("bad.pth"))
     assert not Path("pwnd").exists()
+
+
+def test_an_archived_checkpoint_is_read_without_unpickling(tmp_path: Path) -> None:
+    path = tmp_path / "new.pth"
+    state = b"\x80\x02}X\x05\x00\x00\x00model}X\x01\x00\x00\x00w" + TENSOR.replace(b"NtQ", b"tQ") + b"ss."
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("new/data.pkl", state)
+        archive.writestr("new/data/0", struct.pack("<6f", *range(6)))
+    assert {name: value.tolist() for name, value in tensors(path, "model").items()} == {"w": [[0, 1, 2], [3, 4, 5]]}
+    with pytest.raises(ValueError, match="model is no tensor"):
+        tensors(path)
+
+
+def test_tones_have_the_pitch_that_is_told() -> None:
+    sounds, pitches = tones(8, seed=0)
+    bins = pitches * WINDOW / RATE
+    spectrum = torch.fft.rfft(sounds, 8 * WINDOW).abs()
+    for each, where in zip(spectrum, bins, strict=True):
+        whole = torch.arange(1, int(WINDOW / 2 / where) + 1) * where * 8
+        beside = whole - 4 * where
+        assert each[whole.round().long()].sum() > 2 * each[beside.round().long()].sum()
+
+
+def test_no_tone_is_both_learned_from_and_judged_by() -> None:
+    assert not bool(torch.isin(tones(8, seed=0)[1], tones(8, seed=1)[1]).any())
+
+
+def test_bands_cover_the_spectrum_and_are_ordered() -> None:
+    time = torch.arange(RATE) / RATE
+    loudest = [int(mel(torch.sin(2 * math.pi * hertz * time)).mean(0).argmax()) for hertz in (200, 1000, 3000, 7000)]
+    assert loudest == sorted(set(loudest))
+
+
+def test_batch_norms_are_reestimated_on_all_inputs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()).eval()
+    data = 3 + 2 * torch.randn(4 * CHUNK, 2)
+    reestimate(model, data)
+    norm = model[0]
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.momentum == 0.1 and not any(module.training for module in model.modules())
+    assert torch.allclose(norm.get_buffer("running_mean"), data.mean(0), atol=1e-4)
+
+
+def test_published_networks_are_in_the_table() -> None:
+    cut = {"score": 0.9, "macs": 0.75, "seconds": 30.0}
+    peer = {"L2": {"error": "fails"}, "FPGM": {"score": 0.5, "macs": 0.75}}
+    made = {"original": 1.0, "data": cut, "noise": {"error": "no"}, "plain": {**cut, "score": 0.1}, "peer": peer}
+    text = table({"lite0:0.25:0": made})
+    assert "| EfficientNet-Lite0 | top-1 | 100.0% | 75% | **90.0%** | 30 | fails | 10.0% | 50.0% (FPGM) |" in text
 
 
 @pytest.mark.parametrize("power", [1, 2, 4])

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from surgeon.calibration import layers
+from surgeon.calibration import channels, layers
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import ENOUGH, Moments, gram
 from surgeon.calibration.padding import Padding
@@ -49,7 +49,8 @@ Likelihoods = Callable[[list[Tensor], int, torch.Generator], Iterable[Tensor]]
 class Reader:
     """An operator that multiplies prunable units by a parameter.
 
-    `moments` are those of its inputs; `gradients` (G, o, o) is the sum of g gᵀ over `count` positions of its output,
+    `moments` are those of its inputs, or of a very wide convolution of its channels, and then `between` is that of the
+    `taps` of its kernel, up to a factor; `gradients` (G, o, o) is the sum of g gᵀ over `count` positions of its output,
     which has `positions` for each of `samples`, on average. `units` gives, by leaf, the unit that each input belongs
     to, or -1: (G, f).
     """
@@ -61,11 +62,35 @@ class Reader:
     count: int = 0
     positions: float = 0.0
     samples: int = 0
+    between: Tensor = field(default_factory=lambda: torch.ones(1, 1, dtype=torch.float64))
 
     @property
     def inputs(self) -> int:
         """How many inputs each output is computed from."""
         return self.layer.matrix(self.layer.weight.places).shape[1]
+
+    @property
+    def taps(self) -> int:
+        """How many inputs in a row share a place in the moments: those of one channel, where it is very wide."""
+        return channels.taps_of(self.layer)
+
+    @property
+    def means(self) -> Tensor:
+        """The mean of each input, (G, f)."""
+        return self.moments.means[0].repeat_interleave(self.taps, 1)
+
+    def by_place(self, matrix: Tensor) -> Tensor:
+        """A matrix (G, f, o) whose inputs of one place in the moments are side by side: (G, f / taps, taps · o)."""
+        return matrix.reshape(len(matrix), matrix.shape[1] // self.taps, -1)
+
+    def measured(self, matrix: Tensor) -> Tensor:
+        """A matrix (G, f / taps, taps · o) times the metric of its columns: of the output, and between taps."""
+        taps = self.taps
+        if taps == 1:
+            return matrix @ self.metric
+        between = self.between * (taps / self.between.diagonal().sum().clamp(min=1e-300))
+        wide = matrix.reshape(*matrix.shape[:2], taps, -1) @ self.metric[:, None]
+        return torch.einsum("gcto,ts->gcso", wide, between).reshape(matrix.shape)
 
     @property
     def metric(self) -> Tensor:
@@ -283,18 +308,26 @@ def _added(reader: Reader, run: Run, batches: int, padding: Padding) -> Reader:
     """The reader with the moments of one more run."""
     x, gradient = run.input(reader.layer), run.gradients[reader.layer.node]
     groups, inputs, outputs = reader.layer.matrix(reader.layer.weight.places).shape
+    inputs //= reader.taps
     total = padding.count(reader.layer.node, gradient, run.batch) // (groups * outputs)
     wanted = min(ROWS_PER_INPUT * inputs + FEWEST_ROWS, max(ENOUGH * inputs, MOST_OPERATIONS / inputs**2))
     share = wanted / max(total * batches * run.draws, 1)
-    rows, slopes = reader.layer.rows(
-        x, gradient, share, run.generator, padding.shown(reader.layer.node, run.batch)
-    )
+    shown = padding.shown(reader.layer.node, run.batch)
+    between = reader.between
+    if reader.taps == 1:
+        rows, slopes = reader.layer.rows(x, gradient, share, run.generator, shown)
+    else:
+        most, seen = wanted / (batches * run.draws), padding.shown(reader.layer.source, run.batch)
+        rows = channels.rows(x, most, run.generator, seen)
+        slopes = channels.rows(gradient, most, run.generator, shown)
+        found = channels.between_taps(reader.layer, x, gradient, run.generator)
+        between = found if reader.count == 0 else between + found
     if run.draw == 0 or share < 1:  # else these are the rows of the first draw
-        reader.moments.add(rows, slopes[:, :, :0])
+        reader.moments.add(rows, rows[:, :, :0])
     second = gram(slopes)
     return replace(
         reader, gradients=second.double() if reader.count == 0 else reader.gradients.add_(second),
-        count=reader.count + slopes.shape[1], samples=reader.samples + run.size,
+        count=reader.count + slopes.shape[1], samples=reader.samples + run.size, between=between,
         positions=(reader.positions * reader.samples + total) / (reader.samples + run.size),
     )
 
@@ -303,13 +336,17 @@ def loose_effects(groups: Groups, loose: Loose, run: Run) -> dict[int, Tensor]:
     """The effect of removing each unit of a loose value on the log-likelihood, to first order: (samples, units)."""
     axes = groups.axes[loose.node]
     assert isinstance(axes, tuple)
-    effect = -(run.values[loose.node] * run.gradients[loose.node]).double()
+    effect = -(run.values[loose.node] * run.gradients[loose.node])
     found = {}
     for group in groups:
         if group.leaf.id not in loose.energy:
             continue
         dim = next(d for d, axis in enumerate(axes) if group.leaf in groups.leaves((axis,)))
-        flat = per_sample(effect.movedim(dim, -1), run.size if dim else 1)
+        if dim and len(effect) == run.size:  # the most common case, in which memory is read but once
+            rest = [axis for axis in range(1, effect.dim()) if axis != dim]
+            flat = (effect.sum(rest) if rest else effect).double().cpu()
+        else:
+            flat = per_sample(effect.double().movedim(dim, -1), run.size if dim else 1)
         sums = torch.zeros(len(flat), group.size + 1, dtype=torch.float64)
         for units in groups.space.units(axes[dim], group.leaf):
             sums.index_add_(1, torch.as_tensor(np.where(units < 0, group.size, units)), flat)

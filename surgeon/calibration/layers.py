@@ -38,7 +38,8 @@ class Contraction:
 
     `rows` converts an input and an output to rows; `matrix` and `unmatrix` convert between the weight's own shape and
     (G, f, o); `along` converts one number for each output unit, (G, o), to a shape that can be added to the output, and
-    is None where the output has no separate axis for units. `bias` is the operator's own.
+    is None where the output has no separate axis for units. `bias` is the operator's own. Of a convolution that is not
+    grouped, each channel has as many inputs as the kernel has `taps`, one after the other.
     """
 
     node: fx.Node
@@ -50,6 +51,7 @@ class Contraction:
     along: Callable[[Tensor], Tensor] | None = field(repr=False)
     bias: Slot | None = None
     unknown_bias: bool = False
+    taps: int = 1
 
 
 def find(node: fx.Node, copy: fx.Node, find_slot: Finder) -> Contraction | None:
@@ -135,6 +137,7 @@ def _convolution(node: fx.Node, a: dict[str, Any], find_slot: Finder) -> Contrac
         unmatrix=lambda m: m.transpose(1, 2).reshape(shape),
         along=lambda v: v.reshape(-1, *[1] * spatial),
         bias=bias, unknown_bias=a["bias"] is not None and bias is None,
+        taps=math.prod(shape[2:]) if groups == 1 else 1,
     )
 
 

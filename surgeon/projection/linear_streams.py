@@ -84,7 +84,7 @@ class Stream:
             if norm is not None:
                 found = outputs[norm.node].covariances()[0][0]
             else:
-                kernel = weight.shape[1]
+                kernel = weight.shape[1] // reader.taps
                 found = reader.moments.covariances()[0][0].reshape(size, kernel, size, kernel)
                 found = torch.einsum("ckdk->cd", found) / kernel
             covariances.append(found)

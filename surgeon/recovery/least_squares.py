@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from surgeon.calibration import batch_norm, layers
+from surgeon.calibration import batch_norm, channels, layers
 from surgeon.calibration.batch_norm import BatchNorm
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.layers import Contraction
@@ -24,6 +24,7 @@ from surgeon.frontend.trace import batch_size
 from surgeon.groups.coupling import Groups
 from surgeon.ir.operators import operator_name
 from surgeon.recovery.lockstep import Lockstep
+from surgeon.recovery.merging import merged
 from surgeon.recovery.report import Layer
 from surgeon.rules import Kept, arguments, where
 from surgeon.rules.base import size_of
@@ -99,6 +100,7 @@ class Compensation:
         found = (MOVED + 2 * inputs) * size
         if self.compensate and layer.source in self.pair.changed:
             rows = min(size / (groups * outputs), _rows_wanted(inputs))
+            inputs //= channels.taps_of(layer)
             found += groups * inputs * (2 * rows * (inputs + outputs) + inputs**2) + len(CANDIDATES) * inputs * size / 8
         return float(found)
 
@@ -108,20 +110,25 @@ class Compensation:
         return value
 
     def _fit(self, layer: Contraction) -> None:
-        moments = self._moments(layer)
         absorber = _absorber(layer, self.slots) if not self.data.unscaled else None
-        start = layer.matrix(layer.weight.read()).to(moments.means[0].dtype)
-        bias = torch.zeros_like(moments.means[1])
-        if layer.bias is not None:
-            bias = layer.bias.read().double().reshape(bias.shape)
         shifted = absorber is not None
-        matrix, shift = moments.solve(start, self.ridge, shifted)
         if layer.unknown_bias and not shifted:
             return
+        start = layer.matrix(layer.weight.read()).double()
+        if channels.taps_of(layer) > 1:
+            matrix = self._merged(layer)
+            shifts = [self._shift(layer, each) if shifted else None for each in (start, matrix)]
+        else:
+            moments = self._moments(layer)
+            matrix, shift = moments.solve(start, self.ridge, shifted)
+            bias = torch.zeros_like(shift)
+            if layer.bias is not None:
+                bias = layer.bias.read().double().reshape(bias.shape)
+            shifts = [moments.shift(start) - bias, shift - bias] if shifted else [None, None]
+        none = start.new_zeros(len(start), start.shape[2])
         candidates: dict[str, tuple[Tensor, Tensor]] = {
-            "nothing": (start, torch.zeros_like(bias)),
-            "bias": (start, moments.shift(start) - bias),
-            "weights": (matrix, shift - bias if shifted else torch.zeros_like(bias)),
+            name: (found, none if shift is None else shift)
+            for name, found, shift in zip(CANDIDATES, (start, start, matrix), (None, *shifts), strict=True)
         }
         if not shifted:
             del candidates["bias"]
@@ -139,6 +146,37 @@ class Compensation:
             slot, sign = absorber
             slot.write(slot.read().double() + sign * shift.reshape(slot.places.shape))
         self.small.refresh()
+
+    def _merged(self, layer: Contraction) -> Tensor:
+        """The matrix with which a very wide convolution reads its channels as what they tell of the original's."""
+        moments = Moments()
+        for batch in self.both.fit:
+            shown = self.padding.shown(layer.source, self.data.batches[batch])
+            here, there = self._input(layer, batch), self.full.value(layer.source, batch)
+            both = torch.cat([here, there], 1)
+            count = sum(map(batch_size, self.data.fit))
+            most = _rows_wanted(there.shape[1]) * batch_size(self.data.batches[batch]) / count
+            x, y = channels.rows(both, most, self.generator, shown).tensor_split([here.shape[1]], 2)
+            moments.add(x, y)
+        return merged(self.pair, layer, self.full.value(layer.weight.node), moments, self.ridge)
+
+    def _shift(self, layer: Contraction, matrix: Tensor) -> Tensor:
+        """The mean by which the output of a very wide convolution with another matrix is too low: (1, o)."""
+        total, count = matrix.new_zeros(1, matrix.shape[2]), 0
+        for batch in self.both.fit:
+            shown = self.padding.shown(layer.node, self.data.batches[batch])
+            have = self._output(layer, matrix, batch)
+            apart = channels.rows(self._wanted(layer.node, batch) - have, math.inf, self.generator, shown)
+            total += apart.double().sum(1)
+            count += apart.shape[1]
+        return total / max(count, 1)
+
+    def _output(self, layer: Contraction, matrix: Tensor, batch: int) -> Tensor:
+        """What the smaller model's layer computes with another matrix."""
+        copies, given = self.pair.copies, self._input(layer, batch)
+        instead = {copies[layer.weight.node]: layer.unmatrix(matrix).to(given.dtype), copies[layer.source]: given}
+        value: Tensor = self.small.evaluate(copies[layer.node], batch, instead)
+        return value
 
     def _moments(self, layer: Contraction) -> Moments:
         moments = Moments()
@@ -174,16 +212,13 @@ class Compensation:
 
     def _judge(self, layer: Contraction, candidates: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
         """Each candidate's deviation on the data held back, relative to the spread of the original's output."""
-        copies = self.pair.copies
         errors = dict.fromkeys(candidates, 0.0)
         wanted = [self._wanted(layer.node, batch) for batch in self.both.held]
         rows = [self._shown(layer.node, w, batch) for batch, w in zip(self.both.held, wanted, strict=True)]
         spread = float(sum((w - w.mean()).double().square().sum() for w in rows))
         for name, (matrix, shift) in candidates.items():
-            weight = layer.unmatrix(matrix).to(wanted[0].dtype)
             for batch, want in zip(self.both.held, wanted, strict=True):
-                instead = {copies[layer.weight.node]: weight, copies[layer.source]: self._input(layer, batch)}
-                have = self.small.evaluate(copies[layer.node], batch, instead)
+                have = self._output(layer, matrix, batch)
                 if layer.along is not None:
                     have = have + layer.along(shift).to(have)
                 errors[name] += float(self._shown(layer.node, have - want, batch).double().square().sum())

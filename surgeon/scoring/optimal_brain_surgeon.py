@@ -13,21 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from surgeon.calibration.fisher import (
-    OPERATIONS,
-    Reader,
-    Run,
-    Sensitivity,
-    backwards,
-    loose_effects,
-    per_sample,
-)
+from surgeon.calibration.fisher import Reader, Run, Sensitivity, backwards, loose_effects, per_sample
 from surgeon.frontend.trace import Inputs, batch_size
 from surgeon.groups.coupling import Group, Groups
 
 #: A group is emptied in about this many steps.
 STEPS = 64
-#: Samples that damages are refined on whatever operations that takes.
+#: Multiply-accumulate operations for which damages are refined, and the samples on which they are whatever that takes.
+OPERATIONS = 5e11
 FEWEST = 32
 #: Binary digits of a damage that are compared, and of the largest below which one is taken for none.
 _DIGITS = 16
@@ -108,10 +101,10 @@ def work_of(group: Group, sensitivity: Sensitivity) -> float:
     total = 0.0
     for reader in sensitivity.readers:
         if group.leaf.id in reader.units and reader.count:
-            start = reader.layer.matrix(reader.layer.weight.places)
+            start = reader.by_place(reader.layer.matrix(reader.layer.weight.places))
             groups, inputs, outputs = start.shape
-            places = _inputs(reader.units[group.leaf.id])
-            if _separable(start, places):
+            places = _inputs(reader.units[group.leaf.id][:, :: reader.taps])
+            if _separable(reader, start, places):
                 inputs, outputs = places.shape[1], outputs * places.shape[2]
             total += groups * inputs**2 * (inputs + outputs)
     return total
@@ -123,17 +116,19 @@ class _State:
     Removing inputs takes a product F Fᵀ, with F of as many columns, from the inverse covariance. It is not taken before
     a part of the inverse is asked for: together, the `factors` (G, f, removed) are those of a Cholesky decomposition
     whose pivots are the removed inputs. The blocks of single units on its diagonal are kept up to date, and so are the
-    weights, next to the same times the metric: (G, f, 2 o). What any of these hold for removed inputs means nothing.
+    weights, next to the same times the metric: (G, f, 2 o). Of a very wide convolution, inputs are channels here, and
+    outputs those of all taps. What any of these hold for removed inputs means nothing.
     """
 
     def __init__(self, reader: Reader, leaf: int, ridge: float) -> None:
         self.reader = reader
         covariance, _ = reader.moments.covariances()
         covariance.diagonal(dim1=1, dim2=2).add_(reader.moments.damping(covariance.diagonal(dim1=1, dim2=2), ridge))
-        self.start = reader.layer.matrix(reader.layer.weight.read()).double()
-        self.inputs = _inputs(reader.units[leaf].to(self.start.device))
-        self.of_units = self.inputs if _separable(self.start, self.inputs) else None
-        measured = self.start @ reader.metric / 2
+        self.shape = (matrix := reader.layer.matrix(reader.layer.weight.read()).double()).shape
+        self.start = reader.by_place(matrix)
+        self.inputs = _inputs(reader.units[leaf][:, :: reader.taps].to(self.start.device))
+        self.of_units = self.inputs if _separable(reader, self.start, self.inputs) else None
+        measured = reader.measured(self.start) / 2
         if self.of_units is not None:
             covariance, within = _separated(covariance, self.of_units)
             measured = torch.einsum("gst,guto->guso", within, _by_unit(measured, self.of_units)).flatten(2)
@@ -177,10 +172,10 @@ class _State:
         change = -self.start
         change[self.groups, rest] += self.weights[self.groups, rest, : change.shape[2]]
         if self.of_units is not None:
-            whole = change.new_empty(len(change), self.of_units[0].numel(), self.reader.metric.shape[-1])
+            whole = change.new_empty(self.shape)
             whole[self.groups, self.of_units.flatten(1)] = change.reshape(whole.shape)
             change = whole
-        return change.float()
+        return change.reshape(self.shape).float()
 
     def _factors(self, rows: Tensor) -> Tensor:
         return self.factors[self.groups, rows, : self.removed]
@@ -211,9 +206,9 @@ def _inputs(units: Tensor) -> Tensor:
     return order[:, first:].reshape(len(units), count, -1)
 
 
-def _separable(start: Tensor, inputs: Tensor) -> bool:
-    """Whether there are many inputs, several of each unit, and none beside."""
-    return inputs.shape[2] > 1 and start.shape[1] > WIDE and inputs[0].numel() == start.shape[1]
+def _separable(reader: Reader, start: Tensor, inputs: Tensor) -> bool:
+    """Whether there are many inputs, several of each unit, and none beside; not where moments are of channels."""
+    return reader.taps == 1 and inputs.shape[2] > 1 and start.shape[1] > WIDE and inputs[0].numel() == start.shape[1]
 
 
 def _by_unit(matrix: Tensor, inputs: Tensor) -> Tensor:
@@ -294,7 +289,7 @@ def _effect(reader: Reader, change: Tensor, run: Run) -> Tensor:
     gradient = run.gradients[layer.node]
     moved = run.respond(layer, change.to(gradient))
     if layer.along is not None:
-        mean = (reader.moments.means[0][:, None, :] @ change.double())[:, 0]
+        mean = (reader.means[:, None, :] @ change.double())[:, 0]
         moved = moved - layer.along(mean).to(gradient)
     return per_sample((moved * gradient).double()[..., None], run.size)[:, 0]
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from surgeon.calibration.data import Calibration
-from surgeon.calibration.fisher import OPERATIONS, measure
+from surgeon.calibration.fisher import measure
 from surgeon.calibration.labels import Loss
 from surgeon.calibration.restated import judged_on
 from surgeon.groups.coupling import Groups
@@ -60,8 +60,8 @@ def reconstruction(
     """
     labeled = likelihoods(model, calibration, loss) if loss is not None else None
     groups = judged_on(groups, calibration)
-    operations, fewest = (NOISE_OPERATIONS, 1) if calibration.noise else (OPERATIONS, FEWEST)
-    sensitivity = measure(groups, calibration.batches, seed, labeled, operations)
+    bounds, fewest = ({"operations": NOISE_OPERATIONS}, 1) if calibration.noise else ({}, FEWEST)
+    sensitivity = measure(groups, calibration.batches, seed, labeled, **bounds)
     basis = basis_of(model)
     ranked = basis.ranked if basis is not None else ()
     work = [work_of(group, sensitivity) for group in groups]
@@ -70,7 +70,7 @@ def reconstruction(
         for done, group in enumerate(groups):
             progress(sum(work[:done]), sum(work))
             curves[group.leaf.id] = eliminate(group, sensitivity, ridge, group.name in ranked)
-    curves = refine(groups, curves, sensitivity, calibration.batches, seed, operations, fewest)
+    curves = refine(groups, curves, sensitivity, calibration.batches, seed, fewest=fewest, **bounds)
     return Selection(
         {leaf: curve.scores for leaf, curve in curves.items()},
         {leaf: curve.by_width for leaf, curve in curves.items()},
