@@ -20,7 +20,6 @@ from surgeon.cost.cost import Cost
 from surgeon.errors import Infeasible, InvalidArgument
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import Groups, couple
-from surgeon.scoring import optimal_brain_surgeon
 from surgeon.scoring.optimal_brain_surgeon import eliminate, refine
 from surgeon.scoring.reconstruction import Selection, reconstruction
 from testbed.networks import random_network
@@ -93,10 +92,7 @@ def test_damage_is_summed_sample_by_sample() -> None:
     assert (np.diff(refined.damage) >= 0).all()
 
 
-def test_a_large_model_is_run_for_fewer_labels_and_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (fisher, optimal_brain_surgeon):
-        monkeypatch.setattr(module, "OPERATIONS", 0.0)
-    monkeypatch.setattr(optimal_brain_surgeon, "FEWEST", 64)
+def test_a_large_model_is_run_for_fewer_labels_and_samples() -> None:
     net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(128, 6)
     groups, _ = measured(net, x)
     batches = calibrate(x, groups.graph, net).batches
@@ -107,9 +103,10 @@ def test_a_large_model_is_run_for_fewer_labels_and_samples(monkeypatch: pytest.M
         asked.append(number)
         yield F.log_softmax(outputs[0], 1)[:, 0].sum()
 
-    sensitivity = fisher.measure(groups, batches, likelihoods=likelihoods)
+    sensitivity = fisher.measure(groups, batches, likelihoods=likelihoods, operations=0.0)
     assert (sensitivity.draws, asked) == (1, list(range(len(batches))))
-    refine(groups, {groups.groups[0].leaf.id: eliminate(groups.groups[0], sensitivity)}, sensitivity, batches)
+    curves = {groups.groups[0].leaf.id: eliminate(groups.groups[0], sensitivity)}
+    refine(groups, curves, sensitivity, batches, operations=0.0, fewest=64)
     assert asked[len(batches) :] == [0, 2] and len(batches) == 5
 
 
