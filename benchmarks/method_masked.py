@@ -34,8 +34,8 @@ from benchmarks import coverage
 from benchmarks.method_tasks import Connected, clothes
 from benchmarks.rows import command, last, publish, to_run
 from surgeon.errors import SurgeonError
+from surgeon.pipeline.decision import prepare
 from surgeon.pipeline.options import Options
-from surgeon.pipeline.shrink import decide
 from surgeon.surgery.build import carry_out
 from surgeon.training.unit_masks import UnitMasks
 from surgeon.verification.check import relative
@@ -114,7 +114,8 @@ def masked(library: str, name: str) -> Row:
     """A model of the list, masked, against its surgery."""
     model, inputs = zoo.load(library, name)
     coverage.redraw(model)
-    made = decide(model, Options.of(ratio=SHARE, budget="channels", importance="l1", scope="local"), inputs)
+    options = Options.of(ratio=SHARE, budget="channels", importance="l1", scope="local")
+    made = prepare(model, options, inputs).decide()
     masks = UnitMasks(model, made.groups)
     masks.set(made.keep)
     operation, _ = carry_out(masks.bare(), made.groups, masks.keep)

@@ -40,8 +40,8 @@ from benchmarks.rows import command, last, publish, to_run
 from surgeon.cost.cost import Cost
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import couple
+from surgeon.pipeline.decision import prepare
 from surgeon.pipeline.options import Options
-from surgeon.pipeline.shrink import decide
 from surgeon.surgery import operate
 from testbed import zoo
 
@@ -122,7 +122,7 @@ def times(name: str) -> Row:
         other = copy.deepcopy(model)
         graph, pruner = took(lambda: peers.build(other, inputs, 0.3))  # noqa: B023  (called at once)
         step, _ = took(pruner.step)
-        plan, made = took(lambda: decide(model, Options.of(ratio=0.5, importance="magnitude"), inputs))
+        plan, made = took(lambda: prepare(model, Options.of(ratio=0.5, importance="magnitude"), inputs).decide())
         apply, operation = took(lambda: operate(model, made.groups, made.keep))  # noqa: B023
         form = operation.form
         if index:  # the first round loads what both need

@@ -58,7 +58,7 @@ class Calibration:
     axes of the inputs, besides the batch, that are not of the sizes that the graph was traced with in all of the
     batches. `noise` says that the inputs are random, and unrelated to what the model was trained on; `unscaled`, that
     then nothing in the model gives its values the scale that they have on real inputs; `restated`, that batch norms do,
-    but only with statistics of these inputs.
+    but only with statistics of these inputs. On `checks` nothing is done but that outputs are compared.
     """
 
     fit: tuple[Inputs, ...] = field(repr=False)
@@ -70,6 +70,12 @@ class Calibration:
     noise: bool = False
     unscaled: bool = False
     restated: bool = False
+    checks: tuple[Inputs, ...] = field(default=(), repr=False)
+
+    @property
+    def checked(self) -> tuple[Inputs, ...]:
+        """The batches on which outputs are compared: `checks`, or else those held back."""
+        return self.checks or self.held_back
 
     @property
     def batches(self) -> tuple[Inputs, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -28,6 +29,8 @@ MODERATE = 8e11
 MOST = 4e12
 #: How often the model is run on each sample, and a layer's inputs are solved for, about.
 PASSES, SOLVED = 12, 2
+#: Samples on which outputs are compared, for each that units are judged on.
+CHECKED = 2
 #: Outputs that differ by less from sample to sample, relative to their norm, tell nothing.
 ALIKE = 1e-4
 #: What does better.
@@ -48,7 +51,12 @@ def noise_for_cut(model: nn.Module, groups: Groups, seed: int) -> Calibration:
     """
     samples = _affordable(groups)
     with stage("noise"):
-        return served(lambda: _varied(groups, calibrate(NOISE, groups.graph, model, samples, seed=seed)))
+        return served(lambda: _made(model, groups, samples, seed))
+
+
+def _made(model: nn.Module, groups: Groups, samples: int, seed: int) -> Calibration:
+    noise = _varied(groups, calibrate(NOISE, groups.graph, model, samples, seed=seed))
+    return replace(noise, checks=calibrate(NOISE, groups.graph, model, CHECKED * samples, seed=seed + 1).batches)
 
 
 def served(work: Callable[[], _T]) -> _T:

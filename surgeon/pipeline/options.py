@@ -182,8 +182,6 @@ class Target(_Concern):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.latency_ms is None and self.ratio is None:
-            raise InvalidArgument("give the ratio to remove, or latency_ms")
         if self.latency_ms is not None:
             if self.ratio is not None:
                 raise InvalidArgument(f"ratio={self.ratio!r} and latency_ms={self.latency_ms!r}: give one of them")
@@ -279,13 +277,17 @@ class Repair(_Concern):
     compensate: Annotated[bool, Option(
         flag,
         "Fit layers to make up for the cut, to the data, or to noise if there are none. Without it, and without data, "
-        "units are ranked by their weights, and nothing but the cut is done. The certificate is always that of the cut "
-        "alone.",
+        "units are ranked by their weights, and nothing else is done. The certificate is always that of the cut alone.",
     )] = True
     distill: Annotated[bool, Option(
         flag,
         "With data: then fine-tune the fitted layers together by distillation. See `surgeon.recover`.",
     )] = True
+    min_agreement: Annotated[float | None, Option(
+        PART,
+        "Instead of a ratio: the smallest model is returned that keeps so much of the function on held-back inputs. "
+        "That is the share that get the same class, or else the mean cosine of outputs; on noise it is only a guess.",
+    )] = None
 
 
 @dataclass(frozen=True)
@@ -310,6 +312,11 @@ class Options:
         return made
 
     def __post_init__(self) -> None:
+        target, least = self.target, self.repair.min_agreement
+        if target.latency_ms is None and target.ratio is None and least is None:
+            raise InvalidArgument("give the ratio to remove, or latency_ms")
+        if least is not None and (target.timed or target.ratio is not None):
+            raise InvalidArgument(f"min_agreement={least!r} is a target of its own; leave ratio and latencies out")
         if self.target.timed and (align := self.select.align) is not None:
             raise InvalidArgument(
                 f"align={align!r}: for a latency, the device decides which widths are fast; leave align= out"
@@ -389,3 +396,4 @@ class Shrinking(Planning, total=False):
     project: bool
     compensate: bool
     distill: bool
+    min_agreement: float | None

@@ -2,77 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Unpack
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Unpack
 
-import numpy as np
 from torch import nn
 
-from surgeon.calibration.data import Calibration
-from surgeon.calibration.other_sizes import calibrated
-from surgeon.calibration.stand_in import REMEDY, Unserved, finite, noise_for_cut, served
-from surgeon.cost.cost import Cost
 from surgeon.frontend.free_sizes import free_sizes
-from surgeon.frontend.ignore import Ignored, named
+from surgeon.frontend.ignore import Ignored
 from surgeon.frontend.isolation import undisturbed
-from surgeon.frontend.parameters import NOISE, public
+from surgeon.frontend.parameters import public
 from surgeon.frontend.parts import Parts
 from surgeon.frontend.wrappers import within_its_wrapper
 from surgeon.groups.coupling import Groups
-from surgeon.groups.weights import check_finite
-from surgeon.ir.fingerprint import fingerprint
-from surgeon.pipeline.around import PARTS, analyzed, check_runs, whole
-from surgeon.pipeline.latency_target import LatencyTarget
+from surgeon.pipeline.agreement_target import smallest
+from surgeon.pipeline.around import analyzed, check_runs, whole
+from surgeon.pipeline.decision import Form, Result, carried_out, prepare
 from surgeon.pipeline.options import BY_CONCERN, Data, Options, Planning, Repair, Select, Shrinking, Target, flat
-from surgeon.pipeline.own_class import Choice, Chooser, at_example_sizes, built, planned
 from surgeon.plans.basis import basis_of
 from surgeon.plans.carried import attach
 from surgeon.plans.plan import PLAN, Plan
-from surgeon.projection.project import rotated
-from surgeon.recovery import Recovery, recover_groups
 from surgeon.reporting.report import Change, Report
-from surgeon.scoring import Criterion
-from surgeon.scoring.reconstruction import reconstruction
-from surgeon.scoring.registry import RECONSTRUCTION, score_groups, settle
 from surgeon.support.memory import using_memory
-from surgeon.support.progress import collect, stage
-from surgeon.support.scratch import temporary_folder
-from surgeon.surgery import Operation
+from surgeon.support.progress import collect
 from surgeon.verification import Certificate
-
-Form = Literal["auto", "module", "graph"]
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """The model and its groups in the basis in which units are judged, by scores and maybe by curves of damage."""
-
-    model: nn.Module
-    groups: Groups
-    importance: str | Criterion
-    scores: Mapping[int, np.ndarray]
-    curves: Mapping[int, np.ndarray] | None = None
-
-
-@dataclass(frozen=True)
-class _Decision:
-    model: nn.Module
-    groups: Groups
-    choice: Choice
-    settings: dict[str, Any]
-    cost: Cost
-    data: Calibration | None = None
-    unserved: str = ""  # why there is no noise in place of data
-    fingerprint: str | None = None  # of the whole, where `model` is parts of it
-
-    @property
-    def keep(self) -> dict[int, tuple[int, ...]]:
-        return self.choice.keep
-
-    def plan(self) -> Plan:
-        made = Plan.of(self.groups, self.keep, self.settings, model=self.model)
-        return made if self.fingerprint is None else replace(made, fingerprint=self.fingerprint)
 
 
 @within_its_wrapper()
@@ -124,17 +77,17 @@ def shrink(
     """
     asked = Options.of(ratio=ratio, **options)
     with collect() as seconds, using_memory(asked.data.memory):
-        made = decide(model, asked, example_inputs, form)
-        assert made.choice.built is not None  # a form was given
-        operation, certificate = made.choice.built
-        operation, recovery, notes = _made_up_for(asked, made, operation)
+        prepared = prepare(model, asked, example_inputs, form)
+        least = asked.repair.min_agreement
+        result = carried_out(asked, prepared.decide()) if least is None else smallest(prepared, least)
+        made, operation = result.made, result.operation
         if isinstance(made.model, Parts):
             operation = replace(operation, module=whole(model, operation.module, made.model))
             check_runs(operation.module, made.model.called, example_inputs)
         attach(operation.module, made.plan(), model)
     if not return_report:
         return operation.module
-    return operation.module, _report(model, made, operation, certificate, recovery, notes, seconds)
+    return operation.module, _report(model, replace(result, operation=operation), seconds)
 
 
 @public(**BY_CONCERN)
@@ -158,7 +111,7 @@ def plan(
     """
     asked = Options.of(ratio=ratio, project=False, **options)
     with using_memory(asked.data.memory):
-        return decide(model, asked, example_inputs).plan()
+        return prepare(model, asked, example_inputs).decide().plan()
 
 
 @public()
@@ -202,124 +155,8 @@ def verify(model: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any = 
     return plan.verify(model, slim, example_inputs)
 
 
-def decide(
-    model: nn.Module, options: Options, example_inputs: Any = None, form: Form | None = None
-) -> _Decision:
-    """Which units stay; with a `form`, also what that makes of the model."""
-    target, data, select = options.target, options.data, options.select
-    importance = settle(select.importance, data.source, data.loss)
-    settings = options.settings() | {"ignore": named(model, select.ignore)}
-    traced, groups = analyzed(model, example_inputs, select.ignore, _needs_all(options, form))
-    architecture = None
-    if isinstance(traced, Parts):
-        settings[PARTS], form, architecture = list(traced.called), form and "module", fingerprint(model)
-    model, unserved = traced, ""
-    check_finite(groups.graph)
-    calibration = None
-    if data.source is not None:
-        with stage("read data"):
-            groups, calibration = calibrated(
-                data.source, groups, model, data.samples, select.ignore, labeled=data.loss is not None, seed=select.seed
-            )
-        judged = _judged(model, groups, importance, options, calibration)
-    else:
-        judged, calibration, unserved = _without_data(model, groups, importance, options, form)
-        settings |= {"data": NOISE, "samples": calibration.samples} if calibration is not None else {}
-    model, groups, importance = judged.model, judged.groups, judged.importance
-    settings["importance"] = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")
-    cost = Cost(groups)
-    chooser = Chooser(model, groups, cost, judged.scores, judged.curves, options)
-
-    def chosen(chooser: Chooser) -> Choice:
-        if form is None:
-            return planned(model, groups, chooser)
-        varying = calibration is not None and bool(calibration.varying)
-        return built(model, groups, chooser, form, at_example_sizes(model, groups) if varying else None)
-
-    if not target.timed:
-        return _Decision(model, groups, chosen(chooser), settings, cost, calibration, unserved, architecture)
-    with temporary_folder() as folder:
-        timer = LatencyTarget(model, groups, cost, target.device, target.threads, folder)
-        choice = chosen(replace(chooser, timer=timer))
-    assert choice.timing is not None
-    settings |= {"budget": "latency", "device": choice.timing.device, "threads": choice.timing.threads}
-    return _Decision(model, groups, choice, settings, cost, calibration, unserved)
-
-
-def _judged(
-    model: nn.Module, groups: Groups, importance: str | Criterion, options: Options, data: Calibration | None
-) -> _Judged:
-    """Judge the units; by reconstruction, once the model is rotated."""
-    seed, loss = options.select.seed, options.data.loss
-    if importance == RECONSTRUCTION and data is not None:
-        if options.repair.project:
-            model, groups = rotated(model, groups, data, options.select.ignore)
-        selection = reconstruction(model, groups, data, seed=seed, loss=loss)
-        return _Judged(model, groups, importance, selection.scores, selection.damages)
-    with stage("plan"):
-        return _Judged(model, groups, importance, score_groups(model, groups, importance, data, loss, seed))
-
-
-def _without_data(
-    model: nn.Module, groups: Groups, importance: str | Criterion, options: Options, form: Form | None
-) -> tuple[_Judged, Calibration | None, str]:
-    """What is judged on noise, and the noise; or by `importance`, and why there is no noise if that was not asked for.
-
-    A criterion that was asked for is kept to: then noise is for fitting layers alone.
-    """
-    explicit, why = options.select.importance is not None, ""
-    if options.repair.compensate and not (explicit and form is None):
-        try:
-            if isinstance(model, Parts):
-                raise Unserved("noise is for a model that can be traced as a whole")
-            noise = noise_for_cut(model, groups, options.select.seed)
-            criterion = importance if explicit else RECONSTRUCTION
-            judged = served(lambda: _judged(model, groups, criterion, options, noise))
-            finite(judged.scores, judged.curves or {})
-            return judged, noise, ""
-        except Unserved as error:
-            why = str(error)
-    return _judged(model, groups, importance, options, None), None, why
-
-
-def _made_up_for(
-    asked: Options, made: _Decision, operation: Operation
-) -> tuple[Operation, Recovery | None, tuple[str, ...]]:
-    """The result with its layers fitted, what was done, and what is to be said of it."""
-    notes = (f"nothing makes up for the cut: {made.unserved}; {REMEDY}",) if made.unserved else ()
-    if made.data is None or not asked.repair.compensate:
-        return operation, None, notes
-    given, kept = asked.data.source is not None, made.groups.kept(made.keep)
-    distill = given and asked.repair.distill
-
-    def fit() -> tuple[nn.Module, Recovery]:
-        return recover_groups(operation.module, made.groups, kept, made.data, distill=distill)
-
-    try:
-        with stage("recover"):
-            module, recovery = fit() if given else served(fit)
-    except Unserved as error:
-        return operation, None, (f"no layer was fitted: {error}; {REMEDY}",)
-    if not given:
-        chosen = "units were chosen and " if asked.select.importance is None else ""
-        how = f"{chosen}layers were fitted on {made.data.samples} samples of noise"
-        notes = (f"no data were given, so {how}; {REMEDY}",)
-    return replace(operation, module=module), recovery, notes
-
-
-def _needs_all(options: Options, form: Form | None) -> str:
-    """What is asked for that needs the whole model traced; empty if nothing does."""
-    if form == "graph":
-        return "a graph is of the whole model"
-    if options.data.source is not None:
-        return "data is of the whole model"
-    return "a latency is of the whole model" if options.target.timed else ""
-
-
-def _report(
-    model: nn.Module, made: _Decision, operation: Operation, certificate: Certificate, recovery: Recovery | None,
-    notes: tuple[str, ...], seconds: dict[str, float],
-) -> Report:
+def _report(model: nn.Module, result: Result, seconds: dict[str, float]) -> Report:
+    made, operation = result.made, result.operation
     full = {group.leaf.id: group.size for group in made.groups}
     widths = {leaf: len(kept) for leaf, kept in made.keep.items()}
     budget = str(made.settings["budget"])
@@ -343,12 +180,13 @@ def _report(
         params=Change(made.cost.params(full), made.cost.params(widths)),
         groups={g.name: Change(g.size, widths.get(g.leaf.id, g.size)) for g in made.groups},
         pinned=made.groups.pinned,
-        certificate=certificate,
+        certificate=result.certificate,
         inputs=operation.rung.inputs(),
         configuration=(*operation.configuration, *_left_whole(made.choice.whole)),
         latency=timing,
-        recovery=recovery,
-        notes=notes,
+        recovery=result.recovery,
+        agreement=result.agreement,
+        notes=result.notes,
         basis=basis_of(made.model),
         seconds=dict(seconds),
     )

@@ -23,6 +23,7 @@ from surgeon.groups.coupling import Groups
 from surgeon.ir.fingerprint import named_tensors
 from surgeon.plans.basis import require
 from surgeon.plans.plan import PLAN, Plan
+from surgeon.recovery.agreement import agreement
 from surgeon.recovery.deviation import OutputDeviation
 from surgeon.recovery.distillation import distill_groups
 from surgeon.recovery.least_squares import EXACT, Compensation, Corrected
@@ -137,6 +138,7 @@ def recover_groups(
     report = Recovery(
         tuple(corrected.layers), corrected.batch_norms, calibration.samples, before,
         after if distilled is None else distilled.after, (*calibration.notes, *notes), distilled=distilled,
+        agreement=agreement(groups, kept, dict(named_tensors(recovered)), calibration.checked, calibration.noise),
     )
     return recovered, report
 

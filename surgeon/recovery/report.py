@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from surgeon.recovery.agreement import Agreement
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -47,7 +49,7 @@ class Recovery:
     """What `recover` did. Prints as a table.
 
     `before` and `after` are the deviation of the model's outputs from the original's on the data held back, relative to
-    the outputs' norm.
+    the outputs' norm. `agreement` says how much of the function is kept.
     """
 
     layers: tuple[Layer, ...]
@@ -57,6 +59,7 @@ class Recovery:
     after: float
     notes: tuple[str, ...] = ()
     distilled: Distillation | None = None
+    agreement: Agreement | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:

@@ -118,7 +118,7 @@ def test_an_option_that_is_none_is_a_type_error(name: str, option: str) -> None:
 
 
 @pytest.mark.parametrize(("concern", "given", "message"), [
-    (Target, {}, "give the ratio to remove, or latency_ms"),
+    (Repair, {"min_agreement": 1.5}, "min_agreement=1.5: give a share above 0"),
     (Target, {"ratio": 0.5, "latency_ms": 3}, r"ratio=0\.5 and latency_ms=3\.0: give one of them"),
     (Target, {"latency_ms": 3, "budget": "params"}, "leave budget='params' out"),
     (Target, {"ratio": 0.5, "max_params": 9}, "max_params=9.0 is for a latency"),

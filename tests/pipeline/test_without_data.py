@@ -24,6 +24,7 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(32)
         self.last = nn.Linear(32, 5)
         self.change = change
+        assert self.first.bias is not None
         with torch.no_grad():
             self.first.weight[16:] = 3 * self.first.weight[:16]
             self.first.bias[16:] = 3 * self.first.bias[:16]
@@ -46,7 +47,7 @@ def deviation(slim: nn.Module, net: nn.Module) -> float:
         return float((slim(x) - net(x)).norm() / net(x).norm())
 
 
-def cut(net: nn.Module, **options: Any) -> tuple[nn.Module, Any]:
+def cut(net: nn.Module, **options: Any) -> tuple[Any, Any]:
     given = {"example_inputs": X, "align": 1, "return_report": True, **options}
     slim, report = surgeon.shrink(net.eval(), 0.4, **given)
     return slim, report
@@ -98,11 +99,11 @@ def test_what_fails_on_noise_is_no_error(monkeypatch: pytest.MonkeyPatch) -> Non
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no such kernel\nat …")
 
-    monkeypatch.setattr("surgeon.pipeline.shrink.recover_groups", fails)
+    monkeypatch.setattr("surgeon.pipeline.decision.recover_groups", fails)
     _, report = cut(Net())
     assert report.recovery is None and "no layer was fitted: no such kernel; " in str(report)
     assert report.certificate.deviation < 1e-9
-    monkeypatch.setattr("surgeon.pipeline.shrink.reconstruction", fails)
+    monkeypatch.setattr("surgeon.pipeline.decision.reconstruction", fails)
     assert "nothing makes up for the cut: no such kernel; " in str(cut(Net())[1])
     with pytest.raises(RuntimeError, match="no such kernel"):
         cut(Net(), data=torch.randn(32, 3, 8, 8))
