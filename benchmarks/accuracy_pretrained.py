@@ -189,8 +189,9 @@ def _resemblyzer(seed: int) -> Real:
 
 
 def _but_heads(model: nn.Module) -> list[peers.Recipe]:
+    """The heads are left alone; any width will do, since some layers have no more than 10 channels."""
     heads = tuple(name for name, _ in model.named_modules() if name.startswith("heads."))
-    return _without_norms(UNLABELED, heads)
+    return [replace(each, round_to=None) for each in _without_norms(UNLABELED, heads)]
 
 
 def _without_norms(recipes: Sequence[peers.Recipe], ignored: tuple[str, ...]) -> list[peers.Recipe]:

@@ -161,10 +161,9 @@ def _published(rows: dict[str, Row]) -> list[str]:
         "Pitch: right within 50 cents, of harmonic sounds whose pitch is known. Top-1: the original's, on crops of "
         "photographs. Cosine: of embeddings of sentences, or of who speaks, to the original's. Kept: the share of the "
         "variance of the original's outputs, on crops. With 256 unlabeled inputs, on noise, and from the weights "
-        "alone, at widths that are fast in onnxruntime. Torch-Pruning: widths are multiples of 16, batch norms have "
-        "statistics "
-        "of the same 256 inputs, and the criterion is the one that does best on what is held back. Seconds: CPU, of "
-        "all of `shrink` with the inputs."
+        "alone, at widths that are fast in onnxruntime. Torch-Pruning: multiples of 16 as widths (MTCNN: any), batch "
+        "norms have statistics of the same 256 inputs, and the criterion is the one that does best on what is held "
+        "back. Seconds: CPU, of all of `shrink` with the inputs."
     )
     columns = (
         "network | score | original | MACs left | 256 inputs | seconds | noise | weights alone | Torch-Pruning"

@@ -7,7 +7,6 @@ directions weighted by their effect on the output. What can be rotated is found 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,12 +22,11 @@ from surgeon.calibration.other_sizes import analyze_again, calibrated
 from surgeon.calibration.padding import Padding
 from surgeon.calibration.parameter_slots import Slots
 from surgeon.calibration.restated import judged_on
-from surgeon.cost.cost import Cost
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.ignore import Ignored, ignoring
 from surgeon.frontend.isolation import undisturbed
 from surgeon.frontend.parameters import public
-from surgeon.frontend.trace import Graph, Inputs, batch_size
+from surgeon.frontend.trace import Graph, Inputs
 from surgeon.frontend.wrappers import within_its_wrapper
 from surgeon.groups.analyze import analyze
 from surgeon.groups.coupling import Group, Groups
@@ -42,9 +40,6 @@ from surgeon.projection.linear_streams import Stream
 from surgeon.support.memory import using_memory
 from surgeon.support.progress import stage
 
-#: Multiply-accumulate operations for which the model is run to weigh directions, and the samples whatever that takes.
-OPERATIONS = 1.5e11
-FEWEST = 128
 #: The largest deviation of the rotated model's outputs from the original's, relative to their norm.
 TOLERANCE = 1e-3
 
@@ -105,7 +100,7 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -
     if not (turned or inner):
         return model
     judged = judged_on(groups, calibration)
-    sensitivity = measure(judged, _some(groups, calibration.batches))
+    sensitivity = measure(judged, calibration.batches)
     readers = {reader.layer.node: reader for reader in sensitivity.readers}
     seen = _Seen(judged, linear, matches, calibration)
     draft = Draft()
@@ -133,14 +128,6 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -
         tuple(stream.group.name for stream in linear if stream.ranked), deviation, _changed(model, tensors),
     ))
     return rotated
-
-
-def _some(groups: Groups, batches: Sequence[Inputs]) -> list[Inputs]:
-    """As many batches, spread over all, as can be run forward and backward."""
-    affordable = OPERATIONS / max(3 * Cost(groups).macs({}), 1.0)
-    samples = sum(map(batch_size, batches))
-    count = min(len(batches), max(1, math.ceil(max(affordable, FEWEST) * len(batches) / samples)))
-    return [batches[place * len(batches) // count] for place in range(count)]
 
 
 def _changed(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -29,16 +29,13 @@ from surgeon.rules import Kept
 from surgeon.support.memory import working_memory
 from surgeon.support.progress import counter
 
-#: Samples of one step; fewer if what its gradients need would take more than the working memory, or down to the least
-#: where there would be few steps.
+#: Samples of one step; fewer if what its gradients need would take more than the working memory.
 TOGETHER = 64
-LEAST = 16
-FEW_STEPS = 40
 #: Below this number of samples, training would overfit them.
 FEWEST = 64
 #: The most epochs, and multiply-accumulate operations of all steps: about a minute on one core.
 PASSES = 20
-OPERATIONS = 8e11
+OPERATIONS = 5e11
 #: Adam's highest learning rate, and the same relative to the root mean square of a tensor.
 RATE = 3e-3
 RELATIVE_RATE = 3e-2
@@ -65,10 +62,10 @@ def distill_groups(
     if data.noise:
         return 0, "nothing can be learned from noise"
     run = _Learner(groups, kept, model, tensors)
-    samples = _Samples(groups, data.fit, seed, _affordable(groups, kept))
+    samples = _Samples(groups, data.fit, seed)
     if samples.count < FEWEST:
         return 0, f"{samples.count} samples are too few, at least {FEWEST} are needed"
-    steps = samples.steps
+    steps = _steps(groups, kept, samples)
     if not steps:
         return 0, "a single step would take too many operations"
     if not run.learnt:
@@ -156,7 +153,7 @@ class _Samples:
     Only numbers can be mixed: with any tokens or masks of padding among the inputs, nothing is.
     """
 
-    def __init__(self, groups: Groups, batches: Sequence[Inputs], seed: int, affordable: float) -> None:
+    def __init__(self, groups: Groups, batches: Sequence[Inputs], seed: int) -> None:
         graph = groups.graph
         examples = pytree.tree_leaves(graph.inputs)
         leaves = [pytree.tree_leaves(batch) for batch in batches]
@@ -169,10 +166,8 @@ class _Samples:
         by_sizes: dict[tuple[torch.Size, ...], list[list[Tensor]]] = {}
         for each in leaves:
             by_sizes.setdefault(tuple(each[place].shape[1:] for place in self.batched), []).append(each)
-        rows = sum(len(each[self.batched[0]]) for each in leaves) if self.batched else 0
-        drawn = min(PASSES * rows, affordable)
-        fitting = working_memory() // bytes_backwards(graph)
-        together = max(1, min(TOGETHER, max(LEAST, int(drawn) // FEW_STEPS), fitting)) if graph.dynamic else graph.batch
+        affordable = working_memory() // bytes_backwards(graph)
+        together = max(1, min(TOGETHER, affordable)) if graph.dynamic else graph.batch
         self.generator = torch.Generator().manual_seed(seed)
         self.pools = [
             _Pool(
@@ -184,7 +179,6 @@ class _Samples:
         self.count = sum(pool.count for pool in self.pools)
         #: Samples of a step, as they come.
         self.together = max(1, sum(pool.together * pool.count for pool in self.pools) // max(self.count, 1))
-        self.steps = int(drawn) // self.together
 
     def draw(self) -> Inputs:
         pool = self.pools[0]
@@ -222,7 +216,8 @@ class _Pool:
         return found
 
 
-def _affordable(groups: Groups, kept: Kept) -> float:
-    """The samples for which `OPERATIONS` suffice: the original is run forward, and the smaller model both ways."""
+def _steps(groups: Groups, kept: Kept, samples: _Samples) -> int:
+    """As many as `PASSES` and `OPERATIONS` allow: a step runs the original forward, and the smaller model both ways."""
     cost = Cost(groups)
-    return OPERATIONS / max(cost.macs({}) + 3 * cost.macs(kept.widths), 1.0)
+    operations = max(cost.macs({}) + 3 * cost.macs(kept.widths), 1.0)
+    return int(min(PASSES * samples.count, OPERATIONS / operations)) // samples.together

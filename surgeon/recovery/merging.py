@@ -34,4 +34,4 @@ def _kept(pair: Pair, node: fx.Node) -> Tensor:
     shape = size_of(node)
     numbers = torch.arange(shape[1]).reshape(1, -1, *[1] * (len(shape) - 2)).expand(shape)
     found: Tensor = pair.at_kept(node, numbers)
-    return found[(0, slice(None), *[0] * (len(shape) - 2))]
+    return found[0].flatten(1)[:, 0]

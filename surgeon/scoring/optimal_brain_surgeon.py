@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from surgeon.calibration.fisher import Reader, Run, Sensitivity, backwards, loose_effects, per_sample
+from surgeon.calibration.fisher import OPERATIONS, Reader, Run, Sensitivity, backwards, loose_effects, per_sample
 from surgeon.frontend.trace import Inputs, batch_size
 from surgeon.groups.coupling import Group, Groups
 
 #: A group is emptied in about this many steps.
 STEPS = 64
-#: Multiply-accumulate operations for which damages are refined, and the samples on which they are whatever that takes.
-OPERATIONS = 5e11
+#: Samples that damages are refined on whatever operations that takes.
 FEWEST = 32
 #: Binary digits of a damage that are compared, and of the largest below which one is taken for none.
 _DIGITS = 16
