@@ -65,6 +65,8 @@ def _shapes(ports: Sequence[Port], sizes: Mapping[str, int], choice: int, batch:
                 shape.append(size)
                 continue
             usual = batch if axis == 0 else sides[min(choice, len(sides) - 1)]
+            if choice == 0 and len(port.sizes or ()) == 4 and not _is_image(port):
+                usual = batch if axis == 0 else 64
             usual = named.get(str(size), usual) if size is not None else usual
             if len(port.sizes or ()) == 3 and axis == 1 and _is_state(port):
                 usual = batch
@@ -74,6 +76,12 @@ def _shapes(ports: Sequence[Port], sizes: Mapping[str, int], choice: int, batch:
             shape.append(made)
         found.append(shape)
     return found
+
+
+def _is_image(port: Port) -> bool:
+    """Whether an input is pictures of any height and width, of one or three channels."""
+    n, *rest = port.sizes or (None,)
+    return len(rest) == 3 and sum(isinstance(size, int) for size in rest) == 1 and (rest[0] in (1, 3) or rest[2] in (1, 3))
 
 
 def _is_state(port: Port) -> bool:

@@ -87,7 +87,7 @@ def _made(proto: Any, place: Path, folder: Path, fixed: Mapping[str, Any]) -> On
     source = Source(place, proto)
     model = class_for(inputs, values)(body, inputs, outputs, values, source)
     builder = Builder(model, graph)
-    builder.fill(body, graph, {}, values, "graph")
+    builder.fill(body, graph, {}, values, "operators")
     model.source = replace(source, initializers=dict(model.initializers), operators=builder.operators)
     for name, module in model.named_modules():
         if isinstance(module, Operator) and row(module.domain, module.kind) is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from surgeon.errors import InvalidInputs, SurgeonError, first_line
 from surgeon.onnx_import import fallback
@@ -32,6 +32,8 @@ class Scope:
     values: dict[str, Any]
     device: torch.device | None = None
     outer: Scope | None = None
+    #: Whether modules are run without being called, so that a trace takes no note of them.
+    direct: bool = False
 
     def __getitem__(self, name: str) -> Any:
         scope: Scope | None = self
@@ -41,8 +43,8 @@ class Scope:
             scope = scope.outer
         raise KeyError(name)
 
-    def inner(self, values: dict[str, Any]) -> Scope:
-        return Scope(values, self.device, self)
+    def inner(self, values: dict[str, Any], direct: bool) -> Scope:
+        return Scope(values, self.device, self, direct)
 
 
 class Operator(nn.Module):
@@ -191,7 +193,8 @@ class Body(nn.Module):
         for step in self._steps:
             operator = self._modules[step.child]
             assert operator is not None
-            made = operator(scope, *(None if name is None else scope[name] for name in step.inputs))
+            run = operator.forward if scope.direct else operator
+            made = run(scope, *(None if name is None else scope[name] for name in step.inputs))
             scope.values.update(zip(step.outputs, made, strict=False))
             for name in step.done:
                 scope.values.pop(name, None)
@@ -238,7 +241,7 @@ class OnnxModel(nn.Module):
         self._fixed = dict(fixed)
         self._precision: torch.dtype | None = None
         self._weights: dict[str, tuple[str, ...]] = {}
-        self.graph = body
+        self.operators = body
         self.source = source
 
     def put(self, name: str, tensor: Tensor, *, buffer: bool) -> str:
@@ -294,7 +297,7 @@ class OnnxModel(nn.Module):
             values[name] = holder
             now = now or (holder.dtype if holder.is_floating_point() else None)
         with of_precision(self._precision, now):
-            found = [as_tensor(value, device) for value in self.graph(Scope(values, device))]
+            found = [as_tensor(value, device) for value in self.operators(Scope(values, device))]
         return found[0] if len(found) == 1 else tuple(found)
 
     @property
@@ -307,8 +310,8 @@ class OnnxModel(nn.Module):
         """Integers that inputs are compared with: values that mean something to the file."""
         found: dict[str, int] = {}
         names = {port.name for port in self.inputs}
-        for step in self.graph.steps:
-            operator = self.graph.get_submodule(step.child)
+        for step in self.operators.steps:
+            operator = self.operators.get_submodule(step.child)
             assert isinstance(operator, Operator)
             if operator.kind == "Equal" and step.inputs[0] in names and (value := operator.kept(1)) is not None:
                 found.setdefault(step.inputs[0] or "", int(value.items[0]))
@@ -341,7 +344,10 @@ def path_of(name: str) -> list[str]:
 
 
 def _free(holder: nn.Module, name: str, kind: type[nn.Module] | None) -> str:
-    while hasattr(holder, name) and not (kind is not None and isinstance(holder._modules.get(name), kind)):
+    """A name that means nothing else to a module, or to the graph that a smaller one may be."""
+    while (hasattr(holder, name) or hasattr(fx.GraphModule, name) or name == "meta") and not (
+        kind is not None and isinstance(holder._modules.get(name), kind)
+    ):
         name += "_"
     return name
 

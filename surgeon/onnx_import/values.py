@@ -72,6 +72,8 @@ class Numbers:
 
     def tensor(self, device: torch.device | None = None) -> Tensor:
         items, dtype = self.items, precise(self.dtype)
+        if self.plain and len({*items}) == 1:
+            return torch.full(self.array.shape, items[0], dtype=dtype, device=device)
         if self.plain:
             found = torch.tensor(items, dtype=dtype, device=device)
         else:

@@ -25,15 +25,31 @@ def _body(o: Operator, name: str) -> Body:
 
 @operator("If", mixed=True, scoped=True)
 def if_(o: Operator, scope: Scope, condition: Value) -> list[Any]:
-    """One graph or the other. In a trace, where a value of an input decides, both run, and one result is taken."""
+    """One graph or the other. In a trace, where a value of an input decides, both run, and one result is taken.
+
+    A branch that can't run at the sizes of a trace is none for it: the original refuses these sizes there.
+    """
     if isinstance(condition, Tensor) and torch.compiler.is_compiling():
         return _both(o, scope, condition)
     name = "then_branch" if bool(number(as_numbers(condition))) else "else_branch"
-    return _body(o, name)(scope.inner({}))
+    return _body(o, name)(scope.inner({}, scope.direct))
 
 
 def _both(o: Operator, scope: Scope, condition: Tensor) -> list[Any]:
-    results = [_body(o, name)(scope.inner({})) for name in ("then_branch", "else_branch")]
+    fitting: list[Body] = []
+    failed: list[Exception] = []
+    for body in (_body(o, name) for name in ("then_branch", "else_branch")):
+        try:
+            body.forward(scope.inner({}, direct=True))  # a module that fails while it is called confuses the trace
+        except (RuntimeError, ValueError, IndexError, NotImplementedError, NotCovered, InvalidInputs) as error:
+            failed.append(error)  # it fits inputs of other sizes alone
+        else:
+            fitting.append(body)
+    if not fitting:
+        raise failed[0]
+    results = [body(scope.inner({}, scope.direct)) for body in fitting]
+    if failed:
+        return results[0]
     found: list[Any] = []
     for a, b in zip(*results, strict=True):
         first, second = as_tensor(a, scope.device), as_tensor(b, scope.device)
@@ -56,7 +72,7 @@ def loop(o: Operator, scope: Scope, count: Value | None = None, go_on: Value | N
     while running and (turns is None or turn < turns):
         if turn >= MOST_TURNS:
             raise ValueError(f"a loop of more than {MOST_TURNS:,} turns")
-        made = body(scope.inner({}), Numbers.of(turn, torch.int64), Numbers.of(True, torch.bool), *state)
+        made = body(scope.inner({}, scope.direct), Numbers.of(turn, torch.int64), Numbers.of(True, torch.bool), *state)
         running = bool(number(as_numbers(made[0])))
         state = made[1 : 1 + len(state)]
         for place, value in zip(kept, made[1 + len(state) :], strict=True):
@@ -80,7 +96,7 @@ def scan(o: Operator, scope: Scope, *values: Tensor) -> list[Any]:
     parts = [each[::-1] if reverse else each for each, reverse in zip(parts, back, strict=True)]
     kept: list[list[Tensor]] = [[] for _ in range(o.outputs - len(state))]
     for step in range(len(parts[0])):
-        made = body(scope.inner({}), *state, *(each[step] for each in parts))
+        made = body(scope.inner({}, scope.direct), *state, *(each[step] for each in parts))
         state = made[: len(state)]
         for place, value in zip(kept, made[len(state) :], strict=True):
             place.append(as_tensor(value, scope.device))
