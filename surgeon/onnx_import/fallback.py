@@ -15,8 +15,8 @@ from torch import Tensor
 
 from surgeon.errors import InvalidModel, first_line
 from surgeon.frontend.scripted import seen_shapes
-from surgeon.onnx_import.tensors import Constant, onnx_type
-from surgeon.onnx_import.values import Numbers, of_precision, precise
+from surgeon.onnx_import.tensors import Constant, onnx_type, read_tensor
+from surgeon.onnx_import.values import Numbers, precise
 
 if TYPE_CHECKING:
     from surgeon.onnx_import.module import Operator
@@ -100,8 +100,7 @@ def run(operator: Operator, device: torch.device | None, values: list[Any], reas
             names.append("")
         elif isinstance(value, Numbers) and value.plain:
             names.append(f"c{place}")
-            with of_precision(None, None):
-                array = value.tensor().numpy()
+            array = np.array(value.array.tolist(), dtype=helper.tensor_dtype_to_np_dtype(onnx_type(value.dtype)))
             initializers.append(onnx.numpy_helper.from_array(array, names[-1]))
         else:
             names.append(f"x{len(tensors)}")
@@ -143,7 +142,9 @@ def _model(
 
 
 def _tensor(constant: Constant) -> onnx.TensorProto:
-    return onnx.numpy_helper.from_array(constant.tensor().numpy())
+    if isinstance(constant.held, onnx.TensorProto):
+        return onnx.numpy_helper.from_array(read_tensor(constant.held, constant.folder, constant.name))
+    raise InvalidModel(f"{constant.name} is no tensor of the file")
 
 
 @torch.library.custom_op("surgeon::onnx_operator", mutates_args=(), schema="(Tensor[] inputs, str key) -> Tensor[]")

@@ -23,6 +23,11 @@ def _body(o: Operator, name: str) -> Body:
     return found
 
 
+def _run(body: Body, scope: Scope, *values: Any) -> list[Any]:
+    inner = scope.inner({}, scope.direct)
+    return body.forward(inner, *values) if scope.direct else body(inner, *values)
+
+
 @operator("If", mixed=True, scoped=True)
 def if_(o: Operator, scope: Scope, condition: Value) -> list[Any]:
     """One graph or the other. In a trace, where a value of an input decides, both run, and one result is taken.
@@ -32,7 +37,7 @@ def if_(o: Operator, scope: Scope, condition: Value) -> list[Any]:
     if isinstance(condition, Tensor) and torch.compiler.is_compiling():
         return _both(o, scope, condition)
     name = "then_branch" if bool(number(as_numbers(condition))) else "else_branch"
-    return _body(o, name)(scope.inner({}, scope.direct))
+    return _run(_body(o, name), scope)
 
 
 def _both(o: Operator, scope: Scope, condition: Tensor) -> list[Any]:
@@ -47,7 +52,7 @@ def _both(o: Operator, scope: Scope, condition: Tensor) -> list[Any]:
             fitting.append(body)
     if not fitting:
         raise failed[0]
-    results = [body(scope.inner({}, scope.direct)) for body in fitting]
+    results = [_run(body, scope) for body in fitting]
     if failed:
         return results[0]
     found: list[Any] = []
@@ -72,7 +77,7 @@ def loop(o: Operator, scope: Scope, count: Value | None = None, go_on: Value | N
     while running and (turns is None or turn < turns):
         if turn >= MOST_TURNS:
             raise ValueError(f"a loop of more than {MOST_TURNS:,} turns")
-        made = body(scope.inner({}, scope.direct), Numbers.of(turn, torch.int64), Numbers.of(True, torch.bool), *state)
+        made = _run(body, scope, Numbers.of(turn, torch.int64), Numbers.of(True, torch.bool), *state)
         running = bool(number(as_numbers(made[0])))
         state = made[1 : 1 + len(state)]
         for place, value in zip(kept, made[1 + len(state) :], strict=True):
@@ -96,7 +101,7 @@ def scan(o: Operator, scope: Scope, *values: Tensor) -> list[Any]:
     parts = [each[::-1] if reverse else each for each, reverse in zip(parts, back, strict=True)]
     kept: list[list[Tensor]] = [[] for _ in range(o.outputs - len(state))]
     for step in range(len(parts[0])):
-        made = body(scope.inner({}, scope.direct), *state, *(each[step] for each in parts))
+        made = _run(body, scope, *state, *(each[step] for each in parts))
         state = made[: len(state)]
         for place, value in zip(kept, made[len(state) :], strict=True):
             place.append(as_tensor(value, scope.device))
