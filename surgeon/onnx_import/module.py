@@ -32,7 +32,7 @@ class Scope:
     values: dict[str, Any]
     device: torch.device | None = None
     outer: Scope | None = None
-    #: Whether modules are run without being called, so that a trace takes no note of them.
+    #: Whether modules are run without being called: one that fails while it is called confuses a trace.
     direct: bool = False
 
     def __getitem__(self, name: str) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from surgeon.errors import InvalidInputs
 from surgeon.onnx_import.module import Body, Operator, Scope
@@ -45,7 +46,8 @@ def _both(o: Operator, scope: Scope, condition: Tensor) -> list[Any]:
     failed: list[Exception] = []
     for body in (_body(o, name) for name in ("then_branch", "else_branch")):
         try:
-            body.forward(scope.inner({}, direct=True))  # a module that fails while it is called confuses the trace
+            with disable_proxy_modes_tracing():  # the trace takes no note of what is tried
+                body.forward(scope.inner({}, direct=True))
         except (RuntimeError, ValueError, IndexError, NotImplementedError, NotCovered, InvalidInputs) as error:
             failed.append(error)  # it fits inputs of other sizes alone
         else:
