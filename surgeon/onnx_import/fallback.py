@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import onnx
 import onnxruntime
 import torch
 from onnx import helper
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from surgeon.errors import InvalidModel, first_line
+from surgeon.errors import InvalidInputs, InvalidModel, SurgeonError, first_line
 from surgeon.frontend.scripted import seen_shapes
 from surgeon.onnx_import.tensors import Constant, onnx_type, read_tensor
 from surgeon.onnx_import.values import Numbers, precise
@@ -49,38 +51,55 @@ class _Run:
         self._model, self._types, self._kind = model, types, kind
         self._session: Any = None
 
+    def _found(self, feeds: dict[str, Any]) -> list[Any]:
+        if self._session is not None:
+            return self._ran(self._session, feeds)
+        failures = []
+        for start in _sessions(self._model):
+            try:
+                session = start()
+                found = self._ran(session, feeds)
+            except Exception as error:  # noqa: BLE001  (both raise all kinds, onnxruntime of its own)
+                failures.append(first_line(error))
+                continue
+            self._session = session
+            return found
+        raise InvalidModel(f"neither onnxruntime nor onnx's reference runs {self._kind}: {'; '.join(failures)}")
+
+    def _ran(self, session: Any, feeds: dict[str, Any]) -> list[Any]:
+        try:
+            return list(session.run(None, feeds))
+        except SurgeonError:
+            raise
+        except Exception as error:
+            raise InvalidInputs(f"{self._kind} can't run on these inputs: {first_line(error)}") from error
+
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
         feeds = {
             f"x{place}": value.detach().to(kind).cpu().contiguous().numpy()
             for place, (value, kind) in enumerate(zip(tensors, self._types, strict=True))
         }
-        if self._session is None:
-            self._session = _session(self._model, self._kind)
-        found = self._session.run(None, feeds)
+        found = self._found(feeds)
         given = next((value for value in tensors if value.is_floating_point()), None)
-        made = [torch.from_numpy(np.array(each)) for each in found]
+        made = [torch.from_numpy(_known(np.array(each))) for each in found]
         if given is not None:
             made = [each.to(given.dtype) if each.is_floating_point() else each for each in made]
         return [each.to(tensors[0].device) if tensors else each for each in made]
 
 
-def _session(model: onnx.ModelProto, kind: str) -> Any:
+def _known(array: np.ndarray) -> np.ndarray:
+    """An array of a type that torch knows by name: numpy has two for 64 bits."""
+    return array.astype(np.uint64) if array.dtype.kind == "u" and array.dtype.itemsize == 8 else array
+
+
+def _sessions(model: onnx.ModelProto) -> Iterator[Callable[[], Any]]:
+    """What may run a model, the best first."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    try:
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        from onnx.reference import ReferenceEvaluator
-
-        try:
-            return ReferenceEvaluator(model)
-        except Exception as other:
-            raise InvalidModel(
-                f"neither onnxruntime nor onnx's reference runs {kind}: {first_line(error)}; {first_line(other)}"
-            ) from error
+    content = model.SerializeToString()
+    yield lambda: onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    yield lambda: ReferenceEvaluator(model)
 
 
 _RUNS: OrderedDict[str, _Run] = OrderedDict()

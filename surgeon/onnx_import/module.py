@@ -133,6 +133,10 @@ class Operator(nn.Module):
             return known.function(self, *given)
         except NotCovered as reason:
             return fallback.run(self, scope.device, found, str(reason))
+        except NotImplementedError:
+            if self._modules:
+                raise
+            return fallback.run(self, scope.device, found, "torch has no such operator for this type")
 
     def extra_repr(self) -> str:
         told = [self.kind, *(f"{name}={value}" for name, value in self._attributes.items() if shown_plainly(value))]

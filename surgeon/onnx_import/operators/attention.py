@@ -12,6 +12,9 @@ from surgeon.onnx_import.module import Operator
 from surgeon.onnx_import.table import NotCovered, operator
 
 
+_KNOWN = {"is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap", "softmax_precision"}
+
+
 def heads_of(x: Tensor, heads: int) -> Tensor:
     """(batch, length, heads · size) as (batch, heads, length, size)."""
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
@@ -22,8 +25,8 @@ def attention(
     o: Operator, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, past_k: Tensor | None = None,
     past_v: Tensor | None = None, lengths: Tensor | None = None,
 ) -> Any:
-    if lengths is not None or o.outputs > 3 or o.get("softcap", 0.0):
-        raise NotCovered("lengths, scores as an output, or a soft cap")
+    if lengths is not None or o.outputs > 3 or o.get("softcap", 0.0) or not o.attributes.keys() <= _KNOWN:
+        raise NotCovered("lengths, scores as an output, a soft cap, or a window")
     flat = q.dim() == 3
     if flat:
         q = heads_of(q, o.get("q_num_heads", 1))
@@ -35,13 +38,13 @@ def attention(
     if times > 1:
         k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
     causal = bool(o.get("is_causal", 0))
-    if causal and mask is not None:
-        lower = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+    if causal and (mask is not None or past_k is not None):
+        before = 0 if past_k is None else past_k.shape[2]
+        lower = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(before)
+        mask = lower if mask is None else mask
         open_ = torch.zeros((), dtype=q.dtype, device=q.device)
         added = torch.where(mask, open_, -torch.inf) if mask.dtype is torch.bool else mask
         mask, causal = torch.where(lower, added, -torch.inf), False
-    if causal and past_k is not None:
-        raise NotCovered("causal attention with a past")
     made = F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=o.get("scale", None))
     if flat:
         made = made.transpose(1, 2).flatten(2)

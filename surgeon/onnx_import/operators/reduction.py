@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from surgeon.onnx_import.module import Operator
-from surgeon.onnx_import.table import axes_of, operator
+from surgeon.onnx_import.table import NotCovered, axes_of, operator
 from surgeon.onnx_import.values import Value, integers, normalized, number
 
 _Reduction = Callable[[Tensor, list[int], bool], Tensor]
@@ -55,6 +55,8 @@ def reduce_(o: Operator, x: Tensor, axes: Value | None = None) -> Tensor:
         chosen = list(range(x.dim()))
     if not chosen:
         return _alone(o.kind, x)
+    if o.kind in ("ReduceMax", "ReduceMin") and any(isinstance(size, int) and size == 0 for size in x.shape):
+        raise NotCovered("the largest of nothing")
     return _KINDS[o.kind](x, [normalized(axis, x.dim()) for axis in chosen], bool(o.get("keepdims", 1)))
 
 

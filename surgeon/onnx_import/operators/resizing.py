@@ -115,16 +115,14 @@ def _by_torch(
         return None
     if mode == "linear" or (mode == "cubic" and count == 2 and o.get("cubic_coeff_a", -0.75) == -0.75):
         kind = _LINEAR[count] if mode == "linear" else "bicubic"
-        if o.get("exclude_outside", 0) or (smooth and count != 2):
+        if o.get("exclude_outside", 0):
             return None
-        if coordinates == "align_corners" and not smooth:
+        if coordinates == "align_corners" and not smooth and exact:
             return F.interpolate(x, sizes, mode=kind, align_corners=True)
         single = any(isinstance(size, int) and size == 1 for size in sizes)
         if coordinates == "half_pixel" or (coordinates == "pytorch_half_pixel" and not single):
             if exact and not smooth:
                 return F.interpolate(x, sizes, mode=kind, align_corners=False)
-            if smooth and factors is None:
-                return F.interpolate(x, sizes, mode=kind, align_corners=False, antialias=True)
     return None
 
 
@@ -136,6 +134,9 @@ def _axis(
     scale = factor if factor is not None else size / old
     kind = x.dtype if x.is_floating_point() else torch.float32
     place = _places(size, old, scale, coordinates, x.device)
+    if coordinates == "align_corners" and factor is not None:
+        last = factor * old - 1
+        place = torch.arange(size, device=x.device, dtype=torch.float64) * ((old - 1) / last if last != 0 else 0.0)
     if mode == "nearest":
         index = _rounded(place, nearest).clamp(0, old - 1).long()
         return x.index_select(axis, index)

@@ -182,4 +182,5 @@ def space_to_depth(o: Operator, x: Tensor) -> Tensor:
     block = o.get("blocksize", 1)
     n, c, h, w = x.shape
     parts = x.reshape(n, c, h // block, block, w // block, block)
-    return parts.permute(0, 3, 5, 1, 2, 4).reshape(n, c * block * block, h // block, w // block)
+    order = (0, 1, 3, 5, 2, 4) if o.get("mode", "DCR") == "CRD" else (0, 3, 5, 1, 2, 4)
+    return parts.permute(order).reshape(n, c * block * block, h // block, w // block)
