@@ -65,6 +65,8 @@ class Builder:
             node.kind, node.domain, node.opset, node.attributes, len(node.outputs), node.place, node.index
         )
         listed = row(node.domain, node.kind)
+        if node.kind == "QuantizeLinear" and any(name in known and known[name].halves for name in node.inputs):
+            raise InvalidModel(f"{node.place} makes integers of 4 bits, which torch has no tensors of")
         inputs: list[str | None] = []
         for place, name in enumerate(node.inputs):
             if not name or name not in known:

@@ -32,7 +32,7 @@ _TYPES: dict[int, tuple[torch.dtype, Any]] = {
     _T.FLOAT8E5M2: (torch.float8_e5m2, ml_dtypes.float8_e5m2),
 }
 #: Types of which a byte holds two; they are int8 or uint8 here, with the same values.
-_HALVES = {_T.INT4: np.int8, _T.UINT4: np.uint8}
+HALVES = {_T.INT4: np.int8, _T.UINT4: np.uint8}
 _BY_TORCH = {kind: code for code, (kind, _) in _TYPES.items()}
 MOST_AXES = 64
 
@@ -43,7 +43,7 @@ def torch_type(code: int, place: str) -> torch.dtype:
     Raises:
         InvalidModel: it has none, as for text.
     """
-    if code in _HALVES:
+    if code in HALVES:
         return torch.int8 if code == _T.INT4 else torch.uint8
     if code not in _TYPES:
         known = code in _T.DataType.values()
@@ -87,6 +87,11 @@ class Constant:
         return torch_type(self.held.data_type, f"the tensor {self.name!r}")
 
     @property
+    def halves(self) -> bool:
+        """Whether it is of 4 bits."""
+        return isinstance(self.held, TensorProto) and self.held.data_type in HALVES
+
+    @property
     def floating(self) -> bool:
         return self.dtype.is_floating_point
 
@@ -128,7 +133,7 @@ def read_tensor(tensor: TensorProto, folder: Path, name: str) -> np.ndarray:
     sizes = check_sizes(tensor, name)
     torch_type(tensor.data_type, f"the tensor {name!r}")
     count = math.prod(sizes)
-    halves = tensor.data_type in _HALVES
+    halves = tensor.data_type in HALVES
     kind = np.dtype(np.uint8 if halves else _TYPES[tensor.data_type][1])
     stored = (count + 1) // 2 if halves else count
     if tensor.data_location == TensorProto.EXTERNAL:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from surgeon.onnx_import.module import Operator
 from surgeon.onnx_import.table import MICROSOFT, NotCovered, operator
-from surgeon.onnx_import.tensors import torch_type
+from surgeon.onnx_import.tensors import HALVES, torch_type
 from surgeon.onnx_import.values import Numbers, Value, as_tensor, number, precise
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
@@ -151,6 +151,8 @@ def identity(o: Operator, x: Any) -> Any:
 
 @operator("Cast", "CastLike", mixed=True)
 def cast(o: Operator, x: Value, like: Value | None = None) -> Value:
+    if o.get("to", 0) in HALVES:
+        raise ValueError("torch has no tensors of integers of 4 bits")
     kind = like.dtype if like is not None else precise(torch_type(o.get("to", 0), o.place))
     x = as_tensor(x)
     if kind is x.dtype:

@@ -8,7 +8,7 @@ from torch import Tensor
 from surgeon.onnx_import.module import Operator
 from surgeon.onnx_import.operators.convolution import conv
 from surgeon.onnx_import.table import MICROSOFT, NotCovered, operator
-from surgeon.onnx_import.tensors import torch_type
+from surgeon.onnx_import.tensors import HALVES, torch_type
 from surgeon.onnx_import.values import normalized
 
 
@@ -38,6 +38,8 @@ def quantize(o: Operator, x: Tensor, scale: Tensor, zero: Tensor | None = None) 
     kind = zero.dtype if zero is not None else (
         torch_type(o.get("output_dtype", 0), o.place) if o.get("output_dtype", 0) else torch.uint8
     )
+    if o.get("output_dtype", 0) in HALVES:
+        raise ValueError("torch has no tensors of integers of 4 bits")
     if kind.is_floating_point:
         raise NotCovered("quantization to floating-point numbers of 8 bits")
     bounds = torch.iinfo(kind)
