@@ -158,7 +158,8 @@ def recover(
         model, inputs = load(spec, shape or [], pretrained, seed)
         slim, plan = load_slim(folder, model)
         better, report = surgeon.recover(
-            model, slim, plan, batches.fitting(batches.read(data), model), samples=samples, example_inputs=inputs, return_report=True
+            model, slim, plan, batches.fitting(batches.read(data), model), samples=samples, example_inputs=inputs,
+            return_report=True,
         )
         surgeon.save(better, scratch, plan)
         found = _with_report(better, inputs, scratch, out, "surgeon-recovery", recovery=report)

@@ -43,8 +43,8 @@ Spec = Annotated[
 Shape = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="[INPUT=]1,3,224,224", help="Shape of an input, once for each; inferred where that is safe. With its name "
-        "for an input of an ONNX file.",
+        metavar="[INPUT=]1,3,224,224", help="Shape of an input, once for each; inferred where that is safe. With its "
+        "name for an input of an ONNX file.",
     ),
 ]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Use the zoo's pretrained weights.")]

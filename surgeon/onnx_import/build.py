@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from surgeon.errors import InvalidModel
-from surgeon.onnx_import.module import Body, OnnxModel, Operator, Step, path_of
+from surgeon.onnx_import.module import OnnxModel, path_of
 from surgeon.onnx_import.nodes import Graph, Node
+from surgeon.onnx_import.running import Body, Operator, Step
 from surgeon.onnx_import.table import NUMERIC, Row, row
 from surgeon.onnx_import.tensors import Constant
 from surgeon.onnx_import.values import Numbers, as_numbers
@@ -31,7 +32,9 @@ class Builder:
         self._trained = any(each.floating and each.count > 1 for each in main.constants.values())
         self.operators: dict[str, int] = {}
 
-    def fill(self, body: Body, graph: Graph, outer: Mapping[str, Constant], fixed: Mapping[str, Numbers], path: str) -> None:
+    def fill(
+        self, body: Body, graph: Graph, outer: Mapping[str, Constant], fixed: Mapping[str, Numbers], path: str
+    ) -> None:
         """Fill a body with the operators of a graph; `outer` are constants that it sees from outside.
 
         Raises:

@@ -49,8 +49,8 @@ def examples(model: OnnxModel, sizes: Mapping[str, int]) -> dict[str, Tensor]:
         model.train(was)
     told = "\n".join(failures[:3])
     raise InvalidInputs(
-        f"no inputs that were made up fit the file; tried:\n{told}\nRemedy: give example_inputs=, or sizes= of its free "
-        "axes to load_onnx"
+        f"no inputs that were made up fit the file; tried:\n{told}\nRemedy: give example_inputs=, or sizes= of its "
+        "free axes to load_onnx"
     )
 
 
@@ -80,8 +80,8 @@ def _shapes(ports: Sequence[Port], sizes: Mapping[str, int], choice: int, batch:
 
 def _is_image(port: Port) -> bool:
     """Whether an input is pictures of any height and width, of one or three channels."""
-    n, *rest = port.sizes or (None,)
-    return len(rest) == 3 and sum(isinstance(size, int) for size in rest) == 1 and (rest[0] in (1, 3) or rest[2] in (1, 3))
+    rest = (port.sizes or ())[1:]
+    return len(rest) == 3 and sum(isinstance(size, int) for size in rest) == 1 and bool({rest[0], rest[2]} & {1, 3})
 
 
 def _is_state(port: Port) -> bool:

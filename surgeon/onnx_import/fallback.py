@@ -21,7 +21,7 @@ from surgeon.onnx_import.tensors import Constant, onnx_type, read_tensor
 from surgeon.onnx_import.values import Numbers, precise
 
 if TYPE_CHECKING:
-    from surgeon.onnx_import.module import Operator
+    from surgeon.onnx_import.running import Operator
 
 #: Operators that are remembered, the last ones.
 REMEMBERED = 512
@@ -111,7 +111,9 @@ def run(operator: Operator, device: torch.device | None, values: list[Any], reas
     Raises:
         InvalidModel: it does not know the operator either.
     """
-    names, tensors, initializers = [], [], []
+    names: list[str] = []
+    tensors: list[Tensor] = []
+    initializers: list[onnx.TensorProto] = []
     for place, value in enumerate(values):
         if isinstance(value, list) or operator._modules:
             raise InvalidModel(f"{operator.place}: {operator.kind} is not covered{f': {reason}' if reason else ''}")
@@ -153,7 +155,8 @@ def _model(
         onnx.ValueInfoProto(name=f"x{place}", type=helper.make_tensor_type_proto(onnx_type(kind), None))
         for place, kind in enumerate(types)
     ]
-    graph = helper.make_graph([node], "operator", inputs, [onnx.ValueInfoProto(name=name) for name in outputs], initializers)
+    results = [onnx.ValueInfoProto(name=name) for name in outputs]
+    graph = helper.make_graph([node], "operator", inputs, results, initializers)
     used = [helper.make_opsetid("", operator.opset if not operator.domain else 17)]
     if operator.domain:
         used.append(helper.make_opsetid(operator.domain, max(operator.opset, 1)))

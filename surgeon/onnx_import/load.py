@@ -15,14 +15,15 @@ from surgeon.frontend.notes import note
 from surgeon.onnx_import import operators, reading
 from surgeon.onnx_import.build import Builder
 from surgeon.onnx_import.fallback import refuse_unknown
-from surgeon.onnx_import.module import Body, OnnxModel, Operator, Port, class_for, shape_of
+from surgeon.onnx_import.module import OnnxModel, Port, class_for, shape_of
 from surgeon.onnx_import.nodes import Reader
+from surgeon.onnx_import.running import Body, Operator
 from surgeon.onnx_import.source import NOTE, Source
 from surgeon.onnx_import.table import row
 from surgeon.onnx_import.values import Numbers
 from surgeon.support import arguments
 
-assert operators  # importing it fills the table
+assert operators.__name__  # importing it fills the table
 
 
 def load_onnx(
@@ -70,7 +71,7 @@ def load_onnx(
         with torch.no_grad():
             model = _made(proto, place, folder, fixed or {})
     except RecursionError as error:
-        raise InvalidModel(f"{place}: graphs and functions stand too deep in one another; the file is damaged") from error
+        raise InvalidModel(f"{place}: graphs stand too deep in one another; the file is damaged") from error
     except InvalidModel as error:
         raise InvalidModel(f"{place}: {error}") from error
     model.sizes = _sizes(model, sizes or {})
@@ -102,7 +103,8 @@ def _fixed(inputs: list[Port], fixed: Mapping[str, Any]) -> dict[str, Numbers]:
     ports = {name: port for port in inputs for name in (port.name, port.parameter)}
     for name, value in fixed.items():
         if name not in ports:
-            raise InvalidArgument(f"fixed: the file has no input {name!r}; its inputs are {', '.join(p.name for p in inputs)}")
+            known = ", ".join(port.name for port in inputs)
+            raise InvalidArgument(f"fixed: the file has no input {name!r}; its inputs are {known}")
         port = ports[name]
         try:
             tensor = torch.as_tensor(value).to(port.dtype)

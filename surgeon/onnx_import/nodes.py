@@ -126,16 +126,15 @@ class Reader:
         default = {a.name: a for a in function.attribute_proto}
         values = {name: a for name, a in {**default, **handed}.items() if a is not None}
         imported = {_domain(each.domain): each.version for each in function.opset_import} or dict(opsets)
-        results = {own.get(name, name): names.get(out, out) for name, out in zip(function.output, call.output, strict=False)}
-        for node in self._nodes(function.node, imported, own, values, prefix, depth + 1):
-            yield node
-        for name, out in results.items():
+        yield from self._nodes(function.node, imported, own, values, prefix, depth + 1)
+        pairs = zip(function.output, call.output, strict=False)
+        for name, out in ((own.get(name, name), names.get(out, out)) for name, out in pairs):
             if out:
                 yield Node("Identity", "", imported.get("", 1), [name], [out], {}, f"the node {call.name!r}")
 
     def _attributes(
-        self, proto: NodeProto, opsets: Mapping[str, int], names: Mapping[str, str], given: Mapping[str, AttributeProto],
-        place: str, prefix: str,
+        self, proto: NodeProto, opsets: Mapping[str, int], names: Mapping[str, str],
+        given: Mapping[str, AttributeProto], place: str, prefix: str,
     ) -> tuple[dict[str, Any], dict[str, Graph]]:
         attributes: dict[str, Any] = {}
         bodies: dict[str, Graph] = {}
@@ -171,12 +170,9 @@ def _decoded(attribute: AttributeProto, place: str, folder: Path) -> Any:
             return tuple(each.decode("utf-8", "replace") for each in attribute.strings)
         case AttributeProto.TENSOR:
             return Constant(f"{place}.{attribute.name}", attribute.t, folder)
-    kind = attribute.type
-    raise InvalidModel(
-        f"{place} has the attribute {attribute.name!r} of kind "
-        f"{AttributeProto.AttributeType.Name(kind) if kind in AttributeProto.AttributeType.values() else kind}, which is "
-        "not read"
-    )
+    kinds = {number: name for name, number in AttributeProto.AttributeType.items()}
+    kind = kinds.get(attribute.type, attribute.type)
+    raise InvalidModel(f"{place} has the attribute {attribute.name!r} of kind {kind}, which is not read")
 
 
 def _domain(domain: str) -> str:
@@ -189,13 +185,13 @@ def _definition(domain: str, kind: str, opset: int) -> FunctionProto | None:
         schema = onnx.defs.get_schema(kind, opset, domain)
     except onnx.defs.SchemaError:
         return None
-    return schema.function_body if schema.has_function else None
+    return schema.function_body if getattr(schema, "has_function", False) else None
 
 
 def _ordered(
     nodes: Sequence[Node], inputs: list[str], outputs: list[str], constants: dict[str, Constant]
 ) -> Graph:
-    """The nodes in an order in which each runs after those that make what it reads, that of the file where it is one."""
+    """The nodes in an order in which each runs after those that make what it reads: the file's where it is one."""
     makers: dict[str, int] = {}
     for place, node in enumerate(nodes):
         for name in node.outputs:

@@ -86,10 +86,8 @@ def ports(graph: GraphProto) -> tuple[list[Port], list[Port]]:
 def _port(value: ValueInfoProto, parameter: str, what: str) -> Port:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type" and not (what == "output" and kind is None):
-        raise InvalidModel(
-            f"the {what} {value.name!r} is {'of no type' if kind is None else f'a {kind}'.removesuffix('_type')}, not a "
-            "tensor, which is all that is read"
-        )
+        told = "of no type" if kind is None else f"a {kind.removesuffix('_type')}"
+        raise InvalidModel(f"the {what} {value.name!r} is {told}, not a tensor, which is all that is read")
     tensor = value.type.tensor_type
     if what == "output" and not tensor.elem_type:
         return Port(value.name, parameter, torch.float32, None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from surgeon.onnx_import.values import integers
 
 if TYPE_CHECKING:
-    from surgeon.onnx_import.module import Operator
+    from surgeon.onnx_import.running import Operator
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 MICROSOFT = "com.microsoft"

@@ -1,4 +1,4 @@
-"""The tensors in a file: types, sizes and values, checked before memory is taken; nothing is read outside its folder."""
+"""The tensors in a file: their types, sizes and values, of which none are read from outside of its folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import onnx
 import torch
 from onnx import TensorProto
 from torch import Tensor
@@ -46,10 +45,9 @@ def torch_type(code: int, place: str) -> torch.dtype:
     if code in HALVES:
         return torch.int8 if code == _T.INT4 else torch.uint8
     if code not in _TYPES:
-        known = code in _T.DataType.values()
+        name = _T.DataType.Name(code) if code in _T.DataType.values() else code
         raise InvalidModel(
-            f"{place} is of type {_T.DataType.Name(code) if known else code}, which torch has no tensors of; cut the part "
-            "that makes or takes it off the file"
+            f"{place} is of type {name}, which torch has no tensors of; cut the part with it off the file"
         )
     return _TYPES[code][0]
 
@@ -154,8 +152,8 @@ def read_tensor(tensor: TensorProto, folder: Path, name: str) -> np.ndarray:
 
 def _lies(name: str, sizes: tuple[int, ...], found: int) -> InvalidModel:
     return InvalidModel(
-        f"the tensor {name!r} is of sizes {sizes}, which are {math.prod(sizes):,} values, and holds {found:,}; the file "
-        "is damaged"
+        f"the tensor {name!r} is of sizes {sizes}, which are {math.prod(sizes):,} values, and holds {found:,}; "
+        "the file is damaged"
     )
 
 
@@ -174,7 +172,7 @@ def _listed(tensor: TensorProto, kind: np.dtype, halves: bool) -> np.ndarray:
         whole = np.array(tensor.int32_data, np.int64)
         if code in (_T.FLOAT16, _T.BFLOAT16):
             return whole.astype(np.uint16).view(kind)
-        return whole.astype(np.uint8).view(kind) if halves or kind.itemsize == 1 and kind.kind not in "iub" else (
+        return whole.astype(np.uint8).view(kind) if halves or (kind.itemsize == 1 and kind.kind not in "iub") else (
             whole.astype(kind)
         )
     return found[: found.size // 2 * 2].view(kind) if kind.kind == "c" else found.astype(kind)
@@ -193,7 +191,8 @@ def _external(tensor: TensorProto, folder: Path, name: str, size: int) -> bytes:
     except ValueError as error:
         raise InvalidModel(f"{place} at {told}, which are no numbers of bytes; the file is damaged") from error
     if start < 0 or length != size:
-        raise InvalidModel(f"{place}: {length:,} bytes from {start:,}, and its sizes make {size:,}; the file is damaged")
+        found = f"{length:,} bytes from {start:,}, and its sizes make {size:,}"
+        raise InvalidModel(f"{place}: {found}; the file is damaged")
     try:
         with open_file(path) as file:
             if os.fstat(file.fileno()).st_size < start + size:

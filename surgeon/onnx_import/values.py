@@ -136,6 +136,11 @@ def bounded(shape: Iterable[Any]) -> list[Any]:
     return sizes
 
 
+def told(size: Any) -> bool:
+    """Whether a size is a number, not a symbol of a trace."""
+    return isinstance(size, int)
+
+
 def product(sizes: Iterable[Any]) -> Any:
     return functools.reduce(lambda a, b: a * b, sizes, 1)
 

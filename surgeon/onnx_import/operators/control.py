@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from surgeon.errors import InvalidInputs
-from surgeon.onnx_import.module import Body, Operator, Scope
+from surgeon.onnx_import.running import Body, Operator, Scope
 from surgeon.onnx_import.table import NotCovered, operator
 from surgeon.onnx_import.values import Numbers, Value, as_numbers, as_tensor, number
 
@@ -62,8 +62,8 @@ def _both(o: Operator, scope: Scope, condition: Tensor) -> list[Any]:
         first, second = as_tensor(a, scope.device), as_tensor(b, scope.device)
         if first.dim() != second.dim() or first.dtype is not second.dtype:
             raise InvalidInputs(
-                f"{o.place} is decided by a value, and its branches give {first.dim()} and {second.dim()} axes: a trace "
-                "takes one branch; fix the input that decides it, fixed= of load_onnx"
+                f"{o.place} is decided by a value, and its branches give {first.dim()} and {second.dim()} axes: a "
+                "trace takes one branch; fix the input that decides it, fixed= of load_onnx"
             )
         found.append(torch.where(condition.reshape(()).bool(), first, second))
     return found
@@ -73,7 +73,8 @@ def _both(o: Operator, scope: Scope, condition: Tensor) -> list[Any]:
 def loop(o: Operator, scope: Scope, count: Value | None = None, go_on: Value | None = None, *carried: Any) -> list[Any]:
     body = _body(o, "body")
     turns = number(as_numbers(count)) if count is not None else None
-    state, kept = list(carried), [[] for _ in range(o.outputs - len(carried))]
+    state = list(carried)
+    kept: list[list[Tensor]] = [[] for _ in range(o.outputs - len(carried))]
     running = bool(number(as_numbers(go_on))) if go_on is not None else True
     turn = 0
     while running and (turns is None or turn < turns):

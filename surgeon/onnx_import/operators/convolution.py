@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surgeon.onnx_import.module import Operator
 from surgeon.onnx_import.operators.slicing import sliced
+from surgeon.onnx_import.running import Operator
 from surgeon.onnx_import.table import MICROSOFT, NotCovered, operator
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -31,10 +31,9 @@ def pads_of(
         case "VALID":
             return [0] * count, [0] * count
         case "SAME_UPPER" | "SAME_LOWER" as same:
-            whole = [
-                _missing(size, (k - 1) * d + 1, s) for size, k, s, d in zip(sizes, kernel, stride, dilation, strict=True)
-            ]
-            less, more = [each // 2 for each in whole], [each - each // 2 for each in whole]
+            each = zip(sizes, kernel, stride, dilation, strict=True)
+            whole = [_missing(size, (k - 1) * d + 1, s) for size, k, s, d in each]
+            less, more = [pad // 2 for pad in whole], [pad - pad // 2 for pad in whole]
             return (less, more) if same == "SAME_UPPER" else (more, less)
     raise ValueError(f"auto_pad is {o.get('auto_pad', '')!r}")
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surgeon.onnx_import.module import Operator
+from surgeon.onnx_import.running import Operator
 from surgeon.onnx_import.table import MICROSOFT, NotCovered, operator
 from surgeon.onnx_import.tensors import HALVES, torch_type
 from surgeon.onnx_import.values import Numbers, Value, as_tensor, number, precise
@@ -68,7 +68,7 @@ _OF_TENSORS = {"And", "Or", "Xor", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}
 
 
 def operands(a: Value, b: Value, tensors: bool = False) -> tuple[Any, Any]:
-    """Two operands; one number beside a tensor stays a number, where that does not change the result's shape or type."""
+    """Two operands; one number beside a tensor stays one, where that does not change the result's shape or type."""
     device = next((each.device for each in (a, b) if isinstance(each, Tensor)), None)
 
     def one(value: Value, other: Value) -> Any:

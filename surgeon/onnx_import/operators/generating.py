@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from surgeon.onnx_import.module import Operator, Scope
+from surgeon.onnx_import.running import Operator, Scope
 from surgeon.onnx_import.table import operator
 from surgeon.onnx_import.tensors import torch_type
 from surgeon.onnx_import.values import Numbers, Value, as_tensor, bounded, integers, number, precise
@@ -76,8 +78,8 @@ def non_zero(o: Operator, x: Tensor) -> Tensor:
 
 @operator("HannWindow", "HammingWindow", "BlackmanWindow", numbers=(0,), scoped=True)
 def window(o: Operator, scope: Scope, size: Numbers) -> Tensor:
-    kinds = {"HannWindow": torch.hann_window, "HammingWindow": torch.hamming_window,
-             "BlackmanWindow": torch.blackman_window}
+    kinds: dict[str, Any] = {"HannWindow": torch.hann_window, "HammingWindow": torch.hamming_window,
+                              "BlackmanWindow": torch.blackman_window}
     count = bounded(integers(size))[0]
     kind = precise(torch_type(o.get("output_datatype", 1), o.place))
     options = {"alpha": 25 / 46, "beta": 21 / 46} if o.kind == "HammingWindow" else {}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surgeon.onnx_import.module import Operator
+from surgeon.onnx_import.running import Operator
 from surgeon.onnx_import.table import NotCovered, operator
 from surgeon.onnx_import.values import Numbers, Value, as_tensor, normalized
 
@@ -28,7 +28,8 @@ def gather(o: Operator, x: Value, index: Value) -> Tensor:
                 return data.narrow(axis, places[0], len(places))
             if all(each >= 0 for each in places):
                 return data.index_select(axis, as_tensor(index, device))
-    return data[(*[slice(None)] * axis, as_tensor(index, device).long())]
+    before: list[Any] = [slice(None)] * axis
+    return data[(*before, as_tensor(index, device).long())]
 
 
 def _positive(index: Tensor, size: Any) -> Tensor:

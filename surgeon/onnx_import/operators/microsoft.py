@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surgeon.onnx_import.module import Operator
 from surgeon.onnx_import.operators.attention import heads_of
+from surgeon.onnx_import.running import Operator
 from surgeon.onnx_import.table import MICROSOFT, NotCovered, operator
 
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surgeon.onnx_import.module import Operator
+from surgeon.onnx_import.running import Operator
 from surgeon.onnx_import.table import NotCovered, operator
-from surgeon.onnx_import.values import normalized
+from surgeon.onnx_import.values import normalized, told
 
 
 @operator("BatchNormalization", buffers=(3, 4))
@@ -91,7 +91,7 @@ def softmax(o: Operator, x: Tensor) -> Tensor:
     if o.opset >= 13:
         return run(x, o.get("axis", -1))
     axis = normalized(o.get("axis", 1), x.dim())
-    if axis >= x.dim() - 1 or all(isinstance(size, int) and size == 1 for size in x.shape[axis + 1 :]):
+    if axis >= x.dim() - 1 or all(told(size) and size == 1 for size in x.shape[axis + 1 :]):
         return run(x, axis)
     return run(x.flatten(axis), axis).reshape(x.shape)
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surgeon.onnx_import.module import Operator
 from surgeon.onnx_import.operators.convolution import padded, pads_of, spatial
+from surgeon.onnx_import.running import Operator
 from surgeon.onnx_import.table import NotCovered, operator
 
 _MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -26,7 +26,7 @@ def max_pool(o: Operator, x: Tensor) -> Any:
         raise NotCovered(f"pooling along {count} axes of {x.dim()}, in order {o.get('storage_order', 0)}")
     stride, dilation = spatial(o, "strides", count), spatial(o, "dilations", count)
     before, after = pads_of(o, x.shape[2:], kernel, stride, dilation)
-    inside = before == after and all(isinstance(b, int) and 0 <= b <= k // 2 for b, k in zip(before, kernel, strict=True))
+    inside = before == after and _within(before, kernel)
     if o.outputs > 1 and not inside:
         raise NotCovered("positions of a maximum in padded inputs")
     if not x.is_floating_point() and o.outputs < 2:
@@ -38,6 +38,11 @@ def max_pool(o: Operator, x: Tensor) -> Any:
     size = math.prod(x.shape[2:])
     planes = torch.arange(x.shape[0] * x.shape[1], device=x.device).reshape(x.shape[0], x.shape[1], *[1] * count)
     return [made, index + planes * size]
+
+
+def _within(pads: list[Any], kernel: list[int]) -> bool:
+    """Whether torch pads so much itself."""
+    return all(isinstance(pad, int) and 0 <= pad <= k // 2 for pad, k in zip(pads, kernel, strict=True))
 
 
 def _max(
@@ -61,7 +66,7 @@ def average_pool(o: Operator, x: Tensor) -> Tensor:
     before, after = pads_of(o, x.shape[2:], kernel, stride, dilation)
     ceil, whole = bool(o.get("ceil_mode", 0)), bool(o.get("count_include_pad", 0))
     run = _AVERAGE[count]
-    if before == after and all(isinstance(b, int) and 0 <= b <= k // 2 for b, k in zip(before, kernel, strict=True)):
+    if before == after and _within(before, kernel):
         return run(x, kernel, stride, before, ceil, whole)
     if ceil:
         raise NotCovered("average pooling with padding of two sizes, rounded up")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from surgeon.onnx_import.module import Operator
 from surgeon.onnx_import.operators.convolution import conv
+from surgeon.onnx_import.running import Operator
 from surgeon.onnx_import.table import MICROSOFT, NotCovered, operator
 from surgeon.onnx_import.tensors import HALVES, torch_type
 from surgeon.onnx_import.values import normalized
@@ -57,7 +57,9 @@ def dynamic_quantize(o: Operator, x: Tensor) -> list[Tensor]:
 
 
 @operator("ConvInteger")
-def conv_integer(o: Operator, x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None) -> Tensor:
+def conv_integer(
+    o: Operator, x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None
+) -> Tensor:
     """In double precision, which holds these sums."""
     x, w = x.double(), w.double()
     x = x if x_zero is None else x - x_zero.double()

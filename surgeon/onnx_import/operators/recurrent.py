@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.onnx_import.module import Operator
+from surgeon.onnx_import.running import Operator
 from surgeon.onnx_import.table import NotCovered, operator
 from surgeon.onnx_import.values import Numbers, Value, as_tensor
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.onnx_import.module import Operator
+from surgeon.onnx_import.running import Operator
 from surgeon.onnx_import.table import NotCovered, axes_of, operator
-from surgeon.onnx_import.values import Value, integers, normalized, number
+from surgeon.onnx_import.values import Value, integers, normalized, number, told
 
 _Reduction = Callable[[Tensor, list[int], bool], Tensor]
 
@@ -55,7 +55,7 @@ def reduce_(o: Operator, x: Tensor, axes: Value | None = None) -> Tensor:
         chosen = list(range(x.dim()))
     if not chosen:
         return _alone(o.kind, x)
-    if o.kind in ("ReduceMax", "ReduceMin") and any(isinstance(size, int) and size == 0 for size in x.shape):
+    if o.kind in ("ReduceMax", "ReduceMin") and any(told(size) and size == 0 for size in x.shape):
         raise NotCovered("the largest of nothing")
     return _KINDS[o.kind](x, [normalized(axis, x.dim()) for axis in chosen], bool(o.get("keepdims", 1)))
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surgeon.onnx_import.module import Operator
+from surgeon.onnx_import.running import Operator
 from surgeon.onnx_import.table import NotCovered, operator
-from surgeon.onnx_import.values import Numbers, Value, as_numbers, bounded, integers, normalized
+from surgeon.onnx_import.values import Numbers, Value, as_numbers, bounded, integers, normalized, told
 
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -65,9 +65,10 @@ def _resized(
     else:
         touched = [
             axis for axis, (a, b) in enumerate(zip(x.shape, wanted, strict=True))
-            if not (isinstance(a, int) and isinstance(b, int) and a == b) and axis >= (2 if x.dim() >= 3 else 0)
+            if not (told(a) and told(b) and a == b) and axis >= (2 if x.dim() >= 3 else 0)
         ]
-        if any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(x.shape[:2], wanted[:2], strict=True)):
+        pairs = zip(x.shape[:2], wanted[:2], strict=True)
+        if any(told(a) and told(b) and a != b for a, b in pairs):
             touched = [axis for axis, (a, b) in enumerate(zip(x.shape, wanted, strict=True)) if str(a) != str(b)]
     bounded(wanted)
     if not touched:
@@ -106,7 +107,7 @@ def _by_torch(
     exact = factors is None or all(float(f).is_integer() or (f > 0 and (1 / f).is_integer()) for f in factors)
     if mode == "nearest":
         up = whole and (factors is not None or all(
-            isinstance(a, int) and isinstance(b, int) and b % a == 0 for a, b in zip(x.shape, wanted, strict=True)
+            told(a) and told(b) and b % a == 0 for a, b in zip(x.shape, wanted, strict=True)
         ))
         plain = coordinates == "asymmetric" and nearest == "floor"
         centered = coordinates in ("half_pixel", "pytorch_half_pixel") and nearest == "round_prefer_floor"
@@ -120,9 +121,9 @@ def _by_torch(
         if coordinates == "align_corners" and not smooth and exact:
             return F.interpolate(x, sizes, mode=kind, align_corners=True)
         single = any(isinstance(size, int) and size == 1 for size in sizes)
-        if coordinates == "half_pixel" or (coordinates == "pytorch_half_pixel" and not single):
-            if exact and not smooth:
-                return F.interpolate(x, sizes, mode=kind, align_corners=False)
+        centered = coordinates == "half_pixel" or (coordinates == "pytorch_half_pixel" and not single)
+        if centered and exact and not smooth:
+            return F.interpolate(x, sizes, mode=kind, align_corners=False)
     return None
 
 
@@ -147,7 +148,7 @@ def _axis(
     )
     at = [(low + tap).long() for tap in taps]
     if o.get("exclude_outside", 0):
-        weights = [torch.where((0 <= i) & (i < old), w, torch.zeros_like(w)) for i, w in zip(at, weights, strict=True)]
+        weights = [torch.where((i >= 0) & (i < old), w, torch.zeros_like(w)) for i, w in zip(at, weights, strict=True)]
         total = sum(weights, torch.zeros_like(part))
         weights = [w / total for w in weights]
     shape = [1] * x.dim()

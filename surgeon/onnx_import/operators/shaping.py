@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surgeon.onnx_import.module import Operator
 from surgeon.onnx_import.operators.convolution import padded
+from surgeon.onnx_import.running import Operator
 from surgeon.onnx_import.table import NotCovered, axes_of, operator
-from surgeon.onnx_import.values import Numbers, Value, as_tensor, bounded, integers, normalized, number, product
+from surgeon.onnx_import.values import Numbers, Value, as_tensor, bounded, integers, normalized, number, product, told
 
 
 @operator("Shape", mixed=True)
@@ -30,7 +30,7 @@ def reshape(o: Operator, x: Tensor, sizes: Value | None = None) -> Tensor:
     wanted = integers(sizes) if sizes is not None else list(o.get("shape", ()))
     if not o.get("allowzero", 0):
         wanted = [
-            x.shape[place] if isinstance(each, int) and each == 0 else each for place, each in enumerate(wanted)
+            x.shape[place] if told(each) and each == 0 else each for place, each in enumerate(wanted)
         ]
     return x.reshape(wanted)
 
@@ -55,7 +55,7 @@ def squeeze(o: Operator, x: Tensor, axes: Value | None = None) -> Tensor:
     if chosen is None:
         return x.squeeze()
     places = sorted(normalized(axis, x.dim()) for axis in chosen)
-    if any(isinstance(x.shape[axis], int) and x.shape[axis] != 1 for axis in places):
+    if any(told(x.shape[axis]) and x.shape[axis] != 1 for axis in places):
         raise ValueError(f"axes {chosen} of {tuple(x.shape)} are not all 1")
     return x.squeeze(places[0]) if len(places) == 1 else x.squeeze(places)
 
@@ -81,7 +81,7 @@ def split(o: Operator, x: Tensor, sizes: Value | None = None) -> list[Tensor]:
     lengths = integers(sizes) if sizes is not None else o.get("split", None)
     if lengths is None:
         whole = x.shape[axis]
-        if isinstance(whole, int) and whole % count:
+        if told(whole) and whole % count:
             each = -(-whole // count)
             lengths = [each] * (count - 1) + [whole - each * (count - 1)]
         else:
@@ -126,7 +126,7 @@ def pad(
     for axis, less, more in zip(places, amounts[: len(places)], amounts[len(places) :], strict=True):
         before[axis], after[axis] = less, more
     bounded(a + max(b, 0) + max(c, 0) for a, b, c in zip(x.shape, before, after, strict=True) if (
-        isinstance(a, int) and isinstance(b, int) and isinstance(c, int)
+        told(a) and told(b) and told(c)
     ))
     match o.get("mode", "constant"):
         case "constant":

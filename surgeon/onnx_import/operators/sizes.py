@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from surgeon.onnx_import.module import Operator
 from surgeon.onnx_import.operators.slicing import slices
+from surgeon.onnx_import.running import Operator
 from surgeon.onnx_import.table import axes_of, numeric
 from surgeon.onnx_import.tensors import torch_type
 from surgeon.onnx_import.values import Numbers, integers, normalized, number, product, whole

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.onnx_import.module import Operator
+from surgeon.onnx_import.running import Operator
 from surgeon.onnx_import.table import operator
-from surgeon.onnx_import.values import Value, integers, normalized
+from surgeon.onnx_import.values import Value, integers, normalized, told
 
 _FAR = (1 << 31) - 1
 
@@ -49,7 +49,7 @@ def sliced(x: Tensor, axis: int, start: Any, end: Any, step: int) -> Tensor:
     back = None if whole_start else (-start - 1 if isinstance(start, int) and start < 0 else size - 1 - start)
     if isinstance(back, int):
         back = max(back, 0)
-    if isinstance(end, int) and (end <= -_FAR or (isinstance(size, int) and end < -size)):
+    if isinstance(end, int) and (end <= -_FAR or (told(size) and end < -size)):
         stop = None
     else:
         stop = -end - 1 if isinstance(end, int) and end < 0 else size - 1 - end
