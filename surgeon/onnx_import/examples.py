@@ -103,7 +103,4 @@ def _made(model: OnnxModel, shapes: Sequence[Sequence[int]], value: int) -> Iter
         elif port.dtype is torch.bool or value:
             yield port.parameter, torch.ones(tuple(shape), dtype=port.dtype)
         else:
-            count = 1
-            for size in shape:
-                count *= size
-            yield port.parameter, (torch.arange(count) % 8).reshape(tuple(shape)).to(port.dtype)
+            yield port.parameter, torch.randint(0, 8, tuple(shape), generator=generator).to(port.dtype)
