@@ -48,16 +48,20 @@ def found(places: Sequence[Path], folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def other_sizes(
-    net: OnnxModel, inputs: Mapping[str, torch.Tensor], named_only: bool = False
+    net: OnnxModel, inputs: Mapping[str, torch.Tensor], kind: str
 ) -> dict[str, torch.Tensor] | None:
-    """Inputs of other sizes along the axes that the file leaves free, or only those with a name; None without any."""
+    """Inputs of other sizes along all axes that the file leaves free, or those "inside" of a sample, or those "named".
+
+    None where it leaves none.
+    """
     made: dict[str, torch.Tensor] = {}
     named: dict[str, int] = {}
     changed = False
     for port in net.inputs:
         shape = list(inputs[port.parameter].shape)
         for axis, size in enumerate(port.sizes or ()):
-            if isinstance(size, str) or (size is None and not named_only):
+            free = not isinstance(size, int)
+            if free and (kind == "all" or (kind == "named" and size) or (kind == "inside" and axis)):
                 step = 1 if axis == 0 or len(shape) < 4 else 32
                 wanted = named.setdefault(size or f"{port.name}:{axis}", shape[axis] + step)
                 changed, shape[axis] = True, wanted
@@ -104,11 +108,12 @@ def measure(path: Path) -> dict[str, Any]:
     )
     inputs = net.dummy_inputs
     row["sizes"] = [deviation(net, path, inputs)]
-    if (other := other_sizes(net, inputs)) is not None:
+    tried = [other for kind in ("all", "inside", "named") if (other := other_sizes(net, inputs, kind)) is not None]
+    for place, other in enumerate(tried):  # a file may leave free in name what it fixes in fact
         found = deviation(net, path, other)
-        if found is None and (other := other_sizes(net, inputs, named_only=True)) is not None:
-            found = deviation(net, path, other)
-        row["sizes"].append(found)
+        if found is not None or place == len(tried) - 1:
+            row["sizes"].append(found)
+            break
     start = time.perf_counter()
     try:
         _, report = surgeon.shrink(net, 0.5, example_inputs=inputs, return_report=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from surgeon.errors import InvalidInputs, SurgeonError, first_line
 if TYPE_CHECKING:
     from surgeon.onnx_import.module import OnnxModel, Port
 
+#: The most values of an input that is made up.
+MOST_VALUES = 1 << 24
 #: The batch, where it is free.
 BATCH = 2
 #: Sizes of free axes that are tried, one after the other, by how many axes the input has.
@@ -37,6 +40,9 @@ def examples(model: OnnxModel, sizes: Mapping[str, int]) -> dict[str, Tensor]:
             if key in tried:
                 continue
             tried.add(key)
+            if any(math.prod(shape) > MOST_VALUES for shape in shapes):
+                failures.append(f"  {', '.join(map(str, shapes))}: more than {MOST_VALUES:,} values")
+                continue
             found = dict(_made(model, shapes, value))
             try:
                 with torch.no_grad():

@@ -12,11 +12,9 @@ import onnx
 import onnxruntime
 import torch
 from onnx import helper
-from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from surgeon.errors import InvalidInputs, InvalidModel, SurgeonError, first_line
-from surgeon.frontend.scripted import seen_shapes
 from surgeon.onnx_import.tensors import Constant, onnx_type, read_tensor
 from surgeon.onnx_import.values import Numbers, precise
 
@@ -36,9 +34,9 @@ def refuse_unknown(operator: Operator) -> None:
         InvalidModel: ONNX has no such operator, it holds graphs, or it is of another domain.
     """
     name = f"{operator.domain}.{operator.kind}".strip(".")
-    known = operator.domain in _DOMAINS and (operator.domain == "com.microsoft" or onnx.defs.has(
-        operator.kind, operator.opset, operator.domain
-    ))
+    known = operator.domain in _DOMAINS and 0 < operator.opset < 1 << 31
+    if known and operator.domain != "com.microsoft":
+        known = onnx.defs.has(operator.kind, operator.opset, operator.domain)
     if not known or operator._modules:
         what = "holds graphs, and is not in the table of operators" if known else "is an operator that is not known"
         raise InvalidModel(f"{operator.place}: {name} {what}; replace it in the file, or cut it off")
@@ -99,6 +97,8 @@ def _sessions(model: onnx.ModelProto) -> Iterator[Callable[[], Any]]:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     content = model.SerializeToString()
     yield lambda: onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    from onnx.reference import ReferenceEvaluator  # it is slow to import, and seldom needed
+
     yield lambda: ReferenceEvaluator(model)
 
 
@@ -176,4 +176,6 @@ def _operator(inputs: list[Tensor], key: str) -> list[Tensor]:
 
 @_operator.register_fake
 def _shapes(inputs: list[Tensor], key: str) -> list[Tensor]:
+    from surgeon.frontend.scripted import seen_shapes  # what traces is imported when something is traced
+
     return seen_shapes(_RUNS[key], inputs)

@@ -77,6 +77,7 @@ class Reader:
         Raises:
             InvalidModel: it is no graph: values are made twice, or by one another, or by nothing.
         """
+        require_text(*(each.name for each in (*proto.input, *proto.output, *proto.initializer)))
         known = dict(names or {})
         inner: set[str] = {value.name for value in (*proto.input, *proto.initializer)}
         inner |= {name for node in proto.node for name in node.output}
@@ -96,6 +97,10 @@ class Reader:
             self.count += 1
             if self.count > MOST_NODES:
                 raise InvalidModel(f"the file has more than {MOST_NODES:,} nodes, its functions put in place")
+            require_text(
+                proto.name, proto.op_type, proto.domain, proto.overload, *proto.input, *proto.output,
+                *(text for each in proto.attribute for text in (each.name, each.ref_attr_name)),
+            )
             domain = _domain(proto.domain)
             place = f"the node {proto.name or index!r} ({proto.op_type})"
             opset = opsets.get(domain, opsets.get("", 1) if not domain else 1)
@@ -150,6 +155,17 @@ class Reader:
         return attributes, bodies
 
 
+def require_text(*names: Any) -> None:
+    """Refuse names that are no text, which protobuf leaves as bytes.
+
+    Raises:
+        InvalidModel: one of them is none.
+    """
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidModel(f"the name {name!r} is not text; the file is damaged")
+
+
 def _resolved(attribute: AttributeProto, given: Mapping[str, AttributeProto]) -> AttributeProto | None:
     return given.get(attribute.ref_attr_name) if attribute.ref_attr_name else attribute
 
@@ -181,6 +197,8 @@ def _domain(domain: str) -> str:
 
 def _definition(domain: str, kind: str, opset: int) -> FunctionProto | None:
     """ONNX's own definition of an operator by others, where it has one that holds for all types."""
+    if not 0 < opset < 1 << 31:
+        return None
     try:
         schema = onnx.defs.get_schema(kind, opset, domain)
     except onnx.defs.SchemaError:

@@ -13,7 +13,7 @@ from onnx import GraphProto, ModelProto, ValueInfoProto
 
 from surgeon.errors import InvalidArgument, InvalidModel, first_line
 from surgeon.onnx_import.module import Port
-from surgeon.onnx_import.nodes import Functions
+from surgeon.onnx_import.nodes import Functions, require_text
 from surgeon.onnx_import.tensors import torch_type
 from surgeon.support.opening import Unfit, read_bytes
 
@@ -67,6 +67,7 @@ def ports(graph: GraphProto) -> tuple[list[Port], list[Port]]:
     Raises:
         InvalidModel: one is no tensor, or of a type that torch has none of, or has no name.
     """
+    require_text(*(each.name for each in (*graph.input, *graph.output, *graph.initializer)))
     own = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in own]
     for value in (*inputs, *graph.output):
@@ -101,7 +102,7 @@ def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     """A size; -1, 0 and "?" are used for open ones too."""
     if dim.WhichOneof("value") == "dim_value":
         return int(dim.dim_value) if dim.dim_value > 0 else None
-    return dim.dim_param if dim.dim_param and dim.dim_param != "?" else None
+    return dim.dim_param if isinstance(dim.dim_param, str) and dim.dim_param not in ("", "?") else None
 
 
 def parameters(names: list[str]) -> Mapping[str, str]:

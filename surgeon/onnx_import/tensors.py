@@ -180,7 +180,7 @@ def _listed(tensor: TensorProto, kind: np.dtype, halves: bool) -> np.ndarray:
 
 def _external(tensor: TensorProto, folder: Path, name: str, size: int) -> bytes:
     told = {entry.key: entry.value for entry in tensor.external_data}
-    location = told.get("location", "")
+    location = str(told.get("location", ""))
     place = f"the tensor {name!r} is in the file {location!r}"
     root = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(root, location)) if location and "\0" not in location else root

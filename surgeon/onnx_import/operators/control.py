@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from surgeon.errors import InvalidInputs
 from surgeon.onnx_import.running import Body, Operator, Scope
@@ -42,6 +41,8 @@ def if_(o: Operator, scope: Scope, condition: Value) -> list[Any]:
 
 
 def _both(o: Operator, scope: Scope, condition: Tensor) -> list[Any]:
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing  # imported along with a trace
+
     fitting: list[Body] = []
     failed: list[Exception] = []
     for body in (_body(o, name) for name in ("then_branch", "else_branch")):
