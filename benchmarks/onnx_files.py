@@ -63,7 +63,7 @@ def other_sizes(
             free = not isinstance(size, int)
             if free and (kind == "all" or (kind == "named" and size) or (kind == "inside" and axis)):
                 step = 1 if axis == 0 or len(shape) < 4 else 32
-                wanted = named.setdefault(size or f"{port.name}:{axis}", shape[axis] + step)
+                wanted = named.setdefault(str(size or f"{port.name}:{axis}"), shape[axis] + step)
                 changed, shape[axis] = True, wanted
         value = inputs[port.parameter]
         made[port.parameter] = torch.randn(shape) if value.is_floating_point() else value.new_zeros(shape) + (

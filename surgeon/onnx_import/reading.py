@@ -102,7 +102,8 @@ def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     """A size; -1, 0 and "?" are used for open ones too."""
     if dim.WhichOneof("value") == "dim_value":
         return int(dim.dim_value) if dim.dim_value > 0 else None
-    return dim.dim_param if isinstance(dim.dim_param, str) and dim.dim_param not in ("", "?") else None
+    name: object = dim.dim_param  # protobuf leaves what is no text as bytes
+    return name if isinstance(name, str) and name not in ("", "?") else None
 
 
 def parameters(names: list[str]) -> Mapping[str, str]:

@@ -1,6 +1,7 @@
 """An ONNX file in the place of a model."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,7 +39,8 @@ def test_feeds_of_a_file_that_fixes_its_batch(tmp_path: Path) -> None:
     )
     proto.graph.input[0].name = "serving.default_x"
     onnx.save(proto, tmp_path / "net.onnx")
-    np.savez(tmp_path / "feeds.npz", **{"serving.default_x": weight(40, 6)})
+    feeds: dict[str, Any] = {"serving.default_x": weight(40, 6)}
+    np.savez(tmp_path / "feeds.npz", **feeds)
     good("shrink", tmp_path / "net.onnx", "--ratio", "0.3", "--data", tmp_path / "feeds.npz", "--no-bench", "-o",
          tmp_path / "out")
     assert (tmp_path / "out" / "slim.onnx").exists()

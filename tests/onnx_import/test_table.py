@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import surgeon
-from surgeon.onnx_import.load import operators
+from surgeon.onnx_import import operators
 from surgeon.onnx_import.table import MICROSOFT, ROWS
 from testbed.onnx_graphs import model, weight
 
