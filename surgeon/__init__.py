@@ -19,6 +19,7 @@ _HOMES = {
     "surgeon.device.benchmark": "Verdict benchmark",
     "surgeon.device.profile": "Profile",
     "surgeon.errors": "SurgeonError",
+    "surgeon.onnx_import.load": "load_onnx",
     "surgeon.pipeline.latency_target": "Timing",
     "surgeon.pipeline.shrink": "inspect plan shrink verify",
     "surgeon.pipeline.storage": "load save",

@@ -12,6 +12,7 @@ from surgeon.device.benchmark import Verdict as Verdict
 from surgeon.device.benchmark import benchmark as benchmark
 from surgeon.device.profile import Profile as Profile
 from surgeon.errors import SurgeonError as SurgeonError
+from surgeon.onnx_import.load import load_onnx as load_onnx
 from surgeon.pipeline.latency_target import Timing as Timing
 from surgeon.pipeline.shrink import inspect as inspect
 from surgeon.pipeline.shrink import plan as plan

@@ -18,7 +18,7 @@ import surgeon
 NAMES = """
 Certificate ExportReport Masks Plan Profile Pruner Quantized Recovery Report SurgeonError SweepReport Timing
 TransferReport Verdict
-benchmark export inspect kit load plan profile project prune_connections quantize recover save shrink sweep
+benchmark export inspect kit load load_onnx plan profile project prune_connections quantize recover save shrink sweep
 synthesize transfer_optimizer verify
 """.split()
 
@@ -31,6 +31,7 @@ DECISIONS = (
 SIGNATURES = {
     "shrink": f"{DECISIONS} project compensate distill example_inputs form return_report",
     "plan": f"{DECISIONS} example_inputs",
+    "load_onnx": "path * fixed sizes",
     "inspect": "model example_inputs ignore",
     "verify": "model slim plan example_inputs",
     "save": "model folder plan * factory",

@@ -20,6 +20,7 @@ RANKS = {
     "frontend/": 2,
     "solver/": 2,
     "rules/": 3,
+    "onnx_import/": 3,
     "device/": 3,
     "groups/": 4,
     "cost/": 5,

@@ -41,3 +41,17 @@ def _imported(package: str, name: str) -> Any:
             except Exception as error:  # the user's own code may raise anything
                 raise InvalidArgument(f"{spec} could not be called: {type(error).__name__}: {error}") from error
     return found
+
+
+def fitting(data: Any, model: Any) -> Any:
+    """The inputs that are in files, in batches of the size that a model of an ONNX file fixes; other data as they are.
+
+    Raises:
+        InvalidArgument: they can't be read.
+    """
+    ports = getattr(model, "inputs", None)
+    if not isinstance(data, str) or not data.endswith((".npy", ".npz", ".safetensors")) or not isinstance(ports, tuple):
+        return data
+    from surgeon.onnx_import.feeds import Feeds
+
+    return Feeds("data", data, model)

@@ -119,6 +119,7 @@ def shrink(
     Options.of(**options)  # invalid options fail before the model is loaded
     with collect() as seconds, replace_many(out) as scratch:
         model, inputs = load(spec, shape or [], pretrained, options["seed"])
+        options["data"] = batches.fitting(options["data"], model)
         slim, report = surgeon.shrink(model, example_inputs=inputs, return_report=True, **options)
         with stage("save"):
             surgeon.save(slim, scratch)
@@ -157,7 +158,8 @@ def recover(
         model, inputs = load(spec, shape or [], pretrained, seed)
         slim, plan = load_slim(folder, model)
         better, report = surgeon.recover(
-            model, slim, plan, batches.read(data), samples=samples, example_inputs=inputs, return_report=True
+            model, slim, plan, batches.fitting(batches.read(data), model), samples=samples, example_inputs=inputs,
+            return_report=True,
         )
         surgeon.save(better, scratch, plan)
         found = _with_report(better, inputs, scratch, out, "surgeon-recovery", recovery=report)

@@ -36,13 +36,16 @@ Spec = Annotated[
     str,
     typer.Argument(
         metavar="SPEC",
-        help="timm:NAME, torchvision:NAME, package.module:FACTORY, or the file of a torch.export program, "
-        "NAME.pt2. A .pt2 file is validated, and nothing in it is unpickled, evaluated or imported; a FACTORY is run.",
+        help="timm:NAME, torchvision:NAME, package.module:FACTORY, or a file: NAME.onnx, or a torch.export program, "
+        "NAME.pt2. Files are validated, and nothing in them is unpickled, evaluated or imported; a FACTORY is run.",
     ),
 ]
 Shape = Annotated[
     list[str] | None,
-    typer.Option(metavar="1,3,224,224", help="Shape of an input, once for each; inferred where that is safe."),
+    typer.Option(
+        metavar="[INPUT=]1,3,224,224", help="Shape of an input, once for each; inferred where that is safe. With its "
+        "name for an input of an ONNX file.",
+    ),
 ]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Use the zoo's pretrained weights.")]
 Seed = Annotated[int, typer.Option(help="Seed of a zoo's random weights, and of criteria that use random numbers.")]
@@ -137,7 +140,11 @@ def reported() -> Iterator[None]:
 
 def load(spec: str, shapes: Sequence[str], pretrained: bool, seed: int) -> tuple[nn.Module, Any]:
     """The model, and example inputs as the Python API takes them."""
-    sizes = [_sizes(shape) for shape in shapes]
+    if spec.endswith(".onnx"):
+        from surgeon.cli.onnx_file import load_file
+
+        return load_file(spec, shapes)
+    sizes = [sizes_of(shape) for shape in shapes]
     import torch
 
     from surgeon.frontend import model_loading as sources
@@ -163,7 +170,7 @@ def load_slim(folder: Path, model: nn.Module) -> tuple[nn.Module, Plan]:
     return slim, plan
 
 
-def _sizes(text: str) -> list[int]:
+def sizes_of(text: str) -> list[int]:
     try:
         sizes = [int(part) for part in text.replace("x", ",").split(",")]
     except ValueError:

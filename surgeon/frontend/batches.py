@@ -84,6 +84,8 @@ def chosen(batch: Any, names: Sequence[str], place: str) -> list[Any]:
     ([1, 2], [1, 2])
     """
     if isinstance(batch, Mapping):
+        if any(name not in batch for name in names):  # an input of an ONNX file may have a name that no parameter can
+            batch = {**{_parameter(name): value for name, value in batch.items()}, **batch}
         if missing := [name for name in names if name not in batch]:
             raise InvalidInputs(
                 f"{place} is a dict of {', '.join(map(repr, batch))} without {', '.join(map(repr, missing))}; "
@@ -94,6 +96,10 @@ def chosen(batch: Any, names: Sequence[str], place: str) -> list[Any]:
     if len(values) < len(names):
         raise InvalidInputs(f"{place} holds {len(values)} tensors, the model takes {len(names)}: {', '.join(names)}")
     return values[: len(names)]
+
+
+def _parameter(name: Any) -> Any:
+    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name) if isinstance(name, str) else name
 
 
 def check_finite(value: Tensor, place: str) -> None:

@@ -126,6 +126,7 @@ def _hugging_face(model: nn.Module) -> Iterator[Candidate]:
         fitting = {name: value for name, value in dummy.items() if name in accepted}
         if fitting:
             yield Candidate("its dummy_inputs", kwargs=batched(((), fitting), BATCH)[1])
+            yield Candidate("its dummy_inputs as they are", kwargs=fitting)
     name = getattr(model, "main_input_name", None)
     if config is None or not isinstance(name, str) or name not in accepted:
         return

@@ -22,7 +22,7 @@ from surgeon.frontend.exported import read_program
 from surgeon.support.opening import Unfit
 
 Loaded = tuple[nn.Module, Any]
-FORMS = "timm:NAME, torchvision:NAME, package.module:factory, or a file NAME.pt2"
+FORMS = "timm:NAME, torchvision:NAME, package.module:factory, or a file NAME.pt2 or NAME.onnx"
 
 
 def load(spec: str, *, pretrained: bool = False, seed: int = 0) -> Loaded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,9 +99,13 @@ def _scripted(inputs: list[Tensor], key: str) -> list[Tensor]:
 
 @_scripted.register_fake
 def _shapes(inputs: list[Tensor], key: str) -> list[Tensor]:
+    return seen_shapes(_CALLS[key], inputs)
+
+
+def seen_shapes(run: Callable[[list[Tensor]], list[Tensor]], inputs: list[Tensor]) -> list[Tensor]:
     """Tensors of the shapes that it gives, seen from those at the sizes of the example inputs, and at others."""
     sizes = [[_number(size) for size in value.shape] for value in inputs]
-    found = _at(inputs, sizes, key)
+    found = _at(inputs, sizes, run)
     shapes: list[list[Any]] = [list(value.shape) for value in found]
     every: list[Any] = [size for value in inputs for size in value.shape]
     symbols = {str(size): size for size in every if not isinstance(size, int)}
@@ -110,7 +114,7 @@ def _shapes(inputs: list[Tensor], key: str) -> list[Tensor]:
             [number + (str(size) == name) for number, size in zip(numbers, value.shape, strict=True)]
             for numbers, value in zip(sizes, inputs, strict=True)
         ]
-        for shape, value, first in zip(shapes, _at(inputs, more, key), found, strict=True):
+        for shape, value, first in zip(shapes, _at(inputs, more, run), found, strict=True):
             for axis, (a, b) in enumerate(zip(value.shape, first.shape, strict=True)):
                 if a != b:
                     shape[axis] = shape[axis] + (a - b) * (symbol - _number(symbol))
@@ -127,9 +131,11 @@ def _number(size: Any) -> int:
     return size if isinstance(size, int) else int(size.node.hint)
 
 
-def _at(inputs: list[Tensor], sizes: list[list[int]], key: str) -> list[Tensor]:
+def _at(
+    inputs: list[Tensor], sizes: list[list[int]], run: Callable[[list[Tensor]], list[Tensor]]
+) -> list[Tensor]:
     with _disable_current_modes(), quietly(), torch.no_grad():
-        return _CALLS[key]([
+        return run([
             torch.zeros(numbers, dtype=torch.float32 if value.is_floating_point() else value.dtype)
             for numbers, value in zip(sizes, inputs, strict=True)
         ])

@@ -173,7 +173,7 @@ def _drawn(sizes: Mapping[Place, int], varying: Mapping[Place, tuple[int, Iterab
     generator = np.random.default_rng(0)
     found: dict[Place, Any] = {place: np.full(SAMPLES, size) for place, size in sizes.items()}
     classes = {frozenset((place, *alike)): size for place, (size, alike) in varying.items()}
-    huge = generator.integers(0, 4 * len(classes), SAMPLES)  # which class is, in a quarter of all samples
+    huge = generator.integers(0, max(4 * len(classes), 1), SAMPLES)  # which class is, in a quarter of all samples
     for index, (places, size) in enumerate(classes.items()):
         kinds = [
             generator.integers(1, 9, SAMPLES),

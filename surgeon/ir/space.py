@@ -24,6 +24,9 @@ from surgeon.ir.axes import ONE, Axis, Leaf, Prod, Sum, concat, leaves, prod
 # A cut inside of a product's inner factor makes each outer position a separate segment; beyond this many segments, the
 # axis is pinned instead.
 MAX_SEGMENTS = 64
+# An axis that is the same as itself a step further on, as in overlapping windows, makes every step a segment: beyond so
+# many of them, it is pinned instead.
+MAX_STEPS = 64
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Space:
     bindings: dict[int, Axis] = field(default_factory=dict)
     pins: dict[int, str] = field(default_factory=dict)
     count: int = 0
+    steps: int = field(default=0, repr=False)
 
     def fresh(self, size: int, pin: str | None = None) -> Axis:
         """A new axis of `size` units; pinned for the reason `pin`, if one is given."""
@@ -105,7 +109,13 @@ class Space:
             return True
         if isinstance(a, Sum) and isinstance(b, Sum):
             points = sorted({*_boundaries(a), *_boundaries(b)})
-            return self._unify_all(self._cut(a, points), self._cut(b, points))
+            if self.steps >= MAX_STEPS:
+                return False
+            self.steps += 1
+            try:
+                return self._unify_all(self._cut(a, points), self._cut(b, points))
+            finally:
+                self.steps -= 1
         inner = _common_radix(a, b)
         if inner is None:
             return False

@@ -16,6 +16,8 @@ from surgeon.plans.plan import Plan, steps, together
 ATTRIBUTE = "surgeon_plan"
 #: The attribute of a smaller model that tells how the first one was made.
 MAKER = "surgeon_maker"
+#: The attribute of a model that holds the ONNX file which it was loaded from.
+FILE = "surgeon_onnx"
 #: The entry in the settings of a step that says in which form its result was made.
 FORM = "form"
 
@@ -28,6 +30,8 @@ def attach(slim: nn.Module, plan: Plan, model: nn.Module) -> None:
     mark(slim, None)
     descend(slim, model, plan)
     note(slim, MAKER, maker(model) or trace_of(model))
+    if (file := noted(model, FILE)) is not None:
+        note(slim, FILE, file)
     carried = attached(model)
     whole = plan if carried is None else _followed(carried, form_of(model), plan)
     note(slim, ATTRIBUTE, whole)

@@ -27,6 +27,7 @@ from surgeon.reporting import page
 from surgeon.study.runs import Run
 from surgeon.study.store import store
 from surgeon.training import checkpoint
+from testbed.onnx_graphs import branching, convolutional
 
 
 class Net(nn.Module):
@@ -176,6 +177,11 @@ def read_network(path: Path) -> None:
         raise BenchmarkError(f"{path}: onnxruntime can't run it: {error}") from error
 
 
+def read_module(path: Path) -> None:
+    net = surgeon.load_onnx(path)
+    net(**net.dummy_inputs)
+
+
 def read_data(path: Path) -> None:
     for batch in DataFiles("data", path):
         assert batch is not None
@@ -217,7 +223,11 @@ def targets() -> dict[str, list[Target]]:
     held = next(name for name in state if name.endswith(".safetensors"))
     return {
         "pt2": [Target("good.pt2", program(), read_program, {})],
-        "onnx": [Target("good.onnx", network(), read_network, {})],
+        "onnx": [
+            Target("good.onnx", network(), read_network, {}),
+            Target("net.onnx", convolutional().SerializeToString(), read_module, {}),
+            Target("branch.onnx", branching().SerializeToString(), read_module, {}),
+        ],
         "npz": [
             Target("good.npz", _arrays(a=data, b=np.zeros((4, 2))), read_data, {}),
             Target("good.npy", _written(lambda path: np.save(path, data), "a.npy")["a.npy"], read_data, {}),

@@ -1,0 +1,38 @@
+"""An ONNX file as a model: `surgeon inspect model.onnx`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import surgeon
+from surgeon.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def load_file(path: str, shapes: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
+    """The module of a file, and inputs of the shapes that are given, by name if there are several, or usual ones.
+
+    Raises:
+        InvalidArgument: a shape names no input, or is none that the file takes.
+    """
+    from surgeon.cli.options import sizes_of
+    from surgeon.onnx_import.module import listed_ports
+
+    model = surgeon.load_onnx(path)
+    names = {port.name: port for port in model.inputs}
+    for text in shapes:
+        name, equals, sizes = text.rpartition("=")
+        name = name if equals else next(iter(names)) if len(names) == 1 else ""
+        if name not in names:
+            raise InvalidArgument(f"--shape {text!r}: give INPUT=SIZES; the file takes {listed_ports(model.inputs)}")
+        given = sizes_of(sizes)
+        known = names[name].sizes
+        if known is not None and (len(known) != len(given) or any(
+            isinstance(size, int) and size != wanted for size, wanted in zip(known, given, strict=True)
+        )):
+            raise InvalidArgument(f"--shape {text!r}: the file takes {listed_ports([names[name]])}")
+        model.sizes.update({f"{name}:{axis}": size for axis, size in enumerate(given)})
+    return model, model.dummy_inputs

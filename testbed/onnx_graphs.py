@@ -1,0 +1,74 @@
+"""Small ONNX models, written as text: `model("net (float[n,3] x) => (float[n,2] y) { y = MatMul(x, w) }", w=array)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper, parser
+
+
+def model(
+    text: str, opset: int = 17, functions: str = "", domains: tuple[str, ...] = (), **weights: Any
+) -> onnx.ModelProto:
+    """A model of a graph in onnx's textual form; arrays by name become initializers, `__` in a name is a dot."""
+    opsets = ", ".join([f'"" : {opset}', *(f'"{domain}" : 1' for domain in domains)])
+    made = parser.parse_model(f"<ir_version: 8, opset_import: [{opsets}]>\n{text}\n{functions}")
+    for node in made.graph.node:
+        node.input[:] = [name.replace("__", ".") for name in node.input]
+    for name, value in weights.items():
+        array = np.asarray(value)
+        array = array.astype(np.float32) if array.dtype == np.float64 else array
+        made.graph.initializer.append(numpy_helper.from_array(array, name.replace("__", ".")))
+    return made
+
+
+def weight(*shape: int, seed: int = 0) -> np.ndarray:
+    """Numbers like those of a trained weight."""
+    drawn = np.random.default_rng([seed, *shape]).standard_normal(shape)
+    return (drawn / max(1.0, float(np.prod(shape[1:]))) ** 0.5).astype(np.float32)
+
+
+def convolutional() -> onnx.ModelProto:
+    """Convolutions with a batch norm, pooling, a flatten by sizes that are worked out, and a linear layer."""
+    return model(
+        """net (float[n,3,h,w] x) => (float[n,5] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, conv1__weight, conv1__bias)
+            b = BatchNormalization (a, bn__weight, bn__bias, bn__mean, bn__var)
+            c = Relu (b)
+            d = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (c, conv2__weight)
+            e = Relu (d)
+            f = GlobalAveragePool (e)
+            s = Shape (f)
+            i = Constant <value_int = 0> ()
+            n0 = Gather <axis = 0> (s, i)
+            z = Constant <value_ints = [0]> ()
+            n1 = Unsqueeze (n0, z)
+            m = Constant <value_ints = [-1]> ()
+            t = Concat <axis = 0> (n1, m)
+            g = Reshape (f, t)
+            y = Gemm <transB = 1> (g, fc__weight, fc__bias)
+        }""",
+        conv1__weight=weight(16, 3, 3, 3), conv1__bias=weight(16), bn__weight=1 + weight(16, seed=1),
+        bn__bias=weight(16, seed=2), bn__mean=weight(16, seed=3), bn__var=1 + weight(16, seed=4) ** 2,
+        conv2__weight=weight(24, 16, 3, 3), fc__weight=weight(5, 24), fc__bias=weight(5),
+    )
+
+
+def branching() -> onnx.ModelProto:
+    """A branch by the value of an input, a recurrent layer, and slices."""
+    return model(
+        """net (float[steps,2,6] x, int64 rate) => (float[steps,2,4] y) {
+            wanted = Constant <value_int = 16> ()
+            same = Equal (rate, wanted)
+            z = If (same) <
+                then_branch = one () => (float[a,b,c] p) { p = Mul (x, scale) },
+                else_branch = two () => (float[a,b,c] q) { q = Neg (x) }
+            >
+            r, h, c = LSTM <hidden_size = 4> (z, rnn__w, rnn__r, rnn__b)
+            axes = Constant <value_ints = [1]> ()
+            y = Squeeze (r, axes)
+        }""",
+        scale=weight(6), rnn__w=weight(1, 16, 6), rnn__r=weight(1, 16, 4), rnn__b=weight(1, 32),
+    )
