@@ -158,7 +158,7 @@ TAKES = {
     "ratio": "share", "target": "share", "amount": "share", "budget": "choice", "scope": "choice", "form": "choice",
     "kind": "choice", "judge": "choice", "ignore": "ignore", "min_width": "least width", "align": "positive",
     "importance": "criterion", "criterion": "criterion", "seed": "natural", "step": "natural", "samples": "positive",
-    "memory": "part",
+    "memory": "part", "min_agreement": "part",
     "latency_ms": "number above 0", "max_params": "number above 0", "device": "path", "threads": "positive",
     "data": "data", "calibration": "data", "loss": "any function", "plan": "plan", "path": "path", "folder": "path",
     "base": "path", "base_path": "path", "slim_path": "path", "quantize.model": "file or module",
@@ -181,6 +181,7 @@ TAKES = {
     "weight": "unit", "logits": "function of one", "Pruner.attach.optimizer": "choice",
     "transfer_optimizer.optimizer": "choice",
     **dict.fromkeys(("project", "compensate", "distill", "batch_norm", "return_report", "resume", "split"), "flag"),
+    "fixed": "names to masks", "sizes": "names to tensors",
     "factory": "choice", "dynamic": "free axes", "opset": "choice", "input_names": "names", "output_names": "names",
 }
 #: What an error calls a parameter where it is not by its own name.

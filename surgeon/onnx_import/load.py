@@ -26,6 +26,11 @@ from surgeon.support import arguments
 assert operators.__name__  # importing it fills the table
 
 
+@arguments.checked({
+    "path": arguments.path,
+    "fixed": arguments.mapping("a dict of values by the names of inputs", arguments.text),
+    "sizes": arguments.mapping("a dict of sizes by the names of axes", arguments.text, arguments.POSITIVE),
+})
 def load_onnx(
     path: str | os.PathLike[str],
     *,
@@ -64,7 +69,7 @@ def load_onnx(
     >>> net(torch.ones(4, 3)).shape, [name for name, _ in net.named_parameters()]
     (torch.Size([4, 2]), ['fc.weight'])
     """
-    place = Path(arguments.path("path", path))
+    place = Path(path)
     proto = reading.read(place)
     folder = place.resolve().parent
     try:
@@ -128,10 +133,8 @@ def _fixed(inputs: list[Port], fixed: Mapping[str, Any]) -> dict[str, Numbers]:
 def _sizes(model: OnnxModel, sizes: Mapping[str, int]) -> dict[str, int]:
     known = {str(size) for port in model.inputs for size in port.sizes or () if isinstance(size, str)}
     known |= {f"{port.name}:{axis}" for port in model.inputs for axis in range(len(port.sizes or ()))}
-    for name, size in sizes.items():
+    for name in sizes:
         if name not in known:
             free = ", ".join(f"{port.name} {shape_of(port)}" for port in model.inputs)
             raise InvalidArgument(f"sizes: there is no free axis {name!r}; the file takes {free}")
-        if type(size) is not int or size < 1:
-            raise InvalidArgument(f"sizes: {name!r} is {size!r}; give a positive integer")
     return dict(sizes)
