@@ -314,7 +314,7 @@ class Options:
     def __post_init__(self) -> None:
         target, least = self.target, self.repair.min_agreement
         if target.latency_ms is None and target.ratio is None and least is None:
-            raise InvalidArgument("give the ratio to remove, or latency_ms")
+            raise InvalidArgument("give the ratio to remove, latency_ms, or min_agreement")
         if least is not None and (target.timed or target.ratio is not None):
             raise InvalidArgument(f"min_agreement={least!r} is a target of its own; leave ratio and latencies out")
         if self.target.timed and (align := self.select.align) is not None:
