@@ -32,7 +32,7 @@ from torch.utils import _pytree as pytree
 
 import surgeon
 from benchmarks.coverage_life import STEPS, live
-from benchmarks.rows import command, last, publish, to_run
+from benchmarks.rows import command, last, last_line, publish, to_run
 from surgeon.errors import Infeasible, SurgeonError
 from surgeon.verification.certificate import SecondSize
 from testbed import zoo
@@ -239,7 +239,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         lines.append(f"- {row['model']}: {row['reached']:.1%}. {reasons}")
     failed = [(row["model"], step, said) for row in good for step, said in row["life"].items() if said != "ok"]
     lines += ["", "Afterwards, what did not go well:", ""] if failed else []
-    lines += [f"- {model}, {step}: {said.strip().splitlines()[-1]}" for model, step, said in failed]
+    lines += [f"- {model}, {step}: {last_line(said)}" for model, step, said in failed]
     return "\n".join(lines) + "\n"
 
 

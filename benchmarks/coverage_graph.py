@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.coverage import Row, at_second, cut, ordered, redraw, second, sweep
-from benchmarks.rows import publish
+from benchmarks.rows import last_line, publish
 from testbed import zoo
 
 RESULTS = Path(__file__).parent / "results" / "coverage_graph.jsonl"
@@ -47,18 +47,13 @@ def table(rows: dict[str, Row]) -> str:
     ]
     for name, row in rows.items():
         if not row["ok"]:
-            lines.append(f"| {name} | **failed** at {row.get('stage', '?')}: {_last_line(row)} | | | |")
+            lines.append(f"| {name} | **failed** at {row.get('stage', '?')}: {last_line(row['error'])} | | | |")
             continue
         lines.append(
             f"| {name} | {row['reached']:.1%} | {row['deviation']:.0e} | {at_second(row['second'])} "
             f"| {row['seconds']:.0f} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def _last_line(row: Row) -> str:
-    said: str = row["error"].strip().splitlines()[-1]
-    return said
 
 
 if __name__ == "__main__":

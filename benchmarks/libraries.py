@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import surgeon
 from benchmarks.coverage import cut, redraw
 from benchmarks.libraries_cases import CASES, Case, with_suppression
-from benchmarks.rows import command, last, publish, to_run
+from benchmarks.rows import command, last, last_line, publish, to_run
 from surgeon.errors import SurgeonError
 from testbed import zoo
 
@@ -152,7 +152,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
             f"| {'equal' if row['library'] == 'ok' else 'no' if row['library'] else '–'} | {row['seconds']:.0f} |"
         )
     said = [
-        *(f"- {name}: {row['error'].strip().splitlines()[-1]}" for name, row in rows.items() if not row["ok"]),
+        *(f"- {name}: {last_line(row['error'])}" for name, row in rows.items() if not row["ok"]),
         *(f"- {row['row']}, a graph: {row['reason']}" for row in good if not row["own class"]),
         *(f"- {row['row']}, less than half: {'; '.join(row['pinned'])}" for row in good if "pinned" in row),
         *(

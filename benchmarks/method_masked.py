@@ -32,7 +32,7 @@ from torch import nn
 import surgeon
 from benchmarks import coverage
 from benchmarks.method_tasks import Connected, clothes
-from benchmarks.rows import command, last, publish, to_run
+from benchmarks.rows import command, last, last_line, publish, to_run
 from surgeon.errors import SurgeonError
 from surgeon.pipeline.decision import prepare
 from surgeon.pipeline.options import Options
@@ -221,7 +221,7 @@ def _masks(found: dict[str, Row]) -> list[str]:
     ]
     for name, row in own.items():
         if "error" in row:
-            lines.append(f"| {name} | | | | | **{row['error'].strip().splitlines()[-1][:120]}** |")
+            lines.append(f"| {name} | | | | | **{last_line(row['error'])[:120]}** |")
             continue
         note = f" ({'; '.join(row['notes'])})" if row["notes"] else ""
         lines.append(

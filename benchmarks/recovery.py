@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import recovery_row
-from benchmarks.rows import command, last, publish, to_run
+from benchmarks.rows import command, last, last_line, publish, to_run
 
 RESULTS = Path(__file__).parent / "results" / "recovery.jsonl"
 TABLE = RESULTS.with_suffix(".md")
@@ -35,8 +35,8 @@ def _apart(name: str, samples: int, tree: Path) -> dict[str, Any]:
     )
     ran = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd="/")
     if ran.returncode:
-        return {"error": ran.stderr.strip().splitlines()[-1]}
-    found: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
+        return {"error": last_line(ran.stderr)}
+    found: dict[str, Any] = json.loads(last_line(ran.stdout))
     return found
 
 

@@ -40,3 +40,12 @@ def publish(text: str, path: Path) -> None:
     """Write a table to its file, and print it."""
     path.write_text(text, encoding="utf-8")
     sys.stdout.write(text)
+
+
+def last_line(text: str) -> str:
+    """The last line of what was printed or raised, which says most.
+
+    >>> last_line("Traceback\\n  ...\\nValueError: it is odd\\n")
+    'ValueError: it is odd'
+    """
+    return text.strip().splitlines()[-1]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper, parser
+from onnx import TensorProto, numpy_helper, parser
 
 
 def model(
@@ -72,3 +73,16 @@ def branching() -> onnx.ModelProto:
         }""",
         scale=weight(6), rnn__w=weight(1, 16, 6), rnn__r=weight(1, 16, 4), rnn__b=weight(1, 32),
     )
+
+
+def external(location: str, **more: int) -> Callable[[onnx.ModelProto], None]:
+    """A change of a model whose first initializer is in another file afterwards; `more` is an offset or a length."""
+
+    def change(proto: onnx.ModelProto) -> None:
+        tensor = proto.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": location, **more}.items():
+            tensor.external_data.add(key=key, value=str(value))
+
+    return change

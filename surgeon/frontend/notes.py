@@ -8,6 +8,9 @@ from torch import fx, nn
 
 from surgeon.frontend.wrappers import bare
 
+#: The name of the note that holds the ONNX file which a module, or the one that it was made of, comes from.
+FILE = "surgeon_onnx"
+
 
 def note(module: nn.Module, name: str, value: Any) -> None:
     """Set a note; on a graph also in `meta`, as a copy of it has no other attributes.

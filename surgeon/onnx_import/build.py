@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 
 from surgeon.errors import InvalidModel
@@ -64,6 +65,7 @@ class Builder:
         _drop_what_is_done(body, {*graph.outputs})
 
     def _add(self, body: Body, node: Node, known: Mapping[str, Constant], path: str) -> None:
+        _check_attributes(node)
         operator = Operator(
             node.kind, node.domain, node.opset, node.attributes, len(node.outputs), node.place, node.index
         )
@@ -106,6 +108,22 @@ class Builder:
             self._weight(constant, None, 0)
         else:
             body.known[constant.name] = constant.numbers()
+
+
+def _check_attributes(node: Node) -> None:
+    """Refuse attributes that ONNX does not know at the node's opset, as onnxruntime does: nothing says what they mean.
+
+    Raises:
+        InvalidModel: there are some.
+    """
+    if node.domain or not onnx.defs.has(node.kind, node.opset, ""):
+        return
+    schema = onnx.defs.get_schema(node.kind, node.opset, "")
+    if unknown := sorted({*node.attributes, *node.bodies} - schema.attributes.keys()):
+        raise InvalidModel(
+            f"{node.place}: {node.kind} of opset {node.opset} has no attribute {unknown[0]!r}; remove it from the "
+            "file, or convert the file with onnx.version_converter"
+        )
 
 
 def _constant(node: Node) -> Constant:

@@ -15,7 +15,7 @@ from onnx import helper
 from torch import Tensor
 
 from surgeon.errors import InvalidInputs, InvalidModel, SurgeonError, first_line
-from surgeon.onnx_import.tensors import Constant, onnx_type, read_tensor
+from surgeon.onnx_import.tensors import Constant, from_array, onnx_type, read_tensor
 from surgeon.onnx_import.values import Numbers, precise
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 REMEMBERED = 512
 #: Domains whose operators onnxruntime may know.
 _DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
+#: Parts of the names of types that numpy lacks.
+_BARE = ("bfloat16", "float8", "float4", "int4", "int2")
 
 
 def refuse_unknown(operator: Operator) -> None:
@@ -78,16 +80,11 @@ class _Run:
             for place, (value, kind) in enumerate(zip(tensors, self._types, strict=True))
         }
         found = self._found(feeds)
-        given = next((value for value in tensors if value.is_floating_point()), None)
-        made = [torch.from_numpy(_known(np.array(each))) for each in found]
-        if given is not None:
-            made = [each.to(given.dtype) if each.is_floating_point() else each for each in made]
+        given = next((each for each in zip(tensors, self._types, strict=True) if each[0].is_floating_point()), None)
+        made = [from_array(np.array(each)) for each in found]
+        if given is not None:  # the module may have been converted: what is of the file's type is of the module's now
+            made = [each.to(given[0].dtype) if each.dtype is given[1] else each for each in made]
         return [each.to(tensors[0].device) if tensors else each for each in made]
-
-
-def _known(array: np.ndarray) -> np.ndarray:
-    """An array of a type that torch knows by name: numpy has two for 64 bits."""
-    return array.astype(np.uint64) if array.dtype.kind == "u" and array.dtype.itemsize == 8 else array
 
 
 def _sessions(model: onnx.ModelProto) -> Iterator[Callable[[], Any]]:
@@ -96,10 +93,23 @@ def _sessions(model: onnx.ModelProto) -> Iterator[Callable[[], Any]]:
     options.log_severity_level = 4
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     content = model.SerializeToString()
-    yield lambda: onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    yield lambda: _session(content, options)
     from onnx.reference import ReferenceEvaluator  # it is slow to import, and seldom needed
 
     yield lambda: ReferenceEvaluator(model)
+
+
+def _session(content: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """A session of onnxruntime whose outputs are of types that numpy has: of others it hands out the bare bits.
+
+    Raises:
+        InvalidModel: they are not.
+    """
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    for output in session.get_outputs():
+        if any(kind in output.type for kind in _BARE):
+            raise InvalidModel(f"onnxruntime gives {output.type} as bare bits")
+    return session
 
 
 _RUNS: OrderedDict[str, _Run] = OrderedDict()

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from surgeon.errors import InvalidArgument, InvalidModel
-from surgeon.frontend.notes import note
+from surgeon.frontend.notes import FILE, note
 from surgeon.onnx_import import operators, reading
 from surgeon.onnx_import.build import Builder
 from surgeon.onnx_import.fallback import refuse_unknown
 from surgeon.onnx_import.module import OnnxModel, Port, class_for, shape_of
 from surgeon.onnx_import.nodes import Reader
 from surgeon.onnx_import.running import Body, Operator
-from surgeon.onnx_import.source import NOTE, Source
+from surgeon.onnx_import.source import Source
 from surgeon.onnx_import.table import row
 from surgeon.onnx_import.values import Numbers
 from surgeon.support import arguments
@@ -99,7 +99,7 @@ def _made(proto: Any, place: Path, folder: Path, fixed: Mapping[str, Any]) -> On
         if isinstance(module, Operator) and row(module.domain, module.kind) is None:
             refuse_unknown(module)
             model.fallbacks[name] = f"{module.kind}: not in the table of operators"
-    note(model, NOTE, model.source)
+    note(model, FILE, model.source)
     return model
 
 

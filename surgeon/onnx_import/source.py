@@ -9,9 +9,6 @@ from typing import Any, Self
 
 import onnx
 
-#: The name of the note on a module, and on the smaller ones made of it, that holds its Source.
-NOTE = "surgeon_onnx"
-
 
 @dataclass(frozen=True, eq=False)
 class Source:

@@ -32,6 +32,9 @@ _TYPES: dict[int, tuple[torch.dtype, Any]] = {
 }
 #: Types of which a byte holds two; they are int8 or uint8 here, with the same values.
 HALVES = {_T.INT4: np.int8, _T.UINT4: np.uint8}
+_NOT_NUMPYS = {
+    np.dtype(array): kind for kind, array in _TYPES.values() if np.dtype(array).type.__module__ == "ml_dtypes"
+}
 _BY_TORCH = {kind: code for code, (kind, _) in _TYPES.items()}
 MOST_AXES = 64
 
@@ -97,16 +100,27 @@ class Constant:
         if isinstance(self.held, Numbers):
             return self.held.tensor()
         array = self.held if isinstance(self.held, np.ndarray) else read_tensor(self.held, self.folder, self.name)
-        if array.dtype in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2):
-            wide = torch.from_numpy(array.astype(np.float32))
-            return wide.to(self.dtype)
-        return torch.from_numpy(np.array(array))
+        return from_array(array)
 
     def numbers(self) -> Numbers:
         if isinstance(self.held, Numbers):
             return self.held
         value = self.tensor()
         return Numbers.of(value.reshape(-1).tolist(), value.dtype, value.shape)
+
+
+def from_array(array: np.ndarray) -> Tensor:
+    """A tensor of an array's values, which numpy may hold in a type of `ml_dtypes`.
+
+    >>> from_array(np.array([1.5], ml_dtypes.float8_e5m2))
+    tensor([1.5000], dtype=torch.float8_e5m2)
+    """
+    kind = _NOT_NUMPYS.get(array.dtype)
+    if kind is not None:
+        return torch.from_numpy(array.astype(np.float32)).to(kind)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8:  # numpy has two types of 64 bits, torch knows one
+        array = array.astype(np.uint64)
+    return torch.from_numpy(np.array(array))
 
 
 def check_sizes(tensor: TensorProto, name: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import fx, nn
 
-from surgeon.frontend.notes import note, noted
+from surgeon.frontend.notes import FILE, note, noted
 from surgeon.frontend.recipes import Recipe, Trace, trace_of
 from surgeon.plans.ancestors import descend
 from surgeon.plans.basis import mark
@@ -16,8 +16,6 @@ from surgeon.plans.plan import Plan, steps, together
 ATTRIBUTE = "surgeon_plan"
 #: The attribute of a smaller model that tells how the first one was made.
 MAKER = "surgeon_maker"
-#: The attribute of a model that holds the ONNX file which it was loaded from.
-FILE = "surgeon_onnx"
 #: The entry in the settings of a step that says in which form its result was made.
 FORM = "form"
 

@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from testbed import onnx_graphs
 from testbed.hostile.payloads import Runs
 from testbed.hostile.targets import Target, network
 
@@ -181,14 +182,7 @@ def networks(target: Target) -> Iterator[Case]:
         return content_of(model.SerializeToString())
 
     def external(location: str, **more: int) -> Callable[[Path], Any]:
-        def change(model: onnx.ModelProto) -> None:
-            tensor = model.graph.initializer[0]
-            tensor.ClearField("raw_data")
-            tensor.data_location = TensorProto.EXTERNAL
-            for key, value in {"location": location, **more}.items():
-                tensor.external_data.add(key=key, value=str(value))
-
-        return changed(change)
+        return changed(onnx_graphs.external(location, **more))
 
     def linked(path: Path) -> None:
         (path.parent / "linked.data").symlink_to("/etc/passwd")

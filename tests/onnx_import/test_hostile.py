@@ -15,18 +15,7 @@ from onnx import TensorProto, helper
 import surgeon
 from surgeon.errors import InvalidArgument, InvalidModel, SurgeonError
 from testbed.hostile.mutations import mutate
-from testbed.onnx_graphs import branching, convolutional, model
-
-
-def external(location: str, **more: int) -> Callable[[onnx.ModelProto], None]:
-    def change(proto: onnx.ModelProto) -> None:
-        tensor = proto.graph.initializer[0]
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in {"location": location, **more}.items():
-            tensor.external_data.add(key=key, value=str(value))
-
-    return change
+from testbed.onnx_graphs import branching, convolutional, external, model
 
 
 def cyclic(proto: onnx.ModelProto) -> None:

@@ -14,8 +14,8 @@ import torch
 
 import surgeon
 from surgeon.errors import InvalidArgument, InvalidInputs, InvalidModel
+from surgeon.frontend.notes import FILE
 from surgeon.frontend.trace import trace
-from surgeon.onnx_import.source import NOTE
 from testbed.onnx_graphs import branching, convolutional, model, weight
 
 
@@ -134,7 +134,7 @@ def test_halved_as_any_module(tmp_path: Path) -> None:
     assert report.certificate.deviation < 1e-12
     assert slim.conv1.weight.shape[0] < 16 and slim.bn.mean.shape == slim.conv1.weight.shape[:1]
     assert slim(torch.randn(3, 3, 12, 10)).shape == (3, 5)
-    assert getattr(slim, NOTE) is net.source
+    assert getattr(slim, FILE) is net.source
     assert net.source.initializers["conv1.weight"] == "conv1.weight"
     assert net.source.model.graph.node[net.source.operators["operators.Conv_0"]].op_type == "Conv"
 

@@ -161,6 +161,11 @@ def cast(o: Operator, x: Value, like: Value | None = None) -> Value:
         return x != 0
     if x.is_floating_point() and not kind.is_floating_point:
         return x.trunc().to(torch.int64).to(kind) if kind is not torch.int64 else x.to(kind)
+    if kind.is_floating_point and kind.itemsize == 1:
+        if not o.get("saturate", 1):
+            raise NotCovered("what is beyond the numbers of 8 bits is to become NaN or infinity")
+        bounds = torch.finfo(kind)
+        x = x.clamp(bounds.min, bounds.max)
     return x.to(kind)
 
 
