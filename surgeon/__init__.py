@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 
 # Where each public name lives; `__init__.pyi` says the same to type checkers and editors.
 _HOMES = {
-    "surgeon.deploy.export": "ExportReport export",
+    "surgeon.deploy.export": "export",
+    "surgeon.deploy.export_report": "ExportReport",
     "surgeon.deploy.profiling": "kit profile",
     "surgeon.device.benchmark": "Verdict benchmark",
     "surgeon.device.profile": "Profile",

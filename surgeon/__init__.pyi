@@ -4,8 +4,8 @@ from surgeon import scoring as scoring
 from surgeon import study as study
 from surgeon import training as training
 from surgeon.calibration.synthesis import synthesize as synthesize
-from surgeon.deploy.export import ExportReport as ExportReport
 from surgeon.deploy.export import export as export
+from surgeon.deploy.export_report import ExportReport as ExportReport
 from surgeon.deploy.profiling import kit as kit
 from surgeon.deploy.profiling import profile as profile
 from surgeon.device.benchmark import Verdict as Verdict

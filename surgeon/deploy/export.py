@@ -10,23 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from surgeon.deploy.checking import Checking, NotFree, Shapes
 from surgeon.deploy.conversion import OPSETS, Untranslatable, save, to_onnx
+from surgeon.deploy.export_report import ExportReport
 from surgeon.deploy.flat import Flat, cause, flatten
 from surgeon.deploy.free_axes import Dynamic, FreeAxes, dynamic, find_free_axes
 from surgeon.deploy.graph import fixed_axes, tidy, unfused_batch_norms
 from surgeon.deploy.inputs import Call, Place, read_call
-from surgeon.deploy.parity import Parity, check_parity
+from surgeon.deploy.parity import Parity
+from surgeon.deploy.user_file.changes import Unpatchable
+from surgeon.deploy.user_file.export import export_changed
 from surgeon.device.ort_session import EXAMPLE
-from surgeon.errors import ExportError, InvalidArgument, SurgeonError, TraceError, first_line
+from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, TraceError, first_line
 from surgeon.frontend.infer_inputs import infer
 from surgeon.frontend.isolation import quietly, undisturbed, untouched
 from surgeon.frontend.model_checks import check_dense
+from surgeon.frontend.notes import FILE, noted
 from surgeon.frontend.parameters import public
 from surgeon.frontend.program import export as trace_program
 from surgeon.frontend.program import in_time
-from surgeon.support.arguments import ABOVE_ZERO, integer, listed, refusal
+from surgeon.frontend.trace import Inputs
+from surgeon.plans.carried import attached
+from surgeon.support.arguments import ABOVE_ZERO, integer, listed, optional, refusal
 from surgeon.support.files import replace_beside
 from surgeon.support.time_limit import TimeIsUp
 
@@ -35,39 +42,6 @@ OPSET = 20
 
 SECONDS, SECONDS_A_MODULE = 20.0, 0.1
 """How long a trace in which more than the batch is free may take: some of them never end."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportReport:
-    """What was written, and how closely it follows PyTorch.
-
-    `bytes` counts weights in a file beside it too; `inputs` are the sizes of the inputs' axes, a name where an axis is
-    free; `deviation` is the largest max |a - b| / max |b| of an output over all inputs tried, which were of the shapes
-    `shapes_checked`; `notes` say what may be unexpected, and why an axis that the model leaves free is fixed.
-    """
-
-    path: Path
-    bytes: int
-    opset: int
-    inputs: Mapping[str, tuple[int | str, ...]]
-    deviation: float
-    shapes_checked: tuple[Mapping[str, tuple[int, ...]], ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def dynamic_batch(self) -> bool:
-        """Whether the first axis of an input is free."""
-        return any(bool(shape) and isinstance(shape[0], str) for shape in self.inputs.values())
-
-    def __str__(self) -> str:
-        names = list(dict.fromkeys(size for shape in self.inputs.values() for size in shape if isinstance(size, str)))
-        free = f"free: {', '.join(names)}" if names else "all sizes fixed"
-        lines = [
-            f"{self.path}: {self.bytes / 1e6:.2f} MB, opset {self.opset}, {free}, deviation from PyTorch "
-            f"{self.deviation:.1e} (largest of {len(self.shapes_checked)} shapes)"
-        ]
-        lines += [f"  {name} ({', '.join(map(str, shape))})" for name, shape in self.inputs.items()]
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
 def _names(name: str, value: Any) -> tuple[str, ...]:
@@ -80,7 +54,8 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
 
 
 @public(
-    dynamic=dynamic, tolerance=ABOVE_ZERO, opset=integer(OPSETS.start, OPSETS.stop - 1, ", which torch.onnx writes"),
+    dynamic=dynamic, tolerance=ABOVE_ZERO,
+    opset=optional(integer(OPSETS.start, OPSETS.stop - 1, ", which torch.onnx writes")),
     input_names=_names, output_names=_names,
 )
 @undisturbed()
@@ -90,13 +65,18 @@ def export(
     *,
     example_inputs: object = None,
     dynamic: Dynamic = None,
-    opset: int = OPSET,
+    opset: int | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> ExportReport:
-    """Write `model` in eval mode to an ONNX file, optimized, and hold the file against PyTorch.
+    """Write `model` in eval mode to an ONNX file and hold the file against PyTorch.
+
+    A model of `load_onnx`, or what was made of it, is written as the file that it was loaded from, less what was
+    removed: its names, opset, metadata and free axes stay, nothing in it is optimized, and it is also held against the
+    original file. Where that can't be, or `dynamic`, `opset` or names are given, it is written as any other model is:
+    anew, optimized.
 
     `example_inputs` is a tensor, a tuple of positional inputs or a dict of keyword inputs; left out, they are inferred
     where that is safe. BatchNorm is folded into convolutions. Weights and inputs of other floating-point types are
@@ -128,23 +108,41 @@ def export(
     target = Path(path)
     with replace_beside(target) as scratch, untouched(model):
         if example_inputs is None:
-            args, kwargs = infer(model)
+            args, kwargs = _inputs_of(model)
             example_inputs = args or kwargs
         call = _renamed(read_call(model, example_inputs), input_names)
         check_dense(model)
         flat, notes = flatten(model, call)
+        asked = not (dynamic is None and opset is None and input_names is None and output_names is None)
+        if noted(model, FILE) is not None and not asked:
+            try:
+                check = Checking(flat, call, scratch / target.name, tolerance, seed)
+                return export_changed(model, check, target, notes)
+            except Unpatchable as error:
+                notes.append(f"written anew by torch.onnx, not as {noted(model, FILE).path.name} with changes: {error}")
         if output_names is not None:
             flat.output_names = _fitting("output_names", output_names, flat.output_names)
             if both := set(output_names) & set(call.names):
                 raise InvalidArgument(f"output_names: {', '.join(sorted(both))} is an input's name too")
         with quietly():
             axes = find_free_axes(flat.model, call, dynamic)
-        file = _Export(flat, call, scratch / target.name, opset, tolerance, seed)
+        file = _Export(Checking(flat, call, scratch / target.name, tolerance, seed), opset or OPSET)
         written = _settle(file, axes, notes)
         size = sum(each.stat().st_size for each in scratch.iterdir())
     return ExportReport(
-        target, size, opset, written.inputs, written.parity.deviation, written.shapes, (*notes, *written.notes)
+        target, size, file.opset, written.inputs, written.parity.deviation, written.shapes, (*notes, *written.notes)
     )
+
+
+def _inputs_of(model: nn.Module) -> Inputs:
+    """Example inputs as can be inferred, or like those that the plan was made with which the model carries."""
+    try:
+        return infer(model)
+    except InvalidInputs:
+        plan = attached(model)
+        if plan is None:
+            raise
+        return plan.example_inputs()
 
 
 def _renamed(call: Call, names: Sequence[str] | None) -> Call:
@@ -171,7 +169,7 @@ def _settle(file: _Export, axes: FreeAxes, notes: list[str]) -> _Written:
         except Untranslatable:
             raise
         except (TraceError, ExportError) as error:
-            if isinstance(error, _NotFree):
+            if isinstance(error, NotFree):
                 left.insert(0, each.only(each.names.keys() - error.places))
             left = [other for other in left if axes.insisted <= other.names.keys()]
             if not any(frozenset(other.names) not in tried for other in left):
@@ -192,19 +190,11 @@ def _lost(call: Call, wanted: FreeAxes, got: FreeAxes, reason: str) -> Iterator[
     yield f"fixed, though the model leaves {'it' if len(gone) == 1 else 'them'} free: {shown}, because {reason}"
 
 
-class _NotFree(ExportError):
-    """Some axes can't be free."""
-
-    def __init__(self, message: str, places: set[Place]) -> None:
-        super().__init__(message)
-        self.places = places
-
-
 @dataclasses.dataclass(frozen=True)
 class _Written:
     inputs: Mapping[str, tuple[int | str, ...]]
     parity: Parity
-    shapes: tuple[Mapping[str, tuple[int, ...]], ...]
+    shapes: Shapes
     notes: tuple[str, ...]
 
 
@@ -212,12 +202,20 @@ class _Written:
 class _Export:
     """One file that is to be written, and what of."""
 
-    flat: Flat
-    call: Call
-    path: Path
+    check: Checking
     opset: int
-    tolerance: float
-    seed: int
+
+    @property
+    def flat(self) -> Flat:
+        return self.check.flat
+
+    @property
+    def call(self) -> Call:
+        return self.check.call
+
+    @property
+    def path(self) -> Path:
+        return self.check.path
 
     def clear(self) -> None:
         """Take away what was written."""
@@ -237,11 +235,11 @@ class _Export:
                 raise ExportError(f"torch.onnx wrote {found} outputs, the model has {expected}")
             if fixed := fixed_axes(model.graph, axes.names):
                 shown = ", ".join(f"axis {axis} of {self.call.names[tensor]}" for tensor, axis in sorted(fixed))
-                raise _NotFree(f"torch.export takes {shown} for fixed", fixed)
+                raise NotFree(f"torch.export takes {shown} for fixed", fixed)
             tidy(model, self.call.names, self.flat.output_names, axes.names)
             model.metadata_props[EXAMPLE] = json.dumps(self._example(axes))
             save(model, self.path)
-        parity, shapes = self._check(axes)
+        parity, shapes = self.check(axes)
         notes = list(parity.notes)
         if left := unfused_batch_norms(model.graph):
             notes.append(f"{len(left)} BatchNorm could not be folded into the convolution before it")
@@ -268,46 +266,6 @@ class _Export:
             raise TraceError(f"torch.export can't trace the model: {cause(error)}") from error
         except TimeIsUp as error:
             raise TraceError(f"torch.export didn't get done with so many free sizes in {seconds:.0f} s") from error
-
-    def _check(self, axes: FreeAxes) -> tuple[Parity, tuple[Mapping[str, tuple[int, ...]], ...]]:
-        """Hold the file against PyTorch, at other sizes too. Raises ExportError, which tells what can't be free."""
-        generator = torch.Generator().manual_seed(self.seed)
-        samples = [self.call.tensors]
-        free: list[tuple[Tensor, ...]] = []
-        if axes.names:
-            free.append(self.call.at(axes.others).sample(generator))
-        else:
-            samples.append(self.call.sample(generator))
-        parity = self._parity(samples)
-        for size in (1, 3):
-            if any(sample[tensor].shape[0] != size for tensor, _ in axes.batch for sample in free[:1]):
-                free.append(self.call.at(dict.fromkeys(axes.batch, size)).sample(generator))
-        try:
-            other = self._parity(free)
-        except ExportError as error:
-            raise _NotFree(f"at other sizes, {first_line(error)}", self._to_blame(axes)) from error
-        shapes = {repr(shape): shape for shape in map(self.call.shapes, [*samples, *free])}
-        notes = tuple(dict.fromkeys((*parity.notes, *other.notes)))
-        deviation = max(parity.deviation, other.deviation)
-        return Parity(deviation, parity.outputs, notes), tuple(shapes.values())
-
-    def _to_blame(self, axes: FreeAxes) -> set[Place]:
-        """The axes at other sizes of which the file is wrong; all but the batch where none is alone."""
-        generator = torch.Generator().manual_seed(self.seed)
-        found: set[Place] = set()
-        for each in axes.classes():
-            sizes = {place: axes.others[place] for place in each}
-            try:
-                self._parity([self.call.at(sizes).sample(generator)])
-            except SurgeonError:
-                found |= each
-        return found or (set(axes.names) - axes.batch) or set(axes.names)
-
-    def _parity(self, samples: Sequence[Sequence[Tensor]]) -> Parity:
-        return check_parity(
-            self.path, self.flat, samples, input_names=self.call.names, tolerance=self.tolerance,
-            precise=self.flat.in_double,
-        )
 
 
 def _unlike(call: Call, axes: FreeAxes) -> dict[Place, int]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +18,10 @@ ROUNDINGS = 4.0
 """How many times PyTorch's own rounding error a file may deviate: it sums the same numbers in another order."""
 LOOSEST = 10.0
 """How many times the tolerance that may come to at most."""
+
+
+class Fails(ExportError):
+    """The model itself fails on the inputs, in PyTorch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +60,15 @@ def check_parity(
     input_names: Sequence[str],
     tolerance: float = 1e-3,
     precise: Function | None = None,
+    given: Mapping[str, np.ndarray] | None = None,
 ) -> Parity:
     """Run the file at `path` and `function` on each of `samples` and compare every output.
 
     `function` takes the tensors of a sample, in the order of `input_names`, and returns tensors in the order
-    of the file's outputs. Raises `ExportError` that names the output, the deviation and the input's shapes if
-    one deviates by more than `tolerance` (see `relative_deviation`), has another shape, or is nowhere finite.
+    of the file's outputs. `given` are inputs that only the file takes.
+
+    Raises `ExportError` that names the output, the deviation and the input's shapes if one deviates by more than
+    `tolerance` (see `relative_deviation`), has another shape, or is nowhere finite.
 
     `precise` is `function` in float64. With it, an output whose own rounding error in PyTorch, its deviation from
     `precise`, is near the tolerance may deviate by `ROUNDINGS` times that error, and by `LOOSEST` times the tolerance
@@ -79,7 +86,7 @@ def check_parity(
         shapes = {name: tuple(tensor.shape) for name, tensor in zip(input_names, sample, strict=True)}
         expected = _reference(function, sample, shapes)
         feeds = {name: tensor.numpy() for name, tensor in zip(input_names, sample, strict=True) if name in wanted}
-        actual = _run(session, feeds, shapes)
+        actual = _run(session, {**(given or {}), **feeds}, shapes)
         if len(actual) != len(expected):
             raise ExportError(
                 f"the exported file has {len(actual)} outputs ({', '.join(names)}), the model {len(expected)}"
@@ -112,7 +119,7 @@ def _reference(function: Function, sample: Sequence[Tensor], shapes: dict[str, t
             return [tensor.numpy() for tensor in function(*(tensor.clone() for tensor in sample))]
     # A user's forward may raise anything.
     except Exception as error:
-        raise ExportError(f"the model itself fails in PyTorch on inputs {shapes}: {error}") from error
+        raise Fails(f"the model itself fails in PyTorch on inputs {shapes}: {error}") from error
 
 
 def _run(

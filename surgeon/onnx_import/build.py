@@ -31,7 +31,8 @@ class Builder:
         self._model = model
         self._put: dict[str, str] = {}
         self._trained = any(each.floating and each.count > 1 for each in main.constants.values())
-        self.operators: dict[str, int] = {}
+        self.nodes: dict[str, onnx.NodeProto] = {}
+        self.tensors: dict[str, onnx.TensorProto] = {}
 
     def fill(
         self, body: Body, graph: Graph, outer: Mapping[str, Constant], fixed: Mapping[str, Numbers], path: str
@@ -63,12 +64,11 @@ class Builder:
             elif name not in names:
                 raise InvalidModel(f"the output {name!r} is made by nothing; the file is damaged")
         _drop_what_is_done(body, {*graph.outputs})
+        _note_readers(body)
 
     def _add(self, body: Body, node: Node, known: Mapping[str, Constant], path: str) -> None:
         _check_attributes(node)
-        operator = Operator(
-            node.kind, node.domain, node.opset, node.attributes, len(node.outputs), node.place, node.index
-        )
+        operator = Operator(node.kind, node.domain, node.opset, node.attributes, len(node.outputs), node.place)
         listed = row(node.domain, node.kind)
         if node.kind == "QuantizeLinear" and any(name in known and known[name].halves for name in node.inputs):
             raise InvalidModel(f"{node.place} makes integers of 4 bits, which torch has no tensors of")
@@ -83,8 +83,8 @@ class Builder:
                 inputs.append(self._weight(known[name], listed, place))
         child = _name(body, node)
         body.add_module(child, operator)
-        if node.index >= 0 and not path.count("."):
-            self.operators[f"{path}.{child}"] = node.index
+        if node.proto is not None:
+            self.nodes[f"{path}.{child}"] = node.proto
         bodies = node.bodies
         if node.kind == "If" and (condition := operator.kept(0)) is not None and condition.array.size == 1:
             taken = "then_branch" if condition.items[0] else "else_branch"
@@ -99,7 +99,9 @@ class Builder:
         if constant.name not in self._put:
             trained = constant.floating and (constant.initializer or not self._trained)
             trained = trained and not (listed is not None and place in listed.buffers)
-            self._put[constant.name] = self._model.put(constant.name, constant.tensor(), buffer=not trained)
+            name = self._put[constant.name] = self._model.put(constant.name, constant.tensor(), buffer=not trained)
+            if isinstance(constant.held, onnx.TensorProto):
+                self.tensors[name] = constant.held
         return constant.name
 
     def _keep(self, body: Body, constant: Constant) -> None:
@@ -162,7 +164,7 @@ def _worked_out(node: Node, known: Mapping[str, Constant]) -> list[Constant] | N
         return None
     if not all(each is None or _plain(each) for each in given):
         return None
-    operator = Operator(node.kind, "", node.opset, node.attributes, len(node.outputs), node.place, node.index)
+    operator = Operator(node.kind, "", node.opset, node.attributes, len(node.outputs), node.place)
     try:
         made: Any = NUMERIC[node.kind](operator, *(None if each is None else each.numbers() for each in given))
     except (ValueError, TypeError, IndexError, ArithmeticError, KeyError, MemoryError, RuntimeError):
@@ -203,6 +205,23 @@ def _drop_what_is_done(body: Body, outputs: set[str]) -> None:
         done = tuple(name for name in sorted({*reads, *step.outputs}) if name in made and name not in seen)
         seen |= reads
         body.steps[place] = Step(step.child, step.inputs, step.outputs, done)
+
+
+def _note_readers(body: Body) -> None:
+    """Note for each operator that hands numbers on which ones take them as sizes."""
+    reads: dict[str, set[str]] = {}
+    for step in reversed(body.steps):
+        operator = body._modules[step.child]
+        assert isinstance(operator, Operator)
+        listed = row(operator.domain, operator.kind)
+        on: set[str] = set()
+        if not operator.domain and operator.kind in NUMERIC:
+            on = set().union(*(reads.get(name, ()) for name in step.outputs))
+            operator.read_by[:] = sorted(on)
+        for place, name in enumerate(step.inputs):
+            if name is not None:
+                sizes = listed is not None and place in listed.numbers
+                reads.setdefault(name, set()).update(on, {step.child} if sizes else ())
 
 
 def _free_names(operator: Operator) -> list[str]:

@@ -74,7 +74,7 @@ def load_onnx(
     folder = place.resolve().parent
     try:
         with torch.no_grad():
-            model = _made(proto, place, folder, fixed or {})
+            model = _made(proto, place, folder, _fixed(reading.ports(proto.graph)[0], fixed or {}))
     except RecursionError as error:
         raise InvalidModel(f"{place}: graphs stand too deep in one another; the file is damaged") from error
     except InvalidModel as error:
@@ -83,10 +83,15 @@ def load_onnx(
     return model.eval()
 
 
-def _made(proto: Any, place: Path, folder: Path, fixed: Mapping[str, Any]) -> OnnxModel:
+def module_again(source: Source, fixed: Mapping[str, Numbers]) -> OnnxModel:
+    """The module of a file that was read before, with the same values of inputs fixed."""
+    with torch.no_grad():
+        return _made(source.model, source.path, source.path.resolve().parent, fixed).eval()
+
+
+def _made(proto: Any, place: Path, folder: Path, values: Mapping[str, Numbers]) -> OnnxModel:
     inputs, outputs = reading.ports(proto.graph)
-    values = _fixed(inputs, fixed)
-    graph = Reader(reading.functions(proto, folder)).graph(proto.graph, reading.opsets(proto), main=True)
+    graph = Reader(reading.functions(proto, folder)).graph(proto.graph, reading.opsets(proto))
     if graph.free:
         raise InvalidModel(f"the value {graph.free[0]!r} is read, and nothing makes it; the file is damaged")
     body = Body([], graph.outputs)
@@ -94,7 +99,7 @@ def _made(proto: Any, place: Path, folder: Path, fixed: Mapping[str, Any]) -> On
     model = class_for(inputs, values)(body, inputs, outputs, values, source)
     builder = Builder(model, graph)
     builder.fill(body, graph, {}, values, "operators")
-    model.source = replace(source, initializers=dict(model.initializers), operators=builder.operators)
+    model.source = replace(source, nodes=builder.nodes, tensors=builder.tensors)
     for name, module in model.named_modules():
         if isinstance(module, Operator) and row(module.domain, module.kind) is None:
             refuse_unknown(module)

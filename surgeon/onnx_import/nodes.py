@@ -21,7 +21,7 @@ MOST_CALLS, MOST_NODES = 32, 1_000_000
 
 @dataclass
 class Node:
-    """A node: `index` is its place in the file's main graph, -1 where it stands in a function or an inner graph."""
+    """A node, and what it is in the file: `proto` is None for one that stands for no node there."""
 
     kind: str
     domain: str
@@ -30,7 +30,7 @@ class Node:
     outputs: list[str]
     attributes: dict[str, Any]
     place: str
-    index: int = -1
+    proto: NodeProto | None = None
     bodies: dict[str, Graph] = field(default_factory=dict)
 
     @property
@@ -70,7 +70,7 @@ class Reader:
         self._functions = functions
         self.count = 0
 
-    def graph(self, proto: GraphProto, opsets: Mapping[str, int], main: bool = False, prefix: str = "",
+    def graph(self, proto: GraphProto, opsets: Mapping[str, int], prefix: str = "",
               given: Mapping[str, AttributeProto] | None = None, names: Mapping[str, str] | None = None) -> Graph:
         """The graph; names of values in a function's are those of the call, or have its prefix.
 
@@ -87,12 +87,12 @@ class Reader:
             known.get(t.name, t.name): Constant(known.get(t.name, t.name), t, folder, True) for t in proto.initializer
         }
         inputs = [known.get(v.name, v.name) for v in proto.input if known.get(v.name, v.name) not in constants]
-        nodes = list(self._nodes(proto.node, opsets, known, given or {}, prefix, 0, main))
+        nodes = list(self._nodes(proto.node, opsets, known, given or {}, prefix, 0))
         outputs = [known.get(v.name, v.name) for v in proto.output]
         return _ordered(nodes, inputs, outputs, constants)
 
     def _nodes(self, protos: Iterable[NodeProto], opsets: Mapping[str, int], names: Mapping[str, str],
-               given: Mapping[str, AttributeProto], prefix: str, depth: int, main: bool = False) -> Iterator[Node]:
+               given: Mapping[str, AttributeProto], prefix: str, depth: int) -> Iterator[Node]:
         for index, proto in enumerate(protos):
             self.count += 1
             if self.count > MOST_NODES:
@@ -111,14 +111,12 @@ class Reader:
                 if depth >= MOST_CALLS:
                     raise InvalidModel(f"{place}: functions call one another more than {MOST_CALLS} deep")
                 own = f"{prefix}{proto.name or f'{proto.op_type}_{index}'}/"
-                for node in self._called(proto, function, opsets, names, given, own, depth):
-                    node.index = index if main else -1
-                    yield node
+                yield from self._called(proto, function, opsets, names, given, own, depth)
                 continue
             attributes, bodies = self._attributes(proto, opsets, names, given, place, prefix)
             yield Node(
                 proto.op_type, domain, opset, [names.get(name, name) for name in proto.input],
-                [names.get(name, name) for name in proto.output], attributes, place, index if main else -1, bodies,
+                [names.get(name, name) for name in proto.output], attributes, place, proto, bodies,
             )
 
     def _called(self, call: NodeProto, function: FunctionProto, opsets: Mapping[str, int], names: Mapping[str, str],
@@ -149,7 +147,7 @@ class Reader:
                 continue
             if found.type == AttributeProto.GRAPH:
                 inside = f"{prefix}{proto.name or proto.op_type}.{self.count}.{number}/"
-                bodies[each.name] = self.graph(found.g, opsets, False, inside, given, names)
+                bodies[each.name] = self.graph(found.g, opsets, inside, given, names)
             else:
                 attributes[each.name] = _decoded(found, place, self._functions.folder)
         return attributes, bodies

@@ -14,8 +14,13 @@ from surgeon.onnx_import import fallback
 from surgeon.onnx_import.table import NUMERIC, NotCovered, row
 from surgeon.onnx_import.values import Numbers, as_numbers, as_tensor
 
-#: How an integer that an operator is given is called on its module, where surgery rewrites it.
-GIVEN = "given_"
+#: How an integer that an operator is given, or an attribute that counts channels, is called on its module, where
+#: surgery rewrites it.
+GIVEN, COUNT = "given_", "count_"
+#: Attributes that count channels, or groups of them.
+COUNTS = frozenset(
+    "group num_groups num_heads q_num_heads kv_num_heads qkv_hidden_sizes hidden_size split".split()
+)
 #: What operators raise for inputs that don't fit them.
 _UNFIT = (
     RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError, AttributeError, MemoryError,
@@ -49,15 +54,16 @@ class Operator(nn.Module):
     """A node of the file: what it is called with beside tensors, and the graphs inside of it."""
 
     def __init__(
-        self, kind: str, domain: str, opset: int, attributes: Mapping[str, Any], outputs: int, place: str, index: int,
+        self, kind: str, domain: str, opset: int, attributes: Mapping[str, Any], outputs: int, place: str,
     ) -> None:
         super().__init__()
         self.kind, self.domain, self.place = kind, domain, place
         self._opset = (opset,)
         self._attributes = dict(attributes)
+        for name in COUNTS & self._attributes.keys():
+            setattr(self, f"{COUNT}{name}", self._attributes.pop(name))
         self._outputs = [outputs]
-        #: The node's place in the file's graph; -1 for one that is not there itself.
-        self._index = [index]
+        self._read_by: list[str] = []
         self._constants: dict[int, Numbers | None] = {}
         self._kinds: dict[int, torch.dtype] = {}
 
@@ -66,20 +72,22 @@ class Operator(nn.Module):
         return self._opset[0]
 
     @property
-    def index(self) -> int:
-        return self._index[0]
-
-    @property
     def outputs(self) -> int:
         """How many outputs the node has."""
         return self._outputs[0]
 
     @property
     def attributes(self) -> Mapping[str, Any]:
-        return self._attributes
+        counts = {name: getattr(self, f"{COUNT}{name}") for name in COUNTS if hasattr(self, f"{COUNT}{name}")}
+        return {**self._attributes, **counts}
+
+    @property
+    def read_by(self) -> list[str]:
+        """The operators beside this one that call torch with numbers which it only hands on."""
+        return self._read_by
 
     def get(self, name: str, default: Any) -> Any:
-        return self._attributes.get(name, default)
+        return getattr(self, f"{COUNT}{name}", default) if name in COUNTS else self._attributes.get(name, default)
 
     def keep(self, position: int, value: Numbers) -> None:
         """Remember an input that is known. Integers stand in an attribute of their own, so that surgery finds them."""
@@ -88,6 +96,11 @@ class Operator(nn.Module):
             self._constants[position] = None
         else:
             self._constants[position] = value
+
+    @property
+    def kept_places(self) -> list[int]:
+        """The inputs that are known."""
+        return list(self._constants)
 
     def kept(self, position: int) -> Numbers | None:
         if position not in self._constants:
@@ -137,7 +150,7 @@ class Operator(nn.Module):
             return fallback.run(self, scope.device, found, "torch has no such operator for this type")
 
     def extra_repr(self) -> str:
-        told = [self.kind, *(f"{name}={value}" for name, value in self._attributes.items() if shown_plainly(value))]
+        told = [self.kind, *(f"{name}={value}" for name, value in self.attributes.items() if shown_plainly(value))]
         return ", ".join(told)
 
 

@@ -14,14 +14,14 @@ import onnx
 class Source:
     """An ONNX file: `model` is what is in it, weights in files beside it left where they are.
 
-    `initializers` maps the name of a tensor of the module to the name of its initializer, or of the output of its
-    Constant; `operators` the name of an operator's module to the node's place in the file's main graph.
+    By the names of the module, `nodes` are those that its operators stand for, and `tensors` what its tensors come
+    from. All of them are parts of `model`; a node of a function stands for one in each call of it.
     """
 
     path: Path
     model: onnx.ModelProto = field(repr=False)
-    initializers: Mapping[str, str] = field(repr=False, default_factory=dict)
-    operators: Mapping[str, int] = field(repr=False, default_factory=dict)
+    nodes: Mapping[str, onnx.NodeProto] = field(repr=False, default_factory=dict)
+    tensors: Mapping[str, onnx.TensorProto] = field(repr=False, default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self

@@ -7,7 +7,7 @@ one that an operator of that module was called with; it becomes the size that th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,7 +113,7 @@ def renumber(model: nn.Module, groups: Groups, kept: Kept, meanings: Meanings | 
         names.setdefault(module, []).append(name)
     for module, known_as in names.items():
         name = known_as[0]
-        sizes = {key: pair for alias in known_as for key, pair in printed.get(alias, {}).items()}
+        sizes = {key: pair for path in callers(module, known_as) for key, pair in printed.get(path, {}).items()}
         before = {k: v for k, v in vars(module).items() if isinstance(v, int | tuple) and not isinstance(v, bool)}
         describe_tensors(module, {k: v[1] for k, v in sizes.items() if k in NAMED_ALIKE})
         if takes_sizes(module):
@@ -182,9 +182,19 @@ def _factors(axis: Axis, kept: Kept) -> Iterator[tuple[int, int]]:
             yield part.size, kept.width(part)
 
 
+def callers(module: nn.Module, known_as: Sequence[str]) -> list[str]:
+    """The modules that call torch with a module's numbers: itself, by its names, and those beside it in `read_by`."""
+    beside = getattr(module, "read_by", None)
+    if not isinstance(beside, list):
+        return [*known_as]
+    return [*known_as, *(f"{name.rpartition('.')[0]}.{other}".lstrip(".") for name in known_as for other in beside)]
+
+
 def takes_sizes(module: nn.Module) -> bool:
     """Whether integers of a module that are sizes are rewritten, beside what torch documents of its own modules."""
     return not type(module).__module__.startswith("torch.nn.modules") or isinstance(module, nn.MultiheadAttention)
+
+
 def _owner(groups: Groups, weight: Any, path: str) -> str:
     """The module inside of the one at `path` that a weight belongs to; torch.export may name the outer one alone."""
     name = groups.graph.tensors.get(weight.name) if isinstance(weight, fx.Node) else None

@@ -29,6 +29,7 @@ from surgeon.surgery.attributes import (
     Attribute,
     Meaning,
     Meanings,
+    callers,
     describe_tensors,
     meant,
     possible_meanings,
@@ -163,7 +164,7 @@ class Code:
         for name, module in candidate.named_modules(remove_duplicate=False):
             names.setdefault(module, []).append(name)
         for module, known_as in names.items():
-            paths = tuple(path for path in known_as if path in self.operators)
+            paths = tuple(path for path in callers(module, known_as) if path in self.operators)
             sizes = self.whole.printed(paths)
             named = {key: named_number(paths, key, pair[0], watch) for key, pair in sizes.items() if key in NAMED_ALIKE}
             describe_tensors(module, named)

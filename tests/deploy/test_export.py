@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from surgeon.deploy import conversion
 from surgeon.deploy import export as export_module
-from surgeon.deploy.export import ExportReport, export
+from surgeon.deploy.export import export
+from surgeon.deploy.export_report import ExportReport
 from surgeon.deploy.lowering import out_of_place
 from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, OutputError, TraceError
 from tests.deploy_nets import (

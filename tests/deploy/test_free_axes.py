@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from surgeon.deploy import export as export_module
 from surgeon.deploy import lowering
-from surgeon.deploy.export import ExportReport, export
+from surgeon.deploy.export import export
+from surgeon.deploy.export_report import ExportReport
 from surgeon.device.benchmark import benchmark
 from surgeon.device.ort_session import EXAMPLE, make_feeds, open_session
 from surgeon.errors import ExportError, InvalidArgument, TraceError

@@ -135,8 +135,8 @@ def test_halved_as_any_module(tmp_path: Path) -> None:
     assert slim.conv1.weight.shape[0] < 16 and slim.bn.mean.shape == slim.conv1.weight.shape[:1]
     assert slim(torch.randn(3, 3, 12, 10)).shape == (3, 5)
     assert getattr(slim, FILE) is net.source
-    assert net.source.initializers["conv1.weight"] == "conv1.weight"
-    assert net.source.model.graph.node[net.source.operators["operators.Conv_0"]].op_type == "Conv"
+    assert net.source.tensors["conv1.weight"].name == net.initializers["conv1.weight"] == "conv1.weight"
+    assert any(each is net.source.nodes["operators.Conv_0"] for each in net.source.model.graph.node)
 
 
 def test_in_double_precision(tmp_path: Path) -> None:

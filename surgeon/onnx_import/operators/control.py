@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.errors import InvalidInputs
+from surgeon.errors import InvalidInputs, first_line
 from surgeon.onnx_import.running import Body, Operator, Scope
 from surgeon.onnx_import.table import NotCovered, operator
 from surgeon.onnx_import.values import Numbers, Value, as_numbers, as_tensor, number
@@ -32,7 +32,8 @@ def _run(body: Body, scope: Scope, *values: Any) -> list[Any]:
 def if_(o: Operator, scope: Scope, condition: Value) -> list[Any]:
     """One graph or the other. In a trace, where a value of an input decides, both run, and one result is taken.
 
-    A branch that can't run at the sizes of a trace is none for it: the original refuses these sizes there.
+    A branch that can't run at the sizes of a trace is none for it, as the original refuses these sizes there: unless
+    the trace is for other sizes too, and then there is none.
     """
     if isinstance(condition, Tensor) and torch.compiler.is_compiling():
         return _both(o, scope, condition)
@@ -56,6 +57,11 @@ def _both(o: Operator, scope: Scope, condition: Tensor) -> list[Any]:
     if not fitting:
         raise failed[0]
     results = [_run(body, scope) for body in fitting]
+    if failed and _of_free_sizes(scope):
+        raise InvalidInputs(
+            f"{o.place} is decided by a value, and one of its branches runs at other sizes alone "
+            f"({first_line(failed[0])}): fix the input that decides it, fixed= of load_onnx"
+        )
     if failed:
         return results[0]
     found: list[Any] = []
@@ -68,6 +74,16 @@ def _both(o: Operator, scope: Scope, condition: Tensor) -> list[Any]:
             )
         found.append(torch.where(condition.reshape(()).bool(), first, second))
     return found
+
+
+def _of_free_sizes(scope: Scope | None) -> bool:
+    """Whether a size of what is known in a scope, or around it, is free in the trace."""
+    while scope is not None:
+        shapes = [value.shape for value in scope.values.values() if isinstance(value, Tensor)]
+        if any(isinstance(size, torch.SymInt) for shape in shapes for size in shape):
+            return True
+        scope = scope.outer
+    return False
 
 
 @operator("Loop", mixed=True, scoped=True)

@@ -1,0 +1,1 @@
+"""The ONNX file that a model was loaded from, less what was removed: nothing in it is exported anew."""
