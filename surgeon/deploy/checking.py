@@ -48,17 +48,10 @@ class Checking:
             ExportError: it deviates.
             NotFree: it does so at other sizes; `places` are the axes at fault.
         """
-        generator = torch.Generator().manual_seed(self.seed)
-        samples = [self.call.tensors]
-        free: list[tuple[Tensor, ...]] = []
-        if axes.names:
-            free.append(self.call.at(axes.others).sample(generator))
-        else:
-            samples.append(self.call.sample(generator))
+        samples, free = [self.call.tensors], self.samples(axes)
+        if not axes.names:
+            samples.append(self.call.sample(torch.Generator().manual_seed(self.seed)))
         parity = self._parity(samples)
-        for size in (1, 3):
-            if any(sample[tensor].shape[0] != size for tensor, _ in axes.batch for sample in free[:1]):
-                free.append(self.call.at(dict.fromkeys(axes.batch, size)).sample(generator))
         try:
             other = self._parity(free)
         except ExportError as error:
@@ -67,6 +60,17 @@ class Checking:
         notes = tuple(dict.fromkeys((*parity.notes, *other.notes)))
         deviation = max(parity.deviation, other.deviation)
         return Parity(deviation, parity.outputs, notes), tuple(shapes.values())
+
+    def samples(self, axes: FreeAxes) -> list[tuple[Tensor, ...]]:
+        """Random inputs at another size of all these axes at once, and of 1 and 3 rows."""
+        generator = torch.Generator().manual_seed(self.seed)
+        found: list[tuple[Tensor, ...]] = []
+        if axes.names:
+            found.append(self.call.at(axes.others).sample(generator))
+        for size in (1, 3):
+            if any(sample[tensor].shape[0] != size for tensor, _ in axes.batch for sample in found[:1]):
+                found.append(self.call.at(axes.rows(size)).sample(generator))
+        return found
 
     def _to_blame(self, axes: FreeAxes) -> set[Place]:
         """The axes at other sizes of which the file is wrong; all but the batch where none is alone."""

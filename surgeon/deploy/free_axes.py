@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -67,6 +67,24 @@ class FreeAxes:
     @property
     def batch(self) -> frozenset[Place]:
         return frozenset(place for place in self.names if place[1] == 0)
+
+    def rows(self, count: int) -> dict[Place, int]:
+        """The sizes of the first axes, and of those that vary with them, for so many rows."""
+        return {each: count for place in self.batch for each in (place, *self.tied.get(place, ()))}
+
+    def together(self, classes: Iterable[frozenset[Place]]) -> FreeAxes:
+        """The same where the axes of each class are of one size; none of a class is free where not all are."""
+        tied, others = dict(self.tied), dict(self.others)
+        wanted = set(self.names)
+        for each in classes:
+            if not each <= self.names.keys():
+                wanted -= each
+                continue
+            first = min(each)
+            for place in each:
+                tied[place] = tuple(sorted({*tied.get(place, ()), *each} - {place}))
+                others[place] = others[first]
+        return replace(self, tied=tied, others=others).only(wanted)
 
     def only(self, places: Iterable[Place]) -> FreeAxes:
         """The same with these axes alone, less those that can't vary without another that is left out."""

@@ -46,7 +46,9 @@ def cut_of(file: OnnxModel, slim: OnnxModel, plan: Plan, call: Call) -> Cut | st
     smaller = _holding(slim, sliced)
     if not _same(_holding(file, zeros), duplicate(smaller), call):
         return "zeros are not the same as nothing here, as in a mean over removed channels"
-    return Cut(patched(file, changes(file, smaller)), patched(file, Changes(zeros, {}, {})))
+    made = patched(file, changes(file, smaller))
+    del made.graph.value_info[:]  # sizes as they were
+    return Cut(made, patched(file, Changes(zeros, {}, {})))
 
 
 def _holding(model: OnnxModel, values: Mapping[str, Tensor]) -> OnnxModel:

@@ -11,10 +11,10 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from surgeon.deploy.checking import Checking, NotFree
+from surgeon.deploy.checking import Checking
 from surgeon.deploy.export_report import ExportReport
 from surgeon.deploy.free_axes import FreeAxes, find_free_axes
-from surgeon.deploy.parity import Fails, relative_deviation
+from surgeon.deploy.parity import least_scales, relative_deviation
 from surgeon.deploy.user_file.cut import Cut
 from surgeon.deploy.user_file.write import save, user_file
 from surgeon.device.ort_session import ORT_ERRORS, open_session
@@ -34,28 +34,17 @@ def export_changed(model: nn.Module, check: Checking, target: Path, notes: Seque
     made = user_file(model, check.call)
     save(made.model, made.source, check.path)
     with quietly():
-        axes = find_free_axes(check.flat.model, check.call, None).only(made.free)
+        axes = find_free_axes(check.flat.model, check.call, None).only(made.free).together(made.classes)
     check = replace(check, call=replace(check.call, names=made.inputs), given=made.given)
-    axes = _that_run(made.source.model, made.source, check, axes)
-    while True:
-        try:
-            parity, shapes = check(axes)
-            break
-        except NotFree as error:
-            left = axes.only(axes.names.keys() - error.places)
-            if not isinstance(error.__cause__, Fails) or left.names.keys() == axes.names.keys():
-                raise
-            axes = left  # the model does not take other sizes there, whatever the file says
+    axes = _that_run(made.source, check, axes)
+    parity, shapes = check(axes)
     off = None
     if isinstance(made.cut, Cut):
-        off = _off_original(made.cut, made.source, check, axes)
+        off = _off_original(made.cut, made.source, made.outputs, check, axes)
     elif made.cut is not None:
         notes = [*notes, f"not held against {made.source.path.name} in onnxruntime: {made.cut}"]
     inputs = {
-        name: tuple(
-            axes.names.get((index, axis), f"{name}:{axis}") if (index, axis) in made.free else size
-            for axis, size in enumerate(tensor.shape)
-        )
+        name: tuple(made.free.get((index, axis), size) for axis, size in enumerate(tensor.shape))
         for index, (name, tensor) in enumerate(zip(made.inputs, check.call.tensors, strict=True))
     }
     size = sum(each.stat().st_size for each in check.path.parent.iterdir())
@@ -64,16 +53,17 @@ def export_changed(model: nn.Module, check: Checking, target: Path, notes: Seque
     )
 
 
-def _off_original(cut: Cut, source: Source, check: Checking, axes: FreeAxes) -> float:
+def _off_original(
+    cut: Cut, source: Source, outputs: Sequence[str], check: Checking, axes: FreeAxes
+) -> float:
     """How far the cut is from the original with zeros, in onnxruntime, on the example and at other sizes."""
-    samples = [check.call.tensors]
-    if axes.names:
-        samples.append(check.call.at(axes.others).sample(torch.Generator().manual_seed(check.seed)))
-    off = 0.0
+    samples = [check.call.tensors, *check.samples(axes)]
+    off, least = 0.0, least_scales(check.path)
     for ours, theirs in zip(_run(cut.slim, source, check, samples), _run(cut.zeroed, source, check, samples),
                             strict=True):
-        for have, want in zip(ours, theirs, strict=True):
-            off = max(off, float("inf") if have.shape != want.shape else relative_deviation(want, have))
+        for name, have, want in zip(outputs, ours, theirs, strict=True):
+            scale = least.get(name, 0.0)
+            off = max(off, float("inf") if have.shape != want.shape else relative_deviation(want, have, scale))
     if not off <= check.tolerance:
         raise ExportError(
             f"right after the cut, the file is {off:.3g} (max |a - b| / max |b|) off {source.path} with zeros in place "
@@ -101,13 +91,24 @@ def _run(
             raise ExportError(f"onnxruntime can't run what the file is held against: {first_line(error)}") from error
 
 
-def _that_run(model: ModelProto, source: Source, check: Checking, axes: FreeAxes) -> FreeAxes:
-    """Those of the axes at other sizes of which the original file runs, whatever it says."""
-    for each in (axes, *axes.less()):
-        sample = check.call.at(each.others).sample(torch.Generator().manual_seed(check.seed))
+def _that_run(source: Source, check: Checking, axes: FreeAxes) -> FreeAxes:
+    """Those of the axes at other sizes of which the original file runs, and the model too, whatever the file says."""
+
+    def run(some: FreeAxes) -> bool:
+        samples = check.samples(some)
         try:
-            _run(model, source, check, [sample])
-        except ExportError:
-            continue
-        return each
-    return FreeAxes()
+            _run(source.model, source, check, samples)
+            with torch.no_grad():
+                for sample in samples:
+                    check.flat(*(each.clone() for each in sample))
+        except (SurgeonError, RuntimeError):
+            return False
+        return True
+
+    if run(axes):
+        return axes
+    found = FreeAxes()
+    for each in axes.classes():
+        more = axes.only({*found.names, *each})
+        found = more if run(more) else found
+    return found

@@ -49,6 +49,8 @@ class _Patch:
         self._put_numbers()
         self._refuse_branches_not_taken()
         self._remove_dead()
+        if changes.tensors:
+            self._forget_inner_sizes()
 
     def _node(self, name: str) -> tuple[NodeProto, Owner]:
         """The node that an operator of the module stands for, in the copy."""
@@ -195,6 +197,13 @@ class _Patch:
             for place in reversed(dead(owner)):
                 if tuple(owner.node[place].output) not in before:
                     del owner.node[place]
+
+
+    def _forget_inner_sizes(self) -> None:
+        """Take away what graphs inside of operators, and functions, tell of sizes, which they need not."""
+        for owner in owners(self.model):
+            if owner is not self.model.graph:
+                del owner.value_info[:]
 
 
 def _operators(body: Body, path: str) -> Iterator[tuple[str, Operator, tuple[str | None, ...]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from surgeon.deploy.inputs import Call, Place
 from surgeon.deploy.user_file.changes import Unpatchable, changes
 from surgeon.deploy.user_file.cut import Cut, cut_of
 from surgeon.deploy.user_file.patch import patched
-from surgeon.deploy.user_file.walk import owners, tensors
+from surgeon.deploy.user_file.walk import tensors
 from surgeon.errors import OutputError
 from surgeon.frontend.copies import duplicate
 from surgeon.frontend.notes import FILE, noted
@@ -36,17 +37,25 @@ class UserFile:
     """The file that a model comes from, less what was removed of it.
 
     `inputs` are the names of a call's tensors in it, `outputs` those of what it computes, and `free` the axes of those
-    tensors that it leaves free. `given` are the values of the other inputs, which were fixed. `cut` is what the cut can
-    be held against, or why it can't; None where nothing was cut.
+    tensors that it leaves free, by what it calls them. `given` are the values of the other inputs, which were fixed.
+    `cut` is what the cut can be held against, or why it can't; None where nothing was cut.
     """
 
     model: ModelProto = field(repr=False)
     source: Source
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    free: frozenset[Place]
+    free: Mapping[Place, str]
     given: Mapping[str, np.ndarray] = field(repr=False)
     cut: Cut | str | None
+
+    @property
+    def classes(self) -> list[frozenset[Place]]:
+        """The axes that the file calls the same, which are of one size."""
+        places: dict[str, set[Place]] = defaultdict(set)
+        for place, name in self.free.items():
+            places[name].add(place)
+        return [frozenset(each) for each in places.values() if len(each) > 1]
 
     @property
     def opset(self) -> int:
@@ -69,19 +78,22 @@ def user_file(model: nn.Module, call: Call) -> UserFile:
     _correct_sizes(made, file, slim, call)
     ports = {port.parameter: port for port in slim.inputs}
     read = [ports[name] for name in call.names]
-    free = {(index, axis) for index, port in enumerate(read) for axis in _free(port, call.tensors[index].dim())}
+    free = {
+        (index, axis): name
+        for index, port in enumerate(read) for axis, name in _free(port, call.tensors[index].dim())
+    }
     plan = attached(slim)
     return UserFile(
         made, file.source, tuple(port.name for port in read), tuple(port.name for port in slim.outputs),
-        frozenset(free), {name: value.tensor().numpy() for name, value in slim.fixed.items()},
+        free, {name: value.tensor().numpy() for name, value in slim.fixed.items()},
         cut_of(file, slim, plan, call) if plan is not None and plan.cuts else None,
     )
 
 
-def _free(port: Port, rank: int) -> Iterator[int]:
-    for axis in range(rank):
-        if port.sizes is None or not isinstance(port.sizes[axis], int):
-            yield axis
+def _free(port: Port, rank: int) -> Iterator[tuple[int, str]]:
+    for axis, size in enumerate(port.sizes or [None] * rank):
+        if not isinstance(size, int):
+            yield axis, size or f"{port.name}:{axis}"
 
 
 def save(model: ModelProto, source: Source, path: Path) -> None:
@@ -117,9 +129,6 @@ def _take_along(model: ModelProto, folder: Path, name: str) -> None:
 
 def _correct_sizes(made: ModelProto, file: OnnxModel, slim: OnnxModel, call: Call) -> None:
     """Let the file tell the sizes of what is computed inside of it as they are now."""
-    for owner in owners(made):
-        if owner is not made.graph:
-            del owner.value_info[:]  # of graphs that may not run here, and which may be left out
     if not made.graph.value_info:
         return
     before, after = _sizes(file, call), _sizes(slim, call)
