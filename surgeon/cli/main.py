@@ -27,16 +27,13 @@ from surgeon.cli.options import (
     load,
     load_slim,
     reported,
-    show,
-    with_options,
 )
+from surgeon.cli.shrink import shrink
 from surgeon.cli.study import study
 from surgeon.cli.sweep import sweep
 from surgeon.cli.terms import running
-from surgeon.pipeline.options import Options
 from surgeon.support import interrupts
 from surgeon.support.files import replace_many, write_text
-from surgeon.support.progress import collect, stage
 
 
 class _App(typer.Typer):
@@ -106,43 +103,6 @@ def demo(
     every = [each.value for each in Network if each is not Network.ALL]
     for name in every if network is Network.ALL else [network.value]:
         run(name, ratio, threads=threads, out=out / name if out is not None and network is Network.ALL else out)
-
-
-@command
-@with_options
-def shrink(
-    spec: Spec,
-    out: Out,
-    pretrained: Pretrained = False,
-    shape: Shape = None,
-    bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure the speed-up.")] = True,
-    **options: Any,
-) -> None:
-    """Write base.onnx, slim.onnx, plan.json, weights.safetensors and report.json to a folder."""
-    threads = options["threads"]
-    if options["latency_ms"] is None and options["budget"] != "latency":
-        options["threads"] = None
-    Options.of(**options)  # invalid options fail before the model is loaded
-    with collect() as seconds, replace_many(out) as scratch:
-        model, inputs = load(spec, shape or [], pretrained, options["seed"])
-        options["data"] = batches.fitting(options["data"], model)
-        slim, report = surgeon.shrink(model, example_inputs=inputs, return_report=True, **options)
-        with stage("save"):
-            surgeon.save(slim, scratch)
-        exports = {}
-        for name, each in (("base", model), ("slim", slim)):
-            with stage(f"export {name}"):
-                found = surgeon.export(each, scratch / f"{name}.onnx", example_inputs=inputs)
-            exports[name] = dataclasses.replace(found, path=out / found.path.name)
-        verdict = None
-        if bench:
-            with stage("benchmark"):
-                threads = threads or (report.latency.threads if report.latency is not None else 1)
-                verdict = surgeon.benchmark(scratch / "base.onnx", scratch / "slim.onnx", threads=threads)
-        taken = {**report.seconds, **seconds}
-        report = dataclasses.replace(report, exports=exports, benchmark=verdict, seconds=taken)
-        report.save(scratch / "report.json")
-    show(report)
 
 
 @command
@@ -228,5 +188,5 @@ def verify(
     print(surgeon.verify(model, slim, plan, example_inputs=inputs))
 
 
-for each in (profile, kit, bench, export, quantize, report, study, sweep):
+for each in (shrink, profile, kit, bench, export, quantize, report, study, sweep):
     command(each)

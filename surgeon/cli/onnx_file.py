@@ -36,3 +36,12 @@ def load_file(path: str, shapes: Sequence[str]) -> tuple[nn.Module, dict[str, An
             raise InvalidArgument(f"--shape {text!r}: the file takes {listed_ports([names[name]])}")
         model.sizes.update({f"{name}:{axis}": size for axis, size in enumerate(given)})
     return model, model.dummy_inputs
+
+
+def feeds_of(model: nn.Module, inputs: Any) -> dict[str, Any] | None:
+    """The inputs of a file's module as its file takes them, by name; None for another module."""
+    from surgeon.onnx_import.module import OnnxModel
+
+    if not isinstance(model, OnnxModel) or not isinstance(inputs, dict):
+        return None
+    return {port.name: inputs[port.parameter].numpy() for port in model.inputs if port.parameter in inputs}

@@ -66,3 +66,34 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"nothing")
     result = call("inspect", tmp_path / "net.onnx")
     assert result.exit_code == 1 and "is not an ONNX file, or is damaged" in result.stderr
+
+
+def wide() -> onnx.ModelProto:
+    """A network of which half is measurably faster."""
+    proto = model(
+        """net (float[n,256] x) => (float[n,8] y) {
+            a = MatMul (x, w1)  b = Relu (a)  c = MatMul (b, w2)  d = Relu (c)  y = MatMul (d, w3)
+        }""", w1=weight(256, 2048), w2=weight(2048, 2048), w3=weight(2048, 8),
+    )
+    proto.metadata_props.add(key="alphabet", value="abc")
+    return proto
+
+
+def test_a_file_comes_out(tmp_path: Path) -> None:
+    onnx.save(wide(), tmp_path / "net.onnx")
+    text = good("shrink", tmp_path / "net.onnx", "--ratio", "0.7", "--shape", "1,256", "--no-compensate", "-o",
+                tmp_path / "slim.onnx")
+    slim = onnx.load(tmp_path / "slim.onnx")
+    assert slim.metadata_props == wide().metadata_props and slim.graph.input == wide().graph.input
+    assert "net.onnx itself, less what was removed" in text and "faster" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "slim.onnx"]
+
+
+def test_a_file_that_is_not_faster_is_not_written(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slower:
+        decision, ratio = "slower", "0.9x"
+
+    monkeypatch.setattr("surgeon.benchmark", lambda *_, **__: Slower())
+    options = ("shrink", path, "--ratio", "0.3", "--shape", "2,3,8,8", "--no-compensate", "-o", tmp_path / "slim.onnx")
+    result = call(*options)
+    assert result.exit_code == 1 and "--force" in result.output and not (tmp_path / "slim.onnx").exists()

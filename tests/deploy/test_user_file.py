@@ -166,7 +166,7 @@ def shared_shape() -> onnx.ModelProto:
 
 
 def test_a_constant_of_several_readers_stays_for_those_that_want_it(tmp_path: Path) -> None:
-    slim, report, made = slimmed(shared_shape(), tmp_path, torch.randn(2, 8, 4))
+    slim, _, made = slimmed(shared_shape(), tmp_path, torch.randn(2, 8, 4))
     assert slim.w1.shape[1] < 4
     added = [node for node in made.graph.node if node.op_type == "Constant"]
     assert len(added) == 1 and added[0].output[0] == "to_slim"

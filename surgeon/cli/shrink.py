@@ -1,0 +1,77 @@
+"""The command that makes a model smaller: a folder of everything, or one ONNX file."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import surgeon
+from surgeon.cli import data as batches
+from surgeon.cli.onnx_file import feeds_of
+from surgeon.cli.options import Pretrained, Shape, Spec, load, show, with_options
+from surgeon.errors import BenchmarkError
+from surgeon.pipeline.options import Options
+from surgeon.support.files import replace_beside, replace_many
+from surgeon.support.progress import collect, stage
+from surgeon.support.scratch import temporary_folder
+
+FASTER = "faster"
+
+
+@with_options
+def shrink(
+    spec: Spec,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", metavar="FOLDER|FILE.onnx",
+            help="Where to write: a folder, created if missing, or an ONNX file alone, only if it is measured to be "
+            "faster. Of an ONNX file, that is the file itself, less what was removed.",
+        ),
+    ],
+    pretrained: Pretrained = False,
+    shape: Shape = None,
+    bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure the speed-up.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Write FILE.onnx even if it is not faster.")] = False,
+    **options: Any,
+) -> None:
+    """Write base.onnx, slim.onnx, plan.json, weights.safetensors and report.json to a folder; or one ONNX file."""
+    threads = options["threads"]
+    if options["latency_ms"] is None and options["budget"] != "latency":
+        options["threads"] = None
+    Options.of(**options)  # invalid options fail before the model is loaded
+    to_file = out.suffix == ".onnx"
+    replaced = replace_beside if to_file else replace_many
+    with collect() as seconds, replaced(out) as scratch, temporary_folder() as aside:
+        model, inputs = load(spec, shape or [], pretrained, options["seed"])
+        options["data"] = batches.fitting(options["data"], model)
+        slim, report = surgeon.shrink(model, example_inputs=inputs, return_report=True, **options)
+        if not to_file:
+            with stage("save"):
+                surgeon.save(slim, scratch)
+        small = scratch / out.name if to_file else scratch / "slim.onnx"
+        large = (aside if to_file else scratch) / "base.onnx"
+        exports = {}
+        for name, each, path in (("base", model, large), ("slim", slim, small)):
+            with stage(f"export {name}"):
+                exports[name] = surgeon.export(each, path, example_inputs=inputs)
+        exports["slim"] = dataclasses.replace(exports["slim"], path=out if to_file else out / small.name)
+        exports["base"] = dataclasses.replace(exports["base"], path=Path(spec) if to_file else out / large.name)
+        verdict = None
+        if bench:
+            with stage("benchmark"):
+                threads = threads or (report.latency.threads if report.latency is not None else 1)
+                verdict = surgeon.benchmark(large, small, threads=threads, feeds=feeds_of(model, inputs))
+        taken = {**report.seconds, **seconds}
+        report = dataclasses.replace(report, exports=exports, benchmark=verdict, seconds=taken)
+        if to_file and verdict is not None and verdict.decision != FASTER and not force:
+            raise BenchmarkError(
+                f"{out} was not written: its speed-up is {verdict.ratio}, {verdict.decision}; remove more, or write it "
+                "all the same with --force"
+            )
+        if not to_file:
+            report.save(scratch / "report.json")
+    show(report)
