@@ -45,7 +45,7 @@ class ExportReport:
         lines += [f"  {name} ({', '.join(map(str, shape))})" for name, shape in self.inputs.items()]
         if self.original is not None:
             lines.append(f"  {self.original.name} itself, less what was removed: its names, types, opset and metadata")
-        if self.off_original is not None:
+        if self.original is not None and self.off_original is not None:
             lines.append(
                 f"  right after the cut {self.off_original:.1e} off {self.original.name} with zeros in place of what "
                 "was removed, both in onnxruntime"

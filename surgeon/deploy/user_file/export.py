@@ -23,6 +23,8 @@ from surgeon.frontend.isolation import quietly
 from surgeon.onnx_import.source import Source
 from surgeon.support.scratch import temporary_folder
 
+_UNFIT: tuple[type[Exception], ...] = (SurgeonError, *ORT_ERRORS)
+
 
 def export_changed(model: nn.Module, check: Checking, target: Path, notes: Sequence[str]) -> ExportReport:
     """Write the file and what is known of it; `check` has the place to write to and the model as a function.
@@ -87,7 +89,7 @@ def _run(
                 feeds = {name: tensor.numpy() for name, tensor in pairs if name in wanted}
                 found.append(session.run(None, {**check.given, **feeds}))
             return found
-        except (SurgeonError, *ORT_ERRORS) as error:
+        except _UNFIT as error:
             raise ExportError(f"onnxruntime can't run what the file is held against: {first_line(error)}") from error
 
 

@@ -235,7 +235,7 @@ def _fill(proto: TensorProto, value: Tensor) -> None:
     if proto.data_type in HALVES:
         raise Unpatchable(f"the tensor {proto.name!r} is of 4 bits, of which two share a byte")
     for field in _DATA:
-        proto.ClearField(field)  # type: ignore[arg-type]
+        proto.ClearField(field)
     proto.ClearField("data_location")
     del proto.dims[:]
     proto.dims.extend(value.shape)

@@ -52,7 +52,7 @@ def tensors(model: ModelProto) -> Iterator[TensorProto]:
 
 def names(model: ModelProto) -> set[str]:
     """All names of values and nodes."""
-    found = set()
+    found: set[str] = set()
     for owner in owners(model):
         if isinstance(owner, GraphProto):
             found.update(each.name for each in (*owner.input, *owner.output, *owner.initializer))
