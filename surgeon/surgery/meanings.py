@@ -39,6 +39,11 @@ class Reading:
         except Exception:  # noqa: BLE001  (the user's code may raise anything when its numbers are of another type)
             return None
 
+    @property
+    def was_asked(self) -> bool:
+        """Whether the meanings are at hand."""
+        return "meanings" in vars(self)
+
     @cached_property
     def meanings(self) -> Meanings:
         """What attributes mean that hold one of several equal sizes; empty where that can't be told."""
