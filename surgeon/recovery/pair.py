@@ -13,7 +13,7 @@ from surgeon.groups.interpreter import Interpreter
 from surgeon.rules import Kept
 from surgeon.surgery.rewrite import slim_graph
 from surgeon.surgery.tensors import slim_tensors
-from surgeon.verification.check import gathered
+from surgeon.verification.masks import gathered
 
 
 class Pair:

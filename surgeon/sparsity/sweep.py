@@ -26,7 +26,8 @@ from surgeon.plans.plan import Plan
 from surgeon.sparsity.removable import Sweep, find
 from surgeon.sparsity.report import SweepReport
 from surgeon.surgery.build import carry_out
-from surgeon.verification.check import TOLERANCE, checked_inputs, gathered, relative
+from surgeon.verification.check import TOLERANCE, checked_inputs, relative
+from surgeon.verification.masks import gathered
 
 Form = Literal["module", "graph"]
 

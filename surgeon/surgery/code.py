@@ -22,7 +22,7 @@ from surgeon.frontend.trace import skeleton
 from surgeon.groups.coupling import Groups
 from surgeon.ir.axes import Axis
 from surgeon.rules import Axes, Kept, arguments, where
-from surgeon.surgery.again import made_again
+from surgeon.surgery.again import Again
 from surgeon.surgery.aligned import Notes, aligned
 from surgeon.surgery.attributes import (
     NAMED_ALIKE,
@@ -127,6 +127,7 @@ class Code:
         self.calls: list[TorchCall] = []
         self.branches: list[Branch] = []
         self.whole = At(self, {})
+        self._again = Again(self.axes_of, self.whole, lambda: self.stand.mode)
         self._run(model)
 
     def _run(self, model: nn.Module) -> None:
@@ -272,7 +273,7 @@ class Code:
     @contextmanager
     def apart(self) -> Iterator[None]:
         """A block in which calls are made again; around many questions it saves the time to start one for each."""
-        with quietly(), without_fast_attention(), torch.no_grad(), self.stand.mode:
+        with quietly(), without_fast_attention(), torch.no_grad():
             yield
 
     @contextmanager
@@ -301,11 +302,11 @@ class Code:
             return not any(self._changes(each, at) for each in leaves_of((call.args, call.kwargs)))
         if not self._same_numbers(call, at):
             return False
-        found = made_again(call, at, self.axes_of)
+        found = self._again(call, at)
         if found is None:
             return False
         if found[1] and id(call) not in self._fractions:
-            whole = made_again(call, self.whole, self.axes_of)
+            whole = self._again(call, self.whole)
             self._fractions[id(call)] = found[1] if whole is None else whole[1]
         if found[1] != self._fractions.get(id(call), []):
             return False  # torch's own code takes a number from sizes, such as a scale

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
@@ -38,6 +39,11 @@ class Reading:
         except Exception:  # noqa: BLE001  (the user's code may raise anything when its numbers are of another type)
             return None
 
+    @property
+    def was_asked(self) -> bool:
+        """Whether the meanings are at hand."""
+        return "meanings" in vars(self)
+
     @cached_property
     def meanings(self) -> Meanings:
         """What attributes mean that hold one of several equal sizes; empty where that can't be told."""
@@ -63,14 +69,17 @@ def understood(code: Code) -> Code:
 
 
 def _understand(code: Code, modules: dict[str, list[Attribute]], demands: list[Demand]) -> None:
+    known: dict[Any, tuple[int, ...]] = {}
     for attributes in modules.values():
         arbitrary = drawn(Ties(sizes=code.sizes), 0)
         near = sorted(set().union(*(code.depends(each) for each in attributes)))[:MOST_APART]
-        samples = [arbitrary, *({leaf: arbitrary[leaf]} for leaf in near)]
-        readings = {each: found for each in attributes if len(found := _readings(code, each, samples)) > 1}
+        samples = [At(code, widths) for widths in (arbitrary, *({leaf: arbitrary[leaf]} for leaf in near))]
+        readings = {each: found for each in attributes if len(found := _readings(each, samples)) > 1}
         if readings:
             reading = [each for each in demands if each.attributes & readings.keys()]
-            _choose(code, readings, reading, [*samples, *_together(code, near, reading)])
+            samples += [At(code, widths) for widths in _together(code, near, reading)]
+            alike = tuple((each.name, each.value, len(found)) for each, found in readings.items())
+            known[alike] = _choose(code, readings, reading, samples, known.get(alike, ()))
 
 
 def _together(code: Code, near: list[int], demands: list[Demand]) -> list[dict[int, int]]:
@@ -84,9 +93,9 @@ def _together(code: Code, near: list[int], demands: list[Demand]) -> list[dict[i
     return list(itertools.islice(found, MOST_TOGETHER))
 
 
-def _readings(code: Code, attribute: Attribute, samples: list[dict[int, int]]) -> list[Meaning]:
+def _readings(attribute: Attribute, samples: list[At]) -> list[Meaning]:
     """What an attribute may mean: printed arguments that are not the same at all of the samples."""
-    sizes = [At(code, widths).printed(attribute.paths) for widths in samples]
+    sizes = [at.printed(attribute.paths) for at in samples]
     apart: dict[tuple[int, ...], Meaning] = {}
     for meaning in possible_meanings(sizes[0], attribute.value):
         apart.setdefault(tuple(meant(found, meaning) for found in sizes), meaning)
@@ -94,21 +103,27 @@ def _readings(code: Code, attribute: Attribute, samples: list[dict[int, int]]) -
 
 
 def _choose(
-    code: Code, readings: dict[Attribute, list[Meaning]], demands: list[Demand], samples: list[dict[int, int]]
-) -> None:
+    code: Code, readings: dict[Attribute, list[Meaning]], demands: list[Demand], samples: list[At],
+    known: tuple[int, ...],
+) -> tuple[int, ...]:
     """Give attributes the meanings with which the most demands are met; none where that is as good.
 
-    Those at the widths where most are met count first: at others, the code may not run whatever they mean.
+    Those at the widths where most are met count first: at others, the code may not run whatever they mean. Returns
+    which of the meanings these are, by their places; empty for none. Those that are `known` of an equal layer are
+    tried before others, and taken where all demands are met.
     """
-    most, best = (-1, -1), code.meanings
+    most, best, taken = (-1, -1), code.meanings, ()
+    before, all_met = code.meanings, len(samples) * len(demands)
     keys = [(each.module, each.name) for each in readings]
-    choices = itertools.islice(itertools.product(*readings.values()), MOST_READINGS)
-    for choice in (None, *choices):
-        tried = best if choice is None else {**best, **dict(zip(keys, choice, strict=True))}
-        code.meanings = tried
-        counts = [len(demands) - len(code.unmet(demands, At(code, widths))) for widths in samples]
-        if (max(counts), sum(counts)) > most:
-            most, best = (max(counts), sum(counts)), tried
-        if most[1] == len(samples) * len(demands):
+    choices = itertools.islice(itertools.product(*(range(len(each)) for each in readings.values())), MOST_READINGS)
+    for number, choice in enumerate((*([known] if known else ()), (), *choices)):
+        found = (each[place] for each, place in zip(readings.values(), choice, strict=False))
+        code.meanings = {**before, **dict(zip(keys, found, strict=False))}
+        counts = [len(demands) - len(code.unmet(demands, at)) for at in samples]
+        early = bool(known) and number == 0 and sum(counts) < all_met
+        if not early and (max(counts), sum(counts)) > most:
+            most, best, taken = (max(counts), sum(counts)), code.meanings, choice
+        if most[1] == all_met:
             break
     code.meanings = best
+    return taken

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from surgeon.frontend.trace import Graph, Inputs, batched, refuse_unfit, skeleto
 from surgeon.groups.coupling import Groups
 from surgeon.rules import Kept, where
 from surgeon.support.process_wide import uncollected
-from surgeon.surgery.attributes import NAMED_ALIKE, module_path
+from surgeon.surgery.attributes import NAMED_ALIKE, Renumbered, module_path
 from surgeon.surgery.canonical import Stream, alike_but_for_sizes, difference
 from surgeon.surgery.elsewhere import used_beyond
 from surgeon.surgery.follow import follow_tensors
@@ -73,20 +74,35 @@ class Operation:
         return self.paired[1]
 
 
-@dataclass(frozen=True)
 class _Prediction:
     """What the smaller model must be: its tensors, and each operator of the original graph as it is called now.
 
-    `calls` is what these operators call in their turn; None where recording does not tell, or is not wanted. `faults`
-    keeps for what a recording raised why the candidate does not run; empty where it runs on real tensors.
+    `faults` keeps for what a recording raised why the candidate does not run; empty where it runs on real tensors.
+
+    Raises SurgeryError where the rewritten graph is asked for, and does not have the shapes that its axes predict.
     """
 
-    rung: Rung
-    copies: Mapping[fx.Node, fx.Node]
-    tensors: Mapping[str, Tensor]
-    stand: Stand
-    calls: Predicted | None
-    faults: dict[str, str] = field(default_factory=dict)
+    def __init__(self, rung: Rung, retrace: bool) -> None:
+        self.rung, self.retrace = rung, retrace
+        self.tensors = slim_tensors(rung.groups, rung.kept)
+        self.stand = Stand()
+        self.faults: dict[str, str] = {}
+
+    @cached_property
+    def copies(self) -> Mapping[fx.Node, fx.Node]:
+        """The operators of the smaller graph by those of the original one."""
+        return self._made[0]
+
+    @cached_property
+    def calls(self) -> Predicted | None:
+        """What these operators call in their turn; None where recording does not tell, or is not wanted."""
+        return None if self.retrace else self._made[1]
+
+    @cached_property
+    def _made(self) -> tuple[Mapping[fx.Node, fx.Node], Predicted | None]:
+        groups, kept = self.rung.groups, self.rung.kept
+        _, copies = slim_graph(groups, kept)
+        return copies, check_shapes(groups, kept, copies, self.tensors, self.stand)
 
 
 def operate(
@@ -120,7 +136,7 @@ def _operate(
     rungs = _Rungs(model, groups, keep, sizes) if sizes is not None else None
     if form != "graph":
         made: Operation | str = _runs_elsewhere(model, groups, sizes, rungs)
-        made = made or _in_own_class(model, _predict(Rung(groups, groups.kept(keep), sizes), retrace), reading)
+        made = made or _in_own_class(model, _Prediction(Rung(groups, groups.kept(keep), sizes), retrace), reading)
         if isinstance(made, Operation):
             return made
         reason = made
@@ -189,15 +205,6 @@ def _at_second_size(model: nn.Module, made: Operation) -> SecondSize | None:
     return certify_second(model, made.module, rung.groups, rung.kept, rung.sizes, whole=False, symbolic=rung.proved)
 
 
-def _predict(rung: Rung, retrace: bool) -> _Prediction:
-    groups, kept = rung.groups, rung.kept
-    _, copies = slim_graph(groups, kept)
-    tensors = slim_tensors(groups, kept)
-    stand = Stand()
-    calls = check_shapes(groups, kept, copies, tensors, stand)
-    return _Prediction(rung, copies, tensors, stand, None if retrace else calls)
-
-
 def _as_graph(model: nn.Module, rung: Rung, retrace: bool, reason: str) -> Operation:
     for node in rung.groups.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "surgeon":
@@ -205,7 +212,7 @@ def _as_graph(model: nn.Module, rung: Rung, retrace: bool, reason: str) -> Opera
                 f"{type(model).__name__} can't be made a graph, since {where(node)} stands for what no graph holds, "
                 f"such as packed sequences; and not in its own class: {reason}"
             )
-    predicted = _predict(rung, retrace)
+    predicted = _Prediction(rung, retrace)
     module = as_graph(model, rung.groups, rung.kept, predicted.tensors)
     if rung.sizes is not None:
         check_on_entry(module, rung.sizes, rung.conditions)
@@ -222,16 +229,26 @@ def _in_own_class(model: nn.Module, predicted: _Prediction, reading: Reading) ->
     Where several sizes of a module were equal, which of them an attribute is may have to be found out.
     """
     groups, kept = predicted.rung.groups, predicted.rung.kept
-    candidate, renumbered = own_class(model, groups, kept, predicted.tensors)
-    found = _train_only(candidate, groups) or _hold(candidate, predicted)
-    if isinstance(found, str) and renumbered.doubts:
-        meanings = {key: meaning for key, meaning in reading.meanings.items() if key in renumbered.doubts}
-        if meanings:
-            candidate, renumbered = own_class(model, groups, kept, predicted.tensors, meanings)
-            again = _train_only(candidate, groups) or _hold(candidate, predicted)
-            found = found if isinstance(again, str) else again
-    if isinstance(found, str):
-        return found
+    plain = own_class(model, groups, kept, predicted.tensors)
+
+    def understood() -> tuple[nn.Module, Renumbered] | None:
+        meanings = {key: meaning for key, meaning in reading.meanings.items() if key in plain[1].doubts}
+        return own_class(model, groups, kept, predicted.tensors, meanings) if meanings else None
+
+    tries: list[Callable[[], tuple[nn.Module, Renumbered] | None]] = [lambda: plain]
+    if plain[1].doubts:
+        tries.insert(0 if reading.was_asked else 1, understood)
+    failed = ""
+    for made in tries:
+        if (made_so := made()) is None:
+            continue
+        candidate, renumbered = made_so
+        found = _train_only(candidate, groups) or _hold(candidate, predicted)
+        if not isinstance(found, str):
+            break
+        failed = failed or found
+    else:
+        return failed
     _copy_modes(model, candidate)
     reason, rung = "sizes rewritten on its modules", predicted.rung
     return Operation(candidate, "module", reason, *found, rung, renumbered=renumbered.changes)
@@ -239,8 +256,8 @@ def _in_own_class(model: nn.Module, predicted: _Prediction, reading: Reading) ->
 
 def _hold(candidate: nn.Module, predicted: _Prediction) -> tuple[Paired, bool] | str:
     """The candidate's own graph and whether it is recorded, if the candidate is the predicted one; or why it is not."""
-    groups, want = predicted.rung.groups, predicted.calls
-    if want is not None:
+    groups = predicted.rung.groups
+    if not predicted.retrace:
         calls: Stream | None = None
         try:
             calls = record(skeleton(candidate).eval(), groups.graph.inputs, predicted.stand)
@@ -254,14 +271,15 @@ def _hold(candidate: nn.Module, predicted: _Prediction) -> tuple[Paired, bool] |
                     predicted.faults[said] = _does_not_run(unfit)
             if predicted.faults[said]:
                 return predicted.faults[said]
-        unlike = difference(want.stream, calls) if calls is not None else None
-        if unlike is not None and unlike.by_shape:
-            return f"{where(want.origin(unlike.call))}{unlike.words}"  # other calls may be the same ones in a graph
-        if calls is not None and unlike is None:
-            inputs, calls = _one_sample(candidate, predicted, calls)
-            paired = replay(groups, inputs, predicted.tensors, want, calls)
-            if paired is not None:
-                return paired, True
+        if calls is not None and (want := predicted.calls) is not None:
+            unlike = difference(want.stream, calls)
+            if unlike is None:
+                inputs, calls = _one_sample(candidate, predicted, calls)
+                paired = replay(groups, inputs, predicted.tensors, want, calls)
+                if paired is not None:
+                    return paired, True
+            elif unlike.by_shape:
+                return f"{where(want.origin(unlike.call))}{unlike.words}"  # other calls may be the same ones in a graph
     found = _retrace(candidate, groups, predicted.copies)
     return found if isinstance(found, str) else (found, False)
 

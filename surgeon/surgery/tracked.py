@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -253,12 +253,12 @@ class Watch(TorchFunctionMode):
         return found
 
 
-def evaluated(arguments: Any, at: Any, operands: Mapping[int, Tensor]) -> Any:
-    """Arguments of a call with its numbers at other widths, and `operands` for its tensors, by their ids."""
+def evaluated(arguments: Any, at: Any, operand: Callable[[Operand], Any]) -> Any:
+    """Arguments of a call with its numbers at other widths, and `operand` of each of its tensors."""
 
     def new(leaf: Any) -> Any:
         if isinstance(leaf, Operand):
-            return operands[id(leaf)]
+            return operand(leaf)
         return formula_of(leaf)(at) if isinstance(leaf, Tracked | TrackedFloat) else leaf
 
     return mapped(arguments, new)

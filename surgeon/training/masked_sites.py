@@ -19,8 +19,10 @@ from surgeon.ir.axes import Axis
 from surgeon.rules import Axes, Kept, arguments, where
 from surgeon.surgery.attributes import module_call, module_path
 from surgeon.training.masked_statistics import Interceptor, Site, operator_name
-from surgeon.verification.check import checked_inputs, is_zero, with_zeros
+from surgeon.verification.check import checked_inputs
+from surgeon.verification.masks import with_zeros
 from surgeon.verification.reference import STATISTICS
+from surgeon.verification.zeroed import is_zero
 
 
 def kept_mask(axes: Axes, kept: Kept) -> Tensor:
@@ -92,7 +94,9 @@ def _sites(groups: Groups, kept: Kept) -> tuple[dict[fx.Node, Site], list[str]]:
                     found[node] = _site(groups, kept, node, STATISTICS[name][0], typed.reduced, statistic=True)
                 else:
                     notes.append(f"{where(node)}: {name} has no formula over kept units only")
-            elif lost and not any(is_zero(groups, kept, operand, lost, run) for operand in node.all_input_nodes):
+            elif lost and not any(
+                is_zero(groups, kept, operand, lost, run.value(operand)) for operand in node.all_input_nodes
+            ):
                 operand = _operand(groups, node, lost)
                 if operand is None:
                     notes.append(f"{where(node)}: it sums over masked units that are not zero")

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, fx
 
 from surgeon.errors import InvalidModel, NotEquivalent
 from surgeon.frontend.trace import Graph
 from surgeon.groups.coupling import Groups
-from surgeon.groups.gains import Balance, erasable, evaluate, rescaled
+from surgeon.groups.gains import Balance, evaluate, rescaled
 from surgeon.groups.interpreter import Interpreter, double, precisely
-from surgeon.ir.axes import Axis
-from surgeon.rules import Axes, Kept, arguments, is_random, where
+from surgeon.rules import Kept, arguments, is_random, where
 from surgeon.verification.certificate import Certificate
+from surgeon.verification.masks import gathered, is_masked, masked, removed, without_removed
 from surgeon.verification.reference import STATISTICS
+from surgeon.verification.zeroed import Zeroed
 
 TOLERANCE = 1e-9
 #: By how many roundings a rescaled tensor may be off.
@@ -38,24 +38,22 @@ def certify(
         InvalidModel: an output holds NaN, of which nothing can be proved.
     """
     inputs = checked_inputs(slim)
-    deviation, worst, count, results = _node_by_node(groups, kept, slim, pairs, inputs, tolerance)
+    statistics = groups.reductions(kept)
+    full = Interpreter(groups.graph, inputs, parameter=without_removed(groups, kept), precision=double)
+    zeroed = None if statistics else Zeroed(groups, kept, inputs, full)
+    deviation, worst, count, results = _node_by_node(full, zeroed, groups, kept, slim, pairs, inputs, tolerance)
     for position, (full, _) in enumerate(results):
         if full.is_floating_point() and full.isnan().any():
             raise InvalidModel(
                 f"output {position} of the model holds NaN on the example inputs, so nothing can be proved of it; "
                 "pass example_inputs= on which the model gives numbers"
             )
-    statistics = groups.reductions(kept)
     names = tuple(dict.fromkeys(f"{where(n)} over {axis.size} -> {kept.width(axis)}" for n, axis in statistics))
     per_output = tuple(relative(a, b) for a, b in results)
-    reason = "statistics are taken over the kept units only" if statistics else ""
+    reason = "statistics are taken over the kept units only" if zeroed is None else zeroed.reason
     whole: float | None = None
-    if not reason:
-        zeroed = _with_zeroed_parameters(groups, kept, inputs)
-        if isinstance(zeroed, str):
-            reason = zeroed
-        else:
-            whole = max((relative(z, b) for z, (_, b) in zip(zeroed, results, strict=True)), default=0.0)
+    if zeroed is not None and not reason:
+        whole = max((relative(z, b) for z, (_, b) in zip(zeroed.outputs, results, strict=True)), default=0.0)
     if whole is not None and whole > tolerance:
         raise NotEquivalent(
             f"the original with its removed units' parameters set to zero differs from the smaller model by "
@@ -83,9 +81,9 @@ def varied(inputs: Any) -> Any:
 
 
 def _node_by_node(
-    groups: Groups, kept: Kept, slim: Graph, pairs: Mapping[fx.Node, fx.Node], inputs: Any, tolerance: float
+    full: Interpreter, zeroed: Zeroed | None, groups: Groups, kept: Kept, slim: Graph,
+    pairs: Mapping[fx.Node, fx.Node], inputs: Any, tolerance: float,
 ) -> tuple[float, str, int, list[tuple[Tensor, Tensor]]]:
-    full = Interpreter(groups.graph, inputs, parameter=without_removed(groups, kept), precision=double)
     small = Interpreter(slim, inputs, precision=double)
     balanced = {balance.node: balance for balance in groups.gains.values()}
     remaining = iter(small)
@@ -95,9 +93,18 @@ def _node_by_node(
     with precisely():
         for node in full:
             if node.op == "output":
-                results = list(zip(full.compute(node), _advance(small, remaining, passed, slim.output), strict=True))
+                outputs = full.compute(node)
+                results = list(zip(outputs, _advance(small, remaining, passed, slim.output), strict=True))
+                if zeroed is not None:
+                    zeroed.follow(node, outputs, outputs)
                 break
-            value = masked(groups, kept, node, reference(groups, kept, node, full), full)
+            computed = reference(groups, kept, node, full)
+            if zeroed is None or not zeroed.shares(node):
+                value = masked(groups, kept, node, computed, full)
+            else:
+                value = computed if is_masked(groups, kept, node, computed) else masked(groups, kept, node, computed)
+            if zeroed is not None:
+                zeroed.follow(node, computed, value)
             if node in balanced:
                 _hold_weights(groups, kept, node, value, balanced[node])
             full.set(node, value)
@@ -176,71 +183,6 @@ def reference(groups: Groups, kept: Kept, node: fx.Node, run: Interpreter) -> An
     return formula(values, mask)
 
 
-def removed(kept: Kept, axis: Axis, value: Tensor, dim: int) -> Tensor:
-    """The positions of `axis` that are gone of a value that has it as its axis `dim`."""
-    gone = torch.ones(value.shape[dim], dtype=torch.bool)
-    gone[torch.as_tensor(kept.positions_among(axis, value.shape[dim]))] = False
-    return gone.nonzero().flatten().to(value.device)
-
-
-def masked(groups: Groups, kept: Kept, node: fx.Node, value: Any, run: Interpreter | None = None) -> Any:
-    """`value` with zeros at the removed positions of each of its axes.
-
-    A tensor that `run` has just computed is written into, unless it is in the memory of an operand.
-    """
-    axes = groups.axes[node]
-    if isinstance(value, Tensor):
-        own = run is not None and node.op == "call_function" and _apart(value, run.operands(node).values())
-        return with_zeros(value, axes, kept, own) if isinstance(axes, tuple) else value
-    if isinstance(value, tuple | list) and isinstance(axes, list):
-        pairs = zip(value, axes, strict=False)
-        return [with_zeros(v, a, kept) if isinstance(v, Tensor) else v for v, a in pairs]
-    return value
-
-
-def _apart(value: Tensor, others: Iterable[Any]) -> bool:
-    """Whether no part of a tensor stands twice in its memory, and none of `others` is in it."""
-    memory = value.untyped_storage().data_ptr()
-    tensors = [other for other in pytree.tree_leaves(list(others)) if isinstance(other, Tensor)]
-    return value.is_contiguous() and all(other.untyped_storage().data_ptr() != memory for other in tensors)
-
-
-def with_zeros(value: Tensor, axes: Axes, kept: Kept, own: bool = False) -> Tensor:
-    """`value` with zeros at the removed positions; written into it if it is `own`, else into a copy."""
-    for dim, axis in enumerate(axes):
-        if kept.changed(axis):
-            gone = removed(kept, axis, value, dim)
-            value = value.index_fill_(dim, gone, 0) if own else value.index_fill(dim, gone, 0)
-            own = True
-    return value
-
-
-def without_removed(groups: Groups, kept: Kept, parameters_only: bool = False) -> Callable[[str, Tensor], Tensor]:
-    """What gives each tensor of the model, by name, as it is without the removed units: zero there.
-
-    What makes up for norms of weights is rescaled. With `parameters_only`, other tensors are left alone but for that.
-    """
-    new, axes, canonical = rescaled(groups, kept), erasable(groups), groups.graph.canonical
-
-    def change(name: str, value: Tensor) -> Tensor:
-        if canonical[name] in new:
-            value = new[canonical[name]].to(value)
-        elif parameters_only and not isinstance(groups.graph.tensor(name), nn.Parameter):
-            return value
-        return with_zeros(value, axes[name], kept)
-
-    return change
-
-
-def gathered(value: Tensor, axes: Axes, kept: Kept) -> Tensor:
-    """`value` at its kept positions."""
-    for dim, axis in enumerate(axes):
-        if kept.changed(axis):
-            places = kept.positions_among(axis, value.shape[dim])
-            value = value.index_select(dim, torch.as_tensor(places, device=value.device))
-    return value
-
-
 def _same_draw(groups: Groups, kept: Kept, node: fx.Node, full: Any, small: Any) -> Any:
     """What was drawn at full size, at its kept positions, in place of what was drawn at the smaller size."""
     axes = groups.axes[node]
@@ -285,37 +227,3 @@ def relative(a: Tensor, b: Tensor) -> float:
     if largest != largest:
         return float("inf")
     return largest / float(scale) if scale > 0 else (0.0 if largest == 0 else float("inf"))
-
-
-def _with_zeroed_parameters(groups: Groups, kept: Kept, inputs: Any) -> list[Tensor] | str:
-    """The outputs of the original whose removed units have parameters of zero; buffers are left alone.
-
-    That removes a unit where its consumers are parameters. Where something else sums over it, it must be zero there:
-    if it is not, because an operator made a constant of it, the reason why this check does not apply is returned.
-    """
-
-    zeroing = without_removed(groups, kept, parameters_only=True)
-    run = Interpreter(groups.graph, inputs, parameter=zeroing, precision=double)
-    value: Any = None
-    with precisely():
-        for node in run:
-            lost = [axis for axis in groups.typed[node].contracted if kept.changed(axis)]
-            if lost and not any(is_zero(groups, kept, operand, lost, run) for operand in node.all_input_nodes):
-                return f"{where(node)} sums over removed units that are constant but not zero"
-            value = run.compute(node)
-    if any(output.isnan().any() for output in value if output.is_floating_point()):
-        return "the zeros that stand for removed units become NaN, as 0 / 0 does"
-    return list(value)
-
-
-def is_zero(groups: Groups, kept: Kept, operand: fx.Node, lost: list[Axis], run: Interpreter) -> bool:
-    """Whether an operand is zero at the removed positions of one of the axes."""
-    axes, value = groups.axes[operand], run.value(operand)
-    if not isinstance(axes, tuple) or not isinstance(value, Tensor):
-        return False
-    wanted = [groups.space.resolve(axis) for axis in lost]
-    return any(
-        not value.index_select(dim, removed(kept, axis, value, dim)).any()
-        for dim, axis in enumerate(axes)
-        if groups.space.resolve(axis) in wanted
-    )

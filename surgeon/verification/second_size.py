@@ -19,7 +19,8 @@ from surgeon.groups.interpreter import Interpreter, double, precisely
 from surgeon.ir.fingerprint import named_tensors
 from surgeon.rules import Kept, is_random, where
 from surgeon.verification.certificate import SecondSize
-from surgeon.verification.check import masked, reference, relative, varied, without_removed
+from surgeon.verification.check import reference, relative, varied
+from surgeon.verification.masks import masked, without_removed
 
 #: The largest relative deviation at double precision: code that names single precision rounds to it in between.
 ROUNDED = 1e-5
