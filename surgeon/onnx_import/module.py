@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,10 +60,13 @@ class OnnxModel(nn.Module):
         self.operators = body
         self.source = source
 
-    def put(self, name: str, tensor: Tensor, *, buffer: bool) -> str:
-        """Add a parameter or buffer under a name of the file, or one like it; returns the name that it has here."""
+    def put(self, name: str, tensor: Tensor, *, buffer: bool, called: str = "") -> str:
+        """Add a parameter or buffer under a name of the file, or one like it; returns the name that it has here.
+
+        `called` is the name of the tensor in the file that the value `name` is made of, where that is another.
+        """
         holder: nn.Module = self
-        *parts, last = path_of(name)
+        *parts, last = path_of(called or name)
         found: list[str] = []
         for part in parts:
             found.append(_free(holder, part, Holder))
@@ -76,7 +80,7 @@ class OnnxModel(nn.Module):
             holder.register_parameter(found[-1], nn.Parameter(tensor))
             self._precision = self._precision or tensor.dtype
         self._weights[name] = tuple(found)
-        self.initializers[".".join(found)] = name
+        self.initializers[".".join(found)] = called or name
         return ".".join(found)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -160,7 +164,7 @@ def path_of(name: str) -> list[str]:
 
 def _free(holder: nn.Module, name: str, kind: type[nn.Module] | None) -> str:
     """A name that means nothing else to a module, or to the graph that a smaller one may be."""
-    while (hasattr(holder, name) or hasattr(fx.GraphModule, name) or name == "meta") and not (
+    while (hasattr(holder, name) or hasattr(fx.GraphModule, name) or name == "meta" or keyword.iskeyword(name)) and not (
         kind is not None and isinstance(holder._modules.get(name), kind)
     ):
         name += "_"
