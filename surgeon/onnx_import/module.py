@@ -164,9 +164,9 @@ def path_of(name: str) -> list[str]:
 
 def _free(holder: nn.Module, name: str, kind: type[nn.Module] | None) -> str:
     """A name that means nothing else to a module, or to the graph that a smaller one may be."""
-    while (hasattr(holder, name) or hasattr(fx.GraphModule, name) or name == "meta" or keyword.iskeyword(name)) and not (
-        kind is not None and isinstance(holder._modules.get(name), kind)
-    ):
+    while (
+        hasattr(holder, name) or hasattr(fx.GraphModule, name) or name == "meta" or keyword.iskeyword(name)
+    ) and not (kind is not None and isinstance(holder._modules.get(name), kind)):
         name += "_"
     return name
 

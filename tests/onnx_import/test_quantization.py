@@ -1,4 +1,4 @@
-"""Files of integers and their scales, and files in half precision: equal to onnxruntime, trained and cut as any other."""
+"""Files of integers and their scales, and files in half precision: equal to onnxruntime, cut as any other."""
 
 from __future__ import annotations
 
