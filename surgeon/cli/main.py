@@ -16,13 +16,17 @@ from surgeon.cli.device import bench, kit, profile, quantize, report
 from surgeon.cli.export import export
 from surgeon.cli.options import (
     Ignore,
+    Layout,
+    Mean,
     NeededData,
     Out,
     Pretrained,
+    Resize,
     Samples,
     Seed,
     Shape,
     Spec,
+    Std,
     Threads,
     load,
     load_slim,
@@ -116,6 +120,10 @@ def shrink(
     pretrained: Pretrained = False,
     shape: Shape = None,
     bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure the speed-up.")] = True,
+    mean: Mean = None,
+    std: Std = None,
+    layout: Layout = None,
+    resize: Resize = None,
     **options: Any,
 ) -> None:
     """Write base.onnx, slim.onnx, plan.json, weights.safetensors and report.json to a folder."""
@@ -125,7 +133,7 @@ def shrink(
     Options.of(**options)  # invalid options fail before the model is loaded
     with collect() as seconds, replace_many(out) as scratch:
         model, inputs = load(spec, shape or [], pretrained, options["seed"])
-        options["data"] = batches.fitting(options["data"], model)
+        options["data"] = batches.fitting(options["data"], model, mean, std, layout, resize)
         slim, report = surgeon.shrink(model, example_inputs=inputs, return_report=True, **options)
         with stage("save"):
             surgeon.save(slim, scratch)
@@ -155,6 +163,10 @@ def recover(
     shape: Shape = None,
     pretrained: Pretrained = False,
     seed: Seed = 0,
+    mean: Mean = None,
+    std: Std = None,
+    layout: Layout = None,
+    resize: Resize = None,
 ) -> None:
     """Fit the remaining layers to make up for what a plan removed, from unlabeled inputs.
 
@@ -163,9 +175,9 @@ def recover(
     with replace_many(out) as scratch:
         model, inputs = load(spec, shape or [], pretrained, seed)
         slim, plan = load_slim(folder, model)
+        given = batches.fitting(batches.read(data), model, mean, std, layout, resize)
         better, report = surgeon.recover(
-            model, slim, plan, batches.fitting(batches.read(data), model), samples=samples, example_inputs=inputs,
-            return_report=True,
+            model, slim, plan, given, samples=samples, example_inputs=inputs, return_report=True
         )
         surgeon.save(better, scratch, plan)
         found = _with_report(better, inputs, scratch, out, "surgeon-recovery", recovery=report)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import keyword
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +16,9 @@ from surgeon.errors import InvalidInputs
 from surgeon.onnx_import.running import Body, Operator, Scope
 from surgeon.onnx_import.source import Source
 from surgeon.onnx_import.values import Numbers, as_tensor, of_precision
+
+if TYPE_CHECKING:
+    from surgeon.onnx_import.feeds import Feeds
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,24 @@ class OnnxModel(nn.Module):
     def feeds(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
         """Inputs by the file's names, such as those of a .npz file, as keyword inputs of this module."""
         return {port.parameter: torch.as_tensor(arrays[port.name]) for port in self.inputs if port.name in arrays}
+
+    def batches(
+        self, place: str | os.PathLike[str], *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+        layout: str | None = None, resize: tuple[int, int] | None = None,
+    ) -> Feeds:
+        """Batches of inputs from disk, for `data=` of all that takes data.
+
+        `place` is a file of arrays by the file's names of inputs (.npz, .safetensors, .npy), a folder of them, or one
+        of pictures. Those are resized to `resize`, height and width, where the file leaves these free, and normalized:
+        (pixel / 255 - mean) / std. `layout`, NCHW or NHWC, is told where the shape of the input does not tell it.
+
+        Raises:
+            InvalidArgument: nothing is there, or it does not fit the file, or more has to be told.
+        """
+        from surgeon.onnx_import.feeds import Feeds, Pixels
+
+        pixels = Pixels(None if mean is None else tuple(mean), None if std is None else tuple(std), layout, resize)
+        return Feeds("place", place, self, pixels)
 
     @property
     def dummy_inputs(self) -> dict[str, Tensor]:
