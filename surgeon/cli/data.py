@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import InvalidArgument
+from surgeon.frontend.parameters import MADE
 
 
 def read(spec: str) -> Any:
@@ -43,15 +44,40 @@ def _imported(package: str, name: str) -> Any:
     return found
 
 
-def fitting(data: Any, model: Any) -> Any:
-    """The inputs that are in files, in batches of the size that a model of an ONNX file fixes; other data as they are.
+def fitting(
+    data: Any, model: Any, mean: str | None = None, std: str | None = None, layout: str | None = None,
+    resize: str | None = None,
+) -> Any:
+    """The inputs that are on disk, as a model of an ONNX file takes them; other data as they are.
+
+    The other arguments are those of the command, for pictures.
 
     Raises:
-        InvalidArgument: they can't be read.
+        InvalidArgument: they can't be read, or something is told of pictures where there are none.
     """
+    told = {"mean": mean, "std": std, "layout": layout, "resize": resize}
+    given = [name for name, value in told.items() if value is not None]
     ports = getattr(model, "inputs", None)
-    if not isinstance(data, str) or not data.endswith((".npy", ".npz", ".safetensors")) or not isinstance(ports, tuple):
+    if not isinstance(data, str) or data in MADE or not isinstance(ports, tuple) or not Path(data).exists():
+        if given:
+            raise InvalidArgument(f"--{given[0]} is for a folder of pictures as --data of an ONNX file alone")
         return data
-    from surgeon.onnx_import.feeds import Feeds
+    from surgeon.cli.options import sizes_of
+    from surgeon.onnx_import.feeds import Feeds, Pixels
 
-    return Feeds("data", data, model)
+    size = None if resize is None else sizes_of(resize, "--resize")
+    if size is not None and len(size) != 2:
+        raise InvalidArgument(f"--resize {resize!r}: give height and width, such as 224,224")
+    pixels = Pixels(
+        _numbers("mean", mean), _numbers("std", std), layout, None if size is None else (size[0], size[1])
+    )
+    return Feeds("data", data, model, pixels)
+
+
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InvalidArgument(f"--{name} {text!r}: give a number, or one for each channel") from error

@@ -16,13 +16,17 @@ from surgeon.cli.device import bench, kit, profile, quantize, report
 from surgeon.cli.export import export
 from surgeon.cli.options import (
     Ignore,
+    Layout,
+    Mean,
     NeededData,
     Out,
     Pretrained,
+    Resize,
     Samples,
     Seed,
     Shape,
     Spec,
+    Std,
     Threads,
     load,
     load_slim,
@@ -115,6 +119,10 @@ def recover(
     shape: Shape = None,
     pretrained: Pretrained = False,
     seed: Seed = 0,
+    mean: Mean = None,
+    std: Std = None,
+    layout: Layout = None,
+    resize: Resize = None,
 ) -> None:
     """Fit the remaining layers to make up for what a plan removed, from unlabeled inputs.
 
@@ -123,9 +131,9 @@ def recover(
     with replace_many(out) as scratch:
         model, inputs = load(spec, shape or [], pretrained, seed)
         slim, plan = load_slim(folder, model)
+        given = batches.fitting(batches.read(data), model, mean, std, layout, resize)
         better, report = surgeon.recover(
-            model, slim, plan, batches.fitting(batches.read(data), model), samples=samples, example_inputs=inputs,
-            return_report=True,
+            model, slim, plan, given, samples=samples, example_inputs=inputs, return_report=True
         )
         surgeon.save(better, scratch, plan)
         found = _with_report(better, inputs, scratch, out, "surgeon-recovery", recovery=report)

@@ -58,6 +58,17 @@ _DATA = typer.Option(
 )
 Data = Annotated[str | None, _DATA]
 NeededData = Annotated[str, _DATA]
+Mean = Annotated[
+    str | None,
+    typer.Option(metavar="M[,M,M]", help="For pictures as --data of an ONNX file: the mean of pixels from 0 to 1."),
+]
+Std = Annotated[str | None, typer.Option(metavar="S[,S,S]", help="Their standard deviation, that they are divided by.")]
+Layout = Annotated[
+    str | None, typer.Option(metavar="NCHW|NHWC", help="Their layout, where the shape of the input does not tell it.")
+]
+Resize = Annotated[
+    str | None, typer.Option(metavar="H,W", help="What they are resized to, where the file leaves that free.")
+]
 Samples = Annotated[int, _told("samples")]
 Ignore = Annotated[
     list[str] | None,
@@ -170,13 +181,13 @@ def load_slim(folder: Path, model: nn.Module) -> tuple[nn.Module, Plan]:
     return slim, plan
 
 
-def sizes_of(text: str) -> list[int]:
+def sizes_of(text: str, option: str = "--shape") -> list[int]:
     try:
         sizes = [int(part) for part in text.replace("x", ",").split(",")]
     except ValueError:
         sizes = []
     if not sizes or min(sizes) < 1:
-        raise InvalidArgument(f"--shape {text!r} is not a shape; give positive sizes, such as 1,3,224,224")
+        raise InvalidArgument(f"{option} {text!r} is not a shape; give positive sizes, such as 1,3,224,224")
     return sizes
 
 

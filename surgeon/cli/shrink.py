@@ -11,7 +11,18 @@ import typer
 import surgeon
 from surgeon.cli import data as batches
 from surgeon.cli.onnx_file import feeds_of
-from surgeon.cli.options import Pretrained, Shape, Spec, load, show, with_options
+from surgeon.cli.options import (
+    Layout,
+    Mean,
+    Pretrained,
+    Resize,
+    Shape,
+    Spec,
+    Std,
+    load,
+    show,
+    with_options,
+)
 from surgeon.errors import BenchmarkError
 from surgeon.pipeline.options import Options
 from surgeon.support.files import replace_beside, replace_many
@@ -35,6 +46,10 @@ def shrink(
     pretrained: Pretrained = False,
     shape: Shape = None,
     bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure the speed-up.")] = True,
+    mean: Mean = None,
+    std: Std = None,
+    layout: Layout = None,
+    resize: Resize = None,
     force: Annotated[bool, typer.Option("--force", help="Write FILE.onnx even if it is not faster.")] = False,
     **options: Any,
 ) -> None:
@@ -47,7 +62,7 @@ def shrink(
     replaced = replace_beside if to_file else replace_many
     with collect() as seconds, replaced(out) as scratch, temporary_folder() as aside:
         model, inputs = load(spec, shape or [], pretrained, options["seed"])
-        options["data"] = batches.fitting(options["data"], model)
+        options["data"] = batches.fitting(options["data"], model, mean, std, layout, resize)
         slim, report = surgeon.shrink(model, example_inputs=inputs, return_report=True, **options)
         if not to_file:
             with stage("save"):

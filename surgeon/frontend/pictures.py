@@ -61,9 +61,17 @@ class Pictures:
                 f"{self._name}: {self._folder} holds pictures, and the model does not tell how they are scaled and "
                 "normalized, as models of timm (by their pretrained_cfg) and of torchvision do. " + _REMEDY
             )
-        return self._batches(transform, "RGB" if shape is None else _MODES[shape[1]])
+        return self.through(transform, 3 if shape is None else shape[1])
 
-    def _batches(self, transform: Transform, mode: str) -> Iterator[Tensor]:
+    def through(self, transform: Transform, channels: int, size: int = BATCH) -> Iterator[Tensor]:
+        """Batches of `size` pictures that were opened with 1 or 3 channels, each made an input by `transform`.
+
+        As with `of`, what is no picture is skipped and counted.
+
+        Raises:
+            InvalidInputs: none of the files can be read.
+        """
+        mode = _MODES[channels]
         made: list[Tensor] = []
         bad: list[str] = []
         count = 0
@@ -76,7 +84,7 @@ class Pictures:
                     continue
                 made.append(transform(picture))
                 count += 1
-                if len(made) == BATCH:
+                if len(made) == size:
                     yield torch.stack(made)
                     made = []
             if made:

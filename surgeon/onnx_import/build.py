@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import keyword
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from surgeon.errors import InvalidModel
 from surgeon.onnx_import.module import OnnxModel, path_of
 from surgeon.onnx_import.nodes import Graph, Node
+from surgeon.onnx_import.quantization import dequantized, paired
 from surgeon.onnx_import.running import Body, Operator, Step
 from surgeon.onnx_import.table import NUMERIC, Row, row
 from surgeon.onnx_import.tensors import Constant
@@ -46,6 +48,7 @@ class Builder:
         known.update({name: Constant(name, value, next(iter(known.values())).folder if known else _HERE)
                       for name, value in fixed.items() if name in graph.inputs})
         names: set[str] = {*graph.inputs, *graph.free}
+        rounded, numbers = paired(graph), _read_as_numbers(graph)
         for node in graph.nodes:
             if node.kind == "Constant" and not node.domain and len(node.outputs) == 1:
                 known[node.outputs[0]] = _constant(node)
@@ -53,10 +56,13 @@ class Builder:
             missing = [name for name in node.inputs if name and name not in names and name not in known]
             if missing:
                 raise InvalidModel(f"{node.place} reads {missing[0]!r}, which nothing makes; the file is damaged")
-            if (found := _worked_out(node, known)) is not None:
+            if (found := _worked_out(node, known, numbers)) is not None:
                 known.update(zip(node.outputs, found, strict=False))
                 continue
-            self._add(body, node, known, path)
+            if (weight := dequantized(node, known)) is not None:
+                known[weight.name] = weight
+                continue
+            self._add(body, node, known, path, rounded)
             names.update(node.outputs)
         for name in graph.outputs:
             if name in known:
@@ -66,9 +72,12 @@ class Builder:
         _drop_what_is_done(body, {*graph.outputs})
         _note_readers(body)
 
-    def _add(self, body: Body, node: Node, known: Mapping[str, Constant], path: str) -> None:
+    def _add(self, body: Body, node: Node, known: Mapping[str, Constant], path: str, rounded: Container[str]) -> None:
         _check_attributes(node)
-        operator = Operator(node.kind, node.domain, node.opset, node.attributes, len(node.outputs), node.place)
+        operator = Operator(
+            node.kind, node.domain, node.opset, node.attributes, len(node.outputs), node.place,
+            node.outputs[0] in rounded,
+        )
         listed = row(node.domain, node.kind)
         if node.kind == "QuantizeLinear" and any(name in known and known[name].halves for name in node.inputs):
             raise InvalidModel(f"{node.place} makes integers of 4 bits, which torch has no tensors of")
@@ -99,7 +108,9 @@ class Builder:
         if constant.name not in self._put:
             trained = constant.floating and (constant.initializer or not self._trained)
             trained = trained and not (listed is not None and place in listed.buffers)
-            name = self._put[constant.name] = self._model.put(constant.name, constant.tensor(), buffer=not trained)
+            name = self._put[constant.name] = self._model.put(
+                constant.name, constant.tensor(), buffer=not trained, called=constant.of
+            )
             if isinstance(constant.held, onnx.TensorProto):
                 self.tensors[name] = constant.held
         return constant.name
@@ -155,14 +166,36 @@ def _is_number(constant: Constant, listed: Row | None, place: int) -> bool:
     return constant.count <= SMALL and not constant.dtype.is_complex
 
 
-def _worked_out(node: Node, known: Mapping[str, Constant]) -> list[Constant] | None:
-    """The outputs of an operator that only reads small constants; None for others."""
-    if node.domain or node.bodies or node.kind not in NUMERIC or not node.inputs:
+def _read_as_numbers(graph: Graph) -> set[str]:
+    """The values that nothing reads but as numbers: such as the scales of a Resize, which some files cast."""
+    as_tensors = set(graph.outputs)
+    read: set[str] = set()
+    for node in reversed(graph.nodes):
+        listed = row(node.domain, node.kind)
+        passes = _is_numeric(node) and not as_tensors.intersection(node.outputs)
+        numbers = listed.numbers if listed is not None else ()
+        read |= {name for place, name in enumerate(node.inputs) if passes or place in numbers}
+        as_tensors |= {name for place, name in enumerate(node.inputs) if not passes and place not in numbers}
+        as_tensors |= {name for body in node.bodies.values() for name in body.free}
+    return read - as_tensors
+
+
+def _is_numeric(node: Node) -> bool:
+    return not node.domain and not node.bodies and node.kind in NUMERIC and bool(node.inputs)
+
+
+def _worked_out(node: Node, known: Mapping[str, Constant], numbers: Container[str]) -> list[Constant] | None:
+    """The outputs of an operator that only reads small constants; None for others.
+
+    Floating-point ones are numbers if each is one alone, or where what is made of them is read as `numbers`.
+    """
+    if not _is_numeric(node):
         return None
     given = [known.get(name) if name else None for name in node.inputs]
     if any(name and each is None for name, each in zip(node.inputs, given, strict=True)):
         return None
-    if not all(each is None or _plain(each) for each in given):
+    floats = WORKED_OUT if all(name in numbers for name in node.outputs) else 1
+    if not all(each is None or _plain(each, floats) for each in given):
         return None
     operator = Operator(node.kind, "", node.opset, node.attributes, len(node.outputs), node.place)
     try:
@@ -176,10 +209,10 @@ def _worked_out(node: Node, known: Mapping[str, Constant]) -> list[Constant] | N
             for name, value in zip(node.outputs, made if isinstance(made, list) else [made], strict=False)]
 
 
-def _plain(constant: Constant) -> bool:
+def _plain(constant: Constant, floats: int) -> bool:
     if constant.dtype.is_complex:
         return False
-    return constant.count <= (WORKED_OUT if not constant.floating else 1)
+    return constant.count <= (floats if constant.floating else WORKED_OUT)
 
 
 def _name(body: Body, node: Node) -> str:
@@ -188,7 +221,7 @@ def _name(body: Body, node: Node) -> str:
     name = "".join(c if c.isalnum() or c == "_" else "_" for c in name).strip("_")[-80:]
     if not name or name.isdecimal():
         name = f"{path_of(node.kind)[0]}_{name or len(body.steps)}"
-    while hasattr(body, name):
+    while hasattr(body, name) or keyword.iskeyword(name):
         name += "_"
     return name
 

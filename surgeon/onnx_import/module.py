@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import keyword
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +16,9 @@ from surgeon.errors import InvalidInputs
 from surgeon.onnx_import.running import Body, Operator, Scope
 from surgeon.onnx_import.source import Source
 from surgeon.onnx_import.values import Numbers, as_tensor, of_precision
+
+if TYPE_CHECKING:
+    from surgeon.onnx_import.feeds import Feeds
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,13 @@ class OnnxModel(nn.Module):
         self.operators = body
         self.source = source
 
-    def put(self, name: str, tensor: Tensor, *, buffer: bool) -> str:
-        """Add a parameter or buffer under a name of the file, or one like it; returns the name that it has here."""
+    def put(self, name: str, tensor: Tensor, *, buffer: bool, called: str = "") -> str:
+        """Add a parameter or buffer under a name of the file, or one like it; returns the name that it has here.
+
+        `called` is the name of the tensor in the file that the value `name` is made of, where that is another.
+        """
         holder: nn.Module = self
-        *parts, last = path_of(name)
+        *parts, last = path_of(called or name)
         found: list[str] = []
         for part in parts:
             found.append(_free(holder, part, Holder))
@@ -76,7 +84,7 @@ class OnnxModel(nn.Module):
             holder.register_parameter(found[-1], nn.Parameter(tensor))
             self._precision = self._precision or tensor.dtype
         self._weights[name] = tuple(found)
-        self.initializers[".".join(found)] = name
+        self.initializers[".".join(found)] = called or name
         return ".".join(found)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -136,6 +144,24 @@ class OnnxModel(nn.Module):
         """Inputs by the file's names, such as those of a .npz file, as keyword inputs of this module."""
         return {port.parameter: torch.as_tensor(arrays[port.name]) for port in self.inputs if port.name in arrays}
 
+    def batches(
+        self, place: str | os.PathLike[str], *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+        layout: str | None = None, resize: tuple[int, int] | None = None,
+    ) -> Feeds:
+        """Batches of inputs from disk, for `data=` of all that takes data.
+
+        `place` is a file of arrays by the file's names of inputs (.npz, .safetensors, .npy), a folder of them, or one
+        of pictures. Those are resized to `resize`, height and width, where the file leaves these free, and normalized:
+        (pixel / 255 - mean) / std. `layout`, NCHW or NHWC, is told where the shape of the input does not tell it.
+
+        Raises:
+            InvalidArgument: nothing is there, or it does not fit the file, or more has to be told.
+        """
+        from surgeon.onnx_import.feeds import Feeds, Pixels
+
+        pixels = Pixels(None if mean is None else tuple(mean), None if std is None else tuple(std), layout, resize)
+        return Feeds("place", place, self, pixels)
+
     @property
     def dummy_inputs(self) -> dict[str, Tensor]:
         """Inputs on which the module runs, by the names of forward's parameters; free axes get a usual size.
@@ -160,9 +186,9 @@ def path_of(name: str) -> list[str]:
 
 def _free(holder: nn.Module, name: str, kind: type[nn.Module] | None) -> str:
     """A name that means nothing else to a module, or to the graph that a smaller one may be."""
-    while (hasattr(holder, name) or hasattr(fx.GraphModule, name) or name == "meta") and not (
-        kind is not None and isinstance(holder._modules.get(name), kind)
-    ):
+    while (
+        hasattr(holder, name) or hasattr(fx.GraphModule, name) or name == "meta" or keyword.iskeyword(name)
+    ) and not (kind is not None and isinstance(holder._modules.get(name), kind)):
         name += "_"
     return name
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import torch
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from surgeon.errors import InvalidArgument, InvalidModel, first_line
 from surgeon.onnx_import.module import Port
@@ -78,17 +78,19 @@ def ports(graph: GraphProto) -> tuple[list[Port], list[Port]]:
     if not graph.output:
         raise InvalidModel("the graph has no output; the file is damaged")
     names = parameters([value.name for value in inputs])
+    makers = {name: node for node in graph.node for name in node.output}
     return (
         [_port(value, names[value.name], "input") for value in inputs],
-        [_port(value, value.name, "output") for value in graph.output],
+        [_port(value, value.name, "output", makers.get(value.name)) for value in graph.output],
     )
 
 
-def _port(value: ValueInfoProto, parameter: str, what: str) -> Port:
+def _port(value: ValueInfoProto, parameter: str, what: str, maker: NodeProto | None = None) -> Port:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type" and not (what == "output" and kind is None):
         told = "of no type" if kind is None else f"a {kind.removesuffix('_type')}"
-        raise InvalidModel(f"the {what} {value.name!r} is {told}, not a tensor, which is all that is read")
+        of = "" if maker is None else f" of the node {maker.name!r} ({maker.op_type})"
+        raise InvalidModel(f"the {what} {value.name!r}{of} is {told}, not a tensor, which is all that is read")
     tensor = value.type.tensor_type
     if what == "output" and not tensor.elem_type:
         return Port(value.name, parameter, torch.float32, None)

@@ -55,9 +55,12 @@ class Operator(nn.Module):
 
     def __init__(
         self, kind: str, domain: str, opset: int, attributes: Mapping[str, Any], outputs: int, place: str,
+        rounds: bool = False,
     ) -> None:
         super().__init__()
         self.kind, self.domain, self.place = kind, domain, place
+        #: Whether the integers that it makes are held as floating-point numbers.
+        self.rounds = rounds
         self._opset = (opset,)
         self._attributes = dict(attributes)
         for name in COUNTS & self._attributes.keys():

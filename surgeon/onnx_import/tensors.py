@@ -68,6 +68,8 @@ class Constant:
     folder: Path
     #: Whether it is one of the file's initializers, not what a Constant gives.
     initializer: bool = False
+    #: The integers of the file that it is made of, if it is.
+    of: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:

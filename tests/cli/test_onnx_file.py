@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from testbed.onnx_graphs import branching, convolutional, model, weight
 from tests.cli.commands import call, good
@@ -44,6 +45,21 @@ def test_feeds_of_a_file_that_fixes_its_batch(tmp_path: Path) -> None:
     good("shrink", tmp_path / "net.onnx", "--ratio", "0.3", "--data", tmp_path / "feeds.npz", "--no-bench", "-o",
          tmp_path / "out")
     assert (tmp_path / "out" / "slim.onnx").exists()
+
+
+def test_pictures_as_the_options_say(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for index in range(6):
+        Image.new("RGB", (12, 9), (index * 40, 128, 255)).save(tmp_path / "pictures" / f"{index}.png")
+    told = ("--mean", "0.5", "--std", "0.2,0.2,0.2", "--resize", "8,8", "--layout", "NCHW")
+    given = ("--ratio", "0.3", "--data", tmp_path / "pictures", "--shape", "x=2,3,8,8", "--no-bench", "-o",
+             tmp_path / "out")
+    good("shrink", path, *given, *told)
+    good("recover", path, tmp_path / "out", "--data", tmp_path / "pictures", "--shape", "x=2,3,8,8", *told, "-o",
+         tmp_path / "again")
+    assert "give --mean and --std" in call("shrink", path, *given).stderr
+    assert "--resize '8': give height and width" in call("shrink", path, *given, "--resize", "8").stderr
+    assert "--std 'a': give a number" in call("shrink", path, *given, "--mean", "0", "--std", "a").stderr
 
 
 @pytest.mark.parametrize(("shape", "told"), [

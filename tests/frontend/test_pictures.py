@@ -104,7 +104,7 @@ def test_pictures_need_pillow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("surgeon.frontend.pictures.importlib.import_module", missing)
     with pytest.raises(InvalidArgument, match=r"pip install 'surgeon\[pictures\]'"):
-        list(data_of("data", folder)._batches(lambda picture: torch.zeros(3, 2, 2), "RGB"))
+        list(data_of("data", folder).through(lambda picture: torch.zeros(3, 2, 2), 3))
 
 
 @pytest.mark.parametrize("size, shape", [(None, (224, 224)), ((3, 64, 64), (64, 64)), ((3, 64, 96), (64, 96))])

@@ -78,11 +78,15 @@ class _Patch:
             _fill(proto, tensor)
             if isinstance(owner, GraphProto):
                 _resize(owner, proto)
+        given = set()
         for path, operator, step in _operators(self._file.operators, "operators"):
             for place, value in enumerate(step):
                 if value in loose:
                     node, owner = self._node(path)
                     self._give(node, owner, place, loose[value], operator)
+                    given.add(value)
+        if left := loose.keys() - given:
+            raise Unpatchable(f"{min(left)!r} is worked out of other tensors, such as integers and scales")
 
     def _put_attributes(self) -> None:
         for (path, key), value in self._changes.attributes.items():

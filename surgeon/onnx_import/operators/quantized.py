@@ -24,16 +24,16 @@ def _along(o: Operator, value: Tensor, x: Tensor) -> Tensor:
     return value.reshape(shape)
 
 
-@operator("DequantizeLinear")
-@operator("DequantizeLinear", domain=MICROSOFT)
+@operator("DequantizeLinear", buffers=(1,))
+@operator("DequantizeLinear", domain=MICROSOFT, buffers=(1,))
 def dequantize(o: Operator, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     kind = scale.dtype
     made = x.to(kind) if zero is None else x.to(kind) - _along(o, zero, x).to(kind)
     return made * _along(o, scale, x)
 
 
-@operator("QuantizeLinear")
-@operator("QuantizeLinear", domain=MICROSOFT)
+@operator("QuantizeLinear", buffers=(1,))
+@operator("QuantizeLinear", domain=MICROSOFT, buffers=(1,))
 def quantize(o: Operator, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     kind = zero.dtype if zero is not None else (
         torch_type(o.get("output_dtype", 0), o.place) if o.get("output_dtype", 0) else torch.uint8
@@ -43,9 +43,16 @@ def quantize(o: Operator, x: Tensor, scale: Tensor, zero: Tensor | None = None) 
     if kind.is_floating_point:
         raise NotCovered("quantization to floating-point numbers of 8 bits")
     bounds = torch.iinfo(kind)
-    made = (x / _along(o, scale, x)).round()
-    made = made if zero is None else made + _along(o, zero, x).to(made.dtype)
-    return made.clamp(bounds.min, bounds.max).to(kind)
+    exact = x / _along(o, scale, x)
+    offset = 0.0 if zero is None else _along(o, zero, x).to(exact.dtype)
+    made = (exact.round() + offset).clamp(bounds.min, bounds.max)
+    if not o.rounds:
+        return made.to(kind)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        # The gradient passes the rounding as if there were none: what is added is zero.
+        exact = (exact + offset).clamp(bounds.min, bounds.max)
+        made = made.detach() + (exact - exact.detach())
+    return made
 
 
 @operator("DynamicQuantizeLinear")

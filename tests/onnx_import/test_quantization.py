@@ -1,0 +1,127 @@
+"""Files of integers and their scales, and files in half precision: equal to onnxruntime, cut as any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import surgeon
+from testbed.onnx_graphs import model, weight
+
+#: A weight of two convolutions: how the file makes it, with the scales (and the axis that they lie on).
+WEIGHTS = {
+    "of one scale": ("{w} = DequantizeLinear ({w}i, {w}s)", ()),
+    "of a scale a filter": ("{w} = DequantizeLinear <axis = 0> ({w}i, {w}s)", (0,)),
+    "of a scale an input": ("{w} = DequantizeLinear <axis = 1> ({w}i, {w}s)", (1,)),
+    "that is rounded in the file": (
+        "{w}q = QuantizeLinear <axis = 0> ({w}f, {w}s, {w}z) {w} = DequantizeLinear <axis = 0> ({w}q, {w}s, {w}z)", (0,)
+    ),
+}
+#: What stands between the two convolutions.
+BETWEEN = {
+    "nothing": "b = Identity (a)",
+    "one scale": "q = QuantizeLinear (a, s, z) b = DequantizeLinear (q, s, z)",
+    "a scale a channel": "q = QuantizeLinear <axis = 1> (a, t, y8) b = DequantizeLinear <axis = 1> (q, t, y8)",
+    "integers that are moved": "q = QuantizeLinear (a, s, z) p = MaxPool <kernel_shape = [2, 2]> (q) "
+                               "b = DequantizeLinear (p, s, z)",
+}
+
+
+def quantized(form: str, between: str) -> onnx.ModelProto:
+    text, axes = WEIGHTS[form]
+    tensors: dict[str, Any] = {
+        "s": np.float32(0.03), "z": np.uint8(3), "y8": np.zeros(8, np.uint8), "t": 0.02 + 0.01 * weight(8) ** 2,
+    }
+    for name, shape in (("w", (8, 3, 3, 3)), ("v", (6, 8, 1, 1))):
+        value = weight(*shape)
+        rest = tuple(axis for axis in range(4) if axis not in axes)
+        scale = (np.abs(value).max(rest, keepdims=True) / 127).astype(np.float32)
+        if "{w}f" in text:
+            tensors |= {f"{name}f": value, f"{name}z": np.zeros(scale.size, np.int8)}
+        else:
+            tensors[f"{name}i"] = np.round(value / scale).astype(np.int8)
+        tensors[f"{name}s"] = scale.reshape([-1] if axes else ())
+    return model(
+        f"""net (float[n,3,6,6] x) => (float[n,6,h,w] r) {{
+            {text.format(w="w")} {text.format(w="v")}
+            c = Conv <pads = [1, 1, 1, 1]> (x, w) a = Relu (c) {BETWEEN[between]} r = Conv (b, v)
+        }}""",
+        **{name: value for name, value in tensors.items() if f"{name}," in text + BETWEEN[between] or name[0] in "wv"
+           or f"{name})" in BETWEEN[between]},
+    )
+
+
+def loaded(proto: onnx.ModelProto, folder: Path) -> Any:
+    onnx.save(proto, folder / "net.onnx")
+    return surgeon.load_onnx(folder / "net.onnx")
+
+
+def by_onnxruntime(proto: onnx.ModelProto, x: torch.Tensor) -> torch.Tensor:
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+@pytest.mark.parametrize("form", WEIGHTS)
+def test_scales_are_pruned_through(form: str, between: str, tmp_path: Path) -> None:
+    proto, x = quantized(form, between), torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    net = loaded(proto, tmp_path)
+    made = net(x)
+    torch.testing.assert_close(made, by_onnxruntime(proto, x), rtol=1e-4, atol=1e-5)
+    made.square().sum().backward()
+    weights = dict(net.named_parameters())
+    assert {tuple(each.shape) for each in weights.values()} == {(8, 3, 3, 3), (6, 8, 1, 1)}
+    assert all(each.grad is not None and each.grad.abs().sum() > 0 for each in weights.values())
+    assert [group.size for group in surgeon.inspect(net, x)] == [8]
+    slim, report = surgeon.shrink(net, 0.5, example_inputs=x, align=1, return_report=True)
+    assert report.certificate.deviation < 1e-12
+    assert {tuple(each.shape) for each in slim.parameters()} == {(4, 3, 3, 3), (6, 4, 1, 1)}
+
+
+def test_the_weight_has_the_name_and_the_values_of_the_integers(tmp_path: Path) -> None:
+    proto = quantized("of a scale a filter", "nothing")
+    net = loaded(proto, tmp_path)
+    assert net.initializers == {"wi": "wi", "vi": "vi"}
+    held = {each.name: torch.from_numpy(onnx.numpy_helper.to_array(each).copy()) for each in proto.graph.initializer}
+    assert torch.equal(net.wi, held["wi"] * held["ws"].reshape(-1, 1, 1, 1))
+
+
+def test_integers_that_are_computed_with_stay_integers(tmp_path: Path) -> None:
+    proto = model(
+        "net (float[n,4] x) => (int32[n,4] y) { q = QuantizeLinear (x, s, z) y = MatMulInteger (q, w, z) }",
+        s=np.float32(0.1), z=np.uint8(8), w=np.arange(16, dtype=np.uint8).reshape(4, 4),
+    )
+    x = torch.randn(2, 4)
+    assert torch.equal(loaded(proto, tmp_path)(x), by_onnxruntime(proto, x))
+
+
+@pytest.mark.parametrize("outside", [1, 10])
+def test_half_precision_is_cut_and_certified(outside: int, tmp_path: Path) -> None:
+    kind = {1: "float", 10: "float16"}[outside]
+    half = {"w": weight(8, 3, 3, 3), "b": weight(8), "v": weight(6, 8, 1, 1), "c": np.array([1, 1, 2, 2])}
+    proto = model(
+        f"""net ({kind}[n,3,h,w] x) => ({kind}[n,6,i,j] y) {{
+            a = Cast <to = 10> (x) d = Conv (a, w, b) e = Relu (d) f = Cast <to = 1> (c)
+            g = Resize (e, , f) k = Conv (g, v) y = Cast <to = {outside}> (k)
+        }}""",
+        **{name: value.astype(np.float16) for name, value in half.items()},
+    )
+    x = torch.randn(2, 3, 6, 6).to({1: torch.float32, 10: torch.float16}[outside])
+    net = loaded(proto, tmp_path)
+    torch.testing.assert_close(net(x), by_onnxruntime(proto, x), rtol=1e-2, atol=1e-2)
+    assert "c" not in net.initializers and {each.dtype for each in net.parameters()} == {torch.float16}
+    slim, report = surgeon.shrink(net, 0.5, example_inputs=x, align=1, return_report=True)
+    assert report.certificate.deviation < 1e-12 and slim.w.dtype is torch.float16 and slim.w.shape == (4, 3, 3, 3)
+
+
+def test_names_that_mean_something_to_python(tmp_path: Path) -> None:
+    proto = model("net (float[n,3] x) => (float[n,2] y) { h = MatMul (x, as) g = Relu (h) y = MatMul (g, lambda) }",
+                  **{"as": weight(3, 4), "lambda": weight(4, 2)})
+    slim = surgeon.shrink(loaded(proto, tmp_path), 0.5, example_inputs=torch.randn(2, 3), align=1)
+    assert {name: tuple(each.shape) for name, each in slim.named_parameters()} == {"as_": (3, 2), "lambda_": (2, 2)}
