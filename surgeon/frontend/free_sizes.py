@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,8 @@ class FreeSizes:
     """
 
     axes: tuple[Size, ...]
+    #: The shapes of what the model computes at the other sizes of all free axes, as far as they are tensors.
+    outputs: tuple[tuple[int, ...], ...] | None = field(default=None, compare=False, repr=False)
 
     def __iter__(self) -> Iterator[Size]:
         return iter(self.axes)
@@ -158,7 +160,8 @@ def free_sizes(model: nn.Module, inputs: Inputs) -> FreeSizes:
     ]
     search = _Search(IsolatedCopy(model), inputs, [each for each in axes if each.size])
     found = {each.place: each for each in search.found()}
-    return FreeSizes(tuple(found.get(each.place, each) for each in axes))
+    others = {place: each.other for place, each in found.items() if each.other is not None}
+    return FreeSizes(tuple(found.get(each.place, each) for each in axes), search.outputs.get(frozenset(others.items())))
 
 
 def _named(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, int, Tensor]]:
@@ -172,12 +175,18 @@ def _named(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, int, Tensor]
 
 
 class IsolatedCopy:
-    """A copy of a model in eval mode, which `change` may change, run on inputs of any sizes."""
+    """A copy of a model in eval mode, which `change` may change, run on inputs of any sizes.
 
-    def __init__(self, model: nn.Module, change: Callable[[nn.Module], object] = lambda copy: None) -> None:
+    `instead` holds what the copy has instead of tensors, by their ids.
+    """
+
+    def __init__(
+        self, model: nn.Module, change: Callable[[nn.Module], object] = lambda copy: None,
+        instead: Mapping[int, Tensor] | None = None,
+    ) -> None:
         self._model = model
         with quietly():  # torch copies its own tree specs in a deprecated way
-            self._copy = duplicate(model).eval()
+            self._copy = duplicate(model, instead).eval()
         change(self._copy)
         self.runs, self.seconds = 0, 0.0
 
@@ -212,6 +221,8 @@ class _Search:
         self._original, self._inputs, self._axes = original, inputs, axes
         self._leaves = pytree.tree_leaves(inputs)
         self._sizes = {each.place: each.size for each in axes}
+        #: The shapes of what the model computed, by the sizes that it ran at.
+        self.outputs: dict[frozenset[tuple[Place, int]], tuple[tuple[int, ...], ...]] = {}
 
     def found(self) -> list[Size]:
         classes = self._alike()
@@ -304,7 +315,11 @@ class _Search:
         if spent or self._original.runs >= MOST_RUNS:
             return f"not tried: {self._original.runs} runs of the model took {self._original.seconds:.0f} s already"
         found = self._original.run(resized(self._inputs, sizes))
-        return found.reason if isinstance(found, Unfit) else None
+        if isinstance(found, Unfit):
+            return found.reason
+        tensors = (leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor))
+        self.outputs[frozenset(sizes.items())] = tuple(tuple(each.shape) for each in tensors)
+        return None
 
     def _may_count_channels(self, place: Place) -> bool:
         value = self._leaves[place[0]]

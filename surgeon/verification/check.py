@@ -42,8 +42,8 @@ def certify(
     full = Interpreter(groups.graph, inputs, parameter=without_removed(groups, kept), precision=double)
     zeroed = None if statistics else Zeroed(groups, kept, inputs, full)
     deviation, worst, count, results = _node_by_node(full, zeroed, groups, kept, slim, pairs, inputs, tolerance)
-    for position, (full, _) in enumerate(results):
-        if full.is_floating_point() and full.isnan().any():
+    for position, (output, _) in enumerate(results):
+        if output.is_floating_point() and output.isnan().any():
             raise InvalidModel(
                 f"output {position} of the model holds NaN on the example inputs, so nothing can be proved of it; "
                 "pass example_inputs= on which the model gives numbers"

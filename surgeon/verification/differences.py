@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from surgeon.groups.coupling import Groups
 from surgeon.ir.fingerprint import named_tensors
 from surgeon.rules import Kept
-from surgeon.verification.check import gathered
+from surgeon.verification.masks import gathered
 
 _LISTED = 3
 

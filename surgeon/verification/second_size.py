@@ -33,18 +33,41 @@ Outputs = list[Tensor] | Unfit
 Computes = Callable[[Inputs, bool], Outputs]
 
 
-def of_module(module: nn.Module, change: Callable[[nn.Module], object] = lambda copy: None) -> Computes:
-    """What a copy of `module` in eval mode computes, which `change` may have changed."""
+def of_module(module: nn.Module, zeroed: Callable[[str, Tensor], Tensor] | None = None) -> Computes:
+    """What a copy of `module` in eval mode computes, whose tensors `zeroed` may have changed, by name."""
     copies: dict[bool, IsolatedCopy] = {}
 
     def compute(inputs: Inputs, precise: bool) -> Outputs:
         if precise not in copies:
-            copies[precise] = IsolatedCopy(module, lambda copy: (change(copy), copy.double() if precise else copy))
+            copies[precise] = _copy(module, zeroed, precise)
         with precisely() if precise else nullcontext():
             found = copies[precise].run(pytree.tree_map(double, inputs) if precise else inputs)
         return found if isinstance(found, Unfit) else _tensors(found)
 
     return compute
+
+
+def _copy(module: nn.Module, zeroed: Callable[[str, Tensor], Tensor] | None, precise: bool) -> IsolatedCopy:
+    """A copy with changed tensors, at double precision if it is to be precise."""
+    instead: dict[int, Tensor] = {}
+    for name, old in named_tensors(module):
+        if type(old) not in (Tensor, nn.Parameter) or id(old) in instead:
+            continue
+        new = old.detach() if zeroed is None else zeroed(name, old.detach())
+        new = new.double() if precise and new.is_floating_point() else new
+        if new.untyped_storage().data_ptr() != old.untyped_storage().data_ptr():  # else it is copied with the module
+            learnt = isinstance(old, nn.Parameter)
+            instead[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if learnt else new
+
+    def change(copy: nn.Module) -> None:
+        """Change what is of a class of its own, too."""
+        for name, value in named_tensors(copy):
+            if zeroed is not None and type(value) not in (Tensor, nn.Parameter):
+                value.data = zeroed(name, value.detach())
+        if precise:
+            copy.double()
+
+    return IsolatedCopy(module, change, instead)
 
 
 def of_graph(graph: Graph) -> Computes:
@@ -147,16 +170,10 @@ def _compared(first: Computes, second: Computes, inputs: Inputs, precise: bool) 
     return Comparison(max(map(relative, a, b), default=0.0) if len(a) == len(b) else float("inf"), tolerance)
 
 
-def zeroing(groups: Groups, kept: Kept) -> Callable[[nn.Module], None]:
-    """What sets the parameters of removed units to zero, in a copy of the original."""
-
-    def change(copy: nn.Module) -> None:
-        zeroed = without_removed(groups, kept, parameters_only=True)
-        named = dict(named_tensors(copy))
-        for name in groups.tensors.keys() & named.keys():
-            named[name].data = zeroed(name, named[name].detach())
-
-    return change
+def zeroing(groups: Groups, kept: Kept) -> Callable[[str, Tensor], Tensor]:
+    """What gives each tensor of the original, by name, with the parameters of removed units set to zero."""
+    zeroed = without_removed(groups, kept, parameters_only=True)
+    return lambda name, value: zeroed(name, value) if name in groups.tensors else value
 
 
 def certify_second(
@@ -171,7 +188,8 @@ def certify_second(
     Raises:
         NotEquivalent: the smaller model computes something else, or does not run where the original does.
     """
-    inputs = sizes.second(varied(groups.graph.inputs))
+    first = varied(groups.graph.inputs)
+    inputs = sizes.second(first)
     if inputs is None:
         return None
     shapes = tuple(f"{each.input} {tuple(leaf.shape)}" for each, leaf in _inputs(sizes, inputs))
@@ -193,21 +211,27 @@ def certify_second(
             f"at {', '.join(shapes)}, the smaller model differs from {against} by {found.deviation:.1e} (relative), "
             "though it does not at the sizes of the example inputs"
         )
-    return SecondSize(shapes, None, "", _by_shapes(model, slim, inputs, shapes, found.first))
+    given = zip(pytree.tree_leaves(groups.graph.inputs), pytree.tree_leaves(first), strict=True)
+    known = sizes.outputs if all(a is b for a, b in given) else None
+    return SecondSize(shapes, None, "", _by_shapes(model, slim, inputs, shapes, found.first, known))
 
 
-def _by_shapes(model: nn.Module, slim: nn.Module, inputs: Inputs, shapes: tuple[str, ...], why: str) -> str:
-    """Why only shapes were compared, which are equal."""
-    ours, theirs = of_module(slim)(inputs, False), of_module(model)(inputs, False)
+def _by_shapes(
+    model: nn.Module, slim: nn.Module, inputs: Inputs, shapes: tuple[str, ...], why: str,
+    known: tuple[tuple[int, ...], ...] | None,
+) -> str:
+    """Why only shapes were compared, which are equal; those of the original may be `known`."""
+    ours = of_module(slim)(inputs, False)
+    theirs = of_module(model)(inputs, False) if known is None else list(known)
     if isinstance(theirs, Unfit):
         return f"the original does not run there ({theirs.reason})"
     if isinstance(ours, Unfit):
         raise NotEquivalent(f"at {', '.join(shapes)}, the smaller model does not run, though the original does: "
                             f"{ours.reason}")
-    if [each.shape for each in ours] != [each.shape for each in theirs]:
+    have, want = [tuple(each.shape) for each in ours], [tuple(getattr(each, "shape", each)) for each in theirs]
+    if have != want:
         raise NotEquivalent(
-            f"at {', '.join(shapes)}, the smaller model computes shapes {[tuple(each.shape) for each in ours]}, and "
-            f"the original {[tuple(each.shape) for each in theirs]}"
+            f"at {', '.join(shapes)}, the smaller model computes shapes {have}, and the original {want}"
         )
     return "statistics are taken over the kept units only" if why == "not compared" else why
 
