@@ -75,6 +75,27 @@ def branching() -> onnx.ModelProto:
     )
 
 
+def rounded() -> onnx.ModelProto:
+    """Weights of integers with scales, a pair that rounds in between, a resize and a loop."""
+    return model(
+        """net (float[n,3,h,w] x) => (y) {
+            u = DequantizeLinear <axis = 0> (first, scales)
+            a = Conv <pads = [1, 1, 1, 1]> (x, u)
+            q = QuantizeLinear (a, scale, zero)
+            b = DequantizeLinear (q, scale, zero)
+            v = DequantizeLinear (second, scale)
+            c = Conv (b, v)
+            d = Resize (c, , twice)
+            m = Constant <value_int = 2> ()  go = Constant <value = bool {1}> ()
+            y = Loop (m, go, d) < body = turn (int64 i, bool p, float[e,f,g,k] r) => (bool s, float[e,f,g,k] t) {
+                s = Identity (p)  t = Add (r, r)
+            } >
+        }""",
+        first=(50 * weight(6, 3, 3, 3)).astype(np.int8), scales=0.01 + weight(6) ** 2, scale=np.float32(0.05),
+        zero=np.uint8(8), second=(50 * weight(4, 6, 1, 1)).astype(np.int8), twice=np.array([1, 1, 2, 2], np.float32),
+    )
+
+
 def external(location: str, **more: int) -> Callable[[onnx.ModelProto], None]:
     """A change of a model whose first initializer is in another file afterwards; `more` is an offset or a length."""
 

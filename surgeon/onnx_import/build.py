@@ -76,7 +76,7 @@ class Builder:
         _check_attributes(node)
         operator = Operator(
             node.kind, node.domain, node.opset, node.attributes, len(node.outputs), node.place,
-            node.outputs[0] in rounded,
+            bool(node.outputs) and node.outputs[0] in rounded,
         )
         listed = row(node.domain, node.kind)
         if node.kind == "QuantizeLinear" and any(name in known and known[name].halves for name in node.inputs):

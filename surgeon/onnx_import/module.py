@@ -136,7 +136,9 @@ class OnnxModel(nn.Module):
         for step in self.operators.steps:
             operator = self.operators.get_submodule(step.child)
             assert isinstance(operator, Operator)
-            if operator.kind == "Equal" and step.inputs[0] in names and (value := operator.kept(1)) is not None:
+            if operator.kind != "Equal" or not step.inputs or step.inputs[0] not in names:
+                continue
+            if (value := operator.kept(1)) is not None and value.items:
                 found.setdefault(step.inputs[0] or "", int(value.items[0]))
         return found
 

@@ -212,8 +212,15 @@ class Body(nn.Module):
             operator = self._modules[step.child]
             assert operator is not None
             run = operator.forward if scope.direct else operator
-            made = run(scope, *(None if name is None else scope[name] for name in step.inputs))
+            try:
+                given = [None if name is None else scope[name] for name in step.inputs]
+            except KeyError as error:
+                raise InvalidInputs(f"the value {error} is read, and its operator did not make it") from error
+            made = run(scope, *given)
             scope.values.update(zip(step.outputs, made, strict=False))
             for name in step.done:
                 scope.values.pop(name, None)
-        return [scope[name] for name in self._results]
+        try:
+            return [scope[name] for name in self._results]
+        except KeyError as error:
+            raise InvalidInputs(f"the output {error} was not made, though an operator names it") from error

@@ -9,6 +9,8 @@ import zipfile
 from random import Random
 from typing import Any
 
+import onnx
+
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 7, 10**9, -(10**9), 1 << 31, 1 << 63, 10**40, 0.5, -0.0, 1e308, "", "x", "NaN",
     "../x", "as_int", "s0", "torch.ops.aten.relu.default", [], {}, [0], [[]], {"as_int": 10**9}, {"as_none": True},
@@ -26,7 +28,51 @@ def mutate(content: bytes, random: Random) -> bytes:
         (size,) = struct.unpack("<Q", content[:8])
         header = _document(content[8 : 8 + size], random)
         return struct.pack("<Q", len(header)) + header + content[8 + size :]
+    if content[:1] == b"\x08" and random.random() < 0.6:  # a model of ONNX: its version comes first
+        return _network(content, random)
     return _bytes(content, random)
+
+
+def _network(content: bytes, random: Random) -> bytes:
+    """Fields of messages removed, doubled, or given another's value."""
+    model = onnx.ModelProto.FromString(content)
+    for _ in range(random.choice((1, 1, 1, 2, 4))):
+        places: list[tuple[Any, Any]] = []
+        _fields(model, places)
+        holder, each = random.choice(places)
+        other, value = random.choice([(message, field) for message, field in places if field.type == each.type])
+        made = getattr(other, value.name)
+        one = random.choice(made) if value.is_repeated and made else made
+        match random.randrange(4):
+            case 0:
+                holder.ClearField(each.name)
+            case 1 if each.is_repeated:
+                del getattr(holder, each.name)[random.randrange(len(getattr(holder, each.name)))]
+            case _ if each.message_type is not None:
+                target = getattr(holder, each.name)
+                if type(one) is type(target.add() if each.is_repeated else target):
+                    (target[-1] if each.is_repeated else target).CopyFrom(one)
+            case 2 if each.type == each.TYPE_INT64:
+                drawn = random.choice([number for number in VALUES if type(number) is int and abs(number) < 1 << 63])
+                _give(holder, each, drawn)
+            case _:
+                _give(holder, each, one)
+    return bytes(model.SerializeToString())
+
+
+def _give(holder: Any, field: Any, value: Any) -> None:
+    if field.is_repeated:
+        getattr(holder, field.name).append(value)
+    elif field.type != field.TYPE_ENUM:
+        setattr(holder, field.name, value)
+
+
+def _fields(message: Any, places: list[tuple[Any, Any]]) -> None:
+    for field, value in message.ListFields():
+        places.append((message, field))
+        if field.message_type is not None:
+            for each in value if field.is_repeated else [value]:
+                _fields(each, places)
 
 
 def _archive(content: bytes, random: Random) -> bytes:

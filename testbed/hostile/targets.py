@@ -27,7 +27,7 @@ from surgeon.reporting import page
 from surgeon.study.runs import Run
 from surgeon.study.store import store
 from surgeon.training import checkpoint
-from testbed.onnx_graphs import branching, convolutional
+from testbed.onnx_graphs import branching, convolutional, rounded
 
 
 class Net(nn.Module):
@@ -179,6 +179,7 @@ def read_network(path: Path) -> None:
 
 def read_module(path: Path) -> None:
     net = surgeon.load_onnx(path)
+    net.sizes.update(n=2, h=8, w=8, steps=3)  # small, where the axes still have these names
     net(**net.dummy_inputs)
 
 
@@ -227,6 +228,7 @@ def targets() -> dict[str, list[Target]]:
             Target("good.onnx", network(), read_network, {}),
             Target("net.onnx", convolutional().SerializeToString(), read_module, {}),
             Target("branch.onnx", branching().SerializeToString(), read_module, {}),
+            Target("rounded.onnx", rounded().SerializeToString(), read_module, {}),
         ],
         "npz": [
             Target("good.npz", _arrays(a=data, b=np.zeros((4, 2))), read_data, {}),

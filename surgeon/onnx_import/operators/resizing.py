@@ -27,7 +27,8 @@ def resize(
     o: Operator, x: Tensor, roi: Numbers | None = None, scales: Numbers | None = None, sizes: Numbers | None = None
 ) -> Tensor:
     if o.opset < 11:
-        assert roi is not None  # opset 10 gives scales second
+        if roi is None:  # opset 10 gives scales second
+            raise ValueError("neither sizes nor scales are given")
         return _resized(o, x, roi.items, None, "asymmetric", "floor")
     factors = scales.items if scales is not None and scales.items else None
     wanted = integers(sizes) if sizes is not None and sizes.items else None
