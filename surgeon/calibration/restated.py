@@ -37,7 +37,12 @@ class Stored:
 
 def judged_on(groups: Groups, data: Calibration) -> Groups:
     """The groups to run on `data`: with batch norms of the data's own statistics, if these have to be restated."""
-    return restated(groups, data.batches) if data.restated else groups
+    if not data.restated:
+        return groups
+    own = groups.graph
+    if id(own) not in data.known:
+        data.known[id(own)] = own, restated(groups, data.batches).graph
+    return replace(groups, graph=data.known[id(own)][1])
 
 
 def restated(groups: Groups, batches: Sequence[Inputs]) -> Groups:

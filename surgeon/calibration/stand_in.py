@@ -29,7 +29,7 @@ MODERATE = 8e11
 MOST = 4e12
 #: How often the model is run on each sample, and a layer's inputs are solved for, about.
 PASSES, SOLVED = 12, 2
-#: Samples on which outputs are compared, for each that units are judged on.
+#: Samples on which outputs are compared, for each that units are judged on; only one where these are few.
 CHECKED = 2
 #: Outputs that differ by less from sample to sample, relative to their norm, tell nothing.
 ALIKE = 1e-4
@@ -56,7 +56,8 @@ def noise_for_cut(model: nn.Module, groups: Groups, seed: int) -> Calibration:
 
 def _made(model: nn.Module, groups: Groups, samples: int, seed: int) -> Calibration:
     noise = _varied(groups, calibrate(NOISE, groups.graph, model, samples, seed=seed))
-    return replace(noise, checks=calibrate(NOISE, groups.graph, model, CHECKED * samples, seed=seed + 1).batches)
+    checked = samples if samples < SAMPLES else CHECKED * samples
+    return replace(noise, checks=calibrate(NOISE, groups.graph, model, checked, seed=seed + 1).batches)
 
 
 def served(work: Callable[[], _T]) -> _T:
