@@ -70,6 +70,15 @@ def restated(groups: Groups, batches: Sequence[Inputs]) -> Groups:
     return replace(groups, graph=replace(graph, values=values))
 
 
+def never_trained(groups: Groups) -> bool:
+    """Whether all batch norms have the statistics that they start with: others would change what the model computes."""
+    values = groups.graph.values
+    norms = stored(groups)
+    return bool(norms) and all(
+        not bool(values[norm.mean].any()) and bool((values[norm.variance] == 1).all()) for norm in norms
+    )
+
+
 def stored(groups: Groups) -> list[Stored]:
     """The batch norms whose statistics `restated` replaces."""
     return [Stored(norm.mean.name, norm.variance.name, norm.eps) for norm in _norms(groups)]

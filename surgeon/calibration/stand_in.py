@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from surgeon.calibration.data import HELD_BACK, Calibration, calibrate
 from surgeon.calibration.fisher import find_readers
-from surgeon.calibration.restated import judged_on
+from surgeon.calibration.restated import judged_on, never_trained
 from surgeon.errors import InvalidInputs, first_line
 from surgeon.frontend.parameters import NOISE
 from surgeon.groups.coupling import Groups
@@ -50,6 +50,8 @@ def noise_for_cut(model: nn.Module, groups: Groups, seed: int) -> Calibration:
         Unserved: there is none, or the work would be too much.
     """
     samples = _affordable(groups)
+    if never_trained(groups):
+        raise Unserved("no batch norm has statistics of any input: all means are 0 and all variances 1")
     with stage("noise"):
         return served(lambda: _made(model, groups, samples, seed))
 
