@@ -26,6 +26,9 @@ LABELED = {"Taylor": 512, "Hessian": 16}
 COMPARED = 2000
 """Test images that the peer's criteria are compared on."""
 
+TOGETHER = 500
+"""Test images that are run at a time."""
+
 Row = dict[str, Any]
 
 
@@ -50,19 +53,29 @@ class Subject:
         """The share of the test images that a model gets right."""
         return models.accuracy(model, self.images, self.labels)
 
-    def shrink(self, ratio: float, **options: Any) -> nn.Module:
+    def shrink(self, ratio: float, **options: Any) -> Any:
         """What `surgeon.shrink` makes of the network with the images."""
         given: dict[str, Any] = {"data": self.data, "samples": SAMPLES, "seed": self.seed, **options}
         return surgeon.shrink(self.model, ratio, example_inputs=self.inputs, **given)
 
-    def judged(self, make: Callable[[], nn.Module]) -> tuple[nn.Module, Row]:
-        """A smaller model, with its accuracy, its share of the MACs, and the CPU seconds that it took."""
+    def judged(self, make: Callable[[], Any]) -> tuple[nn.Module, Row]:
+        """A smaller model, with its accuracy, its share of the MACs, and the CPU seconds that it took.
+
+        With a report, also the agreement that it tells, and the true one: the share of the test images that get the
+        network's own class.
+        """
         start = time.process_time()
-        slim = make()
+        made = make()
         seconds = time.process_time() - start
-        return slim, {
-            "accuracy": self.accuracy(slim), "macs": macs(slim, self.inputs) / self.macs, "seconds": seconds
-        }
+        slim, report = made if isinstance(made, tuple) else (made, None)
+        row = {"accuracy": self.accuracy(slim), "macs": macs(slim, self.inputs) / self.macs, "seconds": seconds}
+        if report is not None and report.agreement is not None:
+            row |= {"predicted": report.agreement.share, "agreement": self.agreement(slim)}
+        return slim, row
+
+    def agreement(self, slim: nn.Module) -> float:
+        """The share of the test images that get the class that the network gives them."""
+        return models.accuracy(slim, self.images, _classes(self.network))
 
 
 def macs(model: nn.Module, inputs: Any) -> float:
@@ -81,15 +94,23 @@ def dense(network: str) -> float:
     return models.accuracy(models.load(network), *load_test())
 
 
+@functools.cache
+def _classes(network: str) -> Tensor:
+    """The classes that a whole network gives the test images."""
+    model = models.load(network)
+    with torch.no_grad():
+        return torch.cat([model(part).argmax(1) for part in load_test()[0].split(TOGETHER)])
+
+
 def free(subject: Subject, ratio: float) -> Row:
     """Any width."""
-    _, row = subject.judged(lambda: subject.shrink(ratio, align=1))
+    _, row = subject.judged(lambda: subject.shrink(ratio, align=1, return_report=True))
     return {"dense": dense(subject.network), "images": SAMPLES, **row}
 
 
 def fast(subject: Subject, ratio: float, files: Path, seconds: float) -> Row:
     """Widths that are fast in onnxruntime, and how much faster they are, beside the base in one process."""
-    slim, row = subject.judged(lambda: subject.shrink(ratio))
+    slim, row = subject.judged(lambda: subject.shrink(ratio, return_report=True))
     base, other = files / f"{subject.network}.onnx", files / f"{subject.network}_{ratio:g}_{subject.seed}.onnx"
     for path, model in ((base, subject.model), (other, slim)):
         surgeon.export(model, path, example_inputs=subject.inputs)
@@ -154,7 +175,7 @@ def noise(subject: Subject, ratio: float) -> Row:
     found: Row = {}
     ways: dict[str, dict[str, Any]] = {"plain": {"compensate": False}, "64": {}, "256": {"data": "noise"}}
     for name, options in ways.items():
-        given: dict[str, Any] = {"example_inputs": example, "seed": subject.seed, **options}
+        given: dict[str, Any] = {"example_inputs": example, "seed": subject.seed, "return_report": True, **options}
         make = functools.partial(surgeon.shrink, subject.model, ratio, **given)
         found[name] = subject.judged(make)[1]
     return found
@@ -164,7 +185,7 @@ def no_data(subject: Subject, ratio: float) -> Row:
     """Inputs made up from the network alone, at any width; not even the example inputs are images."""
     noise = torch.randn(subject.inputs.shape, generator=torch.Generator().manual_seed(subject.seed))
     return subject.judged(lambda: surgeon.shrink(
-        subject.model, ratio, example_inputs=noise, align=1, data="synthetic", seed=subject.seed
+        subject.model, ratio, example_inputs=noise, align=1, data="synthetic", seed=subject.seed, return_report=True
     ))[1]
 
 

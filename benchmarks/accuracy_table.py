@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 from benchmarks.accuracy_rows import COMPARED, PARTS
 
 #: Networks of published weights: the name, what is scored, and how that is written.
@@ -38,10 +40,43 @@ def table(rows: dict[str, Row]) -> str:
         "free": _untrained, "noise": _noise, "parts": _parts, "peer": _criteria, "tune": _tuned,
     }
     found = [make(kinds) for kind, make in sections.items() if kind in kinds]
+    if told := [row for kind in kinds.values() for seeds in kind.values() for each in seeds for row in _told(each)]:
+        found.append(_guesses(told))
     published = {key: rows[key] for name in PUBLISHED for key in sorted(rows) if key.startswith(f"{name}:")}
     if published:
         found.append(_published(published))
     return "\n\n".join(map("\n".join, found)) + "\n"
+
+
+def _told(row: Row) -> list[Row]:
+    """The row, and those inside of it, that hold the agreement that `shrink` told and the true one."""
+    inside = [each for value in row.values() if isinstance(value, dict) for each in _told(value)]
+    return [row, *inside] if {"predicted", "agreement"} <= row.keys() else inside
+
+
+def _guesses(rows: list[Row]) -> list[str]:
+    head = (
+        "**Agreement that `shrink` tells**, on inputs that nothing was fitted to, against that on the 10,000 test "
+        "images: the share that get the network's own class. Error: points, the mean over rows. Rank: Spearman's "
+        "correlation over rows."
+    )
+    given = [row for row in rows if "images" in row]
+    made = [row for row in rows if "images" not in row]
+    cells = []
+    for name, some in (("unlabeled images", given), ("noise or synthesized", made), ("all", rows)):
+        if some:
+            error = 100 * statistics.mean(abs(row["predicted"] - row["agreement"]) for row in some)
+            cells.append([name, str(len(some)), f"{error:.1f}", _rank_correlation(some)])
+    return _lines(head, "inputs | rows | error | rank", cells)
+
+
+def _rank_correlation(rows: list[Row]) -> str:
+    ranks: list[np.ndarray] = []
+    for name in ("predicted", "agreement"):
+        values = np.array([row[name] for row in rows])
+        low, high = (np.searchsorted(np.sort(values), values, side) for side in ("left", "right"))
+        ranks.append(low + high)  # equal values share the mean of their ranks
+    return f"{np.corrcoef(ranks)[0, 1]:.2f}" if all(len(set(each.tolist())) > 1 for each in ranks) else "–"
 
 
 def _lines(head: str, columns: str, cells: Iterable[Cells]) -> list[str]:

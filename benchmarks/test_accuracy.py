@@ -127,5 +127,16 @@ def test_rows_from_fewer_images_are_not_averaged_with_those_from_more() -> None:
     assert "| residual (92.00%) | 50% | 1024 | **91.00%** | 1.00 | 3 |" in text
 
 
+def test_the_agreement_that_is_told_stands_against_the_true_one() -> None:
+    made = [{**row(0.9), "predicted": told, "agreement": true} for told, true in ((0.7, 0.6), (0.8, 0.7), (0.9, 0.9))]
+    rows: dict[str, Any] = {
+        "noise:residual:0.5:0": dict(zip(("plain", "64", "256"), (row(0.1), *made[:2]), strict=True)),
+        "fast:residual:0.5:0": {**made[2], "images": 1024},
+    }
+    text = table(rows)
+    assert "| unlabeled images | 1 | 0.0 | – |" in text
+    assert "| noise or synthesized | 2 | 10.0 | 1.00 |" in text and "| all | 3 | 6.7 | 1.00 |" in text
+
+
 def test_every_row_has_a_name_of_its_own() -> None:
     assert len(set(keys())) == len(keys())

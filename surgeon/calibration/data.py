@@ -71,6 +71,8 @@ class Calibration:
     unscaled: bool = False
     restated: bool = False
     checks: tuple[Inputs, ...] = field(default=(), repr=False)
+    #: By the id of a graph: itself, and the same with the statistics of these inputs, which take a run of the model.
+    known: dict[int, tuple[Graph, Graph]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def checked(self) -> tuple[Inputs, ...]:
@@ -123,7 +125,8 @@ def calibrate(
         made = (noise_for if data == NOISE else synthesize_for)(graph, samples, seed)
         pile, whole = _Pile(), reader.batched(made.leaves)
         pile.add(whole, 0)
-        split = _split([pile], reader, len(whole[0]), [*notes, made.note])
+        few = min(CHUNK, max(len(whole[0]) // 2, 1))  # so that a large model can be run on some of them
+        split = _split([pile], reader, len(whole[0]), [*notes, made.note], chunk=few)
         return replace(split, noise=made.noise, unscaled=made.unscaled, restated=made.restated)
     piles: dict[Sizes, _Pile] = {}
     rest: list[tuple[Any, ...]] = []
@@ -179,7 +182,8 @@ class _Pile:
 
 
 def _split(
-    piles: list[_Pile], reader: _Reader, count: int, notes: list[str], rest: list[tuple[Any, ...]] | None = None
+    piles: list[_Pile], reader: _Reader, count: int, notes: list[str], rest: list[tuple[Any, ...]] | None = None,
+    chunk: int = CHUNK,
 ) -> Calibration:
     """Hold back samples that are spread over all of the data, since data are often sorted."""
     fit: list[tuple[_Pile, Tensor]] = []
@@ -190,7 +194,7 @@ def _split(
         held = chunks[away::HELD_BACK]
         fit = [chunk for i, chunk in enumerate(chunks) if i % HELD_BACK != away]
     else:
-        size = min(LABELED_CHUNK if rest else CHUNK, reader.together)
+        size = min(LABELED_CHUNK if rest else chunk, reader.together)
         for pile in piles:
             away_ = pile.places % HELD_BACK == min(HELD_BACK, count) - 1
             for into, chosen in ((held, away_), (fit, ~away_)):

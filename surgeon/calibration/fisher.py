@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from surgeon.calibration import channels, layers
+from surgeon.calibration.data import Calibration
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import ENOUGH, Moments, gram
 from surgeon.calibration.padding import Padding
@@ -34,11 +35,15 @@ from surgeon.support.progress import counter
 #: operations than this.
 DRAWS = 2
 OPERATIONS = 1.5e12
+#: The same on noise, which says less.
+NOISE_OPERATIONS = 1.5e11
 #: Rows that moments are computed from, for each input of an operator; no more than enough, where these would take over
 #: this many multiply-accumulate operations.
 ROWS_PER_INPUT = 40
 FEWEST_ROWS = 4096
 MOST_OPERATIONS = 1e11
+#: Inputs of a layer above which those of a unit, such as a kernel's places, are taken to covary as any other unit's.
+WIDE = 1024
 
 
 # From the outputs of the graph and the index of the batch to log-likelihoods, summed over its samples.
@@ -72,7 +77,7 @@ class Reader:
     @property
     def taps(self) -> int:
         """How many inputs in a row share a place in the moments: those of one channel, where it is very wide."""
-        return channels.taps_of(self.layer)
+        return channels.taps_of(self.layer, WIDE)
 
     @property
     def means(self) -> Tensor:
@@ -126,16 +131,13 @@ class Sensitivity:
 
 
 def measure(
-    groups: Groups, batches: Sequence[Inputs], seed: int = 0, likelihoods: Likelihoods | None = None,
-    operations: float = OPERATIONS,
+    groups: Groups, data: Calibration, seed: int = 0, likelihoods: Likelihoods | None = None
 ) -> Sensitivity:
-    """Run the model forward and backward on `batches`; `likelihoods` are by default those of drawn labels.
-
-    Above so many `operations`, labels are drawn once.
-    """
+    """Run the model forward and backward on `data`; `likelihoods` are by default those of drawn labels."""
+    batches = data.batches
     readers, loose = find_readers(groups)
     macs = sum(math.prod(size_of(r.layer.node)) * r.inputs for r in readers) / max(groups.graph.batch, 1)
-    draws = DRAWS if macs * sum(map(batch_size, batches)) * (1 + DRAWS) <= operations else 1
+    draws = DRAWS if macs * sum(map(batch_size, batches)) * (1 + DRAWS) <= operations_on(data) else 1
     padding = Padding(groups)
     drawn = likelihoods or partial(_drawn, draws=draws, shown=lambda number: padding.outputs(batches[number]))
     found = Sensitivity(tuple(readers), tuple(loose), 0, draws, macs, drawn)
@@ -302,6 +304,11 @@ def _drawn(
             spread = output.detach().std().clamp(min=1e-12) * (output.numel() / size) ** 0.5
             total = total + (output * noise / spread).sum().cpu()
         yield total
+
+
+def operations_on(data: Calibration) -> float:
+    """The multiply-accumulate operations that running the model several times may take."""
+    return NOISE_OPERATIONS if data.noise else OPERATIONS
 
 
 def _added(reader: Reader, run: Run, batches: int, padding: Padding) -> Reader:

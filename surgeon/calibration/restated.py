@@ -37,7 +37,12 @@ class Stored:
 
 def judged_on(groups: Groups, data: Calibration) -> Groups:
     """The groups to run on `data`: with batch norms of the data's own statistics, if these have to be restated."""
-    return restated(groups, data.batches) if data.restated else groups
+    if not data.restated:
+        return groups
+    own = groups.graph
+    if id(own) not in data.known:
+        data.known[id(own)] = own, restated(groups, data.batches).graph
+    return replace(groups, graph=data.known[id(own)][1])
 
 
 def restated(groups: Groups, batches: Sequence[Inputs]) -> Groups:
@@ -63,6 +68,15 @@ def restated(groups: Groups, batches: Sequence[Inputs]) -> Groups:
             for batch in range(len(few)):
                 run.compute(node, batch)
     return replace(groups, graph=replace(graph, values=values))
+
+
+def never_trained(groups: Groups) -> bool:
+    """Whether all batch norms have the statistics that they start with: others would change what the model computes."""
+    values = groups.graph.values
+    norms = stored(groups)
+    return bool(norms) and all(
+        not bool(values[norm.mean].any()) and bool((values[norm.variance] == 1).all()) for norm in norms
+    )
 
 
 def stored(groups: Groups) -> list[Stored]:

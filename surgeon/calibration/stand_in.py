@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from surgeon.calibration.data import HELD_BACK, Calibration, calibrate
 from surgeon.calibration.fisher import find_readers
-from surgeon.calibration.restated import judged_on
+from surgeon.calibration.restated import judged_on, never_trained
 from surgeon.errors import InvalidInputs, first_line
 from surgeon.frontend.parameters import NOISE
 from surgeon.groups.coupling import Groups
@@ -29,7 +29,7 @@ MODERATE = 8e11
 MOST = 4e12
 #: How often the model is run on each sample, and a layer's inputs are solved for, about.
 PASSES, SOLVED = 12, 2
-#: Samples on which outputs are compared, for each that units are judged on.
+#: Samples on which outputs are compared, for each that units are judged on; only one where these are few.
 CHECKED = 2
 #: Outputs that differ by less from sample to sample, relative to their norm, tell nothing.
 ALIKE = 1e-4
@@ -50,13 +50,16 @@ def noise_for_cut(model: nn.Module, groups: Groups, seed: int) -> Calibration:
         Unserved: there is none, or the work would be too much.
     """
     samples = _affordable(groups)
+    if never_trained(groups):
+        raise Unserved("no batch norm has statistics of any input: all means are 0 and all variances 1")
     with stage("noise"):
         return served(lambda: _made(model, groups, samples, seed))
 
 
 def _made(model: nn.Module, groups: Groups, samples: int, seed: int) -> Calibration:
     noise = _varied(groups, calibrate(NOISE, groups.graph, model, samples, seed=seed))
-    return replace(noise, checks=calibrate(NOISE, groups.graph, model, CHECKED * samples, seed=seed + 1).batches)
+    checked = samples if samples < SAMPLES else CHECKED * samples
+    return replace(noise, checks=calibrate(NOISE, groups.graph, model, checked, seed=seed + 1).batches)
 
 
 def served(work: Callable[[], _T]) -> _T:

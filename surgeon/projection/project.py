@@ -100,7 +100,7 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -
     if not (turned or inner):
         return model
     judged = judged_on(groups, calibration)
-    sensitivity = measure(judged, calibration.batches)
+    sensitivity = measure(judged, calibration)
     readers = {reader.layer.node: reader for reader in sensitivity.readers}
     seen = _Seen(judged, linear, matches, calibration)
     draft = Draft()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from surgeon.calibration.fisher import OPERATIONS, Reader, Run, Sensitivity, backwards, loose_effects, per_sample
+from surgeon.calibration.fisher import OPERATIONS, WIDE, Reader, Run, Sensitivity, backwards, loose_effects, per_sample
 from surgeon.frontend.trace import Inputs, batch_size
 from surgeon.groups.coupling import Group, Groups
 
@@ -24,10 +24,10 @@ FEWEST = 32
 #: Binary digits of a damage that are compared, and of the largest below which one is taken for none.
 _DIGITS = 16
 _NEGLIGIBLE = 40
+#: Positions of each sample from which the gradient by a matrix takes less work than what each change of it puts out.
+SEVERAL = 16
 #: The removed shares of a group at which the damage is measured more closely.
 STOPS = (0.25, 0.5, 0.75)
-#: Inputs of a reader above which those of a unit, such as a kernel's places, are taken to covary as any other unit's.
-WIDE = 1024
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,14 @@ def work_of(group: Group, sensitivity: Sensitivity) -> float:
 
 
 class _State:
-    """A reader's weights and inverse covariance while its inputs are removed.
+    """A reader's inverse covariance, and the products of its inputs' weights, while its inputs are removed.
 
-    Removing inputs takes a product F Fᵀ, with F of as many columns, from the inverse covariance. It is not taken before
-    a part of the inverse is asked for: together, the `factors` (G, f, removed) are those of a Cholesky decomposition
-    whose pivots are the removed inputs. The blocks of single units on its diagonal are kept up to date, and so are the
-    weights, next to the same times the metric: (G, f, 2 o). Of a very wide convolution, inputs are channels here, and
-    outputs those of all taps. What any of these hold for removed inputs means nothing.
+    Products are those of weights by the metric: W M Wᵀ (G, f, f). Removing inputs takes F Fᵀ from the inverse
+    covariance and F Hᵀ + H Fᵀ from the products, with F and H of as many columns. It is not taken before a part is
+    asked for: together, the `factors` F (G, f, removed) are those of a Cholesky decomposition whose pivots are the
+    removed inputs, and H are the `halves`. The blocks of single units on both diagonals are kept up to date. Of a very
+    wide convolution, inputs are channels here, and outputs those of all taps. What any of these hold for removed inputs
+    means nothing.
     """
 
     def __init__(self, reader: Reader, leaf: int, ridge: float) -> None:
@@ -135,54 +136,66 @@ class _State:
             self.inputs = torch.arange(self.start.shape[1], device=self.start.device).expand(len(self.start), -1)
             self.inputs = self.inputs[..., None]
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-        self.weights = torch.cat([self.start, measured], 2)
+        self.products = self.start @ measured.transpose(1, 2)
         self.groups = torch.arange(len(self.start), device=self.start.device)[:, None]
-        self.blocks = self._of_inverse(self.inputs, self.inputs)
+        self.blocks = self._part(self.inverse, self.inputs, self.inputs)
+        self.costs = self._part(self.products, self.inputs, self.inputs)
         self.left = torch.ones(self.start.shape[:2], dtype=torch.bool, device=self.start.device)
-        self.factors = self.start.new_empty((*self.start.shape[:2], self.inputs[0].numel()))
-        self.removed = 0
+        self.factors = self.start.new_zeros((*self.start.shape[:2], self.inputs[0].numel()))
+        self.halves = torch.zeros_like(self.factors)
+        self.gone = self.inputs.new_zeros(len(self.start), 0)
 
     def each(self, units: np.ndarray) -> np.ndarray:
         """The damage of removing each unit alone, `(units,)`."""
-        rows = self.weights[self.groups[..., None], self.inputs[:, units]]
-        damage = _damage(_solved(torch.linalg.cholesky(self.blocks[:, units]), rows))
-        return damage.sum((0, 2)).cpu().numpy()
+        blocks, costs = self.blocks[:, units], self.costs[:, units]
+        found = costs / blocks if blocks.shape[2] == 1 else torch.cholesky_solve(costs, torch.linalg.cholesky(blocks))
+        return found.diagonal(dim1=2, dim2=3).sum((0, 2)).cpu().numpy()
 
     def remove(self, units: np.ndarray) -> float:
         """Remove units, which may not be removed yet; the damage."""
         gone = self.inputs[:, units].flatten(1)
         self.left[self.groups, gone] = False
         rest = self.left.nonzero()[:, 1].reshape(len(gone), -1)
-        before, end = self._factors(gone), self.removed + gone.shape[1]
-        factor = torch.linalg.cholesky(self._of_inverse(gone, gone) - before @ before.transpose(1, 2))
-        across = self._of_inverse(rest, gone) - self._factors(rest) @ before.transpose(1, 2)
-        across = _solved(factor, across.transpose(1, 2)).transpose(1, 2)
-        rows = _solved(factor, self.weights[self.groups, gone])
-        self.weights[self.groups, rest] -= across @ rows
-        self.factors[self.groups, rest, self.removed : end] = across
-        again = self.factors[self.groups[..., None], self.inputs, self.removed : end]
-        self.blocks -= again @ again.transpose(2, 3)
-        self.removed = end
-        return float(_damage(rows).sum())
+        # `factors` need the rows of what is removed too: those are the pivots.
+        rows, (start, end) = torch.cat([gone, rest], 1), (self.gone.shape[1], self.gone.shape[1] + gone.shape[1])
+        factors, halves = (each[self.groups, rows, :start] for each in (self.factors, self.halves))
+        own = slice(0, gone.shape[1])
+        inverse, products = (
+            each[self.groups, gone].transpose(1, 2)[self.groups, rows] for each in (self.inverse, self.products)
+        )
+        inverse -= factors @ factors[:, own].transpose(1, 2)
+        products -= factors @ halves[:, own].transpose(1, 2) + halves @ factors[:, own].transpose(1, 2)
+        pivot = torch.linalg.cholesky(inverse[:, own])
+        across = _solved(pivot, inverse.transpose(1, 2)).transpose(1, 2)
+        products = _solved(pivot, products.transpose(1, 2)).transpose(1, 2)
+        damage = _solved(pivot, products[:, own])
+        half = products - across @ damage.transpose(1, 2) / 2
+        self.factors[self.groups, rows, start:end] = across
+        self.halves[self.groups, rows, start:end] = half
+        across, half = (each[self.groups[..., None], self.inputs, start:end] for each in (self.factors, self.halves))
+        self.blocks -= across @ across.transpose(2, 3)
+        twice = across @ half.transpose(2, 3)
+        self.costs -= twice + twice.transpose(2, 3)
+        self.gone = torch.cat([self.gone, gone], 1)
+        return float(damage.diagonal(dim1=1, dim2=2).sum())
 
     def change(self) -> Tensor:
         """How much the matrix (G, f, o) changed; rows of removed inputs are 0 now."""
         rest = self.left.nonzero()[:, 1].reshape(len(self.left), -1)
+        removed, width = self.start[self.groups, self.gone], self.gone.shape[1]
+        pivots, others = (self.factors[self.groups, rows, :width] for rows in (self.gone, rest))
         change = -self.start
-        change[self.groups, rest] += self.weights[self.groups, rest, : change.shape[2]]
+        change[self.groups, rest] = -(others.float() @ _solved(pivots, removed).float()).double()
         if self.of_units is not None:
             whole = change.new_empty(self.shape)
             whole[self.groups, self.of_units.flatten(1)] = change.reshape(whole.shape)
             change = whole
         return change.reshape(self.shape).float()
 
-    def _factors(self, rows: Tensor) -> Tensor:
-        return self.factors[self.groups, rows, : self.removed]
-
-    def _of_inverse(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """The parts of the inverse covariance at these inputs (G, …, rows), (G, …, columns), before any removal."""
+    def _part(self, matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """The parts of a matrix (G, f, f) at these inputs (G, …, rows), (G, …, columns)."""
         groups = self.groups.reshape(-1, *[1] * rows.dim())
-        return self.inverse[groups, rows[..., :, None], columns[..., None, :]]
+        return matrix[groups, rows[..., :, None], columns[..., None, :]]
 
 
 def _ascending(damages: np.ndarray) -> np.ndarray:
@@ -235,12 +248,6 @@ def _solved(factor: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, right, upper=False)
 
 
-def _damage(rows: Tensor) -> Tensor:
-    """The damage of removing each row (…, 2 o), once these are solved by the factor of their block."""
-    weights, measured = rows.chunk(2, -1)
-    return torch.einsum("...o,...o->...", weights, measured)
-
-
 def refine(
     groups: Groups, curves: Mapping[int, Curve], sensitivity: Sensitivity, batches: Sequence[Inputs], seed: int = 0,
     operations: float = OPERATIONS, fewest: int = FEWEST,
@@ -254,17 +261,18 @@ def refine(
     samples = 0
     for run in backwards(groups, sensitivity, batches, seed, _affordable(sensitivity, batches, operations, fewest)):
         samples += run.size
-        effects = [loose_effects(groups, one, run) for one in sensitivity.loose]
-        for leaf, width in sums:
-            cut = curves[leaf].cuts[width]
-            total = torch.zeros(1, dtype=torch.float64)
-            for reader in sensitivity.readers:
-                if reader.layer.node in cut.changes:
-                    total = total + _effect(reader, cut.changes[reader.layer.node], run)
-            for each in effects:
-                if leaf in each:
-                    total = total + each[leaf][:, cut.gone].sum(1)
-            sums[leaf, width] += float(total.square().sum())
+        totals = {place: torch.zeros(1, dtype=torch.float64) for place in sums}
+        for reader in sensitivity.readers:
+            cuts = {place: curves[place[0]].cuts[place[1]].changes.get(reader.layer.node) for place in sums}
+            changes = {place: change for place, change in cuts.items() if change is not None}
+            for place, effect in zip(changes, _effects(reader, list(changes.values()), run), strict=True):
+                totals[place] = totals[place] + effect
+        for one in sensitivity.loose:
+            for leaf, each in loose_effects(groups, one, run).items():
+                for width, cut in curves[leaf].cuts.items():
+                    totals[leaf, width] = totals[leaf, width] + each[:, cut.gone].sum(1)
+        for place, total in totals.items():
+            sums[place] += float(total.square().sum())
     found = {}
     for leaf, curve in curves.items():
         measured = {width: sums[leaf, width] / (2 * max(samples, 1)) for width in curve.cuts}
@@ -279,18 +287,38 @@ def _affordable(sensitivity: Sensitivity, batches: Sequence[Inputs], operations:
     return [place * len(batches) // count for place in range(count)]
 
 
-def _effect(reader: Reader, change: Tensor, run: Run) -> Tensor:
-    """The effect of a change of a reader's matrix on the log-likelihood of each sample, to first order: (samples,).
+def _effects(reader: Reader, changes: Sequence[Tensor], run: Run) -> list[Tensor]:
+    """The effects of changes of a reader's matrix on the log-likelihood of each sample, to first order: (samples,).
 
     The bias compensates for the change of the mean.
     """
-    layer = reader.layer
-    gradient = run.gradients[layer.node]
-    moved = run.respond(layer, change.to(gradient))
-    if layer.along is not None:
-        mean = (reader.means[:, None, :] @ change.double())[:, 0]
-        moved = moved - layer.along(mean).to(gradient)
-    return per_sample((moved * gradient).double()[..., None], run.size)[:, 0]
+    layer, gradient = reader.layer, run.gradients[reader.layer.node]
+    if not changes:
+        return []
+    if layer.along is not None and gradient.numel() >= SEVERAL * run.size * changes[0].shape[0] * changes[0].shape[2]:
+        return _by_gradients(reader, changes, run)
+    found = []
+    for change in changes:
+        moved = run.respond(layer, change.to(gradient))
+        if layer.along is not None:
+            mean = (reader.means[:, None, :] @ change.double())[:, 0]
+            moved = moved - layer.along(mean).to(gradient)
+        found.append(per_sample((moved * gradient).double()[..., None], run.size)[:, 0])
+    return found
+
+
+def _by_gradients(reader: Reader, changes: Sequence[Tensor], run: Run) -> list[Tensor]:
+    """As `_effects`, from the gradient by the matrix, of one sample after the other: it is the same for all changes."""
+    inputs, slopes = run.input(reader.layer), run.gradients[reader.layer.node]
+    apart = run.size if len(slopes) % run.size == 0 and len(inputs) == len(slopes) else 1
+    found = torch.zeros(len(changes), apart, dtype=torch.float64)
+    mean = reader.means[:, None, :].to(inputs)
+    for sample, (x, g) in enumerate(zip(inputs.chunk(apart), slopes.chunk(apart), strict=True)):
+        rows, own = reader.layer.rows(x, g, 1.0, run.generator)
+        gradient = (rows - mean).transpose(1, 2) @ own
+        for place, change in enumerate(changes):
+            found[place, sample] = (gradient * change.to(gradient)).sum(dtype=torch.float64).cpu()
+    return list(found)
 
 
 def _through(curve: Curve, measured: Mapping[int, float]) -> Curve:

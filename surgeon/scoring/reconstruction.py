@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from surgeon.calibration.data import Calibration
-from surgeon.calibration.fisher import measure
+from surgeon.calibration.fisher import measure, operations_on
 from surgeon.calibration.labels import Loss
 from surgeon.calibration.restated import judged_on
 from surgeon.groups.coupling import Groups
@@ -16,9 +16,6 @@ from surgeon.plans.basis import basis_of
 from surgeon.scoring.labeled_gradients import likelihoods
 from surgeon.scoring.optimal_brain_surgeon import FEWEST, Curve, eliminate, refine, work_of
 from surgeon.support.progress import counter
-
-#: Of noise, which says less, labels are drawn once and damages refined on fewer samples above so many operations.
-NOISE_OPERATIONS = 1.5e11
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,7 @@ def reconstruction(
     """
     labeled = likelihoods(model, calibration, loss) if loss is not None else None
     groups = judged_on(groups, calibration)
-    bounds, fewest = ({"operations": NOISE_OPERATIONS}, 1) if calibration.noise else ({}, FEWEST)
-    sensitivity = measure(groups, calibration.batches, seed, labeled, **bounds)
+    sensitivity = measure(groups, calibration, seed, labeled)
     basis = basis_of(model)
     ranked = basis.ranked if basis is not None else ()
     work = [work_of(group, sensitivity) for group in groups]
@@ -70,7 +66,8 @@ def reconstruction(
         for done, group in enumerate(groups):
             progress(sum(work[:done]), sum(work))
             curves[group.leaf.id] = eliminate(group, sensitivity, ridge, group.name in ranked)
-    curves = refine(groups, curves, sensitivity, calibration.batches, seed, fewest=fewest, **bounds)
+    fewest = 1 if calibration.noise else FEWEST
+    curves = refine(groups, curves, sensitivity, calibration.batches, seed, operations_on(calibration), fewest)
     return Selection(
         {leaf: curve.scores for leaf, curve in curves.items()},
         {leaf: curve.by_width for leaf, curve in curves.items()},

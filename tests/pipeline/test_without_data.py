@@ -86,6 +86,15 @@ def test_where_noise_does_not_serve_it_is_the_plain_cut(change: str, why: str) -
     assert report.recovery is None and "nothing makes up for the cut: on noise" in str(report) and why in str(report)
 
 
+def test_batch_norms_that_never_saw_an_input_get_the_plain_cut() -> None:
+    net = Net()
+    net.norm.reset_running_stats()
+    slim, report = cut(net)
+    plain, _ = cut(net, compensate=False)
+    assert same(slim, plain) and report.recovery is None
+    assert "nothing makes up for the cut: no batch norm has statistics of any input" in str(report)
+
+
 def test_the_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     net = Net()
     monkeypatch.setattr(stand_in, "MODERATE", 1e4)

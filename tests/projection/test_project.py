@@ -186,7 +186,7 @@ def test_a_streams_directions_are_ordered_by_what_the_output_makes_of_them(name:
     groups = couple(trace(rotated, x[:2]))
     leaf = next(group.leaf.id for group in groups if group.size == 8)
     costs = torch.zeros(8, 8, dtype=torch.float64)
-    for reader in measure(groups, calibrate(x, groups.graph, rotated).batches).readers:
+    for reader in measure(groups, calibrate(x, groups.graph, rotated)).readers:
         if leaf in reader.units:
             matrix = reader.layer.matrix(reader.layer.weight.read())[0]
             costs += matrix @ reader.metric[0] @ matrix.t()

@@ -27,7 +27,7 @@ from testbed.networks import random_network
 
 def measured(net: nn.Module, x: Tensor) -> tuple[Groups, Sensitivity]:
     groups = couple(trace(net.eval(), x[:2]))
-    return groups, measure(groups, calibrate(x, groups.graph, net).batches)
+    return groups, measure(groups, calibrate(x, groups.graph, net))
 
 
 def test_damage_is_the_least_that_a_fit_leaves() -> None:
@@ -92,10 +92,11 @@ def test_damage_is_summed_sample_by_sample() -> None:
     assert (np.diff(refined.damage) >= 0).all()
 
 
-def test_a_large_model_is_run_for_fewer_labels_and_samples() -> None:
+def test_a_large_model_is_run_for_fewer_labels_and_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(128, 6)
     groups, _ = measured(net, x)
-    batches = calibrate(x, groups.graph, net).batches
+    data = calibrate(x, groups.graph, net)
+    batches = data.batches
     asked: list[int] = []
 
     def likelihoods(outputs: list[Tensor], number: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -103,7 +104,8 @@ def test_a_large_model_is_run_for_fewer_labels_and_samples() -> None:
         asked.append(number)
         yield F.log_softmax(outputs[0], 1)[:, 0].sum()
 
-    sensitivity = fisher.measure(groups, batches, likelihoods=likelihoods, operations=0.0)
+    monkeypatch.setattr(fisher, "OPERATIONS", 0.0)
+    sensitivity = fisher.measure(groups, data, likelihoods=likelihoods)
     assert (sensitivity.draws, asked) == (1, list(range(len(batches))))
     curves = {groups.groups[0].leaf.id: eliminate(groups.groups[0], sensitivity)}
     refine(groups, curves, sensitivity, batches, operations=0.0, fewest=64)
