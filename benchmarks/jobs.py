@@ -56,7 +56,7 @@ def lines(count: int, tested: bool, width: int) -> list[Line]:
     words = sorted({word for text in topics.values() for word in text.split() if word.isascii() and word.isalpha()})
     words = [word for place, word in enumerate(words) if (place % 2 == 0) == tested and len(word) > 2]
     fonts = sorted(path for path in FONTS.glob("*.ttf") if ("Serif" in path.name) == tested)
-    made = []
+    made: list[Line] = []
     while len(made) < count:
         text = " ".join(rng.choices(words, k=rng.randint(1, 3)))
         font = ImageFont.truetype(str(rng.choice(fonts)), 40)
@@ -66,7 +66,7 @@ def lines(count: int, tested: bool, width: int) -> list[Line]:
         scaled = round(image.width * HEIGHT / image.height)
         if scaled > width:
             continue
-        pixels = np.asarray(image.resize((scaled, HEIGHT), Image.Resampling.BILINEAR), np.float32)
+        pixels = np.asarray(image.resize((scaled, HEIGHT), Image.Resampling.BILINEAR), np.float64)
         pixels = pixels + np.random.default_rng(len(made)).normal(0, 20, pixels.shape)
         full = np.zeros((3, HEIGHT, width), np.float32)
         full[:, :, :scaled] = np.clip(pixels / 255, 0, 1) * 2 - 1

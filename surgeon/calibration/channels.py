@@ -7,8 +7,6 @@ ICML 2015: channels are made up for by other channels at the same tap.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -20,9 +18,9 @@ WIDEST = 6144
 POSITIONS = 64
 
 
-def taps_of(layer: Contraction, most: float = math.inf) -> int:
-    """The inputs of each channel that share its place in a covariance; 1 for a layer of at most so many inputs."""
-    return layer.taps if layer.matrix(layer.weight.places).shape[1] > min(most, WIDEST) else 1
+def taps_of(layer: Contraction) -> int:
+    """The inputs of each channel that share its place in a covariance; 1 for a layer that is not too wide."""
+    return layer.taps if layer.matrix(layer.weight.places).shape[1] > WIDEST else 1
 
 
 def rows(value: Tensor, most: float, generator: torch.Generator, shown: Tensor | None = None) -> Tensor:

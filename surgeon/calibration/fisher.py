@@ -77,7 +77,7 @@ class Reader:
     @property
     def taps(self) -> int:
         """How many inputs in a row share a place in the moments: those of one channel, where it is very wide."""
-        return channels.taps_of(self.layer, WIDE)
+        return channels.taps_of(self.layer)
 
     @property
     def means(self) -> Tensor:

@@ -92,14 +92,15 @@ class _Pictures:
         where = _channels(name, folder, port, pixels.layout)
         self._last = where == 3
         sizes = port.sizes or ()
-        self.channels = sizes[where] if isinstance(sizes[where], int) else 3
+        channels = sizes[where]
+        self.channels = channels if isinstance(channels, int) else 3
         height, width = (sizes[1], sizes[2]) if self._last else (sizes[2], sizes[3])
         self._size = _resized(name, port, (height, width), pixels.resize, model.sizes, 1 if self._last else 2)
-        self._scale = _scale(name, port, pixels, int(self.channels))
+        self._scale = _scale(name, port, pixels, self.channels)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         size = self._port.sizes[0] if self._port.sizes else None
-        for batch in self._found.through(self._input, int(self.channels), size if isinstance(size, int) else BATCH):
+        for batch in self._found.through(self._input, self.channels, size if isinstance(size, int) else BATCH):
             yield batch.numpy()
 
     def _input(self, picture: Any) -> Tensor:

@@ -104,7 +104,9 @@ def test_integers_that_are_computed_with_stay_integers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("outside", [1, 10])
 def test_half_precision_is_cut_and_certified(outside: int, tmp_path: Path) -> None:
     kind = {1: "float", 10: "float16"}[outside]
-    half = {"w": weight(8, 3, 3, 3), "b": weight(8), "v": weight(6, 8, 1, 1), "c": np.array([1, 1, 2, 2])}
+    half: dict[str, Any] = {
+        "w": weight(8, 3, 3, 3), "b": weight(8), "v": weight(6, 8, 1, 1), "c": np.array([1, 1, 2, 2]),
+    }
     proto = model(
         f"""net ({kind}[n,3,h,w] x) => ({kind}[n,6,i,j] y) {{
             a = Cast <to = 10> (x) d = Conv (a, w, b) e = Relu (d) f = Cast <to = 1> (c)
@@ -121,7 +123,8 @@ def test_half_precision_is_cut_and_certified(outside: int, tmp_path: Path) -> No
 
 
 def test_names_that_mean_something_to_python(tmp_path: Path) -> None:
-    proto = model("net (float[n,3] x) => (float[n,2] y) { h = MatMul (x, as) g = Relu (h) y = MatMul (g, lambda) }",
-                  **{"as": weight(3, 4), "lambda": weight(4, 2)})
+    weights: dict[str, Any] = {"as": weight(3, 4), "lambda": weight(4, 2)}
+    text = "net (float[n,3] x) => (float[n,2] y) { h = MatMul (x, as) g = Relu (h) y = MatMul (g, lambda) }"
+    proto = model(text, **weights)
     slim = surgeon.shrink(loaded(proto, tmp_path), 0.5, example_inputs=torch.randn(2, 3), align=1)
     assert {name: tuple(each.shape) for name, each in slim.named_parameters()} == {"as_": (3, 2), "lambda_": (2, 2)}
