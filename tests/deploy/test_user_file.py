@@ -228,3 +228,30 @@ def test_an_input_that_was_fixed_is_still_one_of_the_file(rate: int, tmp_path: P
     report = surgeon.export(net, tmp_path / "same.onnx", example_inputs=torch.randn(5, 2, 6))
     assert report.original is not None
     assert onnx.load(tmp_path / "same.onnx").graph.input == branching().graph.input
+
+
+def test_weights_that_are_integers_with_scales_are_written_anew(tmp_path: Path) -> None:
+    whole = np.random.default_rng(0).integers(-127, 128, (6, 16)).astype(np.int8)
+    proto = model(
+        """net (float[n,6] x) => (float[n,5] y) {
+            w = DequantizeLinear (whole, scale, zero)  a = MatMul (x, w)  b = Relu (a)  y = MatMul (b, w2)
+        }""",
+        whole=whole, scale=np.float32(0.01), zero=np.int8(0), w2=weight(16, 5),
+    )
+    slim, report, _ = slimmed(proto, tmp_path, torch.randn(2, 6))
+    assert slim.w2.shape[0] < 16 and report.original is None
+    assert any("such as integers and scales" in each for each in report.notes)
+    agrees(tmp_path / "slim.onnx", slim, x=torch.randn(2, 6))
+
+
+def test_a_function_of_the_file_stays_one(tmp_path: Path) -> None:
+    proto = model(
+        """net (float[n,6] x) => (float[n,5] y) {
+            a = MatMul (x, w1)  b = mine.Twice (a)  y = MatMul (b, w2)
+        }""",
+        functions="""<domain: "mine", opset_import: ["" : 17]> Twice (p) => (q) { r = Relu (p)  q = Add (r, r) }""",
+        domains=("mine",), w1=weight(6, 16), w2=weight(16, 5),
+    )
+    slim, report, made = slimmed(proto, tmp_path, torch.randn(2, 6))
+    assert slim.w2.shape[0] < 16 and made.functions == proto.functions
+    assert report.off_original is not None and report.off_original < 1e-5

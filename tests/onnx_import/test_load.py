@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import surgeon
-from surgeon.errors import InvalidArgument, InvalidInputs, InvalidModel
+from surgeon.errors import InvalidArgument, InvalidInputs, InvalidModel, SurgeonError
 from surgeon.frontend.notes import FILE
 from surgeon.frontend.trace import trace
 from testbed.onnx_graphs import branching, convolutional, model, weight
@@ -118,6 +118,23 @@ def test_both_branches_are_traced(tmp_path: Path) -> None:
     found = trace(net, (x, rate)).module
     for value in (16, 8):
         torch.testing.assert_close(found(x, torch.tensor(value)), net(x, torch.tensor(value)))
+
+
+def test_a_graph_does_not_take_the_sizes_at_which_another_branch_runs(tmp_path: Path) -> None:
+    text = """net (float[n,6] x, int64 rate) => (float[n,2] y) {
+        h = MatMul (x, u)  z = Relu (h)  wanted = Constant <value_int = 16> ()  same = Equal (rate, wanted)
+        y = If (same) <
+            then_branch = one () => (float[a,b] p) { p = MatMul (z, w) },
+            else_branch = two () => (float[a,b] q) { r = MatMul (z, v) q = Reshape (r, to) }
+        >
+    }"""
+    weights: dict[str, Any] = {"u": weight(6, 16), "w": weight(16, 2), "v": weight(16, 4), "to": np.array([6, 2])}
+    net = loaded(model(text, **weights), tmp_path)
+    x, rate = torch.ones(3, 6), torch.tensor(8)
+    assert net(x, rate).shape == (6, 2)
+    slim = surgeon.shrink(net, 0.3, example_inputs=(x[:2], torch.tensor(16)), form="graph", compensate=False, align=1)
+    with pytest.raises(SurgeonError, match="takes"):
+        slim(x, rate)
 
 
 def test_a_copy_shares_the_file_alone(tmp_path: Path) -> None:
