@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from surgeon.calibration import channels, layers
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.layers import Contraction
+from surgeon.calibration.logits import logits, unsquashed
 from surgeon.calibration.moments import ENOUGH, Moments, gram
 from surgeon.calibration.padding import Padding
 from surgeon.calibration.parameter_slots import Slots
@@ -255,6 +256,8 @@ def _batch(
     values: dict[fx.Node, Tensor] = {}
     operands: dict[fx.Node, dict[fx.Node, Any]] = {}
     value: Any = None
+    at = logits(groups.graph.nodes)
+    squashed: dict[fx.Node, Tensor] = {}
     with torch.enable_grad():
         for node in run:
             value = run.compute(node)
@@ -263,7 +266,9 @@ def _batch(
             if node in watched:
                 values[node] = value if value.requires_grad else value.detach().requires_grad_()
                 run.set(node, values[node])
-        outputs = floating(value)
+            if node in at.values():
+                squashed[node] = values.get(node, value)
+        outputs = floating(unsquashed(value, at, squashed))
         losses = list(sensitivity.likelihoods(outputs, number, generator))
     size = next((len(output) for output in outputs if output.dim()), batch_size(batch))
     detached = {node: value.detach() for node, value in values.items()}
@@ -281,8 +286,9 @@ def _drawn(
 ) -> Iterator[Tensor]:
     """Log-likelihoods to differentiate, each for another draw of labels; of what is `shown`, all but padding.
 
-    A single output with one row for each sample is taken for logits; anything else gets noise of its own scale. A lone
+    A single output with one row for each sample is taken for logits, anything else gets noise of its own scale. A lone
     number is next to other outputs what becomes of them, such as their loss; else there is no label to draw for it.
+    Outputs are given as what they are a softmax or sigmoid of.
     """
     learnt = [output for output in outputs if output.requires_grad]
     own = {id(output): each for output, each in zip(outputs, shown(number), strict=True)}

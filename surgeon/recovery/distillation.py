@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from surgeon.calibration import layers
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.footprint import bytes_backwards
+from surgeon.calibration.logits import logits, unsquashed
 from surgeon.calibration.padding import Padding, masks
 from surgeon.calibration.parameter_slots import Slots
 from surgeon.cost.cost import Cost
@@ -112,15 +113,20 @@ class _Learner:
             if node.op == "call_function" and node in pair.changed
             and layers.find(node, pair.copies[node], slots.find) is not None
         ]
+        self.logits = logits(graph.nodes)
         self.compared = contractions[:: max(1, -(-len(contractions) // COMPARED))]
 
     def deviation(self, batch: Inputs) -> Tensor:
-        """The squared deviation of the outputs and of the compared layers, relative to the original's variance."""
+        """The squared deviation of the outputs and of the compared layers, relative to the original's variance.
+
+        Of probabilities, that of their logits.
+        """
         with torch.no_grad():
-            inside, wanted = _run(self.pair.original(batch), self.compared)
+            inside, wanted = _run(self.pair.original(batch), self.compared, self.logits)
             left = [self.pair.at_kept(node, value) for node, value in zip(self.compared, inside, strict=True)]
         copies = [self.pair.copies[node] for node in self.compared]
-        mine, outputs = _run(self.pair.smaller(batch, tensors=self.tensors), copies)
+        at = {place: self.pair.copies[node] for place, node in self.logits.items()}
+        mine, outputs = _run(self.pair.smaller(batch, tensors=self.tensors), copies, at)
         total = torch.zeros(())
         outputs, wanted = (self._padding.in_a_row(each, batch) for each in (outputs, wanted))
         mine, left = (
@@ -138,13 +144,18 @@ class _Learner:
                 self._parameters[key].copy_(value)
 
 
-def _run(run: Interpreter, compared: Sequence[fx.Node]) -> tuple[list[Tensor], list[Tensor]]:
+def _run(
+    run: Interpreter, compared: Sequence[fx.Node], at: Mapping[int, fx.Node]
+) -> tuple[list[Tensor], list[Tensor]]:
     inside, value = [], None
+    squashed: dict[fx.Node, Tensor] = {}
     for node in run:
         value = run.compute(node)
         if node in compared:
             inside.append(value)
-    return inside, floating(value or ())
+        if node in at.values():
+            squashed[node] = value
+    return inside, floating(unsquashed(value or (), at, squashed))
 
 
 class _Samples:

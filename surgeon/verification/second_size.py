@@ -50,10 +50,15 @@ def of_module(module: nn.Module, zeroed: Callable[[str, Tensor], Tensor] | None 
 def _copy(module: nn.Module, zeroed: Callable[[str, Tensor], Tensor] | None, precise: bool) -> IsolatedCopy:
     """A copy with changed tensors, at double precision if it is to be precise."""
     instead: dict[int, Tensor] = {}
+    named: dict[int, tuple[Tensor, list[str]]] = {}
     for name, old in named_tensors(module):
-        if type(old) not in (Tensor, nn.Parameter) or id(old) in instead:
+        named.setdefault(id(old), (old, []))[1].append(name)
+    for old, names in named.values():
+        if type(old) not in (Tensor, nn.Parameter):
             continue
-        new = old.detach() if zeroed is None else zeroed(name, old.detach())
+        new = old.detach()
+        for name in names if zeroed is not None else ():
+            new = zeroed(name, new)
         new = new.double() if precise and new.is_floating_point() else new
         if new.untyped_storage().data_ptr() != old.untyped_storage().data_ptr():  # else it is copied with the module
             learnt = isinstance(old, nn.Parameter)
