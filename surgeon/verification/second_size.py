@@ -57,8 +57,9 @@ def _copy(module: nn.Module, zeroed: Callable[[str, Tensor], Tensor] | None, pre
         if type(old) not in (Tensor, nn.Parameter):
             continue
         new = old.detach()
-        for name in names if zeroed is not None else ():
-            new = zeroed(name, new)
+        if zeroed is not None:
+            for name in names:
+                new = zeroed(name, new)
         new = new.double() if precise and new.is_floating_point() else new
         if new.untyped_storage().data_ptr() != old.untyped_storage().data_ptr():  # else it is copied with the module
             learnt = isinstance(old, nn.Parameter)
