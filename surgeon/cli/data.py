@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import InvalidArgument
-from surgeon.frontend.parameters import MADE
 
 
 def read(spec: str) -> Any:
@@ -55,6 +54,8 @@ def fitting(
     Raises:
         InvalidArgument: they can't be read, or something is told of pictures where there are none.
     """
+    from surgeon.frontend.parameters import MADE  # with torch, which the command line does without until it is needed
+
     told = {"mean": mean, "std": std, "layout": layout, "resize": resize}
     given = [name for name, value in told.items() if value is not None]
     ports = getattr(model, "inputs", None)

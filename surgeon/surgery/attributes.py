@@ -16,6 +16,7 @@ from torch import fx, nn
 from surgeon.groups.coupling import Groups
 from surgeon.ir.axes import Axis, Prod, prod
 from surgeon.rules import Kept, Typed, arguments
+from surgeon.surgery.rewrite import printed
 
 _Conv = nn.modules.conv._ConvNd
 _Transposed = nn.modules.conv._ConvTransposeNd
@@ -155,14 +156,17 @@ def printed_sizes(operators: Iterable[tuple[fx.Node, Typed]], kept: Kept) -> dic
     """The arguments of operators that are printed from axes, old and new.
 
     And the factors of their sizes that are no arguments themselves, as the heads in `view(batch * heads, …)`.
+
+    Raises:
+        SurgeryError: an operator's rule can't print them.
     """
     found: dict[Any, tuple[Any, Any]] = {}
     operators = list(operators)
     for node, typed in operators:
         old = arguments(node)
-        for name, print_ in typed.args.items():
+        for name, new in printed(node, typed, kept).items():
             before = old[name] if name in old else _split_sizes(typed, old["dim"])
-            found[(node.name, name)] = found[name] = (before, print_(kept))
+            found[(node.name, name)] = found[name] = (before, new)
     known = size_pairs(found)
     for node, typed in operators:
         axes = [axis for each in (typed.out if isinstance(typed.out, list) else [typed.out]) for axis in each]
