@@ -23,7 +23,7 @@ from surgeon.cli.options import (
     show,
     with_options,
 )
-from surgeon.errors import BenchmarkError
+from surgeon.errors import BenchmarkError, InvalidArgument
 from surgeon.pipeline.options import Options
 from surgeon.support.files import replace_beside, replace_many
 from surgeon.support.progress import collect, stage
@@ -59,6 +59,10 @@ def shrink(
         options["threads"] = None
     Options.of(**options)  # invalid options fail before the model is loaded
     to_file = out.suffix == ".onnx"
+    if to_file and Path(spec).exists() and out.exists() and out.samefile(spec):
+        raise InvalidArgument(f"-o {out} is the file that is to be made smaller; give another name")
+    if force and not to_file:
+        raise InvalidArgument("--force writes a FILE.onnx that is not faster; a FOLDER is written in any case")
     replaced = replace_beside if to_file else replace_many
     with collect() as seconds, replaced(out) as scratch, temporary_folder() as aside:
         model, inputs = load(spec, shape or [], pretrained, options["seed"])

@@ -106,6 +106,9 @@ def export(
     ({'input': ('batch', 3, 'height', 'width')}, True)
     """
     target = Path(path)
+    source = noted(model, FILE)
+    if source is not None and target.exists() and target.samefile(source.path):
+        raise InvalidArgument(f"{target} is the file that the model was loaded from; give another name")
     with replace_beside(target) as scratch, untouched(model):
         if example_inputs is None:
             args, kwargs = _inputs_of(model)
@@ -114,12 +117,12 @@ def export(
         check_dense(model)
         flat, notes = flatten(model, call)
         asked = not (dynamic is None and opset is None and input_names is None and output_names is None)
-        if noted(model, FILE) is not None and not asked:
+        if source is not None and not asked:
             try:
                 check = Checking(flat, call, scratch / target.name, tolerance, seed)
                 return export_changed(model, check, target, notes)
             except Unpatchable as error:
-                notes.append(f"written anew by torch.onnx, not as {noted(model, FILE).path.name} with changes: {error}")
+                notes.append(f"written anew by torch.onnx, not as {source.path.name} with changes: {error}")
         if output_names is not None:
             flat.output_names = _fitting("output_names", output_names, flat.output_names)
             if both := set(output_names) & set(call.names):

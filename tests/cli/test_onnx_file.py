@@ -113,3 +113,11 @@ def test_a_file_that_is_not_faster_is_not_written(path: Path, tmp_path: Path, mo
     options = ("shrink", path, "--ratio", "0.3", "--shape", "2,3,8,8", "--no-compensate", "-o", tmp_path / "slim.onnx")
     result = call(*options)
     assert result.exit_code == 1 and "--force" in result.output and not (tmp_path / "slim.onnx").exists()
+
+
+def test_the_file_that_goes_in_stays(path: Path) -> None:
+    before = path.read_bytes()
+    result = call("shrink", path, "--ratio", "0.3", "-o", path)
+    assert result.exit_code == 1 and "give another name" in result.output and path.read_bytes() == before
+    result = call("shrink", path, "--ratio", "0.3", "--force", "-o", path.parent / "folder")
+    assert result.exit_code == 1 and not (path.parent / "folder").exists()

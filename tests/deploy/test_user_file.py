@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 import surgeon
 from surgeon.deploy.user_file.walk import tensors
+from surgeon.errors import InvalidArgument
 from testbed.onnx_graphs import convolutional, model, weight
 
 
@@ -66,6 +67,14 @@ def test_a_model_of_which_nothing_was_removed_is_the_file(tmp_path: Path) -> Non
     report = surgeon.export(surgeon.load_onnx(tmp_path / "net.onnx"), tmp_path / "same.onnx")
     assert onnx.load(tmp_path / "same.onnx") == onnx.load(tmp_path / "net.onnx")
     assert report.original is not None and report.off_original is None
+
+
+def test_the_file_itself_is_not_replaced(tmp_path: Path) -> None:
+    onnx.save(convolutional(), tmp_path / "net.onnx")
+    before = (tmp_path / "net.onnx").read_bytes()
+    with pytest.raises(InvalidArgument, match="loaded from; give another name"):
+        surgeon.export(surgeon.load_onnx(tmp_path / "net.onnx"), tmp_path / "net.onnx")
+    assert (tmp_path / "net.onnx").read_bytes() == before
 
 
 def test_what_is_asked_for_is_written_anew(tmp_path: Path) -> None:
