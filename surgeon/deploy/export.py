@@ -107,7 +107,7 @@ def export(
     """
     target = Path(path)
     source = noted(model, FILE)
-    if source is not None and target.exists() and target.samefile(source.path):
+    if source is not None and target.exists() and source.path.exists() and target.samefile(source.path):
         raise InvalidArgument(f"{target} is the file that the model was loaded from; give another name")
     with replace_beside(target) as scratch, untouched(model):
         if example_inputs is None:
