@@ -144,9 +144,10 @@ def resized(inputs: Inputs, sizes: Mapping[Place, int]) -> Inputs:
 def free_sizes(model: nn.Module, inputs: Inputs) -> FreeSizes:
     """Which axes of the inputs `(args, kwargs)` may have other sizes, by running a copy of `model` in eval mode.
 
-    Sizes that are equal in several inputs at the same axis vary together, and where that fails all equal sizes do. An
-    axis counts as fixed when the model fails at several other sizes; those of images are varied by multiples of 32
-    too. The model, and random numbers, are left as they are.
+    Sizes that are equal in several inputs at the same axis vary together, and where that fails all equal sizes do.
+    Where the model names the axes of its inputs, by argument in `axis_names`, those of one name do, and a number there
+    is no size like others. An axis counts as fixed when the model fails at several other sizes; those of images are
+    varied by multiples of 32 too. The model, and random numbers, are left as they are.
 
     >>> from surgeon.frontend.trace import normalize_inputs
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
@@ -158,10 +159,21 @@ def free_sizes(model: nn.Module, inputs: Inputs) -> FreeSizes:
         for name, leaf, value in _named(model, inputs)
         for axis, size in enumerate(value.shape)
     ]
-    search = _Search(IsolatedCopy(model), inputs, [each for each in axes if each.size])
+    declared = getattr(model, "axis_names", None)
+    names: dict[Place, int | str] = {
+        each.place: told for each in axes if isinstance(declared, Mapping)
+        if isinstance(told := _declared(declared, each), int | str)
+    }
+    search = _Search(IsolatedCopy(model), inputs, [each for each in axes if each.size], names)
     found = {each.place: each for each in search.found()}
     others = {place: each.other for place, each in found.items() if each.other is not None}
     return FreeSizes(tuple(found.get(each.place, each) for each in axes), search.outputs.get(frozenset(others.items())))
+
+
+def _declared(names: Mapping[str, Any], axis: Size) -> Any:
+    """What the model calls an axis, or the size that it says it has; None where it tells nothing."""
+    told = names.get(axis.input)
+    return told[axis.axis] if isinstance(told, tuple) and axis.axis < len(told) else None
 
 
 def _named(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, int, Tensor]]:
@@ -217,7 +229,10 @@ class Unfit:
 class _Search:
     """Runs a model at other sizes, and remembers at which it ran."""
 
-    def __init__(self, original: IsolatedCopy, inputs: Inputs, axes: Sequence[Size]) -> None:
+    def __init__(
+        self, original: IsolatedCopy, inputs: Inputs, axes: Sequence[Size], names: Mapping[Place, int | str]
+    ) -> None:
+        self._names = names
         self._original, self._inputs, self._axes = original, inputs, axes
         self._leaves = pytree.tree_leaves(inputs)
         self._sizes = {each.place: each.size for each in axes}
@@ -238,10 +253,12 @@ class _Search:
         ]
 
     def _alike(self) -> list[list[Place]]:
-        """The axes that vary together: of the same size, and at the same place in their inputs."""
-        classes: dict[tuple[int, int], list[Place]] = {}
+        """The axes that vary together: of one name, or else of the same size at the same place in their inputs."""
+        classes: dict[tuple[Any, ...], list[Place]] = {}
         for each in self._axes:
-            classes.setdefault((each.axis, each.size), []).append(each.place)
+            name = self._names.get(each.place)
+            key = (each.axis, each.size) if name is None else (name,) if isinstance(name, str) else each.place
+            classes.setdefault(key, []).append(each.place)
         self._merged: list[list[Place]] = []
         return list(classes.values())
 
@@ -288,7 +305,8 @@ class _Search:
         """All axes of one size, where several are of that size and one of them is fixed so far."""
         found: dict[int, list[Place]] = {}
         for each in self._axes:
-            found.setdefault(each.size, []).append(each.place)
+            if not isinstance(self._names.get(each.place), int):
+                found.setdefault(each.size, []).append(each.place)
         return [places for places in found.values() if len(places) > 1 and any(place in fixed for place in places)]
 
     def _alone(

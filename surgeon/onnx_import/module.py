@@ -129,6 +129,11 @@ class OnnxModel(nn.Module):
         return self._fixed
 
     @property
+    def axis_names(self) -> dict[str, tuple[int | str | None, ...] | None]:
+        """What the file calls the axes of its inputs, by forward's parameters; a size where it fixes one."""
+        return {port.parameter: port.sizes for port in self.inputs}
+
+    @property
     def compared(self) -> dict[str, int]:
         """Integers that inputs are compared with: values that mean something to the file."""
         found: dict[str, int] = {}

@@ -14,6 +14,7 @@ import torch
 
 import surgeon
 from surgeon.errors import InvalidArgument, InvalidInputs, InvalidModel, SurgeonError
+from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.notes import FILE
 from surgeon.frontend.trace import trace
 from testbed.onnx_graphs import branching, convolutional, model, weight
@@ -212,3 +213,28 @@ def test_an_operator_that_is_not_known_is_named(tmp_path: Path) -> None:
     proto = model("net (float[n] x) => (float[n] y) { y = far.Away (x) }", domains=("far",))
     with pytest.raises(InvalidModel, match=r"the node 0 \(Away\): far.Away is an operator that is not known"):
         loaded(proto, tmp_path)
+
+
+def stateful(batch: str) -> onnx.ModelProto:
+    """A recurrent layer whose state is given, of two layers for one of which there is a use."""
+    return model(
+        f"""net (float[t,n,6] x, float[2,{batch},4] state) => (float[t,n,4] y) {{
+            start = Slice (state, zero, one, zero)  r, h, c = LSTM <hidden_size = 4> (x, w, k, b, , start, start)
+            y = Squeeze (r, one)
+        }}""",
+        w=weight(1, 16, 6), k=weight(1, 16, 4), b=weight(1, 32), zero=np.array([0]), one=np.array([1]),
+    )
+
+
+def test_a_state_of_another_batch_is_refused(tmp_path: Path) -> None:
+    net = loaded(stateful("m"), tmp_path)
+    assert net(torch.ones(3, 2, 6), torch.zeros(2, 2, 4)).shape == (3, 2, 4)
+    with pytest.raises(InvalidInputs, match=r"a state of \(1, 1, 4\), where \(directions, batch, hidden\) are"):
+        net(torch.ones(3, 2, 6), torch.zeros(2, 1, 4))
+
+
+@pytest.mark.parametrize("batch", ["n", "m"])
+def test_sizes_that_go_together_are_found(batch: str, tmp_path: Path) -> None:
+    net = loaded(stateful(batch), tmp_path)
+    found = free_sizes(net, ((torch.ones(3, 2, 6), torch.zeros(2, 2, 4)), {}))
+    assert {each.place for each in found.free} == {(0, 0), (0, 1), (1, 1)}

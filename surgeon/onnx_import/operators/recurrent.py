@@ -96,7 +96,12 @@ class _Layer:
         if value is None:
             return self.x.new_zeros((self.directions, self.x.shape[1], self.hidden))
         found = as_tensor(value, self.x.device)
-        return found.transpose(0, 1) if self._batch_first else found
+        found = found.transpose(0, 1) if self._batch_first else found
+        wanted = (self.directions, self.x.shape[1], self.hidden)
+        # torch reads beyond the end of a smaller one.
+        if found.dim() != 3 or any(have != want for have, want in zip(found.shape, wanted, strict=True)):
+            raise ValueError(f"a state of {tuple(found.shape)}, where (directions, batch, hidden) are {wanted}")
+        return found
 
     def results(self, y: Tensor, *states: Tensor) -> list[Tensor]:
         y = y.flip(0) if self._reverse else y
