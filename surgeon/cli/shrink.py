@@ -71,14 +71,16 @@ def shrink(
         if not to_file:
             with stage("save"):
                 surgeon.save(slim, scratch)
-        small = scratch / out.name if to_file else scratch / "slim.onnx"
+        small = scratch / (out.name if to_file else "slim.onnx")
         large = (aside if to_file else scratch) / "base.onnx"
         exports = {}
         for name, each, path in (("base", model, large), ("slim", slim, small)):
             with stage(f"export {name}"):
                 exports[name] = surgeon.export(each, path, example_inputs=inputs)
-        exports["slim"] = dataclasses.replace(exports["slim"], path=out if to_file else out / small.name)
-        exports["base"] = dataclasses.replace(exports["base"], path=Path(spec) if to_file else out / large.name)
+        if to_file:
+            exports = {"slim": dataclasses.replace(exports["slim"], path=out)}
+        else:
+            exports = {name: dataclasses.replace(each, path=out / each.path.name) for name, each in exports.items()}
         verdict = None
         if bench:
             with stage("benchmark"):

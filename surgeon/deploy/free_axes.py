@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from surgeon.deploy.inputs import Call, Place
+from surgeon.deploy.names import new_name
 from surgeon.errors import InvalidArgument
 from surgeon.frontend.free_sizes import free_sizes, narrower
 from surgeon.support.arguments import is_integer, refusal, shown
@@ -165,7 +166,7 @@ def _named(
         if place in found:
             continue
         if shared is None:
-            shared = _free_name(_name(call.tensors[place[0]], place[1]), taken)
+            shared = new_name(_name(call.tensors[place[0]], place[1]), taken)
             taken.add(shared)
         found[place] = shared
     return {place: found[place] for place in places}
@@ -179,10 +180,3 @@ def _name(tensor: Tensor, axis: int) -> str:
         from_end = tensor.dim() - axis
         return {1: "width", 2: "height", 3: "frames"}.get(from_end if axis > 1 else 0, f"axis_{axis}")
     return "length" if axis == 1 or axis == tensor.dim() - 1 else f"axis_{axis}"
-
-
-def _free_name(wish: str, taken: set[str]) -> str:
-    name, number = wish, 1
-    while name in taken:
-        name, number = f"{wish}_{number}", number + 1
-    return name

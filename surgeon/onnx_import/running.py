@@ -18,9 +18,7 @@ from surgeon.onnx_import.values import Numbers, as_numbers, as_tensor
 #: surgery rewrites it.
 GIVEN, COUNT = "given_", "count_"
 #: Attributes that count channels, or groups of them.
-COUNTS = frozenset(
-    "group num_groups num_heads q_num_heads kv_num_heads qkv_hidden_sizes hidden_size split".split()
-)
+COUNTS = frozenset("group num_groups num_heads q_num_heads kv_num_heads qkv_hidden_sizes split".split())
 #: What operators raise for inputs that don't fit them.
 _UNFIT = (
     RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError, AttributeError, MemoryError,

@@ -4,13 +4,15 @@ import copy
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from surgeon.deploy.export import export
 from surgeon.deploy.inputs import read_call, sample_like
-from surgeon.deploy.parity import check_parity, relative_deviation
+from surgeon.deploy.parity import SATURATED, check_parity, least_scales, relative_deviation
 from surgeon.errors import ExportError
+from testbed.onnx_graphs import model
 from tests.deploy_nets import Masked, conv_net, tamper
 
 
@@ -90,3 +92,19 @@ def test_only_inputs_of_the_batch_size_are_batched() -> None:
     call = read_call(model, (torch.ones(4, 7, dtype=torch.long), torch.ones(1, 7), 0.5))
     assert call.batch == 4 and call.batched == (0,) and call.names == ("input_ids", "attention_mask")
     assert [tuple(tensor.shape) for tensor in call.with_batch(6).tensors] == [(6, 7), (1, 7)]
+
+
+@pytest.mark.parametrize(("end", "least"), [("Sigmoid", {"y": SATURATED}), ("Softmax", {}), ("Relu", {})])
+def test_a_sigmoid_is_compared_with_no_less_than_it_is_computed_to(
+    end: str, least: dict[str, float], tmp_path: Path
+) -> None:
+    onnx.save(model(f"net (float[n,3] x) => (float[n,3] y) {{ a = {end} (x)  y = Identity (a) }}"), tmp_path / "m.onnx")
+    assert least_scales(tmp_path / "m.onnx") == least
+
+
+def test_a_saturated_sigmoid_that_is_wrong_is_refused(tmp_path: Path) -> None:
+    onnx.save(model("net (float[n,3] x) => (float[n,3] y) { y = Sigmoid (x) }"), tmp_path / "m.onnx")
+    x = torch.full((2, 3), -17.0)
+    check_parity(tmp_path / "m.onnx", lambda x: (x.sigmoid(),), [(x,)], input_names=["x"])
+    with pytest.raises(ExportError, match="'y' deviates"):
+        check_parity(tmp_path / "m.onnx", lambda x: (x.sigmoid() + 2e-7,), [(x,)], input_names=["x"])

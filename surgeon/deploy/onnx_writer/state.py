@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnxscript import ir
 
+from surgeon.deploy.names import new_name
 from surgeon.deploy.onnx_writer.masks import Mask, Masks, Size, count, lossy, same
 from surgeon.errors import ExportError
 
@@ -115,9 +116,7 @@ class State:
 
     def name(self, wish: str) -> str:
         """A name that no value has, near `wish`."""
-        found, number = wish, 1
-        while found in self._names:
-            found, number = f"{wish}_{number}", number + 1
+        found = new_name(wish, self._names)
         self._names.add(found)
         return found
 

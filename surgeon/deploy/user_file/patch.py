@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from torch import Tensor
 
+from surgeon.deploy.names import new_name
 from surgeon.deploy.user_file.changes import Changes, Unpatchable
 from surgeon.deploy.user_file.walk import Owner, dead, graphs_of, names, owners, parts
 from surgeon.onnx_import.module import OnnxModel
@@ -167,7 +168,9 @@ class _Patch:
     def _give(self, node: NodeProto, owner: Owner, place: int, value: Tensor, of: Any) -> None:
         """Let a node take a constant of its own, which stands right before it."""
         old = _input(node, place)
-        made = helper.make_node("Constant", [], [self._name(f"{old}_slim")])
+        name = new_name(f"{old}_slim", self._names)
+        self._names.add(name)
+        made = helper.make_node("Constant", [], [name])
         proto = TensorProto(data_type=onnx_type(value.dtype))
         _fill(proto, value)
         made.attribute.append(helper.make_attribute("value", proto))
@@ -176,13 +179,6 @@ class _Patch:
             raise Unpatchable(f"{of!r} is not where it was")
         node.input[place] = made.output[0]
         owner.node.insert(at, made)
-
-    def _name(self, wish: str) -> str:
-        name, number = wish, 1
-        while name in self._names:
-            name, number = f"{wish}_{number}", number + 1
-        self._names.add(name)
-        return name
 
     def _refuse_branches_not_taken(self) -> None:
         """A branch that was decided against when the file was read must not read what is another now."""
