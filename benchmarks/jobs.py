@@ -12,7 +12,6 @@ its speed is measured with one thread. A line of JSON a row goes to `benchmarks/
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 import time
@@ -30,7 +29,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import surgeon
 from benchmarks.onnx_files import found
-from benchmarks.rows import command, last, publish, to_run
+from benchmarks.rows import append, command, last, publish, to_run
 from surgeon.errors import SurgeonError, first_line
 
 RESULTS = Path(__file__).parent / "results"
@@ -187,9 +186,7 @@ def main() -> None:
                     row = measure(JOBS[name], files[JOBS[name].file], ratio, data, Path(folder))
                 except SurgeonError as error:
                     row = {"refused": first_line(error)}
-                print(json.dumps({"row": label, **row}), flush=True)
-                with ROWS.open("a", encoding="utf-8") as out:
-                    out.write(json.dumps({"row": label, **row}) + "\n")
+                append(ROWS, {"row": label, **row})
     publish(table(last(ROWS, "row")), TABLE)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import sys
 import tempfile
@@ -27,7 +26,7 @@ import onnxruntime
 import torch
 
 import surgeon
-from benchmarks.rows import command, last, last_line, publish, to_run
+from benchmarks.rows import append, command, last, last_line, publish, to_run
 from surgeon.errors import NothingToPrune, SurgeonError, first_line
 
 RESULTS = Path(__file__).parent / "results"
@@ -283,9 +282,7 @@ def main() -> None:
             except ModuleNotFoundError as error:
                 print(f"{name}: passed over: {error}", flush=True)
                 continue
-        print(json.dumps(row), flush=True)
-        with ROWS.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
+        append(ROWS, row)
     done = last(ROWS, "model")
     publish(table({name: done[name] for name in every if name in done}), TABLE)
 

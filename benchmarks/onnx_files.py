@@ -10,11 +10,10 @@ A line of JSON a file goes to `benchmarks/results/onnx_files.jsonl`, and the tab
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import onnxruntime
 import torch
 
 import surgeon
-from benchmarks.rows import command, last, publish, to_run
+from benchmarks.rows import append, command, last, publish, to_run
 from surgeon.errors import SurgeonError, first_line
 from surgeon.onnx_import.module import OnnxModel
 
@@ -153,22 +152,22 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = command(__doc__)
+def over_files(
+    text: str | None, rows: Path, page: Path, show: Callable[[Mapping[str, Mapping[str, Any]]], str],
+    make: Callable[[Path, Path], dict[str, Any]],
+) -> None:
+    """A command that makes a row of each file, with a folder at hand, and shows all of them as a table."""
+    parser = command(text)
     parser.add_argument("places", nargs="*", type=Path, help="wheels, .onnx files, and folders of them")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows = last(ROWS, "file")
     if not given.table:
         with tempfile.TemporaryDirectory() as folder:
             files = dict(found(given.places, Path(folder)))
-            for name in to_run(files, given.only, given.redo, rows):
-                row = {"file": name, **measure(files[name])}
-                print(json.dumps(row), flush=True)
-                with ROWS.open("a", encoding="utf-8") as out:
-                    out.write(json.dumps(row) + "\n")
-    publish(table(last(ROWS, "file")), TABLE)
+            for name in to_run(files, given.only, given.redo, last(rows, "file")):
+                append(rows, {"file": name, **make(files[name], Path(folder))})
+    publish(show(last(rows, "file")), page)
 
 
 if __name__ == "__main__":
-    main()
+    over_files(__doc__, ROWS, TABLE, table, lambda path, _: measure(path))

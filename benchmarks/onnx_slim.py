@@ -9,8 +9,6 @@ named too. Half of the MACs are removed, the plain cut. A line of JSON a file go
 
 from __future__ import annotations
 
-import json
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +18,7 @@ import onnx
 import torch
 
 import surgeon
-from benchmarks.onnx_files import found
-from benchmarks.rows import command, last, publish, to_run
+from benchmarks.onnx_files import over_files
 from surgeon.cli.onnx_file import feeds_of
 from surgeon.errors import SurgeonError, first_line
 
@@ -90,22 +87,5 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = command(__doc__)
-    parser.add_argument("places", nargs="*", type=Path, help="wheels, .onnx files, and folders of them")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = last(ROWS, "file")
-    if not given.table:
-        with tempfile.TemporaryDirectory() as folder:
-            files = dict(found(given.places, Path(folder)))
-            for name in to_run(files, given.only, given.redo, rows):
-                row = {"file": name, **measure(files[name], Path(folder))}
-                print(json.dumps(row), flush=True)
-                with ROWS.open("a", encoding="utf-8") as out:
-                    out.write(json.dumps(row) + "\n")
-    publish(table(last(ROWS, "file")), TABLE)
-
-
 if __name__ == "__main__":
-    main()
+    over_files(__doc__, ROWS, TABLE, table, measure)

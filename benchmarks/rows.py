@@ -36,6 +36,14 @@ def to_run(keys: Iterable[str], only: Sequence[str], redo: bool, done: Container
     return [key for key in keys if (not only or any(part in key for part in only)) and (redo or key not in done)]
 
 
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Print a row, and add it to its file."""
+    line = json.dumps(row)
+    print(line, flush=True)
+    with path.open("a", encoding="utf-8") as out:
+        out.write(line + "\n")
+
+
 def publish(text: str, path: Path) -> None:
     """Write a table to its file, and print it."""
     path.write_text(text, encoding="utf-8")
