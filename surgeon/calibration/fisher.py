@@ -19,32 +19,33 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from surgeon.calibration import channels, layers
+from surgeon.calibration import channels
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.logits import logits, unsquashed
-from surgeon.calibration.moments import ENOUGH, Moments, gram
+from surgeon.calibration.moments import ENOUGH
 from surgeon.calibration.padding import Padding
-from surgeon.calibration.parameter_slots import Slots
+from surgeon.calibration.readers import Loose, Reader, find_readers
 from surgeon.frontend.trace import Inputs, batch_size
-from surgeon.groups.coupling import Group, Groups
+from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import Interpreter, floating
 from surgeon.rules.base import size_of
 from surgeon.support.progress import counter
 
-#: How often labels are drawn for each batch; once, where running the model would take more multiply-accumulate
-#: operations than this.
+#: Multiply-accumulate operations that running the model forward and backward may take. Where it would take more, labels
+#: are drawn once for each batch, and not `DRAWS` times; and then gradients are those of fewer samples, but of `FEWEST`.
+OPERATIONS = 3e11
 DRAWS = 2
-OPERATIONS = 1.5e12
+FEWEST = 64
 #: The same on noise, which says less.
 NOISE_OPERATIONS = 1.5e11
+#: The operations that a number takes to be computed by any operator, and moved about.
+MOVED = 20
 #: Rows that moments are computed from, for each input of an operator; no more than enough, where these would take over
 #: this many multiply-accumulate operations.
 ROWS_PER_INPUT = 40
 FEWEST_ROWS = 4096
 MOST_OPERATIONS = 1e11
-#: Inputs of a layer above which those of a unit, such as a kernel's places, are taken to covary as any other unit's.
-WIDE = 1024
 
 
 # From the outputs of the graph and the index of the batch to log-likelihoods, summed over its samples.
@@ -52,104 +53,105 @@ Likelihoods = Callable[[list[Tensor], int, torch.Generator], Iterable[Tensor]]
 
 
 @dataclass(frozen=True)
-class Reader:
-    """An operator that multiplies prunable units by a parameter.
-
-    `moments` are those of its inputs, or of a very wide convolution of its channels, and then `between` is that of the
-    `taps` of its kernel, up to a factor; `gradients` (G, o, o) is the sum of g gᵀ over `count` positions of its output,
-    which has `positions` for each of `samples`, on average. `units` gives, by leaf, the unit that each input belongs
-    to, or -1: (G, f).
-    """
-
-    layer: Contraction
-    units: dict[int, Tensor]
-    moments: Moments = field(default_factory=Moments)
-    gradients: Tensor = field(default_factory=lambda: torch.zeros(()))
-    count: int = 0
-    positions: float = 0.0
-    samples: int = 0
-    between: Tensor = field(default_factory=lambda: torch.ones(1, 1, dtype=torch.float64))
-
-    @property
-    def inputs(self) -> int:
-        """How many inputs each output is computed from."""
-        return self.layer.matrix(self.layer.weight.places).shape[1]
-
-    @property
-    def taps(self) -> int:
-        """How many inputs in a row share a place in the moments: those of one channel, where it is very wide."""
-        return channels.taps_of(self.layer)
-
-    @property
-    def means(self) -> Tensor:
-        """The mean of each input, (G, f)."""
-        return self.moments.means[0].repeat_interleave(self.taps, 1)
-
-    def by_place(self, matrix: Tensor) -> Tensor:
-        """A matrix (G, f, o) whose inputs of one place in the moments are side by side: (G, f / taps, taps · o)."""
-        return matrix.reshape(len(matrix), matrix.shape[1] // self.taps, -1)
-
-    def measured(self, matrix: Tensor) -> Tensor:
-        """A matrix (G, f / taps, taps · o) times the metric of its columns: of the output, and between taps."""
-        taps = self.taps
-        if taps == 1:
-            return matrix @ self.metric
-        between = self.between * (taps / self.between.diagonal().sum().clamp(min=1e-300))
-        wide = matrix.reshape(*matrix.shape[:2], taps, -1) @ self.metric[:, None]
-        return torch.einsum("gcto,ts->gcso", wide, between).reshape(matrix.shape)
-
-    @property
-    def metric(self) -> Tensor:
-        """The Fisher information (G, o, o) of the operator's output, summed over the positions of a sample."""
-        return self.gradients * (self.positions / max(self.count, 1))
-
-
-@dataclass(frozen=True)
-class Loose:
-    """A value with prunable units that is not the input of a reader.
-
-    `energy`, by leaf, is the sum over samples of the squared effect, to first order, of removing each unit on the
-    log-likelihood: `(units,)`.
-    """
-
-    node: fx.Node
-    energy: dict[int, np.ndarray] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Sensitivity:
     """Readers and loose values of a model, the number of samples times draws, and the likelihoods they are based on.
 
-    `draws` is how often labels are drawn, `macs` how many operations the readers take for one sample.
+    `draws` is how often labels are drawn, `work` how many operations the model takes for one sample.
     """
 
     readers: tuple[Reader, ...]
     loose: tuple[Loose, ...]
     samples: int
     draws: int
-    macs: float
+    work: float
     likelihoods: Likelihoods = field(repr=False)
 
 
 def measure(
     groups: Groups, data: Calibration, seed: int = 0, likelihoods: Likelihoods | None = None
 ) -> Sensitivity:
-    """Run the model forward and backward on `data`; `likelihoods` are by default those of drawn labels."""
+    """Run the model forward and backward on `data`; `likelihoods` are by default those of drawn labels.
+
+    Of a large model, gradients are those of some of the batches. Moments that these have too few rows for take more
+    from the others.
+    """
     batches = data.batches
     readers, loose = find_readers(groups)
-    macs = sum(math.prod(size_of(r.layer.node)) * r.inputs for r in readers) / max(groups.graph.batch, 1)
-    draws = DRAWS if macs * sum(map(batch_size, batches)) * (1 + DRAWS) <= operations_on(data) else 1
+    work, count, most = _work(groups, readers), sum(map(batch_size, batches)), operations_on(data)
+    draws = DRAWS if work * count * (1 + 2 * DRAWS) <= most else 1
+    places = spread(batches, most / max(work * (1 + 2 * draws), 1.0), FEWEST)
     padding = Padding(groups)
     drawn = likelihoods or partial(_drawn, draws=draws, shown=lambda number: padding.outputs(batches[number]))
-    found = Sensitivity(tuple(readers), tuple(loose), 0, draws, macs, drawn)
+    found = Sensitivity(tuple(readers), tuple(loose), 0, draws, work, drawn)
     samples = 0
-    for run in backwards(groups, found, batches, seed):
-        readers = [_added(reader, run, len(batches), padding) for reader in readers]
+    for run in backwards(groups, found, batches, seed, places):
+        readers = [_added(reader, run, len(places), padding) for reader in readers]
         for one in loose:
             for leaf, effects in loose_effects(groups, one, run).items():
                 one.energy[leaf] += effects.square().sum(0).numpy()
         samples += run.size
+    rest = [batches[place] for place in range(len(batches)) if place not in set(places)]
+    _more_rows(groups, readers, rest, padding, torch.Generator().manual_seed(seed))
     return replace(found, readers=tuple(readers), samples=samples)
+
+
+def spread(batches: Sequence[Inputs], most: float, fewest: int) -> list[int]:
+    """The places of batches, spread over all, of `most` samples in all, or of the `fewest` if these are more.
+
+    >>> spread([((torch.zeros(2, 1),), {})] * 8, 6.0, 4)
+    [0, 2, 5]
+    """
+    count = min(len(batches), max(1, int(max(most, fewest) * len(batches) / sum(map(batch_size, batches)))))
+    return [place * len(batches) // count for place in range(count)]
+
+
+def _work(groups: Groups, readers: Iterable[Reader]) -> float:
+    """About how many multiply-accumulate operations the model takes for one sample."""
+    products = sum(math.prod(size_of(reader.layer.node)) * reader.inputs for reader in readers)
+    values = (node for node in groups.graph.nodes if node.op == "call_function")
+    moved = sum(math.prod(size_of(node)) for node in values if isinstance(node.meta.get("val"), Tensor))
+    return float(products + MOVED * moved) / max(groups.graph.batch, 1)
+
+
+def _more_rows(
+    groups: Groups, readers: Iterable[Reader], batches: Sequence[Inputs], padding: Padding, generator: torch.Generator
+) -> None:
+    """Add rows of these batches to the moments that have too few."""
+    scarce = {reader.layer.node: reader for reader in readers if reader.moments.count < _enough(reader)}
+    if not scarce or not batches:
+        return
+    wanted = {node: (_enough(reader) - reader.moments.count) / len(batches) for node, reader in scarce.items()}
+    sizes = [sum(each.numel() for each in pytree.tree_leaves(batch) if isinstance(each, Tensor)) for batch in batches]
+    with torch.no_grad(), counter("sensitivity") as progress:
+        for done, batch in enumerate(batches):
+            progress(sum(sizes[:done]), sum(sizes))
+            run, left = Interpreter(groups.graph, batch), set(scarce)
+            for node in run:
+                value = run.compute(node)
+                if node not in left:
+                    continue
+                left.remove(node)
+                x, layer = run.operands(node)[scarce[node].layer.source], scarce[node].layer
+                if scarce[node].taps == 1:
+                    share = wanted[node] / max(value.numel() // math.prod(_outputs(layer)), 1)
+                    rows, _ = layer.rows(x, value, share, generator, padding.shown(node, batch))
+                else:
+                    rows = channels.rows(x, wanted[node], generator, padding.shown(layer.source, batch))
+                scarce[node].moments.add(rows, rows[:, :, :0])
+                if not left:
+                    break
+
+
+def _enough(reader: Reader) -> float:
+    """The rows that moments should have; what would take too many operations is not asked for."""
+    inputs = reader.inputs // reader.taps
+    return min(ENOUGH * inputs, max(MOST_OPERATIONS / inputs**2, 2 * inputs))
+
+
+def _outputs(layer: Contraction) -> tuple[int, int]:
+    """The groups of a layer, and the outputs of each."""
+    groups, _, outputs = layer.matrix(layer.weight.places).shape
+    return groups, outputs
 
 
 @dataclass(frozen=True)
@@ -198,53 +200,6 @@ def backwards(
         for done, place in enumerate(chosen):
             progress(sum(sizes[:done]), sum(sizes))
             yield from _batch(groups, sensitivity, batches[place], place, generator)
-
-
-def find_readers(groups: Groups) -> tuple[list[Reader], list[Loose]]:
-    """The readers and loose values of a model, of which nothing was measured yet."""
-    slots = Slots(groups, {node: node for node in groups.graph.nodes}, dict(groups.graph.values))
-    readers, loose = [], []
-    for node, typed in groups.typed.items():
-        if node.op != "call_function":
-            continue
-        summed = groups.leaves(typed.contracted)
-        wanted = [group for group in groups if group.leaf in summed]
-        if not wanted:
-            continue
-        layer = layers.find(node, node, slots.find)
-        units = {group.leaf.id: _units(groups, layer, group) for group in wanted} if layer is not None else {}
-        if layer is not None:
-            readers.append(Reader(layer, {leaf: found for leaf, found in units.items() if found is not None}))
-        if missing := [group for group in wanted if units.get(group.leaf.id) is None]:
-            operand = next((n for n in node.all_input_nodes if n.op != "get_attr" and _in(groups, n, missing)), None)
-            if operand is not None:
-                loose.append(Loose(operand, {group.leaf.id: np.zeros(group.size) for group in missing}))
-    return readers, loose
-
-
-def _in(groups: Groups, node: fx.Node, wanted: Iterable[Group]) -> bool:
-    axes = groups.axes[node]
-    return isinstance(axes, tuple) and {group.leaf for group in wanted} <= groups.leaves(axes)
-
-
-def _units(groups: Groups, layer: Contraction, group: Group) -> Tensor | None:
-    """The unit of a group that each input of a layer belongs to, or -1: (G, f). None where that is not clear.
-
-    Found from where positions along the weight's axes end up when the weight is converted to a matrix.
-    """
-    axes, shape = groups.axes[layer.weight.node], layer.weight.places.shape
-    assert isinstance(axes, tuple)
-    found: Tensor | None = None
-    for dim, axis in enumerate(axes):
-        wide = [1] * len(shape)
-        wide[dim] = shape[dim]
-        places = layer.matrix(torch.arange(shape[dim]).reshape(wide).expand(shape).contiguous())
-        if bool((places != places[:, :, :1]).any()) or bool((places == places[:, :1]).all()):
-            continue  # an axis of outputs, or of groups
-        for units in groups.space.units(axis, group.leaf):
-            here = torch.as_tensor(units)[places[:, :, 0]]
-            found = here if found is None else torch.where(here >= 0, here, found)
-    return found
 
 
 def _batch(
@@ -337,10 +292,9 @@ def _added(reader: Reader, run: Run, batches: int, padding: Padding) -> Reader:
         between = found if reader.count == 0 else between + found
     if run.draw == 0 or share < 1:  # else these are the rows of the first draw
         reader.moments.add(rows, rows[:, :, :0])
-    second = gram(slopes)
+    reader.gradients.add(slopes)
     return replace(
-        reader, gradients=second.double() if reader.count == 0 else reader.gradients.add_(second),
-        count=reader.count + slopes.shape[1], samples=reader.samples + run.size, between=between,
+        reader, count=reader.count + slopes.shape[1], samples=reader.samples + run.size, between=between,
         positions=(reader.positions * reader.samples + total) / (reader.samples + run.size),
     )
 

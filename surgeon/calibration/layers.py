@@ -118,17 +118,18 @@ def _convolution(node: fx.Node, a: dict[str, Any], find_slot: Finder) -> Contrac
     def rows(
         x: Tensor, y: Tensor, share: float, generator: torch.Generator, shown: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        chosen = _some(math.prod(y.shape[2:]), share, generator, x.device)
-        inputs = at_positions(windows(x, a, shape[2:]), spatial, chosen)
+        count = math.prod(y.shape[2:])
+        chosen = _some(count, share, generator, x.device) if share < 1 else None
+        inputs = windows(x, a, shape[2:], chosen)
         batch, channels, count = inputs.shape[:3]
         # (B, C, m, *kernel) -> (G, B m, C/G kernel)
         inputs = inputs.reshape(batch, groups, channels // groups, count, -1).permute(1, 0, 3, 2, 4)
-        targets = at_positions(y, spatial, chosen).reshape(batch, groups, shape[0] // groups, count)
+        targets = at_positions(y, chosen).reshape(batch, groups, shape[0] // groups, count)
         inputs = inputs.reshape(groups, batch * count, -1)
         targets = targets.permute(1, 0, 3, 2).reshape(groups, batch * count, -1)
         if shown is None:
             return inputs, targets
-        own = at_positions(shown.expand(y.shape), spatial, chosen)[:, 0].flatten()
+        own = at_positions(shown.expand(y.shape), chosen)[:, 0].flatten()
         return inputs[:, own], targets[:, own]
 
     return Contraction(

@@ -108,15 +108,29 @@ class Moments:
         return y - (x[:, None, :] @ matrix.double())[:, 0]
 
 
-def gram(x: Tensor) -> Tensor:
-    """The products xᵀ x (G, f, f) of rows x (G, n, f).
+class Gram:
+    """Sums over rows of products x xᵀ (G, f, f), at double precision unless x is wide. Rows come as x (G, n, f).
 
-    >>> gram(torch.tensor([[[1.0, 2.0], [0.0, 1.0]]])).tolist()
+    >>> found = Gram()
+    >>> for row in ([1.0, 2.0], [0.0, 1.0]):
+    ...     found.add(torch.tensor([[row]]))
+    >>> found.products.tolist()
     [[[1.0, 2.0], [2.0, 5.0]]]
     """
-    held = x.new_zeros(len(x), x.shape[2], x.shape[2])
-    _accumulate_upper(held, x)
-    return _mirrored(held)
+
+    def __init__(self) -> None:
+        self._upper: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        if self._upper is None:
+            kind = torch.float64 if x.shape[2] <= WIDE else x.dtype
+            self._upper = x.new_zeros(len(x), x.shape[2], x.shape[2], dtype=kind)
+        _accumulate_upper(self._upper, x)
+
+    @property
+    def products(self) -> Tensor:
+        """The sums so far, at double precision; 0 before any row."""
+        return torch.zeros((), dtype=torch.float64) if self._upper is None else _mirrored(self._upper).double()
 
 
 def _accumulate(held: Tensor, x: Tensor, y: Tensor) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.calibration.data import HELD_BACK, Calibration, calibrate
-from surgeon.calibration.fisher import find_readers
+from surgeon.calibration.readers import find_readers
 from surgeon.calibration.restated import judged_on, never_trained
 from surgeon.errors import InvalidInputs, first_line
 from surgeon.frontend.parameters import NOISE

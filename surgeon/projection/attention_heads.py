@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, fx
 
 from surgeon.calibration import layers
-from surgeon.calibration.fisher import Reader
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.parameter_slots import Slots
+from surgeon.calibration.readers import Reader
 from surgeon.groups.coupling import Groups
 from surgeon.ir.operators import operator_name
 from surgeon.projection.bases import Rotation, balanced, weighted

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from surgeon.calibration.fisher import Reader
+from surgeon.calibration.readers import Reader
 from surgeon.groups.coupling import Group, Groups
 from surgeon.ir.axes import Axis, Leaf, Prod
 from surgeon.projection.draft import Draft

@@ -14,10 +14,10 @@ from torch import Tensor, fx
 
 from surgeon.calibration import batch_norm, layers
 from surgeon.calibration.batch_norm import BatchNorm
-from surgeon.calibration.fisher import Reader
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.parameter_slots import Slot, Slots
+from surgeon.calibration.readers import Reader
 from surgeon.groups.coupling import Group, Groups
 from surgeon.ir.operators import operator_name
 from surgeon.projection.bases import Rotation, nested, weighted

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from surgeon.calibration.fisher import OPERATIONS, WIDE, Reader, Run, Sensitivity, backwards, loose_effects, per_sample
-from surgeon.frontend.trace import Inputs, batch_size
+from surgeon.calibration.fisher import OPERATIONS, Run, Sensitivity, backwards, loose_effects, per_sample, spread
+from surgeon.calibration.readers import WIDE, Reader
+from surgeon.frontend.trace import Inputs
 from surgeon.groups.coupling import Group, Groups
 
 #: A group is emptied in about this many steps.
@@ -259,7 +260,8 @@ def refine(
     """
     sums = {(leaf, width): 0.0 for leaf, curve in curves.items() for width in curve.cuts}
     samples = 0
-    for run in backwards(groups, sensitivity, batches, seed, _affordable(sensitivity, batches, operations, fewest)):
+    most = operations / max(sensitivity.work * (1 + sensitivity.draws * (1 + len(STOPS))), 1.0)
+    for run in backwards(groups, sensitivity, batches, seed, spread(batches, most, fewest)):
         samples += run.size
         totals = {place: torch.zeros(1, dtype=torch.float64) for place in sums}
         for reader in sensitivity.readers:
@@ -278,13 +280,6 @@ def refine(
         measured = {width: sums[leaf, width] / (2 * max(samples, 1)) for width in curve.cuts}
         found[leaf] = _through(curve, measured)
     return found
-
-
-def _affordable(sensitivity: Sensitivity, batches: Sequence[Inputs], operations: float, fewest: int) -> list[int]:
-    """The places of batches, spread over all, that can be run forward, backward, and forward once for each stop."""
-    most = operations / max(sensitivity.macs * (1 + sensitivity.draws * (1 + len(STOPS))), 1.0)
-    count = min(len(batches), max(1, int(max(most, fewest) * len(batches) / sum(map(batch_size, batches)))))
-    return [place * len(batches) // count for place in range(count)]
 
 
 def _effects(reader: Reader, changes: Sequence[Tensor], run: Run) -> list[Tensor]:
@@ -317,7 +312,7 @@ def _by_gradients(reader: Reader, changes: Sequence[Tensor], run: Run) -> list[T
         rows, own = reader.layer.rows(x, g, 1.0, run.generator)
         gradient = (rows - mean).transpose(1, 2) @ own
         for place, change in enumerate(changes):
-            found[place, sample] = (gradient * change.to(gradient)).sum(dtype=torch.float64).cpu()
+            found[place, sample] = torch.dot(gradient.flatten(), change.to(gradient).flatten()).cpu()
     return list(found)
 
 

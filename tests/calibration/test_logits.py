@@ -27,7 +27,7 @@ def test_gradients_are_those_of_logits(end: nn.Module) -> None:
     for net in (body(), nn.Sequential(*body(), end)):
         groups = couple(trace(net.eval(), x[:2]))
         sensitivity = measure(groups, calibrate(x, groups.graph, net))
-        found.append([reader.gradients for reader in sensitivity.readers])
+        found.append([reader.gradients.products for reader in sensitivity.readers])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)
 

@@ -16,6 +16,7 @@ from surgeon.allocation.optimal import allocate_by_damage
 from surgeon.calibration import fisher
 from surgeon.calibration.data import calibrate
 from surgeon.calibration.fisher import Sensitivity, backwards, measure
+from surgeon.calibration.moments import ENOUGH
 from surgeon.cost.cost import Cost
 from surgeon.errors import Infeasible, InvalidArgument
 from surgeon.frontend.trace import trace
@@ -37,7 +38,7 @@ def test_damage_is_the_least_that_a_fit_leaves() -> None:
     (reader,) = sensitivity.readers
     h = reader.moments.covariances()[0][0].numpy()
     h = h + 1e-2 * np.diag(h).mean() * np.eye(6)
-    metric = (reader.gradients / reader.count * reader.positions)[0].numpy()
+    metric = (reader.gradients.products / reader.count * reader.positions)[0].numpy()
     w = net.get_parameter("2.weight").detach().numpy()
     for count in range(1, 6):
         gone, rest = curve.order[:count], np.sort(curve.order[count:])
@@ -93,7 +94,7 @@ def test_damage_is_summed_sample_by_sample() -> None:
 
 
 def test_a_large_model_is_run_for_fewer_labels_and_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(128, 6)
+    net, x = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3)), torch.randn(128, 6)
     groups, _ = measured(net, x)
     data = calibrate(x, groups.graph, net)
     batches = data.batches
@@ -106,10 +107,12 @@ def test_a_large_model_is_run_for_fewer_labels_and_samples(monkeypatch: pytest.M
 
     monkeypatch.setattr(fisher, "OPERATIONS", 0.0)
     sensitivity = fisher.measure(groups, data, likelihoods=likelihoods)
-    assert (sensitivity.draws, asked) == (1, list(range(len(batches))))
+    assert (sensitivity.draws, asked) == (1, [0, 2])
+    assert sensitivity.samples == sum(len(batches[place][0][0]) for place in asked)
+    assert sensitivity.readers[0].moments.count >= ENOUGH * 10 > sensitivity.samples  # the others have rows too
     curves = {groups.groups[0].leaf.id: eliminate(groups.groups[0], sensitivity)}
     refine(groups, curves, sensitivity, batches, operations=0.0, fewest=64)
-    assert asked[len(batches) :] == [0, 2] and len(batches) == 5
+    assert asked == [0, 2, 0, 2] and len(batches) == 5
 
 
 class Stream(nn.Module):
