@@ -34,7 +34,7 @@ from surgeon.support.progress import counter
 
 #: Multiply-accumulate operations that running the model forward and backward may take. Where it would take more, labels
 #: are drawn once for each batch, and not `DRAWS` times; and then gradients are those of fewer samples, but of `FEWEST`.
-OPERATIONS = 3e11
+OPERATIONS = 1.5e12
 DRAWS = 2
 FEWEST = 64
 #: The same on noise, which says less.
@@ -68,16 +68,16 @@ class Sensitivity:
 
 
 def measure(
-    groups: Groups, data: Calibration, seed: int = 0, likelihoods: Likelihoods | None = None
+    groups: Groups, data: Calibration, seed: int = 0, likelihoods: Likelihoods | None = None, share: float = 1.0
 ) -> Sensitivity:
     """Run the model forward and backward on `data`; `likelihoods` are by default those of drawn labels.
 
-    Of a large model, gradients are those of some of the batches. Moments that these have too few rows for take more
-    from the others.
+    This takes a `share` of the operations that it may take. Of a large model, gradients are those of some of the
+    batches; moments that these have too few rows for take more from the others.
     """
     batches = data.batches
     readers, loose = find_readers(groups)
-    work, count, most = _work(groups, readers), sum(map(batch_size, batches)), operations_on(data)
+    work, count, most = _work(groups, readers), sum(map(batch_size, batches)), share * operations_on(data)
     draws = DRAWS if work * count * (1 + 2 * DRAWS) <= most else 1
     places = spread(batches, most / max(work * (1 + 2 * draws), 1.0), FEWEST)
     padding = Padding(groups)

@@ -42,6 +42,8 @@ from surgeon.support.progress import stage
 
 #: The largest deviation of the rotated model's outputs from the original's, relative to their norm.
 TOLERANCE = 1e-3
+#: Of the operations that judging units may take, what finding a basis may: it depends less on single inputs.
+SHARE = 0.2
 
 
 @within_its_wrapper()
@@ -100,7 +102,7 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -
     if not (turned or inner):
         return model
     judged = judged_on(groups, calibration)
-    sensitivity = measure(judged, calibration)
+    sensitivity = measure(judged, calibration, share=SHARE)
     readers = {reader.layer.node: reader for reader in sensitivity.readers}
     seen = _Seen(judged, linear, matches, calibration)
     draft = Draft()
