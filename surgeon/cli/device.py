@@ -45,10 +45,13 @@ def bench(
     base: Annotated[Path, typer.Argument(help="An ONNX file.")],
     slim: Annotated[Path, typer.Argument(help="Another one, with the same inputs.")],
     threads: Threads = 1,
+    cpu_time: Annotated[
+        bool, typer.Option("--cpu-time", help="With several threads, compare CPU time, and not the time on the wall.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Benchmark two ONNX files against each other: the ratio, its interval, a verdict, and what slowed one down."""
-    verdict = surgeon.benchmark(base, slim, threads=threads)
+    verdict = surgeon.benchmark(base, slim, threads=threads, cpu_time=cpu_time)
     print(verdict.to_json() if json else verdict)
 
 

@@ -18,13 +18,15 @@ from surgeon.device.layout import layout
 from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session, quickest_run
 from surgeon.device.statistics import LOW, NO_DIFFERENCE, Decision, Ratio, compare_timings
 from surgeon.errors import BenchmarkError, InvalidArgument
-from surgeon.support.arguments import COMMON, checked, function, integer, mapping, path, text
+from surgeon.support.arguments import COMMON, checked, flag, function, integer, mapping, path, text
 from surgeon.support.process_wide import uncollected
 
 MIN_RUNS = 30
 MAX_RUNS = 2000
 MIN_SAMPLE_SECONDS = 5e-4
 """A timing shorter than this repeats the model: reading the clock takes about a microsecond."""
+
+CPU_TIME, WALL_TIME = "CPU time", "wall time"
 
 _WARM_UP = 3
 
@@ -34,21 +36,25 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """Milliseconds a run: 10th percentile and median of CPU time, and median of wall time."""
+    """Milliseconds a run: 10th percentile and median by the clock that is compared; of wall time, the median, the 90th
+    and the 99th percentile. `throughput` is how many samples a second that median makes."""
 
     low: float
     median: float
     wall: float
+    p90: float
+    p99: float
+    throughput: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """A measured speed-up: `ratio` is the base's time over the slim model's, of 10th percentiles of CPU time; its
+    """A measured speed-up: `ratio` is the base's time over the slim model's, of 10th percentiles by `clock`; its
     interval holds the ratio of the medians too. `doubt` says which medians, of wall time for instance, differ from it.
 
     `control` is the same ratio of the base against itself, `noise` how far from 1 that reaches. `runs` is
-    the number of timings of each model, `repeats` that of the model's runs inside one timing. `explanation`
-    says which of the slim model's widths cost it the NCHWc layout.
+    the number of timings of each model, `repeats` that of the model's runs inside one timing, `batch` the samples of
+    one run. `explanation` says which of the slim model's widths cost it the NCHWc layout.
     """
 
     decision: Decision
@@ -63,15 +69,20 @@ class Verdict:
     layout: LayoutComparison
     explanation: Explanation = dataclasses.field(default_factory=Explanation)
     doubt: str = ""
+    clock: str = CPU_TIME
+    batch: int = 1
 
     def __str__(self) -> str:
         before, after = self.layout.base, self.layout.slim
         reorders = [side.reorders_in + side.reorders_out for side in (before, after)]
+        times = [(f"{self.clock}, {LOW}th percentile", "low"), (f"{self.clock}, median", "median")]
+        if self.clock != WALL_TIME:
+            times.append((f"{WALL_TIME}, median", "wall"))
+        times += [(f"{WALL_TIME}, 90th percentile", "p90"), (f"{WALL_TIME}, 99th percentile", "p99")]
         rows = [
             ("", "base", "slim"),
-            (f"CPU time, {LOW}th percentile", f"{self.base.low:.3f} ms", f"{self.slim.low:.3f} ms"),
-            ("CPU time, median", f"{self.base.median:.3f} ms", f"{self.slim.median:.3f} ms"),
-            ("wall time, median", f"{self.base.wall:.3f} ms", f"{self.slim.wall:.3f} ms"),
+            *((name, *(f"{getattr(side, field):.3f} ms" for side in (self.base, self.slim))) for name, field in times),
+            ("samples a second", *(f"{side.throughput:,.1f}" for side in (self.base, self.slim))),
             ("blocked convolutions", str(before.blocked), str(after.blocked)),
             ("plain convolutions", str(before.plain + before.fused), str(after.plain + after.fused)),
             ("layout changes", str(reorders[0]), str(reorders[1])),
@@ -84,7 +95,7 @@ class Verdict:
             + (f"; {self.doubt}" if self.doubt else ""),
             f"noise     {self.noise:.1%} (the base against itself: {self.control})",
             f"measured  {self.runs} timings each, {self.repeats} runs a timing, {self.threads} "
-            f"thread{'s' if self.threads > 1 else ''}",
+            f"thread{'s' if self.threads > 1 else ''}, batch of {self.batch}",
         ]
         if self.explanation:
             lines += ["", str(self.explanation)]
@@ -102,6 +113,7 @@ class Verdict:
     "runs": integer(MIN_RUNS, remedy=", which an interval needs"),
     "feeds": mapping("arrays by the names of the model's inputs", text),
     "progress": function("a function of the rounds done and their number", 2),
+    "cpu_time": flag,
 })
 def benchmark(
     base_path: str | os.PathLike[str],
@@ -113,14 +125,16 @@ def benchmark(
     feeds: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    cpu_time: bool = False,
 ) -> Verdict:
     """Measure two ONNX files against each other with onnxruntime, in this process.
 
-    Each round times the base, the slim model and a second session of the base in a random order. CPU time is
-    measured: with one thread, that of the calling thread, which does all the work then; with more, that of the
-    whole process. `runs` is the number of rounds; by default as many as fit into `seconds`, at least 30. `feeds`
-    are inputs by name, which also set the batch and sizes; without them, see `make_feeds`. `progress` is called
-    with the number of rounds done and their total.
+    Each round times the base, the slim model and a second session of the base in a random order. With one thread, its
+    CPU time is compared, which does not count what else runs on this machine. With more, it is what a user waits for,
+    wall time, and threads spin while they wait for one another, as onnxruntime has it by default; with `cpu_time`, the
+    CPU time of the whole process, without spinning. `runs` is the number of rounds; by default as many as fit into
+    `seconds`, at least 30. `feeds` are inputs by name, which also set the batch and sizes; without them, see
+    `make_feeds`. `progress` is called with the number of rounds done and their total.
 
     Raises `InvalidArgument` for an argument out of range, more threads than this process has CPUs, a file that
     is missing or not ONNX, or two models with different inputs; and `BenchmarkError` if a model can't be run.
@@ -129,7 +143,10 @@ def benchmark(
     >>> verdict.decision, verdict.ratio.low > 1                    # doctest: +SKIP
     ('faster', True)
     """
-    base, slim, control = (open_session(path, threads=threads) for path in (base_path, slim_path, base_path))
+    on_wall = threads > 1 and not cpu_time
+    base, slim, control = (
+        open_session(path, threads=threads, spin=on_wall) for path in (base_path, slim_path, base_path)
+    )
     _same_inputs(base, slim, Path(base_path), Path(slim_path))
     inputs = make_feeds(base, slim, seed=seed, feeds=feeds)
     clock: Clock = time.thread_time if threads == 1 else time.process_time
@@ -142,18 +159,22 @@ def benchmark(
         cpu, wall = _measure(sessions, inputs, runs, repeats, clock, seed, progress)
     except ORT_ERRORS as error:
         raise BenchmarkError(f"{base_path} against {slim_path}: onnxruntime can't run them: {error}") from error
-    others = {"medians of wall time": float(np.median(wall[0]) / np.median(wall[1]))}
-    comparison = compare_timings(cpu[0], cpu[1], cpu[2], seed=seed, others=others)
+    compared = wall if on_wall else cpu
+    batch = next((len(value) for value in inputs.values() if value.ndim), 1)
+    others = {} if on_wall else {"medians of wall time": float(np.median(wall[0]) / np.median(wall[1]))}
+    comparison = compare_timings(*compared, seed=seed, others=others)
     layouts = compare_layouts(layout(base_path, threads), layout(slim_path, threads))
     return Verdict(
         **vars(comparison),
-        base=_latency(cpu[0], wall[0]),
-        slim=_latency(cpu[1], wall[1]),
+        base=_latency(compared[0], wall[0], batch),
+        slim=_latency(compared[1], wall[1], batch),
         threads=threads,
         runs=runs,
         repeats=repeats,
         layout=layouts,
         explanation=explain(layouts, base_path, slim_path, threads),
+        clock=WALL_TIME if on_wall else CPU_TIME,
+        batch=batch,
     )
 
 
@@ -185,12 +206,10 @@ def _measure(
     return cpu, wall
 
 
-def _latency(cpu: np.ndarray, wall: np.ndarray) -> Latency:
-    return Latency(
-        low=float(np.percentile(cpu, LOW)) * 1e3,
-        median=float(np.median(cpu)) * 1e3,
-        wall=float(np.median(wall)) * 1e3,
-    )
+def _latency(compared: np.ndarray, wall: np.ndarray, batch: int) -> Latency:
+    low, median = np.percentile(compared, (LOW, 50)) * 1e3
+    middle, p90, p99 = np.percentile(wall, (50, 90, 99)) * 1e3
+    return Latency(float(low), float(median), float(middle), float(p90), float(p99), float(batch / middle * 1e3))
 
 
 def _same_inputs(base: ort.InferenceSession, slim: ort.InferenceSession, base_path: Path, slim_path: Path) -> None:

@@ -60,10 +60,12 @@ def _bench(name: str, arguments: Sequence[str]) -> int:
     parser.add_argument("slim")
     parser.add_argument("--threads", type=_positive(int), default=1, help="threads inside an operator (default 1)")
     parser.add_argument("--seconds", type=_positive(float), default=5.0, help="how long to measure (default 5)")
+    parser.add_argument("--cpu-time", action="store_true", help="with several threads: CPU time, not that on the wall")
     parser.add_argument("--json", action="store_true", help="write the verdict as JSON")
     options = parser.parse_args(arguments)
     verdict = benchmark(
-        options.base, options.slim, threads=options.threads, seconds=options.seconds, progress=_Progress()
+        options.base, options.slim, threads=options.threads, seconds=options.seconds, progress=_Progress(),
+        cpu_time=options.cpu_time,
     )
     print(verdict.to_json() if options.json else verdict)
     return 0

@@ -51,16 +51,18 @@ def open_session(
     *,
     threads: int = 1,
     optimize: bool = True,
+    spin: bool = False,
     dump_to: Path | None = None,
     profile_to: Path | None = None,
 ) -> ort.InferenceSession:
     """A CPU session of a file, or of a model's bytes: `threads` threads inside an operator, operators one by one.
 
     All graph optimizations are on, since the NCHWc layout needs ORT_ENABLE_ALL; with `optimize` off there are
-    none, for a graph that is optimized already. Threads do not spin: that would take CPU time from what is
-    measured. With `dump_to`, the optimized graph is written there; large weights of a file go to a second file,
-    those of bytes stay inside. With `profile_to`, onnxruntime times its operators, and `end_profiling` writes a
-    file whose name begins with this path.
+    none, for a graph that is optimized already. Threads that wait for work do not spin, which would count as CPU time;
+    with `spin` they do while the model runs, as onnxruntime has it by default, but not from one run to the next, where
+    they would take time from another session. With `dump_to`, the optimized graph is written there; large weights of a
+    file go to a second file, those of bytes stay inside. With `profile_to`, onnxruntime times its operators, and
+    `end_profiling` writes a file whose name begins with this path.
 
     Raises `InvalidArgument` if `threads` is below 1, or the file is missing or not ONNX, and
     `BenchmarkError` if onnxruntime can't run it.
@@ -80,8 +82,11 @@ def open_session(
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.log_severity_level = 4  # errors are raised; they need not be printed as well
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if spin:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    else:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if dump_to is not None:
         options.optimized_model_filepath = str(dump_to)
         if not isinstance(model, bytes):

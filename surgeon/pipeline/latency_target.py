@@ -228,7 +228,7 @@ class LatencyTarget:
         slim = operate(self._model, self._groups, kept).module
         path = self._file(slim, kept)
         with stage("measure"):
-            verdict = benchmark(self._base, path, threads=self.profile.threads, seconds=_SECONDS)
+            verdict = benchmark(self._base, path, threads=self.profile.threads, seconds=_SECONDS, cpu_time=True)
         if not relative:
             return replace(timing, measured=verdict.slim.low, base=verdict.base.low, verdict=verdict)
         # A share of the latency is a share of what the base takes in the same minute.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.cost.target import percent
+from surgeon.device.benchmark import CPU_TIME
 from surgeon.device.explain import BlockingWidth, Explanation, LostBlockedLayout
 from surgeon.device.layout import Convolution
 from surgeon.device.operator_times import shares
@@ -165,7 +166,8 @@ def _tiles(report: Mapping[str, Any], accuracy: Mapping[str, float]) -> str:
     if measured:
         ratio = measured["ratio"]
         tiles.append((f"{ratio['value']:.2f}×", f"speed-up, 95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}"))
-        tiles.append((f"{measured['slim']['low']:.3g} ms", f"CPU time, from {measured['base']['low']:.3g} ms"))
+        before, after = measured["base"]["low"], measured["slim"]["low"]
+        tiles.append((f"{after:.3g} ms", f"{_clock(measured)}, from {before:.3g} ms"))
     for name, key in (("MACs", "macs"), ("parameters", "params")):
         before, after = report[key]["before"], report[key]["after"]
         tiles.append((_short(after), f"{name}, from {_short(before)}"))
@@ -196,15 +198,20 @@ def _sections(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterato
         yield "Seconds of each stage", _table(("", "s"), rows)
 
 
+def _clock(measured: Mapping[str, Any]) -> str:
+    """By what a verdict was measured; one without a clock is of when there was but one."""
+    return str(measured.get("clock", CPU_TIME))
+
+
 def _verdict(measured: Mapping[str, Any]) -> str:
     decision = measured["decision"]
     said = f"The slim model is {decision}." if decision in ("faster", "slower") else f"There is {decision}."
     rows: list[tuple[str, ...]] = [
         (name, f"{measured['base'][key]:.3f}", f"{measured['slim'][key]:.3f}")
         for name, key in (
-            ("CPU time, 10th percentile, ms", "low"),
-            ("CPU time, median, ms", "median"),
-            ("wall time, median, ms", "wall"),
+            (f"{_clock(measured)}, 10th percentile, ms", "low"),
+            (f"{_clock(measured)}, median, ms", "median"),
+            *([("wall time, median, ms", "wall")] if _clock(measured) == CPU_TIME else []),
         )
     ]
     layouts = measured.get("layout") or {}

@@ -19,6 +19,11 @@ from surgeon.device.layout import Convolution, Layout, compare, layout
 from surgeon.device.ort_session import make_feeds, open_session
 from surgeon.device.statistics import compare_timings
 from surgeon.errors import BenchmarkError, InvalidArgument
+from surgeon.support.arguments import cpus
+
+#: Several, where this machine has them.
+THREADS = 2
+several = pytest.mark.skipif(cpus() < THREADS, reason="this machine has one CPU")
 
 
 def conv_net(first: int, second: int) -> nn.Sequential:
@@ -155,6 +160,33 @@ def test_verdict(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "blocked convolutions",
     ):
         assert word in text
+
+
+@several
+@pytest.mark.parametrize("cpu_time, clock, steps", [(False, "wall time", 1.0), (True, "CPU time", 2.0)])
+def test_several_threads_are_compared_on_the_wall(
+    files: Path, monkeypatch: pytest.MonkeyPatch, cpu_time: bool, clock: str, steps: float
+) -> None:
+    walls, cpus = iter(range(10**9)), iter(range(0, 10**9, 2))
+    spun: list[bool] = []
+    monkeypatch.setattr("surgeon.device.benchmark.time.perf_counter", lambda: float(next(walls)))
+    monkeypatch.setattr("surgeon.device.benchmark.time.process_time", lambda: float(next(cpus)))
+
+    def watched(path: Path, threads: int, spin: bool) -> Any:
+        spun.append(spin)
+        return open_session(path, threads=threads, spin=spin)
+
+    monkeypatch.setattr("surgeon.device.benchmark.open_session", watched)
+    feeds = {"input": np.zeros((4, 3, 8, 8), np.float32)}
+    verdict = benchmark(
+        files / "even.onnx", files / "odd.onnx", threads=THREADS, runs=30, feeds=feeds, cpu_time=cpu_time
+    )
+    assert (verdict.clock, verdict.batch, spun) == (clock, 4, [not cpu_time] * 3)
+    assert verdict.base.low == pytest.approx(steps * 1000 / verdict.repeats)
+    assert verdict.base.wall == verdict.base.p99 == pytest.approx(1000 / verdict.repeats)
+    assert verdict.base.throughput == pytest.approx(4 * verdict.repeats)
+    assert f"{clock}, 10th percentile" in str(verdict) and "batch of 4" in str(verdict)
+    assert str(verdict).count("wall time, median") == 1
 
 
 def test_sessions_are_interleaved_and_shuffled(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ EMPTY = Layout((), 0, 0, 0, 0, 0)
 
 
 def verdict(decision: Decision, value: float = 2.0) -> Verdict:
-    ratio, latency = Ratio(value, value - 0.1, value + 0.1), Latency(1.0, 1.0, 1.0)
+    ratio, latency = Ratio(value, value - 0.1, value + 0.1), Latency(1.0, 1.0, 1.0, 1.0, 1.0, 1000.0)
     return Verdict(decision, ratio, ratio, 0.01, latency, latency, 1, 30, 1, Comparison(EMPTY, EMPTY, ()))
 
 
