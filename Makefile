@@ -1,6 +1,7 @@
 # make          set everything up in .venv
 # make demo     set up what the demo needs, and run it
 # make test     set everything up, and run the linter, the type checker and the tests
+# make docs     build the site into build/site; a link that leads nowhere is an error
 # make python   print the interpreter that .venv would be made with; nothing where none fits
 # make clean    remove .venv and what the tools cached
 #
@@ -15,7 +16,7 @@ FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2
 PYTHON ?= $(shell for python in python3.11 python3.12 python3 /usr/bin/python3.11 /usr/bin/python3.12 /usr/bin/python3; do \
 	if $$python -c '$(FITS)' 2>/dev/null; then echo $$python; break; fi; done)
 
-.PHONY: setup demo test lint types unit python clean
+.PHONY: setup demo test lint types unit docs python clean
 .DELETE_ON_ERROR:
 
 setup: .venv/test.stamp
@@ -34,6 +35,11 @@ lint: .venv/test.stamp
 
 types: .venv/test.stamp
 	$(BIN)/mypy
+
+# every warning is an error, such as a link inside of the site that leads nowhere
+docs: .venv/docs.stamp
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/site
+	@echo 'build/site/docs/index.html'
 
 unit: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal
@@ -61,6 +67,11 @@ INSTALL = touch .venv/unfinished && $(BIN)/python -m pip install --quiet --disab
 .venv/test.stamp: .venv/core.stamp
 	@echo 'installing what the tests need into .venv'
 	@$(INSTALL) '.[test,zoo,train]'
+	@rm .venv/unfinished && touch $@
+
+.venv/docs.stamp: .venv/core.stamp
+	@echo 'installing what the site needs into .venv'
+	@$(INSTALL) '.[docs]'
 	@rm .venv/unfinished && touch $@
 
 python:

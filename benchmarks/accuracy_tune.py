@@ -46,6 +46,11 @@ def tune_peer(subject: Subject, ratio: float) -> Row:
     return {"criterion": best[0], **_tuned(subject, best[1])}
 
 
+def trained(subject: Subject, model: nn.Module) -> nn.Module:
+    """The model after an epoch at the rate that is best on images held back."""
+    return _trained(subject, model)[1]
+
+
 def _split(subject: Subject) -> tuple[Tensor, Tensor]:
     """The training images that are held back, and the others."""
     order = torch.randperm(len(subject.train), generator=torch.Generator().manual_seed(subject.seed + 1000))
@@ -54,10 +59,22 @@ def _split(subject: Subject) -> tuple[Tensor, Tensor]:
 
 def _tuned(subject: Subject, model: nn.Module) -> Row:
     """Accuracy straight after the cut, and after an epoch at the rate that is best on images held back."""
+    start = time.process_time()
+    tried, _ = _trained(subject, model)
+    best = max(tried.values(), key=lambda row: row["held_back"])
+    return {
+        "straight": subject.accuracy(model), "accuracy": best["accuracy"], "rates": tried,
+        "images": len(_split(subject)[1]), "macs": macs(model, subject.inputs) / subject.macs,
+        "seconds": time.process_time() - start,
+    }
+
+
+def _trained(subject: Subject, model: nn.Module) -> tuple[dict[str, Row], nn.Module]:
+    """What an epoch gives at each rate, and the model of the rate that is best on images held back."""
     held, shown = _split(subject)
     recipe = train.RECIPES[subject.network]
     tried: dict[str, Row] = {}
-    start = time.process_time()
+    made: dict[str, nn.Module] = {}
     for share in RATES:
         each = copy.deepcopy(model)
         train.fit(
@@ -65,13 +82,9 @@ def _tuned(subject: Subject, model: nn.Module) -> Row:
             subject.train_labels[shown], epochs=1, seed=subject.seed,
         )
         each.eval()
+        made[f"{share:g}"] = each
         tried[f"{share:g}"] = {
             "held_back": models.accuracy(each, subject.train[held], subject.train_labels[held]),
             "accuracy": subject.accuracy(each),
         }
-    best = max(tried.values(), key=lambda row: row["held_back"])
-    return {
-        "straight": subject.accuracy(model), "accuracy": best["accuracy"], "rates": tried,
-        "images": len(shown), "macs": macs(model, subject.inputs) / subject.macs,
-        "seconds": time.process_time() - start,
-    }
+    return tried, made[max(tried, key=lambda name: tried[name]["held_back"])]

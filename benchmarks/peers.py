@@ -77,7 +77,7 @@ def torch_pruning() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "torch_pruning":
             raise
-        raise SystemExit("these benchmarks compare with Torch-Pruning: pip install 'surgeon[peers]'") from error
+        raise SystemExit("these benchmarks compare with Torch-Pruning: pip install 'model-surgeon[peers]'") from error
 
 
 def build(model: nn.Module, inputs: Any, ratio: float, recipe: Recipe = Recipe()) -> Any:

@@ -1,4 +1,8 @@
-"""Small reference networks in plain torch, with weights trained on Fashion-MNIST by `models.train`."""
+"""Small reference networks in plain torch, with weights trained on Fashion-MNIST by `models.train`.
+
+The repository has them in `models/`, an installed surgeon as `surgeon.reference`: one copy, which knows itself by
+relative names alone, so that a user's own `models` neither hides it nor is hidden.
+"""
 
 from pathlib import Path
 
@@ -6,10 +10,13 @@ import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from models.depthwise import Depthwise
-from models.residual import Residual
-from models.transformer import Transformer
+from .data import load_test
+from .depthwise import Depthwise
+from .residual import Residual
+from .transformer import Transformer
 
+UNLABELED = 512
+"""How many images `images` gives."""
 WEIGHTS = Path(__file__).parent / "weights"
 NETWORKS: dict[str, type[nn.Module]] = {
     "residual": Residual,
@@ -48,6 +55,25 @@ def load(name: str) -> nn.Module:
         raise ValueError(f"{path} is missing; train it with: python -m models.train {name} -o {path}")
     load_model(model, path)
     return model.eval()
+
+
+def example() -> tuple[nn.Module, Tensor]:
+    """The residual network and two images, for commands that take `package.module:NAME` as a model.
+
+    >>> model, images = example()
+    >>> model(images).shape
+    torch.Size([2, 10])
+    """
+    return load("residual"), load_test(2)[0]
+
+
+def images() -> Tensor:
+    """Unlabeled images, (512, 1, 28, 28), for commands that take `package.module:NAME` as data: the last test images.
+
+    >>> images().shape
+    torch.Size([512, 1, 28, 28])
+    """
+    return load_test()[0][-UNLABELED:]
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 500) -> float:

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import models
-from models import data
+from . import accuracy, build, data, names
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def write(path: Path, content: bytes) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.train", description="Train a reference network.")
-    parser.add_argument("name", choices=models.names())
+    parser.add_argument("name", choices=names())
     parser.add_argument("--epochs", type=int, help="passes over the images (default: as in the recipe)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=data.TRAIN_FOLDER, help="of the training images")
@@ -145,10 +144,10 @@ def main() -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    model = models.build(options.name)
+    model = build(options.name)
     fit(model, recipe, images, labels, epochs, options.seed)
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    share = models.accuracy(model, test_images, test_labels)
+    share = accuracy(model, test_images, test_labels)
     facts = {
         "network": options.name,
         "accuracy": share,

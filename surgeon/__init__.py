@@ -10,7 +10,7 @@ Public names are imported when they are first used, so that `import surgeon` cos
 import importlib
 import random
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Where each public name lives; `__init__.pyi` says the same to type checkers and editors.
 _HOMES = {

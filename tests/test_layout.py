@@ -51,7 +51,7 @@ FORWARDS = {"surgeon/plans/plan.py": "surgeon.pipeline.replay"}
 
 # A package outside of surgeon, and the files of surgeon that may import it.
 RESERVED = {
-    "models": {"surgeon/cli/demo.py"},
+    "models": set(),  # as surgeon.reference it is part of surgeon
     "testbed": set(),
     "tests": set(),
     "benchmarks": set(),

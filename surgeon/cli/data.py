@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,24 @@ from surgeon.errors import InvalidArgument
 def read(spec: str) -> Any:
     """The inputs named by `spec`, as `data=` of `surgeon.shrink` takes them.
 
-    `package.module:NAME` is imported, also from the current folder. NAME is anything that yields batches, such as a
-    DataLoader, or a function or class that makes one without arguments. Any other spec is returned unchanged.
+    `package.module:NAME` is imported, also from the current folder, and so is `folder/file.py:NAME`. NAME is anything
+    that yields batches, such as a DataLoader, or a function or class that makes one without arguments. Any other spec
+    is returned unchanged.
 
     Raises:
         InvalidArgument: it can't be imported or called.
     """
-    package, colon, name = spec.partition(":")
+    package, colon, name = spec.rpartition(":") if ".py:" in spec else spec.partition(":")
     return _imported(package, name) if colon and package and name and not Path(spec).exists() else spec
 
 
 def _imported(package: str, name: str) -> Any:
-    from surgeon.frontend.model_loading import current_folder_importable
+    from surgeon.frontend.model_loading import current_folder_importable, user_module
 
     spec = f"{package}:{name}"
     with current_folder_importable():
         try:
-            found: Any = importlib.import_module(package)
+            found: Any = user_module(package)
         except Exception as error:  # importing runs the user's code
             raise InvalidArgument(f"{package} can't be imported: {type(error).__name__}: {error}") from error
         for part in name.split("."):

@@ -9,7 +9,7 @@ import typer
 
 import surgeon
 from surgeon.cli import data as batches
-from surgeon.cli.options import Pretrained, Seed, Shape, Spec, Threads, load
+from surgeon.cli.options import Json, Pretrained, Seed, Shape, Spec, Threads, load, told
 from surgeon.support.files import write_text
 
 
@@ -22,10 +22,12 @@ def profile(
     shape: Shape = None,
     pretrained: Pretrained = False,
     seed: Seed = 0,
+    json: Json = False,
 ) -> None:
     """Measure how long a model's operators take on this CPU; `shrink --device FILE` chooses widths by it."""
     model, inputs = load(spec, shape or [], pretrained, seed)
-    print(f"{out}: {surgeon.profile(model, inputs, threads=threads, path=out)}")
+    made = surgeon.profile(model, inputs, threads=threads, path=out)
+    told(json, "surgeon-profiled", f"{out}: {made}", path=out, cpu=made.cpu, threads=made.threads)
 
 
 def kit(
@@ -34,11 +36,16 @@ def kit(
     shape: Shape = None,
     pretrained: Pretrained = False,
     seed: Seed = 0,
+    json: Json = False,
 ) -> None:
     """Write a file that measures a model's operators on a device that has only Python, numpy and onnxruntime."""
     model, inputs = load(spec, shape or [], pretrained, seed)
     made = surgeon.kit(model, out, inputs)
-    print(f"{made}: run `python {made.name} -o device.json` on the device, then `surgeon shrink --device device.json`")
+    told(
+        json, "surgeon-kit",
+        f"{made}: run `python {made.name} -o device.json` on the device, then `surgeon shrink --device device.json`",
+        path=made,
+    )
 
 
 def bench(
@@ -48,7 +55,7 @@ def bench(
     cpu_time: Annotated[
         bool, typer.Option("--cpu-time", help="With several threads, compare CPU time, and not the time on the wall.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Benchmark two ONNX files against each other: the ratio, its interval, a verdict, and what slowed one down."""
     verdict = surgeon.benchmark(base, slim, threads=threads, cpu_time=cpu_time)
@@ -73,6 +80,7 @@ def quantize(
     ] = None,
     base: Annotated[Path | None, typer.Option(help="An ONNX file to measure the result against too.")] = None,
     threads: Threads = 1,
+    json: Json = False,
 ) -> None:
     """Quantize a model to int8 if that is measured to be faster and accurate enough; else it stays float32.
 
@@ -81,7 +89,7 @@ def quantize(
     inputs = None if calibration is None else batches.read(calibration)
     made = surgeon.quantize(model, inputs, path=out, base=base, threads=threads)
     write_text(made.path.with_name(f"{made.path.stem}.report.json"), made.to_json() + "\n")
-    print(made)
+    print(made.to_json() if json else made)
 
 
 def report(
@@ -91,9 +99,10 @@ def report(
         typer.Argument(metavar="[FOLDER]...", help="The same model at other latencies, for a plot of the latencies."),
     ] = None,
     threads: Threads = 1,
+    json: Json = False,
 ) -> None:
     """Draw the report of a folder: an HTML page and figures of where the time goes, before and after."""
     from surgeon.reporting.page import write_page
 
-    for path in write_page(folder, others=others or (), threads=threads):
-        print(path)
+    made = write_page(folder, others=others or (), threads=threads)
+    told(json, "surgeon-pages", *made, paths=made)

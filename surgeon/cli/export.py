@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import surgeon
-from surgeon.cli.options import Pretrained, Seed, Shape, Spec, load, load_slim
+from surgeon.cli.options import Json, Pretrained, Seed, Shape, Spec, load, load_slim, told
 from surgeon.errors import InvalidArgument
 
 
@@ -51,16 +51,18 @@ def export(
     shape: Shape = None,
     pretrained: Pretrained = False,
     seed: Seed = 0,
+    json: Json = False,
 ) -> None:
     """Write a model to an ONNX file that is held against PyTorch, at other sizes too, and say which sizes are free."""
     dynamic = _dynamic(free, axis or (), fix or ())
     model, inputs = load(spec, shape or [], pretrained, seed)
     if slim is not None:
         model, _ = load_slim(slim, model)
-    print(surgeon.export(
+    found = surgeon.export(
         model, out, example_inputs=inputs, dynamic=dynamic, opset=opset, input_names=input_names or None,
         output_names=output_names or None, tolerance=tolerance, seed=seed,
-    ))
+    )
+    told(json, "surgeon-export", found, export=found)
 
 
 def _dynamic(free: Free, named: Sequence[str], fixed: Sequence[str]) -> Any:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect as signatures
+import warnings
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +19,7 @@ from surgeon.cli.device import bench, kit, profile, quantize, report
 from surgeon.cli.export import export
 from surgeon.cli.options import (
     Ignore,
+    Json,
     Layout,
     Mean,
     NeededData,
@@ -31,13 +35,16 @@ from surgeon.cli.options import (
     load,
     load_slim,
     reported,
+    told,
 )
 from surgeon.cli.shrink import shrink
 from surgeon.cli.study import study
 from surgeon.cli.sweep import sweep
 from surgeon.cli.terms import running
+from surgeon.errors import InvalidArgument
 from surgeon.support import interrupts
 from surgeon.support.files import replace_many, write_text
+from surgeon.support.progress import report_progress
 
 
 class _App(typer.Typer):
@@ -54,14 +61,36 @@ app = _App(
     "unpickled, evaluated or imported. Not validated: what a model computes, and what onnxruntime does with a valid "
     "file. Trusted: package.module:NAME, which is run, and kit.pyz. See docs/security.md.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
+Quiet = Annotated[bool, typer.Option("--quiet", help="Write nothing but errors to standard error.")]
+
+
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Add a command, whose errors are reported in the command line's terms."""
-    return app.command()(reported()(function))
+    """Add a command, whose errors are reported in the command line's terms, with the options that all commands have."""
+    return app.command()(_quiet(reported()(function)))
+
+
+def _quiet(function: Callable[..., None]) -> Callable[..., None]:
+    """A command that also takes `--quiet`; without it, progress is shown in pipes too."""
+    signature = signatures.signature(function, eval_str=True)
+    option = signatures.Parameter("quiet", signatures.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
+
+    @functools.wraps(function)
+    def run(*, quiet: bool, **given: Any) -> None:
+        report_progress(piped=True, silent=quiet)
+        try:
+            with warnings.catch_warnings():
+                if quiet:
+                    warnings.simplefilter("ignore")
+                function(**given)
+        finally:
+            report_progress()
+
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    return run
 
 
 def _version(wanted: bool) -> None:
@@ -97,6 +126,7 @@ def demo(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="A folder in which to keep the files.")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Shrink a trained network in three ways, and show accuracy, size and measured latency.
 
@@ -105,8 +135,13 @@ def demo(
     from surgeon.cli.demo import run
 
     every = [each.value for each in Network if each is not Network.ALL]
-    for name in every if network is Network.ALL else [network.value]:
-        run(name, ratio, threads=threads, out=out / name if out is not None and network is Network.ALL else out)
+    names = every if network is Network.ALL else [network.value]
+    shown = [
+        run(name, ratio, threads=threads, out=out / name if out is not None and len(names) > 1 else out, quiet=json)
+        for name in names
+    ]
+    if json:
+        told(json, "surgeon-demo", networks=dict(zip(names, shown, strict=True)))
 
 
 @command
@@ -123,6 +158,7 @@ def recover(
     std: Std = None,
     layout: Layout = None,
     resize: Resize = None,
+    json: Json = False,
 ) -> None:
     """Fit the remaining layers to make up for what a plan removed, from unlabeled inputs.
 
@@ -137,15 +173,35 @@ def recover(
         )
         surgeon.save(better, scratch, plan)
         found = _with_report(better, inputs, scratch, out, "surgeon-recovery", recovery=report)
-    print(found)
-    print(report)
+    told(json, "surgeon-recovery", found, report, recovery=report, exports={"slim": found})
 
 
 @command
-def inspect(spec: Spec, shape: Shape = None, ignore: Ignore = None) -> None:
+def inspect(
+    spec: Spec,
+    shape: Shape = None,
+    ignore: Ignore = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Draw them on one page instead, to search and click.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="PLAN", help="For the page: a plan.json, for the widths that it leaves.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Print the groups of coupled units, and every pinned axis with the reason."""
+    if plan is not None and html is None:
+        raise InvalidArgument("--plan is for the page; give --html FILE.html with it")
     model, inputs = load(spec, shape or [], pretrained=False, seed=0)
-    print(surgeon.inspect(model, example_inputs=inputs, ignore=ignore or ()))
+    groups = surgeon.inspect(model, example_inputs=inputs, ignore=ignore or ())
+    if html is not None:
+        from surgeon.reporting.groups_page import groups_page
+
+        made = None if plan is None else surgeon.Plan.load(plan)
+        write_text(html, groups_page(groups, type(model).__name__, made))
+        told(json, "surgeon-pages", html, paths=[html])
+        return
+    told(json, "surgeon-groups", groups, **(groups.to_json() if json else {}))
 
 
 @command
@@ -156,6 +212,7 @@ def apply(
     shape: Shape = None,
     pretrained: Pretrained = False,
     seed: Seed = 0,
+    json: Json = False,
 ) -> None:
     """Apply a plan to a model of the same architecture; writes the same files as `surgeon recover`."""
     with replace_many(out) as scratch:
@@ -165,8 +222,7 @@ def apply(
         certificate = surgeon.verify(model, slim, made, example_inputs=inputs)
         surgeon.save(slim, scratch)
         found = _with_report(slim, inputs, scratch, out, "surgeon-application", certificate=certificate)
-    print(found)
-    print(certificate)
+    told(json, "surgeon-application", found, certificate, certificate=certificate, exports={"slim": found})
 
 
 def _with_report(slim: Any, inputs: Any, scratch: Path, out: Path, kind: str, **said: Any) -> Any:
@@ -186,6 +242,7 @@ def verify(
     shape: Shape = None,
     pretrained: Pretrained = False,
     seed: Seed = 0,
+    json: Json = False,
 ) -> None:
     """Prove that the model in a folder is SPEC less the removed units. Give the options of `surgeon shrink`.
 
@@ -193,7 +250,8 @@ def verify(
     """
     model, inputs = load(spec, shape or [], pretrained, seed)
     slim, plan = load_slim(folder, model)
-    print(surgeon.verify(model, slim, plan, example_inputs=inputs))
+    certificate = surgeon.verify(model, slim, plan, example_inputs=inputs)
+    told(json, "surgeon-certificate", certificate, certificate=certificate)
 
 
 for each in (shrink, profile, kit, bench, export, quantize, report, study, sweep):

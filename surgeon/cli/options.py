@@ -36,8 +36,9 @@ Spec = Annotated[
     str,
     typer.Argument(
         metavar="SPEC",
-        help="timm:NAME, torchvision:NAME, package.module:FACTORY, or a file: NAME.onnx, or a torch.export program, "
-        "NAME.pt2. Files are validated, and nothing in them is unpickled, evaluated or imported; a FACTORY is run.",
+        help="timm:NAME, torchvision:NAME, package.module:FACTORY, folder/file.py:FACTORY, or a file: NAME.onnx, or a "
+        "torch.export program, NAME.pt2. Files are validated, and nothing in them is unpickled, evaluated or imported; "
+        "a FACTORY is run.",
     ),
 ]
 Shape = Annotated[
@@ -54,7 +55,8 @@ Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime while 
 _DATA = typer.Option(
     metavar="FILE|FOLDER|MODULE:NAME|noise|synthetic",
     help="Unlabeled inputs as for inference: .npy, .npz or .safetensors, a folder of such files, a Python object that "
-    "yields batches, such as package.module:LOADER, or noise, or synthetic: made from the model alone.",
+    "yields batches, such as package.module:LOADER or file.py:LOADER, or noise, or synthetic: made from the model "
+    "alone.",
 )
 Data = Annotated[str | None, _DATA]
 NeededData = Annotated[str, _DATA]
@@ -69,6 +71,7 @@ Layout = Annotated[
 Resize = Annotated[
     str | None, typer.Option(metavar="H,W", help="What they are resized to, where the file leaves that free.")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Samples = Annotated[int, _told("samples")]
 Ignore = Annotated[
     list[str] | None,
@@ -206,7 +209,22 @@ def _least_widths(texts: Sequence[str]) -> Any:
     return named["*"] if named.keys() == {"*"} else named or None
 
 
-def show(report: object) -> None:
+def show(report: Any, json: bool = False) -> None:
+    """Print a report, or its JSON."""
+    if json:
+        print(report.to_json())
+        return
     from rich.console import Console
 
     Console(highlight=False, soft_wrap=True).print(report)
+
+
+def told(json: bool, kind: str, *texts: object, **parts: object) -> None:
+    """Print `texts`, or with `json` one document in the format `kind` with `parts`."""
+    if not json:
+        for each in texts:
+            print(each)
+        return
+    from surgeon.reporting.report import document
+
+    print(document(kind, **parts))

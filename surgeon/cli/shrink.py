@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +15,7 @@ import surgeon
 from surgeon.cli import data as batches
 from surgeon.cli.onnx_file import feeds_of
 from surgeon.cli.options import (
+    Json,
     Layout,
     Mean,
     Pretrained,
@@ -51,6 +55,7 @@ def shrink(
     layout: Layout = None,
     resize: Resize = None,
     force: Annotated[bool, typer.Option("--force", help="Write FILE.onnx even if it is not faster.")] = False,
+    json: Json = False,
     **options: Any,
 ) -> None:
     """Write base.onnx, slim.onnx, plan.json, weights.safetensors and report.json to a folder; or one ONNX file."""
@@ -87,7 +92,10 @@ def shrink(
                 threads = threads or (report.latency.threads if report.latency is not None else 1)
                 verdict = surgeon.benchmark(large, small, threads=threads, feeds=feeds_of(model, inputs))
         taken = {**report.seconds, **seconds}
-        report = dataclasses.replace(report, exports=exports, benchmark=verdict, seconds=taken)
+        report = dataclasses.replace(
+            report, exports=exports, benchmark=verdict, seconds=taken, command=shlex.join(["surgeon", *sys.argv[1:]]),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
         if to_file and verdict is not None and verdict.decision != FASTER and not force:
             raise BenchmarkError(
                 f"{out} was not written: its speed-up is {verdict.ratio}, {verdict.decision}; remove more, or write it "
@@ -95,4 +103,4 @@ def shrink(
             )
         if not to_file:
             report.save(scratch / "report.json")
-    show(report)
+    show(report, json)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from surgeon.cli.options import Json, told
+
 Names = list[str]
 
 
@@ -33,6 +35,7 @@ def study(
     ] = None,
     latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Measure latency too.")] = False,
     list_only: Annotated[bool, typer.Option("--list", help="Print the runs, and run nothing.")] = False,
+    json: Json = False,
 ) -> None:
     """Prune and retrain in every requested combination, with baselines; write rows, a table and plots.
 
@@ -45,14 +48,14 @@ def study(
         removed=removed, seeds=seeds, baselines=[name for name in baseline if name != "none"],
     )
     if list_only:
-        print("\n".join(run.key for run in runs))
+        keys = [run.key for run in runs]
+        told(json, "surgeon-runs", *keys, runs=keys)
         return
     made = Study(task, out, runs, measure=latency)
     rows = made.run(jobs, ray)
-    print(made.table(), end="")
-    for path in made.write():
-        print(path)
+    paths = made.write()
+    told(json, "surgeon-study-rows", made.table().rstrip("\n"), *paths, rows=rows, paths=paths)
     if not figures.available():
-        sys.stderr.write('surgeon: no plots were drawn; they need matplotlib: pip install "surgeon[plot]"\n')
+        sys.stderr.write('surgeon: no plots were drawn; they need matplotlib: pip install "model-surgeon[plot]"\n')
     if any("error" in row for row in rows):
         raise typer.Exit(1)

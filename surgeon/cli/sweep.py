@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import surgeon
-from surgeon.cli.options import Ignore, Out, Pretrained, Seed, Shape, Spec, load, show
+from surgeon.cli.options import Ignore, Json, Out, Pretrained, Seed, Shape, Spec, load, show
 from surgeon.support.files import replace_many, write_text
 
 
@@ -32,6 +32,7 @@ def sweep(
     seed: Seed = 0,
     pretrained: Pretrained = False,
     shape: Shape = None,
+    json: Json = False,
 ) -> None:
     """Remove dead neurons and channels; write base.onnx, slim.onnx, plan.json, weights.safetensors and report.json."""
     with replace_many(out) as scratch:
@@ -43,4 +44,4 @@ def sweep(
         for name, each in (("base", model), ("slim", slim)):
             surgeon.export(each, scratch / f"{name}.onnx", example_inputs=inputs)
         write_text(Path(scratch) / "report.json", report.to_json() + "\n")
-    show(str(report))
+    show(report if json else str(report), json)

@@ -40,6 +40,9 @@ class Profile:
     - `samples`: what operators cost at given widths, by (operator, widths).
     - `models`: whole models by their fingerprints, with numbers such as `ms`, the measured latency.
     - `cpus`: how many CPUs the machine has, as a limit on threads; 0 if that is not known.
+
+    >>> print(Profile("Cortex-A76", "aarch64", threads=1, runtime="1.32.0"))
+    Cortex-A76 (aarch64), threads 1, onnxruntime 1.32.0: points 0, rules 0, models 0
     """
 
     cpu: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -22,7 +23,7 @@ from surgeon.frontend.exported import read_program
 from surgeon.support.opening import Unfit
 
 Loaded = tuple[nn.Module, Any]
-FORMS = "timm:NAME, torchvision:NAME, package.module:factory, or a file NAME.pt2 or NAME.onnx"
+FORMS = "timm:NAME, torchvision:NAME, package.module:NAME, folder/file.py:NAME, or a file NAME.pt2 or NAME.onnx"
 
 
 def load(spec: str, *, pretrained: bool = False, seed: int = 0) -> Loaded:
@@ -35,6 +36,7 @@ def load(spec: str, *, pretrained: bool = False, seed: int = 0) -> Loaded:
     - `package.module:NAME`: imported, from the current folder too. NAME is a module, a function or class that
       gives one when called without arguments, or, in a package with a function `load`, what `load` knows. A
       function may also return a pair of a module and its example inputs;
+    - `folder/file.py:NAME`: the same, of a file that need not be importable;
     - `FILE.pt2`: a program that `torch.export.save` wrote. Its operators, sizes and, unless it was exported
       otherwise, its batch are fixed; its mode is the one that it was exported in, so export it in eval mode.
 
@@ -43,7 +45,7 @@ def load(spec: str, *, pretrained: bool = False, seed: int = 0) -> Loaded:
     """
     if spec.endswith(".pt2"):
         return _program(Path(spec))
-    source, colon, name = spec.partition(":")
+    source, colon, name = spec.rpartition(":") if ".py:" in spec else spec.partition(":")
     if not colon or not source or not name:
         raise InvalidArgument(f"{spec!r} names no model; give {FORMS}")
     with torch.random.fork_rng(devices=[]):
@@ -108,7 +110,7 @@ def library(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise InvalidArgument(
-            f"{error.name or name} is not installed; it comes with: pip install 'surgeon[zoo]'"
+            f"{error.name or name} is not installed; it comes with: pip install 'model-surgeon[zoo]'"
         ) from error
     except (ImportError, RuntimeError, OSError) as error:
         found = torch.__version__
@@ -124,10 +126,33 @@ def library(name: str) -> ModuleType:
         raise InvalidArgument(f"{name} can't be imported: {reason}. {remedy}") from error
 
 
+def user_module(source: str) -> ModuleType:
+    """The user's own Python: `package.module`, or the file `folder/file.py`. It is run.
+
+    Raises:
+        Exception: whatever importing it raises; FileNotFoundError where there is no such file.
+    """
+    if not source.endswith(".py"):
+        return importlib.import_module(source)
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError("there is no such file")
+    name = str(path.absolute())  # can't collide with a module's name
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
 def _own(package: str, name: str, seed: int) -> Loaded:
     with current_folder_importable():
         try:
-            module = importlib.import_module(package)
+            module = user_module(package)
         except Exception as error:  # importing runs the user's code
             raise InvalidArgument(f"{package} can't be imported: {_told(error)}") from error
         found: Any = module

@@ -108,7 +108,7 @@ def _opened(path: Path, mode: str) -> Any:
     try:
         image = importlib.import_module("PIL.Image")
     except ModuleNotFoundError as error:
-        raise InvalidArgument("pictures are read by Pillow: pip install 'surgeon[pictures]'") from error
+        raise InvalidArgument("pictures are read by Pillow: pip install 'model-surgeon[pictures]'") from error
     try:
         with image.open(path, formats=FORMATS) as opened:
             return opened.convert(mode)

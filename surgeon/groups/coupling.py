@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -122,6 +124,34 @@ class Groups:
             for axis in typed.reduced
             if kept.changed(axis)
         ]
+
+    def _repr_html_(self) -> str:
+        """The groups in a notebook: a row each, with the tensors folded; and the pinned axes, folded."""
+        rows = "".join(
+            f"<tr><td>{html.escape(group.name)}</td><td style='text-align:right'>{group.size}</td><td><details>"
+            f"<summary>{len(group.members)} tensors</summary>"
+            + "<br>".join(html.escape(f"{member.tensor} axis {member.axis}") for member in group.members)
+            + "</details></td></tr>"
+            for group in self.groups
+        )
+        pins = "<br>".join(
+            html.escape(f"{pin.tensor} axis {pin.axis} ({pin.size}): {pin.reason}") for pin in self.pinned
+        )
+        return (
+            f"<table><tr><th>group</th><th>units</th><th></th></tr>{rows}</table>"
+            f"<details><summary>{len(self.pinned)} pinned axes</summary>{pins}</details>"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The groups, the pinned axes and the free sizes of the inputs, as plain JSON values."""
+        return {
+            "groups": [
+                {"name": group.name, "size": group.size, "members": [asdict(member) for member in group.members]}
+                for group in self.groups
+            ],
+            "pinned": [asdict(pin) for pin in self.pinned],
+            "inputs": str(self.sizes or "").splitlines(),
+        }
 
     def __str__(self) -> str:
         lines = []

@@ -49,6 +49,11 @@ class Timing:
     any widths are predicted to take, every group at its floor. `corrections` counts how often the widths were chosen
     anew after measuring. `bound` says how far from the best the widths may be, by the profile: the relative distance of
     the damage done from its lower bound; nothing where that is not known.
+
+    >>> print(Timing("Cortex-A76", threads=1, requested=4.0, base=8.0, predicted=3.97, possible=1.2))
+    latency on Cortex-A76, 1 thread:
+      base 8 ms, requested 4 ms, predicted 3.97 ms
+      possible from 1.2 ms on, by the profile
     """
 
     device: str

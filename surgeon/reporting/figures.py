@@ -105,7 +105,7 @@ def need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise InvalidArgument(f'pictures need matplotlib: pip install "surgeon[plot]" ({error})') from error
+        raise InvalidArgument(f'pictures need matplotlib: pip install "model-surgeon[plot]" ({error})') from error
 
 
 @contextmanager

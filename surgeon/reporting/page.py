@@ -17,6 +17,7 @@ from surgeon.device.operator_times import shares
 from surgeon.errors import InvalidArgument, SurgeonError
 from surgeon.groups.coupling import without_place
 from surgeon.reporting import figures
+from surgeon.reporting.report import PINNED
 from surgeon.support.documents import Document
 from surgeon.support.files import StrPath, find, replace_many
 from surgeon.support.progress import stage
@@ -40,7 +41,11 @@ table{border-collapse:collapse;font-size:14px}
 td,th{padding:3px 18px 3px 0;text-align:left;font-weight:400;vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}th{color:#57606a}
 pre{background:#f6f8fa;border-radius:6px;padding:12px 14px;font-size:13px;overflow-x:auto;white-space:pre-wrap}
-svg{max-width:100%;height:auto}
+svg{max-width:100%;height:auto}section{overflow-x:auto}
+@media (max-width:600px){main{padding:18px 12px 40px}td,th{padding-right:10px}table{font-size:13px}}
+@media (prefers-color-scheme:dark){
+body{color:#e6edf3;background:#0d1117}p.lead,.tile span,th{color:#9198a1}.tile{border-color:#3d444d}
+pre{background:#151b23}svg{background:#fff;border-radius:6px;padding:8px;box-sizing:border-box}}
 """
 
 
@@ -145,6 +150,7 @@ def _page(report: Mapping[str, Any], pictures: Mapping[str, Any], accuracy: Mapp
     most = f", {percent(possible, ' ')} possible" if possible is not None else ""
     asked = f"{percent(report['requested'], ' ')} asked{most}"
     finer = len(report.get("unaligned") or {})
+    made = " · ".join(str(report[name]) for name in ("command", "date") if report.get(name))
     lead = (
         f"{percent(report['reached'], ' ')} of the {report['budget']} removed ({asked}); "
         f"{'the same class' if report.get('form') == 'module' else 'a GraphModule'}"
@@ -155,7 +161,8 @@ def _page(report: Mapping[str, Any], pictures: Mapping[str, Any], accuracy: Mapp
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head>\n'
-        f'<body><main><h1>{title}</h1><p class="lead">{html.escape(lead)}</p>\n'
+        f'<body><main><h1>{title}</h1><p class="lead">{html.escape(lead)}'
+        f"{'<br><code>' + html.escape(made) + '</code>' if made else ''}</p>\n"
         f"{_tiles(report, accuracy)}\n{body}\n</main></body></html>\n"
     )
 
@@ -175,6 +182,10 @@ def _tiles(report: Mapping[str, Any], accuracy: Mapping[str, float]) -> str:
     if {"base", "slim"} <= exports.keys():
         before, after = (exports[side]["bytes"] / 1e6 for side in ("base", "slim"))
         tiles.append((f"{after:.2f} MB", f"ONNX file, from {before:.2f} MB"))
+    if kept := report.get("agreement"):
+        what = "get the original's class" if kept["classes"] else "mean cosine to the original's outputs"
+        inputs = "samples of noise: a guess" if kept["noise"] else "inputs that nothing was fitted to"
+        tiles.append((_percent(kept["share"]), f"{what}, of {kept['samples']} {inputs}"))
     tiles += [(_percent(value), f"accuracy, {name}") for name, value in accuracy.items()]
     cells = "".join(f'<div class="tile"><b>{html.escape(b)}</b><span>{html.escape(s)}</span></div>' for b, s in tiles)
     return f'<div class="tiles">{cells}</div>'
@@ -187,12 +198,20 @@ def _sections(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterato
     titles = {"latency": "Where the time goes", "widths": "Widths", "budget": "Latency against the budget"}
     for name, figure in pictures.items():
         yield titles[name], figures.svg(figure)
+    if latency := report.get("latency"):
+        yield "Milliseconds", _latency(latency)
+    if recovery := report.get("recovery"):
+        yield "Recovery", _recovery(recovery)
+    if notes := report.get("notes"):
+        yield "Notes", "".join(f"<p>{html.escape(str(note))}</p>" for note in notes)
     if certificate := report.get("certificate"):
         yield "Certificate", _certificate(certificate)
     if pinned := report.get("pinned"):
         reasons = Counter(without_place(axis["reason"]) for axis in pinned).most_common()
         rows = [(reason, str(count)) for reason, count in reasons]
-        yield f"Pinned: {len(pinned)} axes keep their size", _table(("reason", "axes"), rows)
+        yield f"Pinned: {len(pinned)} axes keep their size", _table(("reason", "axes"), rows) + (
+            f"<p>What each reason means, and what to do: {PINNED}</p>"
+        )
     if seconds := report.get("seconds"):
         rows = [(name, f"{taken:.1f}") for name, taken in seconds.items()]
         yield "Seconds of each stage", _table(("", "s"), rows)
@@ -201,6 +220,28 @@ def _sections(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterato
 def _clock(measured: Mapping[str, Any]) -> str:
     """By what a verdict was measured; one without a clock is of when there was but one."""
     return str(measured.get("clock", CPU_TIME))
+
+
+def _latency(found: Mapping[str, Any]) -> str:
+    measured = found.get("measured")
+    rows = [(name, f"{found[key]:.3f}") for name, key in (
+        ("original", "base"), ("asked for", "requested"), ("predicted by the profile", "predicted"),
+    )]
+    rows.append(("measured", f"{measured:.3f}" if measured is not None else "not on this CPU"))
+    plural = "s" if found["threads"] > 1 else ""
+    place = f"On {html.escape(str(found['device']))}, {found['threads']} thread{plural}."
+    return f"<p>{place}</p>{_table(('', 'ms'), rows)}"
+
+
+def _recovery(found: Mapping[str, Any]) -> str:
+    rows = [(each["name"], f"{each['before']:.3f}", f"{each['after']:.3f}") for each in found["layers"]]
+    said = (
+        f"Outputs deviate by {found['after']:.3f} instead of {found['before']:.3f}, relative to the original's, on "
+        f"samples held back; {found['samples']} samples in all."
+    )
+    layers = _table(("layer", "deviation before", "after"), rows)
+    more = f"<details><summary>{len(rows)} layers</summary>{layers}</details>" if rows else ""
+    return f"<p>{html.escape(said)}</p>{more}"
 
 
 def _verdict(measured: Mapping[str, Any]) -> str:

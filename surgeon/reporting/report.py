@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
 import json
 import math
@@ -25,6 +26,8 @@ FORMAT = "surgeon-report"
 VERSION = 1
 ROWS = 16
 """The number of groups in the table; the JSON has them all."""
+PINNED = "docs/pinned.md"
+"""The page that says of every reason for a pin what to do."""
 REASONS = 5
 """The number of reasons for pinning in the table, the most frequent first."""
 
@@ -59,7 +62,8 @@ class Report:
     such as Hugging Face's, `latency` is the requested and measured latency, `recovery` the layers that were fitted
     after the cut, `agreement` how much of the function is kept, `notes` what layers were fitted on or why none was,
     `basis` the groups that were rotated before the cut, `exports` and `benchmark` the results of export and benchmark,
-    if they ran. `seconds` is the time of each stage.
+    if they ran. `seconds` is the time of each stage. `command` and `date` say how and when it was written, where the
+    command line did it.
 
     >>> report = Report("Net", "module", "", "macs", requested=0.5, reached=0.49, macs=Change(100, 51),
     ...                 params=Change(10, 6), groups={"conv1": Change(8, 5)}, possible=0.97)
@@ -94,6 +98,8 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     exports: Mapping[str, object] = field(default_factory=dict)
     benchmark: object = None
+    command: str = ""
+    date: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(self._headline())
@@ -115,6 +121,22 @@ class Report:
         with console.capture() as capture:
             console.print(self)
         return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+    def _repr_html_(self) -> str:
+        """The report in a notebook: what was removed, the widths, and the text of all else, folded."""
+        rows = [("MACs", self.macs), ("parameters", self.params), *(
+            (name, change) for name, change in self.groups.items() if change.after != change.before
+        )]
+        cells = "".join(
+            f"<tr><td>{html.escape(name)}</td>" + "".join(f"<td style='text-align:right'>{cell}</td>" for cell in each)
+            + "</tr>"
+            for name, change in rows for each in [_cells(change)]
+        )
+        rest = html.escape("\n".join(self._notes(len(rows) - 2)))
+        return (
+            f"<b>{html.escape(self._headline())}</b><table><tr><th></th><th>before</th><th>after</th><th>removed</th></tr>"
+            f"{cells}</table><details><summary>certificate, pins, stages</summary><pre>{rest}</pre></details>"
+        )
 
     def to_json(self) -> str:
         """The report as JSON text: an object with `format`, `version` and this class's fields."""
@@ -152,7 +174,7 @@ class Report:
             )
         if self.pinned:
             reasons = Counter(without_place(pin.reason) for pin in self.pinned)
-            lines.append(f"pinned: {len(self.pinned)} axes")
+            lines.append(f"pinned: {len(self.pinned)} axes (every reason, and what to do: {PINNED})")
             ranked = reasons.most_common()
             lines += [f"  {count:4} {reason}" for reason, count in ranked[:REASONS]]
             if rest := ranked[REASONS:]:

@@ -195,5 +195,6 @@ def meshgrid(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
 @rule("triu", "tril", "diagonal", "diag", "diag_embed")
 def triangle(node: fx.Node, a: dict[str, Any], c: Context) -> Typed:
     x = c.of(a["self"])
-    c.pin(x, f"{where(node)}: depends on positions")
-    return Typed(x if size_of(node) == tuple(v.size for v in x) else c.pinned(size_of(node), where(node)))
+    why = f"{where(node)}: depends on positions"
+    c.pin(x, why)
+    return Typed(x if size_of(node) == tuple(v.size for v in x) else c.pinned(size_of(node), why))

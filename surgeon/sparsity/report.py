@@ -17,6 +17,10 @@ class SweepReport:
     `groups` has an entry for each group of coupled units; `params_before` and `params_after` count parameters,
     `deviation` is the largest relative deviation of an output, in float64, and `form` is "module" (the user's own
     class) or "graph".
+
+    >>> report = SweepReport("Net", "module", (), params_before=100, params_after=80, deviation=0.0)
+    >>> report.removed, report.left
+    (0, {})
     """
 
     model: str

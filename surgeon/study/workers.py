@@ -110,7 +110,7 @@ def on_ray(runs: Sequence[Run], place: Store, address: str | None, progress: Pro
     try:
         import ray
     except ImportError as error:
-        raise InvalidArgument(f'running on a cluster needs ray: pip install "surgeon[ray]" ({error})') from error
+        raise InvalidArgument(f'running on a cluster needs ray: pip install "model-surgeon[ray]" ({error})') from error
     own = not ray.is_initialized()
     if own:
         try:

@@ -25,11 +25,10 @@ import functools
 import inspect
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, Final, TypeVar
-
-import numpy as np
 
 from surgeon.errors import InvalidArgument
 
@@ -52,6 +51,7 @@ RENAMED: Final[Mapping[str, str]] = {"keep": "min_width", "distil": "distill"}
 def shown(value: object) -> str:
     """A value as messages show it: short and on one line, even if its own `repr` fails.
 
+    >>> import numpy as np
     >>> shown("a\\nb"), shown(0.5), shown([1, 2]), shown(np.zeros((2, 3)))
     ("'a\\\\nb'", '0.5', 'a list', 'a ndarray of shape (2, 3)')
     """
@@ -101,6 +101,7 @@ def listed(value: Any) -> tuple[Any, ...] | None:
 def integer(least: int, most: int = LARGEST, remedy: str = "") -> Check:
     """An integer from `least` to `most`.
 
+    >>> import numpy as np
     >>> integer(1)("align", np.int64(8))
     8
     """
@@ -165,8 +166,8 @@ def meant(given: object, known: Any) -> str:
 def fitting(wanted: str, fits: Callable[[Any], bool], plain: Callable[[Any], Any] | None = None) -> Check:
     """A value that `fits`, converted by `plain`; `wanted` describes those for messages.
 
-    >>> fitting("True or False", lambda value: isinstance(value, bool | np.bool_), bool)("x", np.True_)
-    True
+    >>> fitting("a name", str.isidentifier)("x", "conv1")
+    'conv1'
     """
 
     def check(name: str, value: Any) -> Any:
@@ -252,6 +253,7 @@ def function(wanted: str, arguments: int | None = None, never: tuple[type, ...] 
 def min_width(name: str, value: Any) -> Any:
     """The least that is kept of a group: a share, a width, a mapping from globs to these, or None.
 
+    >>> import numpy as np
     >>> min_width("min_width", {"layer1*": 0.5, "*": np.int64(16)})
     {'layer1*': 0.5, '*': 16}
     """
@@ -308,7 +310,12 @@ def threads_here(name: str, value: Any) -> int:
 
 
 path: Final = a_path("a path, as a string or a pathlib.Path")
-flag: Final = fitting("True or False", lambda value: isinstance(value, bool | np.bool_), bool)
+def _is_flag(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")  # not imported for this: the command line's help does without it
+    return isinstance(value, bool) or (numpy is not None and isinstance(value, numpy.bool_))
+
+
+flag: Final = fitting("True or False", _is_flag, bool)
 text: Final = fitting("a string", lambda value: isinstance(value, str))
 POSITIVE: Final = integer(1)
 NATURAL: Final = integer(0)

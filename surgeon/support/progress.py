@@ -13,8 +13,12 @@ from surgeon.support.remaining import Remaining
 
 PATIENCE = 2.0
 """Seconds after which a stage is shown."""
+BETWEEN = 30.0
+"""Seconds between two lines of a stage where they are no terminal's."""
 
 _seconds: ContextVar[dict[str, float] | None] = ContextVar("seconds", default=None)
+_piped = False  # whether lines go to a stderr that is no terminal
+_silent = False
 _running: list[str] = []  # names of the running stages, the innermost last: only that one is shown
 
 
@@ -36,11 +40,20 @@ def collect() -> Iterator[dict[str, float]]:
         _seconds.reset(token)
 
 
+def report_progress(*, piped: bool = False, silent: bool = False) -> None:
+    """Choose for this process what is shown: by default a line that is rewritten, in a terminal alone.
+
+    With `piped`, other streams get a line now and then; with `silent`, nothing is shown at all.
+    """
+    global _piped, _silent
+    _piped, _silent = piped, silent
+
+
 @contextmanager
 def stage(name: str) -> Iterator[None]:
     """Time the block under `name`, and show it on stderr once it takes longer than two seconds.
 
-    Nothing is shown where stderr is not a terminal.
+    Nothing is shown where stderr is not a terminal, but for what `report_progress` says.
     """
     with _timed(name, time.perf_counter(), None):
         yield
@@ -49,7 +62,9 @@ def stage(name: str) -> Iterator[None]:
 @contextmanager
 def _timed(name: str, start: float, remaining: Remaining | None) -> Iterator[None]:
     done = threading.Event()
-    shown = _show(name, start, done, remaining) if sys.stderr is not None and sys.stderr.isatty() else None
+    shown = None
+    if sys.stderr is not None and not _silent and (_piped or sys.stderr.isatty()):
+        shown = _show(name, start, done, remaining)
     _running.append(name)
     try:
         yield
@@ -91,16 +106,19 @@ def _line(name: str, seconds: float, remaining: Remaining | None) -> str:
 
 
 def _show(name: str, start: float, done: threading.Event, remaining: Remaining | None) -> threading.Thread:
+    rewritten = sys.stderr.isatty()
+    before, after = ("\r\033[K", "") if rewritten else ("", "\n")
+
     def draw() -> None:
-        wait, drawn = PATIENCE, False
+        wait, drawn = PATIENCE if rewritten else BETWEEN, False
         while not done.wait(wait):
-            wait = 0.5
+            wait = 0.5 if rewritten else BETWEEN
             if _running and _running[-1] == name:
-                sys.stderr.write(f"\r\033[K{_line(name, time.perf_counter() - start, remaining)}")
+                sys.stderr.write(f"{before}{_line(name, time.perf_counter() - start, remaining)}{after}")
                 sys.stderr.flush()
                 drawn = True
         if drawn:
-            sys.stderr.write(f"\r\033[K{name}: {time.perf_counter() - start:.1f} s\n")
+            sys.stderr.write(f"{before}{name}: {time.perf_counter() - start:.1f} s\n")
             sys.stderr.flush()
 
     thread = threading.Thread(target=draw, name=f"progress of {name}", daemon=True)

@@ -1,4 +1,4 @@
-"""A Lightning callback that prunes. Lightning is an extra: `pip install "surgeon[lightning]"`."""
+"""A Lightning callback that prunes. Lightning is an extra: `pip install "model-surgeon[lightning]"`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class PruningCallback(_Callback):
 
     def __init__(self, pruner: Pruner) -> None:
         if _missing:
-            raise InvalidArgument(f'PruningCallback is one of Lightning: pip install "surgeon[lightning]" ({_missing})')
+            raise InvalidArgument(
+                f'PruningCallback is one of Lightning: pip install "model-surgeon[lightning]" ({_missing})'
+            )
         super().__init__()
         if not isinstance(pruner, Pruner):
             raise InvalidArgument(f"PruningCallback takes a surgeon.Pruner, not a {type(pruner).__name__}")

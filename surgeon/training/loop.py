@@ -345,7 +345,7 @@ def _accelerator() -> Any:
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise InvalidArgument(f'fit trains with accelerate: pip install "surgeon[train]" ({error})') from error
+        raise InvalidArgument(f'fit trains with accelerate: pip install "model-surgeon[train]" ({error})') from error
     # Without cpu=True, processes without a GPU would each train on their own instead of together.
     return Accelerator(cpu=not torch.accelerator.is_available())
 

@@ -35,6 +35,10 @@ class TransferReport:
 
     `kept` was cut like its parameter, `restarted` begins anew, for the reason given; `gone` are parameters that the
     smaller model does not have. `others` counts those that are not the model's, which are taken over as they are.
+
+    >>> print(TransferReport("Adam", ("conv1.weight", "conv1.bias"), {"head.weight": "the layer was replaced"}))
+    Adam: 2 parameters go on with their state
+    head.weight starts anew: the layer was replaced
     """
 
     optimizer: str

@@ -38,6 +38,11 @@ def l1(strength: float) -> Regularizer:
     It drives single connections to zero. Han et al., "Learning both Weights and Connections for Efficient Neural
     Networks", 2015, arXiv:1506.02626.
 
+    >>> net, groups = _example()
+    >>> l1(0.5)(groups)
+    >>> net[0].weight.grad.abs().unique()
+    tensor([0.5000])
+
     Raises:
         InvalidArgument: `strength` is not a number of at least 0.
     """
@@ -50,6 +55,11 @@ def l2(strength: float) -> Regularizer:
 
     The counterpart of `l1` in Han et al., 2015, arXiv:1506.02626; with SGD, the same as weight decay.
 
+    >>> net, groups = _example()
+    >>> l2(0.5)(groups)
+    >>> torch.allclose(net[2].weight.grad, 0.5 * net[2].weight)
+    True
+
     Raises:
         InvalidArgument: `strength` is not a number of at least 0.
     """
@@ -61,6 +71,11 @@ def batch_norm_l1(strength: float) -> Regularizer:
     """`strength` · Σ |γ| over the scales of batch norms: it drives whole channels that a batch norm scales to zero.
 
     Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", 2017, arXiv:1708.06519.
+
+    >>> net, groups = _example()
+    >>> batch_norm_l1(0.5)(groups)
+    >>> net[1].weight.grad
+    tensor([0.5000, 0.5000, 0.5000])
 
     Raises:
         InvalidArgument: `strength` is not a number of at least 0; or, when the result is called, the model has no batch
@@ -85,6 +100,11 @@ def group_lasso(strength: float) -> Regularizer:
     """`strength` · Σ over units of the L2 norm of all that belongs to the unit: it drives whole units to zero.
 
     Wen et al., "Learning Structured Sparsity in Deep Neural Networks", 2016, arXiv:1608.03665, on coupled units.
+
+    >>> net, groups = _example()
+    >>> group_lasso(0.5)(groups)
+    >>> bool(net[0].weight.grad.abs().sum() > 0)
+    True
 
     Raises:
         InvalidArgument: `strength` is not a number of at least 0.
@@ -123,3 +143,14 @@ def _over_weights(derivative: Callable[[Tensor], Tensor], strength: float) -> Re
 
     return add
 
+
+def _example() -> tuple[nn.Sequential, Groups]:
+    """A network with a batch norm, whose gradients are zero, and its groups."""
+    from surgeon.frontend.trace import trace
+    from surgeon.groups.coupling import couple
+
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    groups = couple(trace(net, torch.zeros(2, 2)))
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return net, groups

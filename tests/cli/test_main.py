@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 import surgeon
-from models import data
 from surgeon.cli import demo
 from surgeon.errors import ExportError, InvalidArgument
 from surgeon.frontend import model_loading as sources
+from surgeon.reference import data
 from tests.cli.commands import call, good
 
 NETS = '''
@@ -335,7 +335,8 @@ def test_a_program_of_other_bytes(program: Path) -> None:
 
 def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(InvalidArgument, match=r"timm is not installed; it comes with: pip install 'surgeon\[zoo\]'"):
+    told = r"timm is not installed; it comes with: pip install 'model-surgeon\[zoo\]'"
+    with pytest.raises(InvalidArgument, match=told):
         sources.load("timm:resnet18")
 
 

@@ -103,7 +103,7 @@ def test_pictures_need_pillow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr("surgeon.frontend.pictures.importlib.import_module", missing)
-    with pytest.raises(InvalidArgument, match=r"pip install 'surgeon\[pictures\]'"):
+    with pytest.raises(InvalidArgument, match=r"pip install 'model-surgeon\[pictures\]'"):
         list(data_of("data", folder).through(lambda picture: torch.zeros(3, 2, 2), 3))
 
 

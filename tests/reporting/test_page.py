@@ -197,7 +197,7 @@ def test_the_extra_is_named_where_matplotlib_is_missing(folder: Path, monkeypatc
         return real(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(InvalidArgument, match=r'pip install "surgeon\[plot\]"'):
+    with pytest.raises(InvalidArgument, match=r'pip install "model-surgeon\[plot\]"'):
         write_page(folder)
 
 

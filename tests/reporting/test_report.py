@@ -52,7 +52,7 @@ def test_the_table() -> None:
         "params      1,000        600   40.0 %",
         "conv1          64         32   50.0 %",
         "not cut: 1 of 2 groups",
-        "pinned: 2 axes",
+        "pinned: 2 axes (every reason, and what to do: docs/pinned.md)",
         "     2 an output of the model",
         "found by somebody",
         "seconds: trace 1.2, verify 0.5",

@@ -379,5 +379,5 @@ def test_careless_arguments_are_refused(options: dict[str, Any], message: str) -
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(InvalidArgument, match=r"pip install \"surgeon\[train\]\""):
+    with pytest.raises(InvalidArgument, match=r"pip install \"model-surgeon\[train\]\""):
         fit(network(), [], loss=entropy, optimizer=torch.optim.SGD, epochs=1)
