@@ -118,12 +118,11 @@ def save(model: ModelProto, source: Source, path: Path) -> None:
 
 
 def _take_along(model: ModelProto, folder: Path, name: str) -> None:
-    """Read the weights that are in other files, to be written to one that is called `name`."""
+    """Read the weights that are in other files and are what they were; all are to be written to one called `name`."""
     for tensor in tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
-            raw = read_tensor(tensor, folder, tensor.name).tobytes()
-            tensor.ClearField("external_data")
-            tensor.raw_data = raw
+            if not tensor.HasField("raw_data"):
+                tensor.raw_data = read_tensor(tensor, folder, tensor.name).tobytes()
             set_external_data(tensor, name)
 
 
