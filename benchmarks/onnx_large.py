@@ -9,6 +9,7 @@ The result goes to `benchmarks/results/onnx_large.jsonl`, and the table to `onnx
 
 from __future__ import annotations
 
+import itertools
 import resource
 import tempfile
 import time
@@ -38,7 +39,7 @@ def write(path: Path, widths: tuple[int, ...]) -> int:
     drawn = np.random.default_rng(0).standard_normal((1 << 20) + 7).astype(np.float32)
     data = path.with_suffix(".data")
     with data.open("wb") as out:
-        for place, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for place, (before, after) in enumerate(itertools.pairwise(widths)):
             tensor = TensorProto(name=f"w{place}", data_type=TensorProto.FLOAT, dims=(before, after))
             tensor.data_location = TensorProto.EXTERNAL
             start = out.tell()
@@ -91,7 +92,7 @@ def measure(widths: tuple[int, ...]) -> dict[str, Any]:
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
-        "`python -m benchmarks.onnx_large`: a file with more weights than protobuf can hold, cut and written as itself.\n",
+        "`python -m benchmarks.onnx_large`: more weights than protobuf can hold, cut and written as the file itself.\n",
         "| network | weights, GB | smaller, GB | of it in the .onnx, KB | MACs removed | certificate | off PyTorch "
         "| off the original with zeros | load, s | shrink, s | export, s | most memory, GB |",
         "| --- |" + " ---: |" * 11,

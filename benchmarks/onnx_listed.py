@@ -183,8 +183,8 @@ def table(rows: dict[str, Row]) -> str:
         f"same at all sizes tried; {len(done)} of these have the groups of PyTorch, and were cut and certified.",
         "",
         f"In {len(alike)} they are the same groups. In {len(done) - len(alike)} the exporter had computed part of the "
-        "model: layers that see constants alone are *gone* with their groups, or positions that PyTorch numbers anew in "
-        "each run are constants, which *more* units of can be removed; all others are the same.",
+        "model: layers that see constants alone are *gone* with their groups, or positions that PyTorch numbers in a "
+        "run are constants, of which *more* units can be removed; all others are the same.",
         "",
         "| model | operators | fallbacks | off PyTorch, at one size and others | groups, PyTorch and file "
         "| MACs removed | form | certificate | seconds |",

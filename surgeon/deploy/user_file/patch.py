@@ -100,12 +100,12 @@ class _Patch:
         for name in self._file.apart:
             sharing[id(self._source.tensors.get(name))].append(name)
         found: dict[str, Tensor] = {}
-        for names in sharing.values():
-            new = [self._changes.tensors.get(name) for name in names]
+        for readers in sharing.values():
+            new = [self._changes.tensors.get(name) for name in readers]
             first = new[0]
             if first is None or any(each is None or not torch.equal(each, first) for each in new):
                 found.update(
-                    (self._file.apart[name], each) for name, each in zip(names, new, strict=True) if each is not None
+                    (self._file.apart[name], each) for name, each in zip(readers, new, strict=True) if each is not None
                 )
         return found
 
