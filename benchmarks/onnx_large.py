@@ -77,6 +77,7 @@ def measure(widths: tuple[int, ...]) -> dict[str, Any]:
         slim, report = surgeon.shrink(net, 0.3, example_inputs=x, compensate=False, return_report=True)
         row |= {"shrink": round(time.perf_counter() - start, 1), "reached": round(report.reached, 3),
                 "certificate": report.certificate.deviation}
+        del net
         start = time.perf_counter()
         made = surgeon.export(slim, slim_place, example_inputs=x)
         written = onnx.load(slim_place, load_external_data=False)

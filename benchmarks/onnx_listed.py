@@ -150,10 +150,10 @@ def placed(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> dict[str,
         other = name if name in file else by_values.get(_mark(tensor))
         if other is None:
             continue
-        if file[other].shape == tensor.shape:
-            found[name] = other, tuple(range(tensor.dim()))
-        elif file[other].shape == tensor.shape[::-1]:
-            found[name] = other, tuple(reversed(range(tensor.dim())))
+        axes = tuple(range(tensor.dim()))
+        turned = tensor.dim() == 2 and torch.equal(file[other], tensor.t())
+        if turned or file[other].shape == tensor.shape:
+            found[name] = other, axes[::-1] if turned else axes
     return found
 
 

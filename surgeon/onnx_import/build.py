@@ -227,7 +227,7 @@ def _worked_out(node: Node, known: Mapping[str, Constant], numbers: Container[st
     operator = Operator(node.kind, "", node.opset, node.attributes, len(node.outputs), node.place)
     try:
         made: Any = NUMERIC[node.kind](operator, *(None if each is None else each.numbers() for each in given))
-    except (ValueError, TypeError, IndexError, ArithmeticError, KeyError, MemoryError, RuntimeError):
+    except (ValueError, TypeError, IndexError, ArithmeticError, AttributeError, KeyError, MemoryError, RuntimeError):
         return None  # it fails when it runs, and tells why
     if made is NotImplemented:
         return None
