@@ -54,7 +54,7 @@ def redraw(model: nn.Module) -> int:
             noise = torch.rand(tensor.shape, generator=generator)
             tensor.data.copy_(tensor.data + 0.1 + 0.4 * noise if tensor.max() > 0 else 0.02 * (noise - 0.5))
             count += 1
-    seen: dict[tuple[Any, ...], nn.Parameter] = {}
+    seen: dict[tuple[Any, ...], Tensor] = {}
     for tensor in model.parameters():
         known = tensor if tensor.numel() < 2 else seen.setdefault((tensor.shape, float(tensor.detach().sum())), tensor)
         if known is not tensor and torch.equal(known, tensor):

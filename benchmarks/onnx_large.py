@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 import surgeon
 from benchmarks.rows import append, command, last, publish, to_run
@@ -35,7 +35,9 @@ NETWORKS = {"two matrices of 1 GiB": (64, 16384, 16640, 16384, 10)}
 
 def write(path: Path, widths: tuple[int, ...]) -> int:
     """Write a network of MatMuls and Relus with its weights in a file beside it; returns their bytes."""
-    weights, nodes, value = [], [], "x"
+    weights: list[TensorProto] = []
+    nodes: list[NodeProto] = []
+    value = "x"
     drawn = np.random.default_rng(0).standard_normal((1 << 20) + 7).astype(np.float32)
     data = path.with_suffix(".data")
     with data.open("wb") as out:

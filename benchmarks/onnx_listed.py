@@ -40,7 +40,8 @@ def _stages(row: Row, library: str, name: str, ratio: float) -> None:
     model, inputs = zoo.load(library, name)
     redraw(model)
     row["stage"] = "inspect"
-    seconds = row["times"] = {}
+    seconds: dict[str, float] = {}
+    row["times"] = seconds
     start = time.perf_counter()
 
     def took(stage: str) -> None:
@@ -120,7 +121,8 @@ def compared(wanted: Groups, found: Groups) -> dict[str, Any]:
     """
     held = placed(wanted.graph.values, found.graph.values)
     left = [(group.size, frozenset((member.tensor, member.axis) for member in group.members)) for group in found]
-    lost, away = [], []
+    lost: list[int] = []
+    away: list[int] = []
     for group in wanted:
         members: Members = frozenset(
             (name, axes[member.axis]) for member in group.members if member.tensor in held

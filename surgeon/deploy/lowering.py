@@ -15,7 +15,7 @@ _ATTENTION = _aten.scaled_dot_product_attention.default
 _GROUPED = {"aten::_grouped_mm", "transformers::grouped_mm_fallback"}
 
 # Adaptive average pools, and over how many axes each goes.
-_POOLS = {getattr(_aten, f"adaptive_avg_pool{rank}d").default: rank for rank in (1, 2, 3)}
+_POOLS: dict[Any, int] = {getattr(_aten, f"adaptive_avg_pool{rank}d").default: rank for rank in (1, 2, 3)}
 
 _END = 2**63 - 1
 
@@ -171,7 +171,7 @@ def _is_global_pool(node: fx.Node) -> bool:
 
 
 def _mean(node: fx.Node) -> fx.Node:
-    over = list(range(-_POOLS[node.target], 0))  # type: ignore[index]
+    over = list(range(-_POOLS[node.target], 0))
     return _call(node, _aten.mean.dim, node.args[0], over, True)
 
 
