@@ -13,15 +13,16 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import surgeon
+from benchmarks import coverage
 from benchmarks.coverage import Row, cut, ordered, redraw, sweep
-from benchmarks.rows import last_line, publish
+from benchmarks.rows import last, last_line, publish
 from surgeon.deploy.inputs import Call, named_outputs, read_call
 from surgeon.deploy.parity import relative_deviation
 from surgeon.errors import SurgeonError
@@ -52,7 +53,7 @@ def _stages(row: Row, library: str, name: str, ratio: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         took("export")
         file = Path(folder) / "model.onnx"
-        exported = surgeon.export(model, file, example_inputs=inputs)
+        exported = surgeon.export(model, file, example_inputs=inputs, dynamic=free_axes(f"{library}:{name}"))
         took("read")
         net = surgeon.load_onnx(file)
         row["operators"] = len(net.operators.steps)
@@ -74,6 +75,13 @@ def _stages(row: Row, library: str, name: str, ratio: float) -> None:
         "reason": report.form_reason, "certificate": report.certificate.deviation,
         "stage": "done" if equal(row) else "not equal", "ok": True,
     }
+
+
+def free_axes(name: str) -> Literal["batch"] | None:
+    """Which axes are tried: the batch alone where `benchmarks.coverage` found no more, after minutes."""
+    shapes = last(coverage.RESULTS, "model").get(name, {}).get("onnx_inputs", {}).values()
+    free = {size for shape in shapes for size in shape if isinstance(size, str)}
+    return "batch" if free == {"batch"} else None
 
 
 def in_eval_mode(model: nn.Module, inputs: Any) -> Groups:
