@@ -1,6 +1,6 @@
 """A file of more than 2 GiB, its weights in another one: loaded, cut, and written with its weights outside again.
 
-    python -m benchmarks.onnx_large                     # needs 5 GB of disk, and some 16 GB of memory
+    python -m benchmarks.onnx_large                     # needs 6 GB of disk, and 18 GB of memory
     python -m benchmarks.onnx_large --table             # print the table of the results so far
 
 protobuf ends at 2 GiB, so that neither the file nor one with zeros in place of what was removed can be one message.
