@@ -96,6 +96,66 @@ def rounded() -> onnx.ModelProto:
     )
 
 
+def gathered() -> onnx.ModelProto:
+    """Attention by hand: products, sums by an equation, a softmax, values by their places, a function of the file."""
+    return model(
+        """net (float[n,steps,8] x) => (float[n,k,8] y, float[n,3] z) {
+            p = MatMul (x, w)
+            q, k, v = Split <axis = 2> (p)
+            s = Einsum <equation = "bik,bjk->bij"> (q, k)
+            u = own.scaled <by = 0.5> (s)
+            a = Softmax <axis = -1> (u)
+            c = MatMul (a, v)
+            m = LayerNormalization <axis = -1> (c, gain, shift)
+            t, places = TopK <axis = 1> (m, one)
+            h = Gather <axis = 1> (m, zero)
+            g = GatherND <batch_dims = 0> (h, corner)
+            e = ScatterND (h, corner, g)
+            f = Unsqueeze (e, axis)
+            i = Concat <axis = 1> (t, f, m)
+            j = Pad (i, pads)
+            l = Slice (j, starts, ends, axis)
+            y = Where (open, l, i)
+            r = ReduceMean <axes = [1], keepdims = 0> (i)
+            o = Clip (r, low, high)
+            z = Gemm <transB = 1> (o, fc__weight, fc__bias)
+        }""",
+        opset=17, domains=("own",), w=weight(8, 24), gain=1 + weight(8), shift=weight(8, seed=1), one=np.array([1]),
+        zero=np.array(0), corner=np.array([[0, 1]]), axis=np.array([1]), pads=np.array([0, 1, 0, 0, 0, 0]),
+        starts=np.array([1]), ends=np.array([1 << 40]), open=np.array([True]), low=np.float32(-4), high=np.float32(4),
+        fc__weight=weight(3, 8), fc__bias=weight(3),
+        functions="""<domain: "own", opset_import: ["" : 17]>
+        scaled <by: float = 2.0> (a) => (c) { f = Constant <value_float: float = @by> ()  c = Mul (a, f) }""",
+    )
+
+
+def of_integers() -> onnx.ModelProto:
+    """Operators that compute with integers, and an upsampling back to the size of the input."""
+    return model(
+        """net (float[n,3,h,w] x) => (float[n,2,h,w] y, float[n,d] z) {
+            a = QuantizeLinear (x, scale, zero)
+            b = QLinearConv <pads = [1, 1, 1, 1], strides = [2, 2]> (a, scale, zero, first, scales, zeros, scale, zero)
+            c = DequantizeLinear (b, scale, zero)
+            e = HardSigmoid <alpha = 0.2> (c)
+            f = ConvTranspose <strides = [2, 2]> (e, second)
+            s = Shape (x)
+            i = Slice (s, two, four)
+            t = Shape <start = 0, end = 2> (f)
+            o = Concat <axis = 0> (t, i)
+            y = Resize <mode = "linear", coordinate_transformation_mode = "align_corners"> (f, , , o)
+            g = GlobalMaxPool (c)
+            j = Flatten (g)
+            k, l, m = DynamicQuantizeLinear (j)
+            p = MatMulInteger (k, third, m)
+            r = Cast <to = 1> (p)
+            z = Mul (r, l)
+        }""",
+        scale=np.float32(0.05), zero=np.uint8(128), first=(50 * weight(6, 3, 3, 3)).astype(np.int8),
+        scales=(0.01 + weight(6) ** 2).astype(np.float32), zeros=np.zeros(6, np.int8), second=weight(6, 2, 2, 2),
+        two=np.array([2]), four=np.array([4]), third=(50 * weight(6, 4)).astype(np.int8),
+    )
+
+
 def external(location: str, **more: int) -> Callable[[onnx.ModelProto], None]:
     """A change of a model whose first initializer is in another file afterwards; `more` is an offset or a length."""
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 import numpy as np
+import torch
 
 from surgeon.cost.cost import Cost
 from surgeon.errors import InvalidArgument, NothingToPrune
@@ -94,5 +95,13 @@ def nothing_to_prune(groups: Groups) -> NothingToPrune:
     """The error for a model without groups, with the largest pinned axes and their reasons."""
     pins = sorted(groups.pinned, key=lambda pin: -pin.size)[:_LISTED]
     lines = [f"  {pin.tensor} axis {pin.axis} ({pin.size}): {pin.reason}" for pin in pins]
-    text = "\n".join(lines or ["  the model has no parameters"])
+    text = "\n".join(lines or [f"  {_no_parameters(groups)}"])
     return NothingToPrune(f"nothing can be pruned, every axis is pinned:\n{text}")
+
+
+def _no_parameters(groups: Groups) -> str:
+    for name, value in groups.graph.values.items():
+        if value.dtype in (torch.int8, torch.uint8) and value.dim() > 1:
+            kind = str(value.dtype).removeprefix("torch.")
+            return f"the weights are integers, such as {name} ({kind}): prune the model before it is quantized"
+    return "the model has no parameters"

@@ -15,6 +15,7 @@ from surgeon.deploy.lowering import (
     copy_before_views,
     out_of_place,
     write_out_attention,
+    write_out_global_pools,
     write_out_grouped_products,
 )
 from surgeon.errors import ExportError, OutputError
@@ -45,6 +46,7 @@ def to_onnx(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
         out_of_place(program)
         write_out_attention(program)
         write_out_grouped_products(program)
+        write_out_global_pools(program)
         try:
             model = _convert(program, opset)
         # torch.onnx raises errors of many unrelated kinds.

@@ -14,6 +14,9 @@ _ATTENTION = _aten.scaled_dot_product_attention.default
 # Products of rows with the matrix of their group: rows, matrices, and where each group ends.
 _GROUPED = {"aten::_grouped_mm", "transformers::grouped_mm_fallback"}
 
+# Adaptive average pools, and over how many axes each goes.
+_POOLS: dict[Any, int] = {getattr(_aten, f"adaptive_avg_pool{rank}d").default: rank for rank in (1, 2, 3)}
+
 _END = 2**63 - 1
 
 _VIEWS = (_aten.view.default, _aten.reshape.default)
@@ -38,6 +41,14 @@ def write_out_grouped_products(program: torch.export.ExportedProgram) -> int:
     being zeroed, which takes E times as many operations. Other forms of the operator are left alone.
     """
     return _write_out(program, _is_grouped_product, _grouped_product)
+
+
+def write_out_global_pools(program: torch.export.ExportedProgram) -> int:
+    """Replace every adaptive average pool to one position by a mean, in place; how many.
+
+    What torch.onnx makes of one whose channels are last in memory reads them one by one, by their places.
+    """
+    return _write_out(program, _is_global_pool, _mean)
 
 
 def out_of_place(program: torch.export.ExportedProgram) -> int:
@@ -151,6 +162,17 @@ def _grouped_product(node: fx.Node) -> fx.Node:
     result = call(_aten.sum.dim_IntList, call(_aten.matmul.default, parts, matrices), [0])
     dtype = node.meta["val"].dtype
     return result if result.meta["val"].dtype is dtype else call(_aten.to.dtype, result, dtype)
+
+
+def _is_global_pool(node: fx.Node) -> bool:
+    if node.target not in _POOLS:
+        return False
+    return all(isinstance(size, int) and size == 1 for size in _arguments(node)["output_size"])
+
+
+def _mean(node: fx.Node) -> fx.Node:
+    over = list(range(-_POOLS[node.target], 0))
+    return _call(node, _aten.mean.dim, node.args[0], over, True)
 
 
 def _can_be_written_out(node: fx.Node) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Container, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ from surgeon.onnx_import.tensors import Constant
 from surgeon.onnx_import.values import Numbers, as_numbers
 
 _HERE = Path()
+#: What the name of a value that has become a reader's own ends in, and a number; no name of a file holds it.
+_OWN = "\0"
 #: Constants of up to so many integers may be sizes, and stay numbers.
 SMALL = 64
 #: The most elements of an integer tensor that is worked out while a file is read.
 WORKED_OUT = 1024
+#: The most elements of a tensor of one value that each of its readers gets as its own.
+APART = 1 << 16
 
 
 class Builder:
@@ -32,6 +37,7 @@ class Builder:
     def __init__(self, model: OnnxModel, main: Graph) -> None:
         self._model = model
         self._put: dict[str, str] = {}
+        self._of_one_value: dict[str, bool] = {}
         self._trained = any(each.floating and each.count > 1 for each in main.constants.values())
         self.nodes: dict[str, onnx.NodeProto] = {}
         self.tensors: dict[str, onnx.TensorProto] = {}
@@ -105,20 +111,41 @@ class Builder:
         body.steps.append(Step(child, tuple(inputs), tuple(node.outputs)))
 
     def _weight(self, constant: Constant, listed: Row | None, place: int) -> str:
+        """The name of the value that a weight is; the module gets it where it is new, or its reader's own."""
+        if constant.name in self._put and self._is_apart(constant):
+            first = self._put[constant.name]
+            self._model.apart.setdefault(first, constant.name)
+            count = sum(1 for name in self._model.apart.values() if name.partition(_OWN)[0] == constant.name)
+            constant = replace(constant, name=f"{constant.name}{_OWN}{count}", of=constant.of or constant.name)
         if constant.name not in self._put:
             trained = constant.floating and (constant.initializer or not self._trained)
             trained = trained and not (listed is not None and place in listed.buffers)
             name = self._put[constant.name] = self._model.put(
                 constant.name, constant.tensor(), buffer=not trained, called=constant.of
             )
+            if _OWN in constant.name:
+                self._model.apart[name] = constant.name
             if isinstance(constant.held, onnx.TensorProto):
                 self.tensors[name] = constant.held
         return constant.name
 
+    def _is_apart(self, constant: Constant) -> bool:
+        """Whether a tensor that is read again is all of one value: exporters write equal tensors once, and those are.
+
+        Such as the gains and shifts of norms that were not trained. They mean nothing to one another.
+        """
+        name = constant.name
+        if name not in self._of_one_value:
+            fits = constant.floating and 1 < constant.count <= APART
+            value = constant.tensor() if fits else None
+            self._of_one_value[name] = value is not None and bool((value == value.reshape(-1)[0]).all())
+        return self._of_one_value[name]
+
     def _keep(self, body: Body, constant: Constant) -> None:
         """Make a constant an output."""
         if constant.floating and constant.count > 1:
-            self._weight(constant, None, 0)
+            if constant.name not in self._put:
+                self._weight(constant, None, 0)
         else:
             body.known[constant.name] = constant.numbers()
 
@@ -200,7 +227,7 @@ def _worked_out(node: Node, known: Mapping[str, Constant], numbers: Container[st
     operator = Operator(node.kind, "", node.opset, node.attributes, len(node.outputs), node.place)
     try:
         made: Any = NUMERIC[node.kind](operator, *(None if each is None else each.numbers() for each in given))
-    except (ValueError, TypeError, IndexError, ArithmeticError, KeyError, MemoryError, RuntimeError):
+    except (ValueError, TypeError, IndexError, ArithmeticError, AttributeError, KeyError, MemoryError, RuntimeError):
         return None  # it fails when it runs, and tells why
     if made is NotImplemented:
         return None

@@ -15,6 +15,7 @@ from surgeon.frontend.notes import FILE, note
 from surgeon.onnx_import import operators, reading
 from surgeon.onnx_import.build import Builder
 from surgeon.onnx_import.fallback import refuse_unknown
+from surgeon.onnx_import.in_order import read_in_order
 from surgeon.onnx_import.module import OnnxModel, Port, class_for, shape_of
 from surgeon.onnx_import.nodes import Reader
 from surgeon.onnx_import.running import Body, Operator
@@ -92,6 +93,7 @@ def module_again(source: Source, fixed: Mapping[str, Numbers]) -> OnnxModel:
 def _made(proto: Any, place: Path, folder: Path, values: Mapping[str, Numbers]) -> OnnxModel:
     inputs, outputs = reading.ports(proto.graph)
     graph = Reader(reading.functions(proto, folder)).graph(proto.graph, reading.opsets(proto))
+    graph = read_in_order(graph)
     if graph.free:
         raise InvalidModel(f"the value {graph.free[0]!r} is read, and nothing makes it; the file is damaged")
     body = Body([], graph.outputs)

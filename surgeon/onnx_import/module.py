@@ -44,7 +44,8 @@ class OnnxModel(nn.Module):
     It takes the file's inputs in their order, or by name, and returns its output, or a tuple of its outputs.
     `inputs` and `outputs` say what the file says of them; `initializers` maps the name of a parameter or buffer to that
     of the file's initializer or constant; `fallbacks` are the operators that onnxruntime runs, with the reason;
-    `source` holds the file itself.
+    `source` holds the file itself. Where the file has one tensor, of one value, for several readers that each have a
+    tensor of their own here, `apart` holds the names of the values that these are.
     """
 
     inputs: tuple[Port, ...]
@@ -57,6 +58,7 @@ class OnnxModel(nn.Module):
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.initializers: dict[str, str] = {}
         self.fallbacks: dict[str, str] = {}
+        self.apart: dict[str, str] = {}
         self.sizes: dict[str, int] = {}
         self._fixed = dict(fixed)
         self._precision: torch.dtype | None = None

@@ -235,14 +235,14 @@ def _ordered(
     if len(order) < len(nodes):
         stuck = next(node for place, node in enumerate(nodes) if left[place])
         raise InvalidModel(f"{stuck.place} needs what is made of its own output; the file is damaged")
-    needed_by = _live([nodes[place] for place in order], outputs)
+    needed_by = live([nodes[place] for place in order], outputs)
     own = {*makers, *constants, *inputs}
     free = [name for node in needed_by for name in node.reads if name not in own]
     free += [name for name in outputs if name not in own]
     return Graph(needed_by, inputs, outputs, constants, list(dict.fromkeys(free)))
 
 
-def _live(nodes: list[Node], outputs: Iterable[str]) -> list[Node]:
+def live(nodes: list[Node], outputs: Iterable[str]) -> list[Node]:
     """The nodes that an output needs."""
     wanted = set(outputs)
     found = []

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 MICROSOFT = "com.microsoft"
+#: The domain of operators that stand for several of a file.
+INTERNAL = "\0"
 
 
 class NotCovered(Exception):

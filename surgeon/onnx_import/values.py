@@ -19,6 +19,8 @@ from torch import Tensor
 
 #: The largest tensor that an operator makes of sizes in a file.
 MOST_ELEMENTS = 1 << 31
+#: The most bytes of one that is made of nothing but its sizes, which a file of any size may name.
+MOST_BYTES = 1 << 29
 
 #: What stands for a floating-point type of the file in a module that was converted to another one.
 _PRECISION: ContextVar[tuple[torch.dtype | None, torch.dtype | None]] = ContextVar("precision", default=(None, None))
@@ -125,14 +127,18 @@ def whole(value: Any) -> Any:
     return torch.sym_int(value) if isinstance(value, torch.SymFloat) else value
 
 
-def bounded(shape: Iterable[Any]) -> list[Any]:
-    """A shape, unless it is that of a tensor larger than any that is made of sizes in a file."""
+def bounded(shape: Iterable[Any], made: torch.dtype | None = None) -> list[Any]:
+    """A shape, unless it is that of a tensor larger than any that is made of sizes in a file.
+
+    `made` is the type of one that is made of them alone.
+    """
+    most = MOST_ELEMENTS if made is None else MOST_BYTES // made.itemsize
     sizes = list(shape)
     known = [size for size in sizes if isinstance(size, int)]
     if any(size < 0 for size in known):
         raise ValueError(f"a size is negative: {sizes}")
-    if 0 not in known and math.prod(known) > MOST_ELEMENTS:
-        raise ValueError(f"a tensor of {sizes} is larger than the {MOST_ELEMENTS:,} elements that are made")
+    if 0 not in known and math.prod(known) > most:
+        raise ValueError(f"a tensor of {sizes} is larger than the {most:,} elements that are made")
     return sizes
 
 

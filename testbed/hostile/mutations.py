@@ -51,7 +51,9 @@ def _network(content: bytes, random: Random) -> bytes:
             case _ if each.message_type is not None:
                 target = getattr(holder, each.name)
                 if type(one) is type(target.add() if each.is_repeated else target):
-                    (target[-1] if each.is_repeated else target).CopyFrom(one)
+                    twin = type(one)()  # for one that is inside of the other, or around it
+                    twin.CopyFrom(one)
+                    (target[-1] if each.is_repeated else target).CopyFrom(twin)
             case 2 if each.type == each.TYPE_INT64:
                 drawn = random.choice([number for number in VALUES if type(number) is int and abs(number) < 1 << 63])
                 _give(holder, each, drawn)

@@ -27,7 +27,7 @@ from surgeon.reporting import page
 from surgeon.study.runs import Run
 from surgeon.study.store import store
 from surgeon.training import checkpoint
-from testbed.onnx_graphs import branching, convolutional, rounded
+from testbed.onnx_graphs import branching, convolutional, gathered, of_integers, rounded
 
 
 class Net(nn.Module):
@@ -229,6 +229,8 @@ def targets() -> dict[str, list[Target]]:
             Target("net.onnx", convolutional().SerializeToString(), read_module, {}),
             Target("branch.onnx", branching().SerializeToString(), read_module, {}),
             Target("rounded.onnx", rounded().SerializeToString(), read_module, {}),
+            Target("gathered.onnx", gathered().SerializeToString(), read_module, {}),
+            Target("integers.onnx", of_integers().SerializeToString(), read_module, {}),
         ],
         "npz": [
             Target("good.npz", _arrays(a=data, b=np.zeros((4, 2))), read_data, {}),

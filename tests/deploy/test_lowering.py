@@ -1,4 +1,4 @@
-"""Attention in an exported file: written out where that is quicker to run."""
+"""Attention and global pools in an exported file: written out where that is better."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -94,3 +94,25 @@ def test_attention_written_out_is_a_program_like_any_other() -> None:
     assert (written.shape, written.dtype) == (fake.shape, fake.dtype)
     assert written.fake_mode is fake.fake_mode
     torch.testing.assert_close(program.module()(*inputs), net(*inputs))
+
+
+class Pooled(nn.Module):
+    """A global pool of channels that are last in memory, and what reads them as the last axis."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.conv = getattr(nn, f"Conv{rank}d")(3, 8, 1)
+        self.pool = getattr(nn, f"AdaptiveAvgPool{rank}d")(1)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).movedim(1, -1).contiguous().movedim(-1, 1)
+        return self.norm(self.pool(y).movedim(1, -1))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_global_pool_is_a_mean(rank: int, tmp_path: Path) -> None:
+    net, x = Pooled(rank), torch.randn(2, 3, *[5] * rank)
+    export(net, tmp_path / "m.onnx", example_inputs=x)
+    found = operators(tmp_path / "m.onnx")
+    assert found["ReduceMean"] == 1 and not found["Gather"] + found["GatherND"]

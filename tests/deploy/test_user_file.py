@@ -189,10 +189,36 @@ def test_weights_outside_of_the_file_are_outside_of_it_again(tmp_path: Path) -> 
     onnx.save(proto, tmp_path / "net.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
     before = (tmp_path / "weights.bin").read_bytes()
     slim, report, made = slimmed(proto, tmp_path, torch.randn(2, 3, 8, 8))
-    assert any(each.data_location == TensorProto.EXTERNAL for each in tensors(made))
+    weights = [each for each in tensors(made) if each.name.endswith("weight")]
+    assert len(weights) == 4 and all(each.data_location == TensorProto.EXTERNAL for each in weights)
     assert (tmp_path / "weights.bin").read_bytes() == before
     assert report.off_original < 1e-5
     agrees(tmp_path / "slim.onnx", slim, x=torch.randn(2, 3, 8, 8))
+
+
+def untrained() -> onnx.ModelProto:
+    """Two norms whose gains and shifts, equal ones and zeros, the file holds once."""
+    return model(
+        """net (float[n,6] x) => (float[n,5] y) {
+            a = MatMul (x, w1)  b = LayerNormalization (a, one, zero)  c = Relu (b)
+            d = MatMul (c, w2)  e = LayerNormalization (d, one, zero)  y = MatMul (e, w3)
+        }""",
+        w1=weight(6, 16), one=np.ones(16, np.float32), zero=np.zeros(16, np.float32), w2=weight(16, 16),
+        w3=weight(16, 5),
+    )
+
+
+def test_what_is_of_one_value_ties_its_readers_in_no_way(tmp_path: Path) -> None:
+    x = torch.randn(3, 6)
+    onnx.save(untrained(), tmp_path / "net.onnx")
+    net = surgeon.load_onnx(tmp_path / "net.onnx")
+    assert [group.size for group in surgeon.inspect(net, x)] == [16, 16]
+    assert [net.initializers[name] for name in ("one", "one_", "zero", "zero_")] == ["one", "one", "zero", "zero"]
+    slim, report, made = slimmed(untrained(), tmp_path, x)
+    assert report.original is not None and slim.one.shape != slim.one_.shape
+    cut = [each for each in (slim.one, slim.one_) if len(each) < 16]
+    assert cut and [node.op_type for node in made.graph.node].count("Constant") == 2 * len(cut)
+    agrees(tmp_path / "slim.onnx", slim, x=torch.randn(2, 6))
 
 
 def test_sizes_that_the_file_tells_are_corrected(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 import surgeon
 from surgeon.errors import InvalidArgument, InvalidModel, SurgeonError
 from testbed.hostile.mutations import mutate
-from testbed.onnx_graphs import branching, convolutional, external, model
+from testbed.onnx_graphs import branching, convolutional, external, gathered, model, of_integers
 
 
 def cyclic(proto: onnx.ModelProto) -> None:
@@ -92,7 +92,7 @@ def test_no_file_no_model(tmp_path: Path) -> None:
         surgeon.load_onnx(tmp_path)
 
 
-@pytest.mark.parametrize("shape", [[1 << 40], [1 << 20, 1 << 20], [-5]])
+@pytest.mark.parametrize("shape", [[1 << 40], [1 << 20, 1 << 20], [-5], [10**9]])
 def test_a_huge_tensor_is_not_made(shape: list[int], tmp_path: Path) -> None:
     text = f"net (float[n] x) => (y) {{ s = Constant <value_ints = {shape}> ()  y = ConstantOfShape (s) }}"
     onnx.save(model(text), tmp_path / "net.onnx")
@@ -100,7 +100,14 @@ def test_a_huge_tensor_is_not_made(shape: list[int], tmp_path: Path) -> None:
         surgeon.load_onnx(tmp_path / "net.onnx")(torch.ones(1))
 
 
-@pytest.mark.parametrize("make", [convolutional, branching])
+def test_numbers_that_are_missing(tmp_path: Path) -> None:
+    text = "net (float[n] x) => (y) { s = Constant <value_float = 0.5> ()  t = Mul (, s)  y = Add (x, t) }"
+    onnx.save(model(text), tmp_path / "net.onnx")
+    with pytest.raises(SurgeonError, match=r"the node 1 \(Mul\) can't run on nothing, 0.5"):
+        surgeon.load_onnx(tmp_path / "net.onnx")(torch.ones(1))
+
+
+@pytest.mark.parametrize("make", [convolutional, branching, gathered, of_integers])
 def test_mutations_end_well(make: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
     rng, good = random.Random(0), make().SerializeToString()
     refused = 0

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import surgeon
+from surgeon.errors import NothingToPrune
 from testbed.onnx_graphs import model, weight
 
 #: A weight of two convolutions: how the file makes it, with the scales (and the axis that they lie on).
@@ -99,6 +100,79 @@ def test_integers_that_are_computed_with_stay_integers(tmp_path: Path) -> None:
     )
     x = torch.randn(2, 4)
     assert torch.equal(loaded(proto, tmp_path)(x), by_onnxruntime(proto, x))
+
+
+#: Layers whose weights are integers that they compute with, of one scale.
+INTEGERS = {
+    "QLinearConv": """net (float[n,3,h,w] x) => (float[n,6,h,w] y) {
+        a = QuantizeLinear (x, s, z) b = QLinearConv (a, s, z, v, s, o, s, z)
+        c = QLinearConv (b, s, z, u, s, o, s, z) y = DequantizeLinear (c, s, z)
+    }""",
+    "QLinearMatMul": """net (float[n,3] x) => (float[n,6] y) {
+        a = QuantizeLinear (x, s, z) b = QLinearMatMul (a, s, z, v, s, o, s, z)
+        c = QLinearMatMul (b, s, z, u, s, o, s, z) y = DequantizeLinear (c, s, z)
+    }""",
+    "ConvInteger": """net (float[n,3,h,w] x) => (float[n,6,h,w] y) {
+        a, r, q = DynamicQuantizeLinear (x) b = ConvInteger (a, v, q, o) c = Cast <to = 1> (b) d = Mul (c, r)
+        e = Add (d, bias) f = Relu (e) g, t, p = DynamicQuantizeLinear (f) i = ConvInteger (g, u, p, o)
+        j = Cast <to = 1> (i) y = Mul (j, t)
+    }""",
+    "MatMulInteger": """net (float[n,3] x) => (float[n,6] y) {
+        a, r, q = DynamicQuantizeLinear (x) b = MatMulInteger (a, v, q, o) c = Cast <to = 1> (b) d = Mul (c, r)
+        e = Add (d, bias) f = Relu (e) g, t, p = DynamicQuantizeLinear (f) i = MatMulInteger (g, u, p, o)
+        j = Cast <to = 1> (i) y = Mul (j, t)
+    }""",
+}
+
+
+def of_integers(kind: str) -> tuple[onnx.ModelProto, torch.Tensor]:
+    conv = "Conv" in kind
+    shapes = ((8, 3, 1, 1), (6, 8, 1, 1)) if conv else ((3, 8), (8, 6))
+    tensors: dict[str, Any] = {
+        "v": np.round(50 * weight(*shapes[0])).astype(np.int8), "u": np.round(50 * weight(*shapes[1])).astype(np.int8),
+        "o": np.int8(0), "bias": weight(8, 1, 1) if conv else weight(8), "s": np.float32(0.03), "z": np.uint8(128),
+    }
+    text = INTEGERS[kind]
+    used = {name: value for name, value in tensors.items() if f" {name}," in text or f" {name})" in text}
+    return model(text, **used), torch.randn(2, 3, *[5, 5][: 2 * conv], generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", INTEGERS)
+def test_layers_of_integers_run_and_are_cut_where_they_have_a_float_bias(kind: str, tmp_path: Path) -> None:
+    proto, x = of_integers(kind)
+    net = loaded(proto, tmp_path)
+    torch.testing.assert_close(net(x), by_onnxruntime(proto, x), rtol=1e-4, atol=0.031)  # a step of the scale
+    if kind.startswith("QLinear"):
+        with pytest.raises(NothingToPrune, match=r"weights are integers, such as v \(int8\): prune the model before"):
+            surgeon.shrink(net, 0.5, example_inputs=x, align=1)
+        return
+    slim, report = surgeon.shrink(net, 0.5, example_inputs=x, align=1, return_report=True)
+    assert report.certificate.deviation < 1e-12 and slim.bias.numel() == 4 and slim.v.dtype is torch.int8
+    written = surgeon.export(slim, tmp_path / "slim.onnx", example_inputs=x)
+    assert written.original is not None
+    held = {each.name: each for each in onnx.load(tmp_path / "slim.onnx").graph.initializer}["v"]
+    assert (held.data_type, tuple(held.dims)) == (onnx.TensorProto.INT8, tuple(slim.v.shape)) and 4 in slim.v.shape
+
+
+def test_weights_of_4_bits_are_kept_with_the_reason(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0)
+    proto = model(
+        """net (float[n,16] x) => (float[n,6] y) {
+            a = MatMul (x, w) b = Relu (a) c = MatMul (b, v) d = Relu (c)
+            e = com.microsoft.MatMulNBits <K = 32, N = 16, bits = 4, block_size = 32> (d, u, scales)
+            f = Relu (e) y = MatMul (f, t)
+        }""",
+        domains=("com.microsoft",), w=weight(16, 24), v=weight(24, 32), t=weight(16, 6),
+        u=drawn.integers(0, 255, (16, 1, 16)).astype(np.uint8), scales=0.05 + weight(16) ** 2,
+    )
+    x = torch.randn(2, 16)
+    net = loaded(proto, tmp_path)
+    torch.testing.assert_close(net(x), by_onnxruntime(proto, x), rtol=1e-4, atol=1e-4)
+    groups = surgeon.inspect(net, x)
+    assert [group.size for group in groups] == [24]
+    reasons = {(pin.tensor, pin.axis): pin.reason for pin in groups.pinned}
+    assert "MatMulNBits, an operator of ONNX that torch has none for" in reasons["v", 1]
+    assert surgeon.shrink(net, 0.2, example_inputs=x, align=1).w.shape[1] < 24
 
 
 @pytest.mark.parametrize("outside", [1, 10])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,8 @@ def cut_of(file: OnnxModel, slim: OnnxModel, plan: Plan, call: Call) -> Cut | st
     if any(tensors_of(slim)[name].shape != tensor.shape for name, tensor in sliced.items()):
         return "the model was changed since the cut"
     smaller = _holding(slim, sliced)
-    if not _same(_holding(file, zeros), duplicate(smaller), call):
+    del sliced  # a file may be most of the memory
+    if not _same(lambda: _holding(file, zeros), lambda: duplicate(smaller), call):
         return "zeros are not the same as nothing here, as in a mean over removed channels"
     made = patched(file, changes(file, smaller))
     del made.graph.value_info[:]  # sizes as they were
@@ -61,11 +62,11 @@ def _holding(model: OnnxModel, values: Mapping[str, Tensor]) -> OnnxModel:
     return copy
 
 
-def _same(one: nn.Module, other: nn.Module, call: Call) -> bool:
-    """Whether two modules, which are used up, compute the same in float64."""
+def _same(one: Callable[[], nn.Module], other: Callable[[], nn.Module], call: Call) -> bool:
+    """Whether two modules, which are made one after the other, compute the same in float64."""
     args, kwargs = call.bind(tuple(each.double() if each.is_floating_point() else each for each in call.tensors))
     with torch.no_grad():
-        found = [_outputs(each.double().eval()(*args, **kwargs)) for each in (one, other)]
+        found = [_outputs(make().double().eval()(*args, **kwargs)) for make in (one, other)]
     return all(
         a.shape == b.shape and bool((a - b).abs().max() <= SAME * b.abs().max())
         for a, b in zip(*found, strict=True) if a.numel()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from google.protobuf.message import Message
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 from torch import Tensor
 
 from surgeon.deploy.names import new_name
@@ -64,10 +64,13 @@ class _Patch:
 
     def _put_tensors(self) -> None:
         wanted: dict[int, Tensor] = {}
-        loose: dict[str, Tensor] = {}
+        loose = self._apart()
+        own = set(loose)
         for name, tensor in self._changes.tensors.items():
             old = self._source.tensors.get(name)
             twin = self._twins.get(id(old))
+            if self._file.apart.get(name) in own:
+                continue
             if old is None or twin is None:
                 loose[self._file.initializers[name]] = tensor
                 continue
@@ -84,10 +87,27 @@ class _Patch:
             for place, value in enumerate(step):
                 if value in loose:
                     node, owner = self._node(path)
+                    if isinstance(owner, FunctionProto):
+                        raise Unpatchable(f"{node.name!r} would read another tensor in each call of its function")
                     self._give(node, owner, place, loose[value], operator)
                     given.add(value)
         if left := loose.keys() - given:
             raise Unpatchable(f"{min(left)!r} is worked out of other tensors, such as integers and scales")
+
+    def _apart(self) -> dict[str, Tensor]:
+        """New tensors of readers that shared one in the file and no longer want the same, by the names of values."""
+        sharing: dict[int, list[str]] = defaultdict(list)
+        for name in self._file.apart:
+            sharing[id(self._source.tensors.get(name))].append(name)
+        found: dict[str, Tensor] = {}
+        for readers in sharing.values():
+            new = [self._changes.tensors.get(name) for name in readers]
+            first = new[0]
+            if first is None or any(each is None or not torch.equal(each, first) for each in new):
+                found.update(
+                    (self._file.apart[name], each) for name, each in zip(readers, new, strict=True) if each is not None
+                )
+        return found
 
     def _put_attributes(self) -> None:
         for (path, key), value in self._changes.attributes.items():
@@ -231,12 +251,11 @@ def _input(node: Message, place: int) -> str:
 
 
 def _fill(proto: TensorProto, value: Tensor) -> None:
-    """Let a tensor of the file hold other values, of the type that it has."""
+    """Let a tensor of the file hold other values, of the type that it has; one in another file is still to go there."""
     if proto.data_type in HALVES:
         raise Unpatchable(f"the tensor {proto.name!r} is of 4 bits, of which two share a byte")
     for field in _DATA:
         proto.ClearField(field)
-    proto.ClearField("data_location")
     del proto.dims[:]
     proto.dims.extend(value.shape)
     raw = value.detach().cpu().contiguous().reshape(-1)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import set_external_data, write_external_data_tensors
 from torch import Tensor, nn
@@ -99,31 +100,32 @@ def _free(port: Port, rank: int) -> Iterator[tuple[int, str]]:
 def save(model: ModelProto, source: Source, path: Path) -> None:
     """Write a model whose weights in other files are below the folder of `source`; those go to one beside `path`.
 
+    Unless it is the source's own, the model no longer holds those weights then, of which there may be gigabytes.
+
     Raises:
         OutputError: it can't be written.
         Unpatchable: it is too large.
     """
     if any(each.data_location == TensorProto.EXTERNAL for each in tensors(model)):
-        copy = ModelProto()
-        copy.CopyFrom(model)
-        model = copy
+        if model is source.model:
+            model = ModelProto()
+            model.CopyFrom(source.model)
         _take_along(model, source.path.resolve().parent, free_name(path))
     try:
         write_external_data_tensors(model, str(path.parent))
         path.write_bytes(model.SerializeToString())
     except OSError as error:
         raise OutputError(f"{path.name} could not be written ({error})") from error
-    except ValueError as error:  # protobuf ends at 2 GiB
+    except (ValueError, EncodeError) as error:  # protobuf ends at 2 GiB
         raise Unpatchable(f"it would be too large for one file: {error}") from error
 
 
 def _take_along(model: ModelProto, folder: Path, name: str) -> None:
-    """Read the weights that are in other files, to be written to one that is called `name`."""
+    """Read the weights that are in other files and are what they were; all are to be written to one called `name`."""
     for tensor in tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
-            raw = read_tensor(tensor, folder, tensor.name).tobytes()
-            tensor.ClearField("external_data")
-            tensor.raw_data = raw
+            if not tensor.HasField("raw_data"):
+                tensor.raw_data = read_tensor(tensor, folder, tensor.name).tobytes()
             set_external_data(tensor, name)
 
 

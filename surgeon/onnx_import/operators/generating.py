@@ -28,15 +28,17 @@ def constant(o: Operator) -> Value:
 def constant_of_shape(o: Operator, scope: Scope, sizes: Value) -> Tensor:
     value = o.get("value", None)
     given = value.numbers() if value is not None else Numbers.of([0.0], torch.float32)
-    return torch.full(bounded(integers(sizes)), number(given), dtype=precise(given.dtype), device=scope.device)
+    kind = precise(given.dtype)
+    return torch.full(bounded(integers(sizes), kind), number(given), dtype=kind, device=scope.device)
 
 
 @operator("Range", numbers=(0, 1, 2), scoped=True)
 def range_(o: Operator, scope: Scope, start: Numbers, limit: Numbers, step: Numbers) -> Tensor:
     first, last, by = (number(each) for each in (start, limit, step))
+    kind = precise(start.dtype)
     if all(isinstance(each, int | float) for each in (first, last, by)):
-        bounded([max(int((last - first) / by), 0)])
-    return torch.arange(first, last, by, dtype=precise(start.dtype), device=scope.device)
+        bounded([max(int((last - first) / by), 0)], kind)
+    return torch.arange(first, last, by, dtype=kind, device=scope.device)
 
 
 @operator("EyeLike")
@@ -80,7 +82,7 @@ def non_zero(o: Operator, x: Tensor) -> Tensor:
 def window(o: Operator, scope: Scope, size: Numbers) -> Tensor:
     kinds: dict[str, Any] = {"HannWindow": torch.hann_window, "HammingWindow": torch.hamming_window,
                               "BlackmanWindow": torch.blackman_window}
-    count = bounded(integers(size))[0]
+    count = bounded(integers(size), torch.float64)[0]
     kind = precise(torch_type(o.get("output_datatype", 1), o.place))
     options = {"alpha": 25 / 46, "beta": 21 / 46} if o.kind == "HammingWindow" else {}
     return kinds[o.kind](count, periodic=bool(o.get("periodic", 1)), dtype=kind, device=scope.device, **options)

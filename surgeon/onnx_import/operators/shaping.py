@@ -10,7 +10,7 @@ from torch import Tensor
 
 from surgeon.onnx_import.operators.convolution import padded
 from surgeon.onnx_import.running import Operator
-from surgeon.onnx_import.table import NotCovered, axes_of, operator
+from surgeon.onnx_import.table import INTERNAL, NotCovered, axes_of, operator
 from surgeon.onnx_import.values import Numbers, Value, as_tensor, bounded, integers, normalized, number, product, told
 
 
@@ -33,6 +33,16 @@ def reshape(o: Operator, x: Tensor, sizes: Value | None = None) -> Tensor:
             x.shape[place] if told(each) and each == 0 else each for place, each in enumerate(wanted)
         ]
     return x.reshape(wanted)
+
+
+@operator("InOrder", domain=INTERNAL, numbers=(1, 2))
+def in_order(o: Operator, x: Tensor, sizes: Value, count: Value | None = None) -> Tensor:
+    """The values of a tensor in their order, the first of them where there are more; `count` is the first size."""
+    first, *rest = integers(sizes)
+    whole = product([first if count is None else integers(count)[0], *rest])
+    if whole != x.numel():
+        x = x.flatten().narrow(0, 0, whole)
+    return x.reshape([first, *rest])
 
 
 @operator("Flatten")
