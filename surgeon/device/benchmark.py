@@ -54,7 +54,7 @@ class Verdict:
 
     `control` is the same ratio of the base against itself, `noise` how far from 1 that reaches. `runs` is
     the number of timings of each model, `repeats` that of the model's runs inside one timing, `batch` the samples of
-    one run. `explanation` says which of the slim model's widths cost it the NCHWc layout. All times are in milliseconds.
+    one run. `explanation` says which of the slim model's widths cost it the NCHWc layout. Times are in milliseconds.
 
     >>> verdict = benchmark("base.onnx", "slim.onnx")                     # doctest: +SKIP
     >>> verdict.decision, f"{verdict.ratio}"                              # doctest: +SKIP
