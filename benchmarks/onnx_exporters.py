@@ -210,7 +210,7 @@ def _static(form: str) -> Callable[[Path, Path, Mapping[str, np.ndarray]], None]
     def quantize(before: Path, path: Path, feeds: Mapping[str, np.ndarray]) -> None:
         q = importlib.import_module("onnxruntime.quantization")
 
-        class Feeds(q.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        class Feeds(q.CalibrationDataReader):  # type: ignore[name-defined]
             def __init__(self) -> None:
                 self._left = [dict(feeds)]
 
