@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 
 import surgeon
 from benchmarks.rows import append, command, last, last_line, publish, to_run
 from surgeon.errors import NothingToPrune, SurgeonError, first_line
+from testbed.onnx_graphs import convolutional, model, weight
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, TABLE = RESULTS / "onnx_exporters.jsonl", RESULTS / "onnx_exporters.md"
@@ -195,6 +197,56 @@ _paddle("linear layers", lambda nn: nn.Sequential(
 ), 6)
 
 
+def _quantized(name: str, quantize: Callable[[Path, Path, Mapping[str, np.ndarray]], None]) -> None:
+    @maker("onnxruntime", name)
+    def write(path: Path) -> tuple[np.ndarray, ...]:
+        before, x = path.parent / "float.onnx", _numbers(2, 3, 8, 8)
+        onnx.save(onnx.shape_inference.infer_shapes(convolutional()), before)
+        quantize(before, path, {"x": x})
+        return (x,)
+
+
+def _static(form: str) -> Callable[[Path, Path, Mapping[str, np.ndarray]], None]:
+    def quantize(before: Path, path: Path, feeds: Mapping[str, np.ndarray]) -> None:
+        q = importlib.import_module("onnxruntime.quantization")
+
+        class Feeds(q.CalibrationDataReader):  # type: ignore[name-defined]
+            def __init__(self) -> None:
+                self._left = [dict(feeds)]
+
+            def get_next(self) -> Any:
+                return self._left.pop() if self._left else None
+
+        q.quantize_static(before, path, Feeds(), quant_format=getattr(q.QuantFormat, form), per_channel=True)
+
+    return quantize
+
+
+def _dynamic(before: Path, path: Path, feeds: Mapping[str, np.ndarray]) -> None:
+    q = importlib.import_module("onnxruntime.quantization")
+    q.quantize_dynamic(before, path, weight_type=q.QuantType.QUInt8)
+
+
+_quantized("integers with scales (QDQ)", _static("QDQ"))
+_quantized("layers of integers (QLinearConv)", _static("QOperator"))
+_quantized("integers while it runs (ConvInteger)", _dynamic)
+
+
+@maker("onnxruntime", "weights of 4 bits (MatMulNBits)")
+def _four_bits(path: Path) -> tuple[np.ndarray, ...]:
+    quantizer = importlib.import_module("onnxruntime.quantization.matmul_nbits_quantizer")
+    proto = model(
+        "net (float[n,32] x) => (float[n,8] y) { a = MatMul (x, w) b = Relu (a) c = MatMul (b, v) d = Relu (c) "
+        "y = MatMul (d, u) }",
+        w=weight(32, 64), v=weight(64, 32), u=weight(32, 8),
+    )
+    proto.graph.node[-1].name = "last"
+    made = quantizer.MatMulNBitsQuantizer(proto, block_size=32, nodes_to_exclude=["last"])
+    made.process()
+    made.model.save_model_to_file(str(path))
+    return (_numbers(2, 32),)
+
+
 def measure(make: Maker, folder: Path) -> dict[str, Any]:
     """The row of a model.
 
@@ -230,7 +282,7 @@ def measure(make: Maker, folder: Path) -> dict[str, Any]:
         row |= {"groups": len(report.groups), "reached": round(report.reached, 3),
                 "certificate": report.certificate.deviation}
     except NothingToPrune as error:
-        return {**row, "unpruned": first_line(error)}
+        return {**row, "unpruned": str(error).partition("\n  ")[2].partition("\n")[0] or first_line(error)}
     except SurgeonError as error:
         told = str(error).replace(f"{path}: ", "").splitlines()[0]
         return {**row, "unpruned": told} if "deviation" in row else {**row, "refused": told}

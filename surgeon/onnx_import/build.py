@@ -112,16 +112,18 @@ class Builder:
 
     def _weight(self, constant: Constant, listed: Row | None, place: int) -> str:
         """The name of the value that a weight is; the module gets it where it is new, or its reader's own."""
+        suffix = ""
         if constant.name in self._put and self._is_apart(constant):
             first = self._put[constant.name]
             self._model.apart.setdefault(first, constant.name)
             count = sum(1 for name in self._model.apart.values() if name.partition(_OWN)[0] == constant.name)
             constant = replace(constant, name=f"{constant.name}{_OWN}{count}", of=constant.of or constant.name)
+            suffix = f"_{count + 1}"
         if constant.name not in self._put:
             trained = constant.floating and (constant.initializer or not self._trained)
             trained = trained and not (listed is not None and place in listed.buffers)
             name = self._put[constant.name] = self._model.put(
-                constant.name, constant.tensor(), buffer=not trained, called=constant.of
+                constant.name, constant.tensor(), buffer=not trained, called=constant.of, suffix=suffix
             )
             if _OWN in constant.name:
                 self._model.apart[name] = constant.name

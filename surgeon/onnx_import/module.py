@@ -66,10 +66,11 @@ class OnnxModel(nn.Module):
         self.operators = body
         self.source = source
 
-    def put(self, name: str, tensor: Tensor, *, buffer: bool, called: str = "") -> str:
+    def put(self, name: str, tensor: Tensor, *, buffer: bool, called: str = "", suffix: str = "") -> str:
         """Add a parameter or buffer under a name of the file, or one like it; returns the name that it has here.
 
-        `called` is the name of the tensor in the file that the value `name` is made of, where that is another.
+        `called` is the name of the tensor in the file that the value `name` is made of, where that is another, and
+        `suffix` tells one from others that are made of it.
         """
         holder: nn.Module = self
         *parts, last = path_of(called or name)
@@ -79,7 +80,7 @@ class OnnxModel(nn.Module):
             if found[-1] not in holder._modules:
                 holder.add_module(found[-1], Holder())
             holder = holder.get_submodule(found[-1])
-        found.append(_free(holder, last, None))
+        found.append(_free(holder, f"{last}{suffix}", None))
         if buffer:
             holder.register_buffer(found[-1], tensor)
         else:

@@ -213,10 +213,10 @@ def test_what_is_of_one_value_ties_its_readers_in_no_way(tmp_path: Path) -> None
     onnx.save(untrained(), tmp_path / "net.onnx")
     net = surgeon.load_onnx(tmp_path / "net.onnx")
     assert [group.size for group in surgeon.inspect(net, x)] == [16, 16]
-    assert [net.initializers[name] for name in ("one", "one_", "zero", "zero_")] == ["one", "one", "zero", "zero"]
+    assert [net.initializers[name] for name in ("one", "one_2", "zero", "zero_2")] == ["one", "one", "zero", "zero"]
     slim, report, made = slimmed(untrained(), tmp_path, x)
-    assert report.original is not None and slim.one.shape != slim.one_.shape
-    cut = [each for each in (slim.one, slim.one_) if len(each) < 16]
+    assert report.original is not None and slim.one.shape != slim.one_2.shape
+    cut = [each for each in (slim.one, slim.one_2) if len(each) < 16]
     assert cut and [node.op_type for node in made.graph.node].count("Constant") == 2 * len(cut)
     agrees(tmp_path / "slim.onnx", slim, x=torch.randn(2, 6))
 

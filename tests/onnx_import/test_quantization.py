@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,44 @@ def test_layers_of_integers_run_and_are_cut_where_they_have_a_float_bias(kind: s
     assert written.original is not None
     held = {each.name: each for each in onnx.load(tmp_path / "slim.onnx").graph.initializer}["v"]
     assert (held.data_type, tuple(held.dims)) == (onnx.TensorProto.INT8, tuple(slim.v.shape)) and 4 in slim.v.shape
+
+
+#: Operators of onnxruntime between layers of integers, of `a` and `b` of float[2,4,3,3], as integers `p` and `q`.
+BETWEEN_INTEGERS = {
+    "QLinearAdd": "QLinearAdd (p, s, z, q, t, z, u, y8)", "QLinearMul": "QLinearMul (p, s, z, q, t, z, u, y8)",
+    "QLinearSigmoid": "QLinearSigmoid (p, s, z, v, y8)",
+    "QLinearLeakyRelu": "QLinearLeakyRelu <alpha = 0.2> (p, s, z, t, z)",
+    "QLinearConcat": "QLinearConcat <axis = 1> (u, z, p, s, z, q, t, z)",
+    "QLinearGlobalAveragePool": "QLinearGlobalAveragePool (p, s, z, v, y8)",
+    "QGemm": "QGemm <transB = 1> (m, s, z, w, ws, wz, c, u, z)",
+    "QGemm of floats": "QGemm <transB = 1> (m, s, z, w, ws, wz, c)",
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN_INTEGERS)
+def test_operators_between_layers_of_integers(name: str, tmp_path: Path) -> None:
+    node = BETWEEN_INTEGERS[name]
+    last = "y = Identity (r)" if "floats" in name else "y = Cast <to = 1> (r)"
+    tensors: dict[str, Any] = {
+        "s": np.float32(0.0313), "t": np.float32(0.0217), "u": np.float32(0.0401), "v": np.float32(0.0107),
+        "z": np.uint8(128), "y8": np.uint8(7), "w": np.round(40 * weight(5, 36)).astype(np.int8),
+        "ws": (0.01 + weight(5) ** 2).astype(np.float32), "wz": np.zeros(5, np.int8),
+        "c": np.arange(5, dtype=np.int32) * 50,
+    }
+    text = f"""net (float[2,4,3,3] x, float[2,4,3,3] g) => (y) {{
+        p = QuantizeLinear (x, s, z) q = QuantizeLinear (g, t, z) m = Flatten (p)
+        r = com.microsoft.{node} {last}
+    }}"""
+    used = {key: value for key, value in tensors.items() if re.search(rf"\b{key}[,)]", text)}
+    proto = model(text, domains=("com.microsoft",), **used)
+    onnx.save(proto, tmp_path / "net.onnx")
+    x, g = (torch.from_numpy(weight(2, 4, 3, 3, seed=seed)) for seed in (1, 2))
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    wanted = session.run(None, {"x": x.numpy(), "g": g.numpy()})[0]
+    net = surgeon.load_onnx(tmp_path / "net.onnx")
+    assert not net.fallbacks
+    off = np.abs(net(x, g).detach().numpy() - wanted)
+    assert off.max() <= (1e-4 if "floats" in name else 1) and (off > 0.5).mean() < 0.02  # a rounding at most
 
 
 def test_weights_of_4_bits_are_kept_with_the_reason(tmp_path: Path) -> None:

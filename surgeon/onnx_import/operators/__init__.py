@@ -7,6 +7,7 @@ from surgeon.onnx_import.operators import (  # noqa: F401  (each fills the table
     elementwise,
     generating,
     indexing,
+    integers,
     microsoft,
     normalization,
     pooling,
