@@ -6,10 +6,8 @@ import difflib
 import importlib
 import inspect
 import os
-import sys
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +17,7 @@ from torch import nn
 
 from surgeon.errors import InvalidArgument, first_line
 from surgeon.frontend.exported import read_program
+from surgeon.frontend.own_python import current_folder_importable, imported
 from surgeon.support.opening import Unfit
 
 Loaded = tuple[nn.Module, Any]
@@ -126,10 +125,7 @@ def library(name: str) -> ModuleType:
 
 def _own(package: str, name: str, seed: int) -> Loaded:
     with current_folder_importable():
-        try:
-            module = importlib.import_module(package)
-        except Exception as error:  # importing runs the user's code
-            raise InvalidArgument(f"{package} can't be imported: {_told(error)}") from error
+        module = imported(package)
         found: Any = module
         for part in name.split("."):
             found = getattr(found, part, None)
@@ -176,20 +172,6 @@ def _program(path: Path) -> Loaded:
         return module, None
     args, kwargs = example
     return module, kwargs if kwargs and not args else args
-
-
-@contextmanager
-def current_folder_importable() -> Iterator[None]:
-    """Inside of this, modules of the current folder can be imported, as by `python -m`."""
-    folder = os.getcwd()
-    added = folder not in sys.path
-    if added:
-        sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if added and folder in sys.path:
-            sys.path.remove(folder)
 
 
 def _near(name: str, known: Iterable[str]) -> str:

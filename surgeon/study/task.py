@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from surgeon.errors import InvalidArgument
-from surgeon.frontend.model_loading import current_folder_importable
+from surgeon.frontend.own_python import called, current_folder_importable
 
 
 @runtime_checkable
@@ -60,11 +56,7 @@ def load(spec: str) -> Task:
     if not source or not name:
         raise InvalidArgument(f"{spec!r} names no task; give package.module:NAME or folder/file.py:NAME")
     with current_folder_importable():
-        try:
-            module = _file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
-        except Exception as error:  # importing runs the user's code
-            raise InvalidArgument(f"{source} can't be imported: {type(error).__name__}: {error}") from error
-        found = getattr(module, name, None)
+        found = called(spec)
         if found is None:
             raise InvalidArgument(f"{source} has no {name!r}")
         if inspect.isclass(found) or (callable(found) and not isinstance(found, Task)):
@@ -90,18 +82,3 @@ def check(task: Any, name: str = "task") -> Task:
             raise InvalidArgument(f"{name}.{part} is {value!r}; it must be an integer of at least 1")
     found: Task = task
     return found
-
-
-def _file(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError("there is no such file")
-    name = str(path.absolute())  # can't collide with a module's name
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
