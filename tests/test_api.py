@@ -29,7 +29,10 @@ DECISIONS = (
 
 # Arguments in their order; those after * are given by name.
 SIGNATURES = {
-    "shrink": f"{DECISIONS} project compensate distill min_agreement example_inputs form return_report",
+    "shrink": (
+        f"{DECISIONS} project compensate distill min_agreement metric metric_data min_metric example_inputs form"
+        " return_report"
+    ),
     "plan": f"{DECISIONS} example_inputs",
     "load_onnx": "path * fixed sizes",
     "inspect": "model example_inputs ignore",
@@ -62,6 +65,7 @@ DEFAULTS = {
     "scope": "global", "seed": 0, "form": "auto", "return_report": False, "ratio": None, "latency_ms": None,
     "device": None, "threads": None, "max_params": None, "data": None, "samples": 256, "memory": None, "loss": None,
     "compensate": True, "project": True, "distill": True, "min_agreement": None,
+    "metric": None, "metric_data": None, "min_metric": None,
 }
 
 

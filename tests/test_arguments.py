@@ -158,7 +158,7 @@ TAKES = {
     "ratio": "share", "target": "share", "amount": "share", "budget": "choice", "scope": "choice", "form": "choice",
     "kind": "choice", "judge": "choice", "ignore": "ignore", "min_width": "least width", "align": "positive",
     "importance": "criterion", "criterion": "criterion", "seed": "natural", "step": "natural", "samples": "positive",
-    "memory": "part", "min_agreement": "part",
+    "memory": "part", "min_agreement": "part", "min_metric": "part", "metric": "function of two", "metric_data": "data",
     "latency_ms": "number above 0", "max_params": "number above 0", "device": "path", "threads": "positive",
     "data": "data", "calibration": "data", "loss": "any function", "plan": "plan", "path": "path", "folder": "path",
     "base": "path", "base_path": "path", "slim_path": "path", "quantize.model": "file or module",

@@ -27,7 +27,11 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 #: Pages whose commands are followed by another test.
-ELSEWHERE = {"add-a-rule.md": "tests/rules/test_page.py", "onnx-files.md": "tests/cli/test_onnx_file.py"}
+ELSEWHERE = {
+    "add-a-rule.md": "tests/rules/test_page.py",
+    "how-to-onnx-file.md": "tests/cli/test_how_to.py",
+    "onnx-files.md": "tests/cli/test_onnx_file.py",
+}
 #: What a command begins with; an indented block that begins otherwise is no command.
 PROGRAMS = ("surgeon", "python", "make", "pip", ".venv/bin/pytest")
 BUSY, TRIES = "let nothing else run meanwhile", 4

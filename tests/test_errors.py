@@ -100,7 +100,7 @@ ARGUMENTS: list[tuple[str, dict[str, Any], type[SurgeonError], str]] = [
     ("ratio above one", {"ratio": 1.5}, InvalidArgument, r"ratio=1\.5"),
     ("ratio below zero", {"ratio": -0.1}, InvalidArgument, r"ratio=-0\.1"),
     ("ratio that is text", {"ratio": "half"}, InvalidArgument, r"ratio='half'"),
-    ("ratio that is none", {"ratio": None}, InvalidArgument, r"ratio to remove, latency_ms, or min_agreement"),
+    ("ratio that is none", {"ratio": None}, InvalidArgument, r"ratio to remove, latency_ms, min_agreement, or"),
     ("ratio of NaN", {"ratio": float("nan")}, InvalidArgument, r"ratio=nan"),
     ("ratio that is infinite", {"ratio": float("inf")}, InvalidArgument, r"ratio=inf"),
     ("ratio that is a truth", {"ratio": True}, InvalidArgument, r"ratio=True"),

@@ -115,7 +115,7 @@ def calibrate(
     check_finite(graph)
     check_real(graph)
     notes = []
-    reader = _Reader(graph, model)
+    reader = Reader(graph, model)
     most = working_memory(INPUTS)
     affordable = max(most // max(reader.bytes, 1), FEWEST)
     if affordable < samples:
@@ -182,7 +182,7 @@ class _Pile:
 
 
 def _split(
-    piles: list[_Pile], reader: _Reader, count: int, notes: list[str], rest: list[tuple[Any, ...]] | None = None,
+    piles: list[_Pile], reader: Reader, count: int, notes: list[str], rest: list[tuple[Any, ...]] | None = None,
     chunk: int = CHUNK,
 ) -> Calibration:
     """Hold back samples that are spread over all of the data, since data are often sorted."""
@@ -219,7 +219,7 @@ def _whole_batches(places: Tensor, size: int) -> list[Tensor]:
     return list(places[: len(places) // size * size].split(size))
 
 
-class _Reader:
+class Reader:
     """Converts batches to a graph's inputs."""
 
     def __init__(self, graph: Graph, model: nn.Module) -> None:

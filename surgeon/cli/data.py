@@ -11,28 +11,22 @@ from surgeon.errors import InvalidArgument
 def read(spec: str) -> Any:
     """The inputs named by `spec`, as `data=` of `surgeon.shrink` takes them.
 
-    `package.module:NAME` is imported, also from the current folder, and so is `folder/file.py:NAME`. NAME is anything
-    that yields batches, such as a DataLoader, or a function or class that makes one without arguments. Any other spec
-    is returned unchanged.
+    `package.module:NAME` or `file.py:NAME` is imported, also from the current folder. NAME is anything that yields
+    batches, such as a DataLoader, or a function or class that makes one without arguments. Any other spec is returned
+    unchanged.
 
     Raises:
         InvalidArgument: it can't be imported or called.
     """
-    package, colon, name = spec.rpartition(":") if ".py:" in spec else spec.partition(":")
-    return _imported(package, name) if colon and package and name and not Path(spec).exists() else spec
+    package, _, name = spec.rpartition(":")
+    return _imported(spec) if package and name and not Path(spec).exists() else spec
 
 
-def _imported(package: str, name: str) -> Any:
-    from surgeon.frontend.model_loading import current_folder_importable, user_module
+def _imported(spec: str) -> Any:
+    from surgeon.frontend.own_python import called, current_folder_importable
 
-    spec = f"{package}:{name}"
     with current_folder_importable():
-        try:
-            found: Any = user_module(package)
-        except Exception as error:  # importing runs the user's code
-            raise InvalidArgument(f"{package} can't be imported: {type(error).__name__}: {error}") from error
-        for part in name.split("."):
-            found = getattr(found, part, None)
+        found = called(spec)
         if found is None:
             raise InvalidArgument(f"{spec} does not exist; name something that yields batches, or a function that does")
         if callable(found) and (isinstance(found, type) or not hasattr(found, "__iter__")):
@@ -43,13 +37,29 @@ def _imported(package: str, name: str) -> Any:
     return found
 
 
+def metric(spec: str) -> Any:
+    """The function that `spec`, `folder/file.py:NAME` or `package.module:NAME`, names.
+
+    Raises:
+        InvalidArgument: there is none, or it can't be imported.
+    """
+    from surgeon.frontend.own_python import called
+
+    source, _, name = spec.rpartition(":")
+    found = called(spec) if source and name else None
+    if not callable(found):
+        what = "names no function" if found is None else f"is a {type(found).__name__}, not a function"
+        raise InvalidArgument(f"--metric {spec} {what}; give file.py:NAME or package.module:NAME, of feeds and outputs")
+    return found
+
+
 def fitting(
     data: Any, model: Any, mean: str | None = None, std: str | None = None, layout: str | None = None,
-    resize: str | None = None,
+    resize: str | None = None, beside: bool = False,
 ) -> Any:
     """The inputs that are on disk, as a model of an ONNX file takes them; other data as they are.
 
-    The other arguments are those of the command, for pictures.
+    The other arguments are those of the command, for pictures. They may be of other data, `beside` which these are.
 
     Raises:
         InvalidArgument: they can't be read, or something is told of pictures where there are none.
@@ -60,12 +70,16 @@ def fitting(
     given = [name for name, value in told.items() if value is not None]
     ports = getattr(model, "inputs", None)
     if not isinstance(data, str) or data in MADE or not isinstance(ports, tuple) or not Path(data).exists():
-        if given:
+        if given and not beside:
             raise InvalidArgument(f"--{given[0]} is for a folder of pictures as --data of an ONNX file alone")
         return data
     from surgeon.cli.options import sizes_of
+    from surgeon.frontend.data_files import from_disk
+    from surgeon.frontend.pictures import Pictures
     from surgeon.onnx_import.feeds import Feeds, Pixels
 
+    if beside and not isinstance(from_disk("data", data), Pictures):
+        return Feeds("data", data, model)
     size = None if resize is None else sizes_of(resize, "--resize")
     if size is not None and len(size) != 2:
         raise InvalidArgument(f"--resize {resize!r}: give height and width, such as 224,224")

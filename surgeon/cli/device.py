@@ -9,7 +9,9 @@ import typer
 
 import surgeon
 from surgeon.cli import data as batches
-from surgeon.cli.options import Json, Pretrained, Seed, Shape, Spec, Threads, load, told
+from surgeon.cli.onnx_file import feeds_to_measure
+from surgeon.cli.options import Json, Layout, Mean, Pretrained, Resize, Seed, Shape, Spec, Std, Threads, load, told
+from surgeon.errors import InvalidArgument
 from surgeon.support.files import write_text
 
 
@@ -55,11 +57,15 @@ def bench(
     cpu_time: Annotated[
         bool, typer.Option("--cpu-time", help="With several threads, compare CPU time, and not the time on the wall.")
     ] = False,
+    shape: Shape = None,
     json: Json = False,
 ) -> None:
     """Benchmark two ONNX files against each other: the ratio, its interval, a verdict, and what slowed one down."""
-    verdict = surgeon.benchmark(base, slim, threads=threads, cpu_time=cpu_time)
+    feeds = feeds_to_measure(base, shape or [])
+    verdict = surgeon.benchmark(base, slim, threads=threads, feeds=feeds, cpu_time=cpu_time)
     print(verdict.to_json() if json else verdict)
+    if feeds is not None and not json:
+        print("inputs    " + ", ".join(f"{name} {array.shape}" for name, array in feeds.items()))
 
 
 def quantize(
@@ -71,6 +77,9 @@ def quantize(
             help="Unlabeled inputs, as --data of `surgeon shrink`; without them, only dynamic int8 is tried.",
         ),
     ] = None,
+    float16: Annotated[
+        bool, typer.Option("--float16", help="Half the bytes, instead of int8; kept if accurate, whatever its speed.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -80,6 +89,10 @@ def quantize(
     ] = None,
     base: Annotated[Path | None, typer.Option(help="An ONNX file to measure the result against too.")] = None,
     threads: Threads = 1,
+    mean: Mean = None,
+    std: Std = None,
+    layout: Layout = None,
+    resize: Resize = None,
     json: Json = False,
 ) -> None:
     """Quantize a model to int8 if that is measured to be faster and accurate enough; else it stays float32.
@@ -87,7 +100,13 @@ def quantize(
     The measurements are written beside it, to NAME.report.json.
     """
     inputs = None if calibration is None else batches.read(calibration)
-    made = surgeon.quantize(model, inputs, path=out, base=base, threads=threads)
+    if isinstance(inputs, str) and Path(inputs).is_dir():  # of pictures, the file's inputs tell what becomes
+        inputs = batches.fitting(inputs, surgeon.load_onnx(model), mean, std, layout, resize)
+    elif mean or std or layout or resize:
+        raise InvalidArgument("--mean, --std, --layout and --resize are for a folder of pictures as --calibration")
+    made = surgeon.quantize(
+        model, inputs, path=out, base=base, threads=threads, kind="float16" if float16 else "auto"
+    )
     write_text(made.path.with_name(f"{made.path.stem}.report.json"), made.to_json() + "\n")
     print(made.to_json() if json else made)
 

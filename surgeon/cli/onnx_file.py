@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import surgeon
-from surgeon.errors import InvalidArgument
+from surgeon.errors import InvalidArgument, SurgeonError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,6 +37,45 @@ def load_file(path: str, shapes: Sequence[str]) -> tuple[nn.Module, dict[str, An
             raise InvalidArgument(f"--shape {text!r}: the file takes {listed_ports([names[name]])}")
         model.sizes.update({f"{name}:{axis}": size for axis, size in enumerate(given)})
     return model, model.dummy_inputs
+
+
+def of_these_sizes(model: nn.Module, inputs: Any, data: Any) -> Any:
+    """Example inputs of a file's module that were made up, of the sizes of its feeds instead."""
+    import torch
+
+    from surgeon.onnx_import.feeds import Feeds
+    from surgeon.onnx_import.module import OnnxModel
+
+    if not isinstance(model, OnnxModel) or not isinstance(data, Feeds) or not isinstance(inputs, dict):
+        return inputs
+    first, found = next(iter(data), {}), dict(inputs)
+    for port in model.inputs:
+        if port.parameter in first and port.parameter in inputs and port.sizes:
+            rows = len(inputs[port.parameter])
+            given = torch.as_tensor(first[port.parameter][:rows])
+            if len(given) < rows or given.dim() != len(port.sizes):
+                return inputs  # what is wrong with the feeds is told where they are read
+            found[port.parameter] = given.to(port.dtype)
+    return found
+
+
+def feeds_to_measure(path: Path, shapes: Sequence[str]) -> dict[str, Any] | None:
+    """Inputs to measure a file on: of the shapes that are given, or of usual ones where it leaves more free than a
+    batch and does not tell the sizes that it was exported with. None where no inputs have to be chosen.
+
+    Raises:
+        InvalidArgument: a shape names no input, or is none that the file takes; or there is no such file.
+    """
+    from surgeon.device.ort_session import open_session, untold
+
+    if not shapes and not untold(open_session(path)):
+        return None
+    try:
+        return feeds_of(*load_file(str(path), shapes))
+    except SurgeonError:
+        if shapes:
+            raise
+        return None
 
 
 def feeds_of(model: nn.Module, inputs: Any) -> dict[str, Any] | None:

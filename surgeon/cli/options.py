@@ -87,6 +87,8 @@ _SHOWN: dict[str, Any] = {
     "max_params": Annotated[float | None, _told("max_params", metavar="N")],
     "data": Data,
     "loss": None,
+    "metric": Annotated[str | None, _told("metric", metavar="FILE.py:NAME|MODULE:NAME")],
+    "metric_data": Annotated[str | None, _told("metric_data", metavar="FILE|FOLDER|MODULE:NAME")],
     "importance": Annotated[str | None, _told("importance")],
     "ignore": Ignore,
     "min_width": Annotated[list[str] | None, _told("min_width", metavar="[GLOB=]N")],
@@ -116,10 +118,11 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
             given.pop(old)
         given["min_width"] = _least_widths(given["min_width"] or [])
         given["ignore"] = given["ignore"] or ()
-        if given["data"] is not None:
-            from surgeon.cli import data
+        from surgeon.cli import data
 
-            given["data"] = data.read(given["data"])
+        for name, read in (("data", data.read), ("metric_data", data.read), ("metric", data.metric)):
+            if given[name] is not None:
+                given[name] = read(given[name])
         command(**{name: value.value if isinstance(value, StrEnum) else value for name, value in given.items()})
 
     run.__signature__ = inspect.Signature([*required, *options, *own[len(required) :]])  # type: ignore[attr-defined]
@@ -178,6 +181,10 @@ def load_slim(folder: Path, model: nn.Module) -> tuple[nn.Module, Plan]:
     """The smaller model in a folder, and its plan; consistent even if the folder is being replaced."""
     from surgeon.plans.carried import plan_of
 
+    if folder.suffix == ".onnx":
+        raise InvalidArgument(
+            f"{folder} is an ONNX file, which holds no plan; give the FOLDER that `surgeon shrink -o FOLDER` writes"
+        )
     slim = surgeon.load(folder, model)
     plan = plan_of(slim, None)
     assert plan is not None  # every loaded model carries its plan

@@ -13,7 +13,7 @@ import typer
 
 import surgeon
 from surgeon.cli import data as batches
-from surgeon.cli.onnx_file import feeds_of
+from surgeon.cli.onnx_file import feeds_of, of_these_sizes
 from surgeon.cli.options import (
     Json,
     Layout,
@@ -44,7 +44,8 @@ def shrink(
         typer.Option(
             "-o", "--out", metavar="FOLDER|FILE.onnx",
             help="Where to write: a folder, created if missing, or an ONNX file alone, only if it is measured to be "
-            "faster. Of an ONNX file, that is the file itself, less what was removed.",
+            "faster, or predicted to be on another CPU, by its profile. Of an ONNX file, that is the file itself, less "
+            "what was removed.",
         ),
     ],
     pretrained: Pretrained = False,
@@ -71,7 +72,12 @@ def shrink(
     replaced = replace_beside if to_file else replace_many
     with collect() as seconds, replaced(out) as scratch, temporary_folder() as aside:
         model, inputs = load(spec, shape or [], pretrained, options["seed"])
-        options["data"] = batches.fitting(options["data"], model, mean, std, layout, resize)
+        for name, beside in (("data", "metric_data"), ("metric_data", "data")):
+            options[name] = batches.fitting(
+                options[name], model, mean, std, layout, resize, beside=options[beside] is not None
+            )
+        if not shape:
+            inputs = of_these_sizes(model, inputs, options["data"])
         slim, report = surgeon.shrink(model, example_inputs=inputs, return_report=True, **options)
         if not to_file:
             with stage("save"):
@@ -86,8 +92,9 @@ def shrink(
             exports = {"slim": dataclasses.replace(exports["slim"], path=out)}
         else:
             exports = {name: dataclasses.replace(each, path=out / each.path.name) for name, each in exports.items()}
-        verdict = None
-        if bench:
+        verdict, timing = None, report.latency
+        predicted = timing is not None and timing.measured is None
+        if bench and not (to_file and predicted):
             with stage("benchmark"):
                 threads = threads or (report.latency.threads if report.latency is not None else 1)
                 verdict = surgeon.benchmark(large, small, threads=threads, feeds=feeds_of(model, inputs))
@@ -96,7 +103,9 @@ def shrink(
             report, exports=exports, benchmark=verdict, seconds=taken, command=shlex.join(["surgeon", *sys.argv[1:]]),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        if to_file and verdict is not None and verdict.decision != FASTER and not force:
+        if to_file and predicted:
+            report = dataclasses.replace(report, notes=(*report.notes, f"verdict: {timing.prediction}"))
+        elif to_file and verdict is not None and verdict.decision != FASTER and not force:
             raise BenchmarkError(
                 f"{out} was not written: its speed-up is {verdict.ratio}, {verdict.decision}; remove more, or write it "
                 "all the same with --force"

@@ -22,7 +22,6 @@ from surgeon.deploy.inputs import Call, Place, read_call
 from surgeon.deploy.parity import Parity
 from surgeon.deploy.user_file.changes import Unpatchable
 from surgeon.deploy.user_file.export import export_changed
-from surgeon.device.ort_session import EXAMPLE
 from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, TraceError, first_line
 from surgeon.frontend.infer_inputs import infer
 from surgeon.frontend.isolation import quietly, undisturbed, untouched
@@ -34,6 +33,7 @@ from surgeon.frontend.program import in_time
 from surgeon.frontend.trace import Inputs
 from surgeon.plans.carried import attached
 from surgeon.support.arguments import ABOVE_ZERO, integer, listed, optional, refusal
+from surgeon.support.documents import EXAMPLE
 from surgeon.support.files import replace_beside
 from surgeon.support.time_limit import TimeIsUp
 

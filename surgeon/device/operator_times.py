@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,13 @@ class Share:
     us: float
 
 
-def shares(path: str | os.PathLike[str], *, threads: int = 1, runs: int = 30) -> tuple[Share, ...]:
+def shares(
+    path: str | os.PathLike[str], *, threads: int = 1, runs: int = 30,
+    example: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[Share, ...]:
     """The operators of a file and the time that each takes, in the order in which they run.
+
+    `example` are the inputs' shapes, where the file leaves sizes free and does not tell any.
 
     The profiler itself takes time, so that the sum exceeds the time of a run without it: read them as shares.
 
@@ -42,7 +47,7 @@ def shares(path: str | os.PathLike[str], *, threads: int = 1, runs: int = 30) ->
     graph = read(path)
     with temporary_folder() as folder:
         session = open_session(path, threads=threads, profile_to=folder / "profile")
-        feeds = make_feeds(session)
+        feeds = make_feeds(session, example=example)
         try:
             for _ in range(runs):
                 session.run(None, feeds)

@@ -15,6 +15,7 @@ from surgeon.device.claims import check_claims
 from surgeon.device.external import check_external
 from surgeon.device.onnx_protobuf import Graph, mapped, parse
 from surgeon.errors import BenchmarkError, InvalidArgument
+from surgeon.support.documents import EXAMPLE
 from surgeon.support.opening import Unfit, require_file
 from surgeon.support.scratch import temporary_folder
 
@@ -30,9 +31,6 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     UnicodeDecodeError,
 )
 """What onnxruntime raises for a file that it can read but can't run."""
-
-EXAMPLE = "surgeon.example"
-"""The metadata of a file that holds the shapes of its inputs to run it at, as JSON, by input."""
 
 _UNREADABLE = (ort_errors.InvalidProtobuf, ort_errors.NoSuchFile, ort_errors.NoModel)
 
@@ -152,13 +150,14 @@ def make_feeds(
     *others: ort.InferenceSession,
     seed: int = 0,
     feeds: Mapping[str, np.ndarray] | None = None,
+    example: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Inputs for a session: those given in `feeds`, the others generated from the model's signature.
 
     A dimension that is dynamic in all of them is as in the example that the file was exported with, one sample, where
-    the file tells, and else 1. Floats are standard normal, integers and booleans zero (a valid index into any table).
-    Raises `InvalidArgument` for a name the model does not have, a shape or type that does not fit, and for an input
-    whose type can't be generated.
+    the file tells, else as in `example`, the shapes by name, and else 1. Floats are standard normal, integers and
+    booleans zero (a valid index into any table). Raises `InvalidArgument` for a name the model does not have, a shape
+    or type that does not fit, and for an input whose type can't be generated.
     """
     given = dict(feeds or {})
     inputs = session.get_inputs()
@@ -177,7 +176,7 @@ def make_feeds(
             continue
         if kind not in _NUMPY_TYPES:
             raise InvalidArgument(f"input {item.name!r} is a {item.type}; pass it in feeds")
-        shape = _shape(item.name, (session, *others))
+        shape = _shape(item.name, (session, *others), example or {})
         if math.prod(shape) > _MADE_UP or min((*shape, 0)) < 0:
             raise InvalidArgument(f"input {item.name!r} is said to be of shape {shape}; pass it in feeds")
         dtype = _NUMPY_TYPES[kind]
@@ -188,10 +187,16 @@ def make_feeds(
     return result
 
 
-def _shape(name: str, sessions: Sequence[ort.InferenceSession]) -> list[int]:
+def untold(session: ort.InferenceSession) -> bool:
+    """Whether a file leaves more free than the batch, and does not tell the sizes that it was exported with."""
+    free = any(not isinstance(size, int) for item in session.get_inputs() for size in item.shape[1:])
+    return free and EXAMPLE not in session.get_modelmeta().custom_metadata_map
+
+
+def _shape(name: str, sessions: Sequence[ort.InferenceSession], told: Mapping[str, Sequence[int]]) -> list[int]:
     """The shape of an input that all of the sessions take."""
     declared = [item.shape for session in sessions for item in session.get_inputs() if item.name == name]
-    example = next(filter(None, (_example(session).get(name) for session in sessions)), None)
+    example = next(filter(None, (*(_example(session).get(name) for session in sessions), told.get(name))), None)
     shape = []
     for axis, sizes in enumerate(zip(*declared, strict=False)):
         known = [size for size in sizes if isinstance(size, int)]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import inspect
 import os
-import sys
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +17,7 @@ from torch import nn
 
 from surgeon.errors import InvalidArgument, first_line
 from surgeon.frontend.exported import read_program
+from surgeon.frontend.own_python import current_folder_importable, imported
 from surgeon.support.opening import Unfit
 
 Loaded = tuple[nn.Module, Any]
@@ -126,35 +124,9 @@ def library(name: str) -> ModuleType:
         raise InvalidArgument(f"{name} can't be imported: {reason}. {remedy}") from error
 
 
-def user_module(source: str) -> ModuleType:
-    """The user's own Python: `package.module`, or the file `folder/file.py`. It is run.
-
-    Raises:
-        Exception: whatever importing it raises; FileNotFoundError where there is no such file.
-    """
-    if not source.endswith(".py"):
-        return importlib.import_module(source)
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError("there is no such file")
-    name = str(path.absolute())  # can't collide with a module's name
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
 def _own(package: str, name: str, seed: int) -> Loaded:
     with current_folder_importable():
-        try:
-            module = user_module(package)
-        except Exception as error:  # importing runs the user's code
-            raise InvalidArgument(f"{package} can't be imported: {_told(error)}") from error
+        module = imported(package)
         found: Any = module
         for part in name.split("."):
             found = getattr(found, part, None)
@@ -201,20 +173,6 @@ def _program(path: Path) -> Loaded:
         return module, None
     args, kwargs = example
     return module, kwargs if kwargs and not args else args
-
-
-@contextmanager
-def current_folder_importable() -> Iterator[None]:
-    """Inside of this, modules of the current folder can be imported, as by `python -m`."""
-    folder = os.getcwd()
-    added = folder not in sys.path
-    if added:
-        sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if added and folder in sys.path:
-            sys.path.remove(folder)
 
 
 def _near(name: str, known: Iterable[str]) -> str:

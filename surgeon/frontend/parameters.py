@@ -209,7 +209,7 @@ PARAMETERS: Final[Mapping[str, Check]] = {
     "target": SHARE,
     "ignore": ignore,
     "importance": importance,
-    "data": data,
+    **dict.fromkeys(("data", "metric_data"), data),
     "form": choice("auto", "module", "graph"),
     "strength": AT_LEAST_ZERO,
     "threshold": AT_LEAST_ZERO,

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import InvalidInputs, SurgeonError, first_line
+from surgeon.support.documents import EXAMPLE
+from surgeon.support.opening import Unfit
+from surgeon.support.strict_json import loads
 
 if TYPE_CHECKING:
     from surgeon.onnx_import.module import OnnxModel, Port
@@ -22,6 +25,22 @@ BATCH = 2
 #: Sizes of free axes that are tried, one after the other, by how many axes the input has.
 _SIDES = {4: (224, 64, 128, 320, 512, 1024), 5: (16, 32), 3: (64, 256, 512, 128), 2: (16, 512, 576, 256, 128)}
 _LENGTHS = (64, 16, 8, 256, 512, 576, 1024, 16000)
+
+
+def exported_at(model: OnnxModel) -> dict[str, int]:
+    """The sizes of all axes but the first that a file says it was exported at, by input and axis."""
+    told = next((each.value for each in model.source.model.metadata_props if each.key == EXAMPLE), "{}")
+    try:
+        shapes = loads(told)
+    except Unfit:
+        return {}
+    found: dict[str, int] = {}
+    for port in model.inputs:
+        shape = shapes.get(port.name) if isinstance(shapes, dict) else None
+        if isinstance(shape, list) and len(shape) == len(port.sizes or ()):
+            sizes = {f"{port.name}:{axis}": size for axis, size in enumerate(shape) if axis}
+            found |= {place: size for place, size in sizes.items() if type(size) is int and 0 < size <= MOST_VALUES}
+    return found
 
 
 def examples(model: OnnxModel, sizes: Mapping[str, int]) -> dict[str, Tensor]:

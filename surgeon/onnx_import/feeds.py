@@ -41,7 +41,8 @@ class Pixels:
 class Feeds:
     """The batches of a file or folder of arrays, by the names of forward's parameters, or of a folder of pictures.
 
-    A lone array is for the only input. `pixels` says how pictures are read.
+    A lone array is for the only input. Arrays of other names, such as labels, come along. `pixels` says how pictures
+    are read.
 
     Raises:
         InvalidArgument: they can't be read, or the file's input is none for pictures, or `pixels` does not say enough.
@@ -73,6 +74,8 @@ class Feeds:
                 for port in ports for name in (port.name, port.parameter) if name in arrays
             }
             rows = min((len(each) for each in named.values()), default=0)
+            taken = {*(port.name for port in ports), *named}
+            named |= {name: array for name, array in arrays.items() if name not in taken}
             size = rows if free or not fixed else fixed[0]
             for start in range(0, rows - size + 1, max(size, 1)):
                 yield {name: np.asarray(array)[start : start + size] for name, array in named.items()}

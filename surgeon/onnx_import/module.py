@@ -174,14 +174,16 @@ class OnnxModel(nn.Module):
 
     @property
     def dummy_inputs(self) -> dict[str, Tensor]:
-        """Inputs on which the module runs, by the names of forward's parameters; free axes get a usual size.
+        """Inputs on which the module runs, by the names of forward's parameters.
+
+        Free axes get the size that the file was exported at, where surgeon did that, else a usual one.
 
         Raises:
             InvalidInputs: none of the usual sizes fits.
         """
-        from surgeon.onnx_import.examples import examples
+        from surgeon.onnx_import.examples import examples, exported_at
 
-        return examples(self, self.sizes)
+        return examples(self, {**exported_at(self), **self.sizes})
 
 
 def path_of(name: str) -> list[str]:

@@ -10,9 +10,11 @@ import numpy as np
 from torch import nn
 
 from surgeon.calibration.data import Calibration
+from surgeon.calibration.job import JobReport, Metric
 from surgeon.calibration.other_sizes import calibrated
 from surgeon.calibration.stand_in import REMEDY, Unserved, finite, noise_for_cut, served
 from surgeon.cost.cost import Cost
+from surgeon.deploy.profiling import profile_groups
 from surgeon.frontend.ignore import named
 from surgeon.frontend.parameters import NOISE
 from surgeon.frontend.parts import Parts
@@ -60,6 +62,7 @@ class Prepared:
     data: Calibration | None
     unserved: str
     fingerprint: str | None
+    metric: Metric | None = None
 
     def decide(self, target: Target | None = None) -> Decision:
         """Which units stay, for another target than that of the options if one is given.
@@ -70,8 +73,7 @@ class Prepared:
         model, groups, options = self.judged.model, self.judged.groups, self.options
         settings = dict(self.settings)
         if target is not None:
-            repair = replace(options.repair, min_agreement=None)
-            options, settings = replace(options, target=target, repair=repair), settings | target.settings()
+            options, settings = options.of_ratio(target), settings | target.settings()
         chooser = Chooser(model, groups, self.cost, self.judged.scores, self.judged.curves, options)
         if not options.target.timed:
             return Decision(
@@ -83,6 +85,21 @@ class Prepared:
         assert choice.timing is not None
         settings |= {"budget": "latency", "device": choice.timing.device, "threads": choice.timing.threads}
         return Decision(model, groups, choice, settings, self.cost, self.data, self.unserved)
+
+    def profiled(self) -> Prepared:
+        """With the profile of this CPU where a latency on it is asked for, which several decisions share."""
+        target = self.options.target
+        if not target.timed or target.device is not None:
+            return self
+        profile = profile_groups(self.judged.model, self.judged.groups, threads=target.threads or 1)
+        return replace(self, options=replace(self.options, target=replace(target, device=profile)))
+
+    def judge(self, slim: nn.Module) -> JobReport | None:
+        """How good the smaller model is at its job, where a metric tells."""
+        if self.metric is None:
+            return None
+        with stage("metric"):
+            return self.metric.report(slim, self.options.select.seed)
 
     def _chosen(self, chooser: Chooser) -> Choice:
         model, groups = self.judged.model, self.judged.groups
@@ -125,6 +142,7 @@ def prepare(
         settings[PARTS], form, architecture = list(traced.called), form and "module", fingerprint(model)
     model, unserved = traced, ""
     check_finite(groups.graph)
+    metric = _metric(model, groups, options)
     calibration = None
     if data.source is not None:
         with stage("read data"):
@@ -137,7 +155,16 @@ def prepare(
         settings |= {"data": NOISE, "samples": calibration.samples} if calibration is not None else {}
     model, groups, importance = judged.model, judged.groups, judged.importance
     settings["importance"] = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")
-    return Prepared(judged, settings, Cost(groups), options, form, calibration, unserved, architecture)
+    return Prepared(judged, settings, Cost(groups), options, form, calibration, unserved, architecture, metric)
+
+
+def _metric(model: nn.Module, groups: Groups, options: Options) -> Metric | None:
+    """The metric that is asked for, evaluated on the original."""
+    job, data = options.job, options.data
+    if job.metric is None:
+        return None
+    with stage("metric"):
+        return Metric(job.metric, job.metric_data, groups.graph, model, data.source, data.samples)
 
 
 def _judged(
@@ -227,6 +254,8 @@ def _needs_all(options: Options, form: Form | None) -> str:
         return "a graph is of the whole model"
     if options.data.source is not None:
         return "data is of the whole model"
+    if options.job.metric is not None:
+        return "a metric is of the whole model"
     return "a latency is of the whole model" if options.target.timed else ""
 
 

@@ -69,6 +69,14 @@ class Timing:
     possible: float = 0.0
 
     @property
+    def prediction(self) -> str:
+        """What is said of the speed on another CPU than this one."""
+        return (
+            f"predicted to be faster, {self.base / self.predicted:.2f}x: {_text(self.base)} to {_text(self.predicted)} "
+            f"on {self.device}, by its profile, not measured"
+        )
+
+    @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval of what was measured, in milliseconds."""
         if self.measured is None or self.verdict is None:

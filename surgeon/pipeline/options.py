@@ -1,9 +1,8 @@
 """The options of `shrink`, `plan`, `Pruner` and the command line: the name, type, default, check and help of each.
 
 Users pass them as flat keywords. Internally, they are grouped by concern into frozen values that check themselves: how
-much to remove (`Target`), inputs (`Data`), which units may be removed (`Select`) and how to make up for them
-(`Repair`). `Options` holds all four. The TypedDicts at the end declare the same names and types for type checkers and
-editors.
+much to remove (`Target`), inputs (`Data`), which units may be removed (`Select`), how to make up for them (`Repair`)
+and how good the model is at its job (`Job`). `Options` holds all of them; `signatures.py` shows them as keywords.
 
 This file does not import torch, since `surgeon --help` reads it.
 
@@ -15,12 +14,10 @@ Traceback (most recent call last):
 surgeon.errors.InvalidArgument: min_width=-1: give a share from 0.0 to 1.0, or a width as an integer of at least 1
 """
 
-import inspect
 import os
 import re
-import textwrap
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -30,8 +27,6 @@ from typing import (
     NamedTuple,
     Self,
     TypeAlias,
-    TypedDict,
-    TypeVar,
     get_args,
 )
 
@@ -57,12 +52,12 @@ from surgeon.support.arguments import (
 )
 
 if TYPE_CHECKING:
+    from surgeon.calibration.job import Score
     from surgeon.calibration.labels import Loss
     from surgeon.device.profile import Profile
     from surgeon.frontend.ignore import Ignored
     from surgeon.scoring import Criterion
 
-_T = TypeVar("_T", bound=Callable[..., Any])
 Device: TypeAlias = "Profile | str | os.PathLike[str] | None"
 
 
@@ -110,7 +105,7 @@ def _device(name: str, value: Any) -> Any:
     return value
 
 
-def keywords(*concerns: type["_Concern"]) -> dict[str, Keyword]:
+def keywords(*concerns: type["Concern"]) -> dict[str, Keyword]:
     """The options of these concerns by their public names."""
     found = {}
     for each in (each for concern in concerns for each in fields(concern)):  # type: ignore[arg-type]
@@ -120,7 +115,7 @@ def keywords(*concerns: type["_Concern"]) -> dict[str, Keyword]:
     return found
 
 
-class _Concern:
+class Concern:
     """Options that belong together. Values other than the defaults are checked on creation, and made plain."""
 
     def __post_init__(self) -> None:
@@ -141,7 +136,7 @@ class _Concern:
 
 
 @dataclass(frozen=True)
-class Target(_Concern):
+class Target(Concern):
     """How much to remove, or how fast the result must be."""
 
     ratio: Annotated[float | None, Option(
@@ -201,7 +196,7 @@ class Target(_Concern):
 
 
 @dataclass(frozen=True)
-class Data(_Concern):
+class Data(Concern):
     """Inputs for choosing units and fitting layers."""
 
     source: Annotated[Any, Option(
@@ -234,7 +229,7 @@ class Data(_Concern):
 
 
 @dataclass(frozen=True)
-class Select(_Concern):
+class Select(Concern):
     """Which units may be removed, and what ranks them."""
 
     importance: Annotated["str | Criterion | None", Option(
@@ -265,7 +260,7 @@ class Select(_Concern):
 
 
 @dataclass(frozen=True)
-class Repair(_Concern):
+class Repair(Concern):
     """How data are used to prepare a model for the cut, and to make up for it."""
 
     project: Annotated[bool, Option(
@@ -291,6 +286,37 @@ class Repair(_Concern):
 
 
 @dataclass(frozen=True)
+class Job(Concern):
+    """How good the model is at what it is for, as the user's own function tells it."""
+
+    metric: Annotated["Score | None", Option(
+        function(
+            "a function of a batch of the data and of the list of the model's outputs for it, both in arrays, that "
+            "gives a number", 2,
+        ),
+        "How good the model is at its job: a function of feeds and outputs that gives a number, the higher the better. "
+        "The feeds are a batch as the data yield it, labels and all, in arrays; the outputs a list of arrays. It is "
+        "called with any number of samples at once, and evaluated before and after, with intervals of 95 %.",
+    )] = None
+    metric_data: Annotated[Any, Option(
+        _by_torch,
+        "What the metric is evaluated on, all of it, in the forms of data. By default that is what data hold beyond "
+        "`samples`, or all of them where that is not much, which the report says.",
+    )] = None
+    min_metric: Annotated[float | None, Option(
+        PART,
+        "Instead of a ratio: the smallest model is returned that keeps this share of the original's metric, such as "
+        '0.99. With budget="latency" it is the fastest.',
+    )] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("metric_data", "min_metric"):
+            if self.metric is None and getattr(self, name) is not None:
+                raise InvalidArgument(f"{name} is of a metric; pass metric=, a function of feeds and outputs")
+
+
+@dataclass(frozen=True)
 class Options:
     """All options of one run, by concern; combinations of options from several concerns are checked here."""
 
@@ -298,6 +324,7 @@ class Options:
     data: Data = Data()
     select: Select = Select()
     repair: Repair = Repair()
+    job: Job = Job()
 
     @classmethod
     def of(cls, **given: Any) -> "Options":
@@ -306,17 +333,23 @@ class Options:
         Raises:
             InvalidArgument: a value is invalid, or two options can't be combined.
         """
-        made = cls(Target.taken_from(given), Data.taken_from(given), Select.taken_from(given), Repair.taken_from(given))
+        made = cls(
+            Target.taken_from(given), Data.taken_from(given), Select.taken_from(given), Repair.taken_from(given),
+            Job.taken_from(given),
+        )
         if given:
             raise TypeError(f"there is no option {next(iter(given))!r}")
         return made
 
     def __post_init__(self) -> None:
-        target, least = self.target, self.repair.min_agreement
-        if target.latency_ms is None and target.ratio is None and least is None:
-            raise InvalidArgument("give the ratio to remove, latency_ms, or min_agreement")
-        if least is not None and (target.timed or target.ratio is not None):
-            raise InvalidArgument(f"min_agreement={least!r} is a target of its own; leave ratio and latencies out")
+        target = self.target
+        given = {"min_agreement": self.repair.min_agreement, "min_metric": self.job.min_metric}
+        asked = [f"{name}={least!r}" for name, least in given.items() if least is not None]
+        if target.latency_ms is None and target.ratio is None and not asked:
+            raise InvalidArgument("give the ratio to remove, latency_ms, min_agreement, or min_metric")
+        if asked and (target.latency_ms is not None or target.ratio is not None or len(asked) > 1):
+            others = "" if len(asked) == 1 else " and min_agreement"
+            raise InvalidArgument(f"{asked[-1]} is a target of its own; leave ratio, latency_ms{others} out")
         if self.target.timed and (align := self.select.align) is not None:
             raise InvalidArgument(
                 f"align={align!r}: for a latency, the device decides which widths are fast; leave align= out"
@@ -326,74 +359,19 @@ class Options:
                 f"scope={scope!r}: for a latency, all groups are compared with each other; leave scope= out"
             )
 
+    def of_ratio(self, target: Target) -> "Options":
+        """The same for a target with a ratio, in place of one that bisects ratios."""
+        return replace(
+            self, target=target, repair=replace(self.repair, min_agreement=None),
+            job=replace(self.job, min_metric=None),
+        )
+
     def settings(self) -> dict[str, Any]:
         """The options that determine a plan, by name, without those that are not set and without the data."""
         samples = {} if self.data.source is None else {"samples": self.data.samples}
         return self.target.settings() | samples | self.select.settings()
 
 
-CONCERNS: Final = (Target, Data, Select, Repair)
+CONCERNS: Final = (Target, Data, Select, Repair, Job)
 #: The checks for `public` on a `flat` function, whose options are checked when their concerns are created.
 BY_CONCERN: Final = dict.fromkeys(keywords(*CONCERNS), OBJECT)
-
-
-def flat(*concerns: type[_Concern], but: tuple[str, ...] = ()) -> Callable[[_T], _T]:
-    """Show the options of `concerns`, all `but` some, in the signature and docstring of a function of `**options`."""
-    taken = {name: each for name, each in keywords(*concerns).items() if name not in but}
-
-    def decorate(function: _T) -> _T:
-        signature = inspect.signature(function)
-        own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-        by_name = inspect.Parameter.KEYWORD_ONLY
-        more = [
-            inspect.Parameter(name, by_name, default=each.default, annotation=each.type)
-            for name, each in taken.items() if name not in signature.parameters
-        ]
-        ordered = sorted([*more, *own], key=lambda each: each.kind)
-        function.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
-        entries = "\n".join(_argument(name, each.option.help) for name, each in taken.items())
-        text = inspect.getdoc(function) or ""
-        function.__doc__ = re.sub(r"^    options: .*$", lambda _: entries, text, flags=re.MULTILINE)
-        return function
-
-    return decorate
-
-
-def _argument(name: str, help: str) -> str:
-    """An entry of a docstring's Args."""
-    text = f"{name}: {help[0].lower()}{help[1:]}"
-    return textwrap.fill(text, 116, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
-
-
-class Selecting(TypedDict, total=False):
-    """The options of `Pruner`."""
-
-    scope: str
-    ignore: "Ignored | Iterable[Ignored]"
-    min_width: MinWidth
-    align: int | None
-    seed: int
-
-
-class Planning(Selecting, total=False):
-    """The options of `plan`, beside the ratio."""
-
-    latency_ms: float | None
-    budget: str
-    device: Device
-    threads: int | None
-    max_params: float | None
-    data: Any
-    samples: int
-    memory: float | None
-    loss: "Loss | None"
-    importance: "str | Criterion | None"
-
-
-class Shrinking(Planning, total=False):
-    """The options of `shrink`, beside the ratio."""
-
-    project: bool
-    compensate: bool
-    distill: bool
-    min_agreement: float | None

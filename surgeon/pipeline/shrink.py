@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
+from surgeon.calibration.job import JobReport
 from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.ignore import Ignored
 from surgeon.frontend.isolation import undisturbed
@@ -15,10 +16,11 @@ from surgeon.frontend.parameters import public
 from surgeon.frontend.parts import Parts
 from surgeon.frontend.wrappers import within_its_wrapper
 from surgeon.groups.coupling import Groups
-from surgeon.pipeline.agreement_target import smallest
 from surgeon.pipeline.around import analyzed, check_runs, whole
 from surgeon.pipeline.decision import Form, Result, carried_out, prepare
-from surgeon.pipeline.options import BY_CONCERN, Data, Options, Planning, Repair, Select, Shrinking, Target, flat
+from surgeon.pipeline.kept_target import goal, smallest
+from surgeon.pipeline.options import BY_CONCERN, Data, Job, Options, Repair, Select, Target
+from surgeon.pipeline.signatures import Planning, Shrinking, flat
 from surgeon.plans.basis import basis_of
 from surgeon.plans.carried import attach
 from surgeon.plans.plan import PLAN, Plan
@@ -31,7 +33,7 @@ from surgeon.verification import Certificate
 @within_its_wrapper()
 @public(**BY_CONCERN)
 @undisturbed()
-@flat(Target, Data, Select, Repair)
+@flat(Target, Data, Select, Repair, Job)
 def shrink(
     model: nn.Module,
     ratio: float | None = None,
@@ -78,16 +80,17 @@ def shrink(
     asked = Options.of(ratio=ratio, **options)
     with collect() as seconds, using_memory(asked.data.memory):
         prepared = prepare(model, asked, example_inputs, form)
-        least = asked.repair.min_agreement
-        result = carried_out(asked, prepared.decide()) if least is None else smallest(prepared, least)
+        aim = goal(prepared)
+        result = carried_out(asked, prepared.decide()) if aim is None else smallest(prepared, aim)
         made, operation = result.made, result.operation
         if isinstance(made.model, Parts):
             operation = replace(operation, module=whole(model, operation.module, made.model))
             check_runs(operation.module, made.model.called, example_inputs)
         attach(operation.module, made.plan(), model)
+        job = prepared.judge(operation.module)
     if not return_report:
         return operation.module
-    return operation.module, _report(model, replace(result, operation=operation), seconds)
+    return operation.module, _report(model, replace(result, operation=operation), seconds, job)
 
 
 @public(**BY_CONCERN)
@@ -155,7 +158,7 @@ def verify(model: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any = 
     return plan.verify(model, slim, example_inputs)
 
 
-def _report(model: nn.Module, result: Result, seconds: dict[str, float]) -> Report:
+def _report(model: nn.Module, result: Result, seconds: dict[str, float], job: JobReport | None) -> Report:
     made, operation = result.made, result.operation
     full = {group.leaf.id: group.size for group in made.groups}
     widths = {leaf: len(kept) for leaf, kept in made.keep.items()}
@@ -186,6 +189,7 @@ def _report(model: nn.Module, result: Result, seconds: dict[str, float]) -> Repo
         latency=timing,
         recovery=result.recovery,
         agreement=result.agreement,
+        metric=job,
         notes=result.notes,
         basis=basis_of(made.model),
         seconds=dict(seconds),

@@ -22,17 +22,20 @@ from surgeon.deploy.export import export
 from surgeon.deploy.free_axes import BATCH
 from surgeon.deploy.inputs import read_call
 from surgeon.device.benchmark import Verdict, benchmark
-from surgeon.device.ort_session import make_feeds, open_session
+from surgeon.device.ort_session import make_feeds, open_session, untold
 from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.frontend.batches import batches
 from surgeon.frontend.infer_inputs import infer
 from surgeon.frontend.isolation import undisturbed
+from surgeon.frontend.notes import FILE, noted
 from surgeon.frontend.parameters import NOISE, SYNTHETIC, public
 from surgeon.frontend.parameters import data as calibration_data
 from surgeon.frontend.pictures import Pictures
 from surgeon.frontend.trace import MODULE, normalize_inputs
+from surgeon.onnx_import.usual import usual_shapes
 from surgeon.quantization.accuracy import Accuracy, Judge, judge_by
 from surgeon.quantization.calibration import Feeds, Input, accepted, collect, divide, tensors
+from surgeon.quantization.half import HALF, in_half
 from surgeon.quantization.quantizer import Method, Source, left_in_float
 from surgeon.quantization.recipes import Trial, search
 from surgeon.support.arguments import ABOVE_ZERO, UNIT, a_path, choice, either
@@ -41,8 +44,8 @@ from surgeon.support.files import free_name, referred, replace_beside
 from surgeon.support.progress import stage
 from surgeon.support.scratch import temporary_folder
 
-Kind = Literal["auto", "static", "dynamic"]
-Precision = Literal["int8", "mixed", "float32"]
+Kind = Literal["auto", "static", "dynamic", "float16"]
+Precision = Literal["int8", "mixed", "float16", "float32"]
 
 _RANDOM = 8
 """The number of random batches to measure accuracy on if no calibration is given."""
@@ -86,17 +89,19 @@ class Quantized:
         kept = {
             "int8": "int8",
             "mixed": f"mixed, {len(self.floating)} of {self.operators} operators with weights in float32, others int8",
+            "float16": "float16",
             "float32": "float32 is kept",
         }[self.precision]
         lines = [f"{self.path}: {kept}, {self.bytes / 1e6:.2f} MB (float32 {self.float_bytes / 1e6:.2f} MB)"]
         lines.append(f"  {self.reason}")
         if self.recipe:
-            lines.append(f"  best int8: {self.recipe}")
+            lines.append(f"  best int8: {self.recipe}" if self.recipe != HALF else f"  {self.recipe}")
         if self.accuracy is not None:
             lines.append(f"  {self.accuracy}")
         if self.verdict is not None:
             ratio, low = self.verdict.ratio, (self.verdict.base.low, self.verdict.slim.low)
-            lines.append(f"  float32 {low[0]:.3f} ms, int8 {low[1]:.3f} ms: {ratio} ({self.verdict.decision})")
+            form = "float16" if self.recipe == HALF else "int8"
+            lines.append(f"  float32 {low[0]:.3f} ms, {form} {low[1]:.3f} ms: {ratio} ({self.verdict.decision})")
         if self.overall is not None:
             lines.append(f"  against the base: {self.overall.ratio} ({self.overall.decision})")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
@@ -145,7 +150,8 @@ def quantize(
             and "float32" if all do.
         example_inputs: of a module; by default two rows of the first batch of calibration.
         base: an ONNX file, such as the unpruned model, with which the speed of the result is compared too.
-        kind: "static", "dynamic", or "auto", which tries what applies and keeps the best.
+        kind: "static", "dynamic", or "auto", which tries what applies and keeps the best. "float16" is no int8: half
+            the bytes, kept if accurate enough, however fast.
         judge: "top-1" accepts int8 if it agrees with float32 on the top-1 class for at least the share `agreement` of
             the rows, "deviation" if |int8 - float32| / |float32| (Euclidean norms) is at most `deviation`. "auto" is
             "top-1" for a model with one output of shape (N, K), K > 1, else "deviation".
@@ -189,49 +195,60 @@ def quantize(
             use: list[Feeds] = []
             if given is None:
                 session = open_session(source)
-                held = [make_feeds(session, seed=seed + index) for index in range(_RANDOM)]
+                example = usual_shapes(source) if untold(session) else None
+                held = [make_feeds(session, seed=seed + index, example=example) for index in range(_RANDOM)]
                 notes.append("no calibration: only dynamic int8, with its accuracy measured on random inputs")
             else:
                 owner = model if isinstance(model, nn.Module) else None
                 use, held, note = divide(collect(given, inputs, owner, samples), inputs)
                 notes += [note] if note else []
         prepared = Source(source, folder, use)
-        methods: tuple[Method, ...] = ("static", "dynamic") if kind == "auto" else (kind,)
-        if not use:
-            methods = ("dynamic",)
+        methods: tuple[Method, ...] = ("static", "dynamic") if use and kind != "dynamic" else ("dynamic",)
+        if kind == "static":
+            methods = ("static",)
         feeds = held[0] if all(each.shape for each in inputs) else {}
         free = {each.name for each in inputs if each.free}
         feeds = {name: value[:1] if name in free else value for name, value in feeds.items()}
         measure = judge_by(source, held, judge, agreement, deviation, threads)
-        best, accuracy, tried = search(prepared, methods, feeds, measure, threads=threads, seconds=seconds, seed=seed)
         verdict = overall = None
-        accepted = False
-        if best is None:
+        tried: tuple[Trial, ...] = ()
+        recipe, made, accepted = "", None, False
+        accuracy: Accuracy | None
+        if kind == "float16":
+            recipe, made = HALF, in_half(source, folder / "float16.onnx")
+            accuracy = measure(made)
+        else:
+            best, accuracy, tried = search(
+                prepared, methods, feeds, measure, threads=threads, seconds=seconds, seed=seed
+            )
+            if best is not None:
+                recipe, made = str(best), prepared.write(best)
+        if made is not None:
+            with stage("measure"):
+                verdict = benchmark(source, made, threads=threads, seconds=seconds, feeds=feeds, seed=seed)
+            accepted, reason = _decide(verdict, accuracy, "float16" if kind == "float16" else "int8")
+        else:
             reason = (
                 "the model has no operator with weights that can be quantized"
                 if not tried
                 else "no int8 file could be run"
             )
-        else:
-            with stage("measure int8"):
-                verdict = benchmark(
-                    source, prepared.write(best), threads=threads, seconds=seconds, feeds=feeds, seed=seed
-                )
-            accepted, reason = _decide(verdict, accuracy)
-        chosen = prepared.write(best) if accepted and best is not None else source
+        chosen = made if accepted and made is not None else source
         floating, operators = left_in_float(chosen)
-        precision: Precision = "float32" if not accepted else "mixed" if floating else "int8"
+        precision: Precision = "float32" if not accepted else "float16" if recipe == HALF else (
+            "mixed" if floating else "int8"
+        )
         if path is None:
             target = _beside(model, precision)
-        elif "int8" in target.name and precision != "int8":
+        elif any(each in target.name and precision != each for each in ("int8", "float16")):
             notes.append(f"{target.name} is the requested name, but the file is {precision}")
         if base is not None:
             with stage("measure against the base"):
                 overall = benchmark(base, chosen, threads=threads, seconds=seconds, feeds=feeds, seed=seed)
-        _copy(chosen, scratch / target.name)
+        _copy(chosen, source, scratch / target.name)
         sizes = [sum(file.stat().st_size for file in scratch.iterdir()), _bytes(source)]
     return Quantized(
-        target, accepted, reason, str(best or ""), accuracy, verdict, overall, sizes[0], sizes[1], tried, tuple(notes),
+        target, accepted, reason, recipe, accuracy, verdict, overall, sizes[0], sizes[1], tried, tuple(notes),
         precision, tuple(floating), operators,
     )
 
@@ -241,9 +258,11 @@ def _beside(model: nn.Module | str | os.PathLike[str], precision: Precision) -> 
     return Path(name) if isinstance(model, nn.Module) else Path(model).with_suffix(f".{name}")
 
 
-def _decide(verdict: Verdict, accuracy: Accuracy | None) -> tuple[bool, str]:
+def _decide(verdict: Verdict, accuracy: Accuracy | None, form: Literal["int8", "float16"]) -> tuple[bool, str]:
     if accuracy is None or not accuracy.enough:
-        return False, f"int8 is not accurate enough: {accuracy}"
+        return False, f"{form} is not accurate enough: {accuracy}"
+    if form == "float16":
+        return True, f"float16, as asked, accurate enough: {verdict.ratio.value:.2f} times as fast as float32"
     if verdict.decision != "faster":
         return False, f"int8 is not faster: {verdict.ratio}, {verdict.decision}"
     return True, f"int8 is {verdict.ratio.value:.2f} times as fast as float32, and accurate enough"
@@ -258,7 +277,7 @@ def _read(
         if not isinstance(model, nn.Module):
             raise InvalidArgument(
                 "calibration holds pictures, and a file does not tell how they are scaled and normalized; give the "
-                "module, or batches"
+                "batches that its module, by load_onnx, makes of them as you say, or other batches"
             )
         args, kwargs = normalize_inputs(example) if example is not None else ((), {})
         shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -287,9 +306,10 @@ def _float_file(
     elif example is None:
         args, kwargs = infer(model)
         example = args or kwargs
+    dynamic = None if noted(model, FILE) is not None else BATCH  # a file that was loaded is written as it is
     with stage("export"):
         try:
-            return export(model, folder / "float.onnx", example_inputs=example, dynamic=BATCH).path, given
+            return export(model, folder / "float.onnx", example_inputs=example, dynamic=dynamic).path, given
         except InvalidInputs as error:
             if not isinstance(first, tuple | list) or len(first) < 2:
                 raise
@@ -308,9 +328,15 @@ def _bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in (path, *map(path.with_name, referred(path))) if file.is_file())
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a model and its weights, into one file if they fit."""
-    model = onnx.load(source)
+def _copy(chosen: Path, source: Path, target: Path) -> None:
+    """Copy a model and its weights, into one file if they fit, with what `source` says beside its graph."""
+    model, said = onnx.load(chosen), onnx.load(source, load_external_data=False)
+    del model.metadata_props[:]
+    model.metadata_props.extend(said.metadata_props)
+    for mine, theirs in ((model, said), (model.graph, said.graph)):
+        for name in ("name", "doc_string", "producer_name", "producer_version", "domain", "model_version"):
+            if getattr(mine, name, None) != getattr(theirs, name, None):
+                setattr(mine, name, getattr(theirs, name))
     if model.ByteSize() < SINGLE_FILE_BYTES:
         onnx.save(model, target)
     else:

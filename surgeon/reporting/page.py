@@ -103,6 +103,11 @@ def _understood(folder: Path) -> Iterator[None]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.parent.suffix == ".onnx":
+        raise InvalidArgument(
+            f"{path.parent} is an ONNX file, which tells nothing of a cut; give the FOLDER that `surgeon shrink "
+            f"{path.parent} -o FOLDER` writes"
+        )
     if not path.exists():
         raise InvalidArgument(f"{path} is missing; name a folder of surgeon shrink -o")
     report: dict[str, Any] = _DOCUMENT.read(path)
@@ -127,7 +132,8 @@ def _pictures(
     files = find(folder, "base.onnx"), find(folder, "slim.onnx")
     if all(file.is_file() for file in files):
         with stage("profile operators"):
-            base, slim = (shares(file, threads=threads, runs=runs) for file in files)
+            example = _example(report)
+            base, slim = (shares(file, threads=threads, runs=runs, example=example) for file in files)
         measured = report.get("benchmark")
         if measured:
             latencies = measured["base"]["low"], measured["slim"]["low"]
@@ -142,6 +148,15 @@ def _pictures(
     if len(points) > 1:
         pictures["budget"] = figures.budgets(points)
     return pictures
+
+
+def _example(report: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The shapes of the example inputs by name, which an ONNX file of the user's does not tell itself."""
+    checked = ((report.get("exports") or {}).get("base") or {}).get("shapes_checked") or [{}]
+    shapes: dict[str, list[int]] = dict(checked[0])
+    if not all(type(size) is int and 0 < size < 1 << 32 for shape in shapes.values() for size in shape):
+        raise ValueError("shapes_checked")
+    return shapes
 
 
 def _page(report: Mapping[str, Any], pictures: Mapping[str, Any], accuracy: Mapping[str, float]) -> str:

@@ -60,10 +60,10 @@ class Report:
     the budget, to their default alignment. `certificate` is the result of verification, `inputs` says which of their
     sizes are free and what fixes the others, `configuration` what became of the configurations that the model holds,
     such as Hugging Face's, `latency` is the requested and measured latency, `recovery` the layers that were fitted
-    after the cut, `agreement` how much of the function is kept, `notes` what layers were fitted on or why none was,
-    `basis` the groups that were rotated before the cut, `exports` and `benchmark` the results of export and benchmark,
-    if they ran. `seconds` is the time of each stage. `command` and `date` say how and when it was written, where the
-    command line did it.
+    after the cut, `agreement` how much of the function is kept, `metric` how good the model is at its job, before and
+    after, `notes` what layers were fitted on or why none was, `basis` the groups that were rotated before the cut,
+    `exports` and `benchmark` the results of export and benchmark, if they ran. `seconds` is the time of each stage.
+    `command` and `date` say how and when it was written, where the command line did it.
 
     >>> report = Report("Net", "module", "", "macs", requested=0.5, reached=0.49, macs=Change(100, 51),
     ...                 params=Change(10, 6), groups={"conv1": Change(8, 5)}, possible=0.97)
@@ -93,6 +93,7 @@ class Report:
     latency: object = None
     recovery: object = None
     agreement: object = None
+    metric: object = None
     notes: tuple[str, ...] = ()
     basis: object = None
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -181,7 +182,7 @@ class Report:
                 lines.append(f"  {sum(count for _, count in rest):4} for {len(rest)} other reasons")
         lines += [f"input {line}" for line in self.inputs]
         lines += self.configuration
-        parts = [self.latency, self.recovery, self.agreement, self.basis, self.certificate]
+        parts = [self.latency, self.recovery, self.agreement, self.metric, self.basis, self.certificate]
         parts += [*self.exports.values(), self.benchmark]
         lines += [str(found) for found in parts if found is not None]
         lines += self.notes

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from surgeon.errors import InvalidArgument
-from surgeon.frontend.model_loading import current_folder_importable, user_module
+from surgeon.frontend.own_python import called, current_folder_importable
 
 
 @runtime_checkable
@@ -56,11 +56,7 @@ def load(spec: str) -> Task:
     if not source or not name:
         raise InvalidArgument(f"{spec!r} names no task; give package.module:NAME or folder/file.py:NAME")
     with current_folder_importable():
-        try:
-            module = user_module(source)
-        except Exception as error:  # importing runs the user's code
-            raise InvalidArgument(f"{source} can't be imported: {type(error).__name__}: {error}") from error
-        found = getattr(module, name, None)
+        found = called(spec)
         if found is None:
             raise InvalidArgument(f"{source} has no {name!r}")
         if inspect.isclass(found) or (callable(found) and not isinstance(found, Task)):

@@ -14,11 +14,14 @@
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from surgeon.errors import SurgeonError
 from surgeon.support.opening import Unfit, read_bytes
 from surgeon.support.strict_json import loads
+
+#: The metadata of an ONNX file that holds the shapes of its inputs to run it at, as JSON, by input.
+EXAMPLE: Final = "surgeon.example"
 
 _T = TypeVar("_T")
 

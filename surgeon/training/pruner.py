@@ -22,7 +22,8 @@ from surgeon.frontend.parameters import bare_module_in_place, functions, public
 from surgeon.frontend.parameters import importance as criterion
 from surgeon.groups.analyze import analyze
 from surgeon.groups.weights import check_finite
-from surgeon.pipeline.options import BY_CONCERN, Select, Selecting, flat
+from surgeon.pipeline.options import BY_CONCERN, Select
+from surgeon.pipeline.signatures import Selecting, flat
 from surgeon.plans.carried import attach
 from surgeon.plans.plan import Plan
 from surgeon.scoring import GRADIENT_CRITERIA, Criterion, Gradients, score

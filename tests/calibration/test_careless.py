@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import surgeon
-from surgeon.calibration.data import Calibration, _Reader, calibrate
+from surgeon.calibration.data import Calibration, Reader, calibrate
 from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.frontend.trace import trace
 
@@ -222,7 +222,7 @@ def test_the_processes_of_a_loader_that_keeps_them_stay() -> None:
 
 def test_inputs_follow_the_model_to_its_device() -> None:
     elsewhere = nn.Linear(3, 2, device="meta")
-    (found,), _ = _Reader(trace(nn.Linear(3, 2), torch.zeros(2, 3)), elsewhere).inputs([torch.ones(2, 3)])
+    (found,), _ = Reader(trace(nn.Linear(3, 2), torch.zeros(2, 3)), elsewhere).inputs([torch.ones(2, 3)])
     assert found.device.type == "meta"
 
 

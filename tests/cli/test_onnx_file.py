@@ -1,11 +1,14 @@
 """An ONNX file in the place of a model."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnxruntime import InferenceSession
 from PIL import Image
 
 from testbed.onnx_graphs import branching, convolutional, model, weight
@@ -121,3 +124,73 @@ def test_the_file_that_goes_in_stays(path: Path) -> None:
     assert result.exit_code == 1 and "give another name" in result.output and path.read_bytes() == before
     result = call("shrink", path, "--ratio", "0.3", "--force", "-o", path.parent / "folder")
     assert result.exit_code == 1 and not (path.parent / "folder").exists()
+
+
+SCORE = """
+import numpy as np
+
+def score(feeds, outputs):
+    (y,) = outputs
+    return np.mean(y.argmax(1) == feeds["label"])
+
+number = 3
+"""
+
+
+def test_how_good_the_file_is_at_its_job(tmp_path: Path) -> None:
+    onnx.save(wide(), tmp_path / "net.onnx")
+    (tmp_path / "job.py").write_text(SCORE)
+    x = weight(256, 256)
+    (y,) = InferenceSession(tmp_path / "net.onnx").run(None, {"x": x})
+    np.savez(tmp_path / "feeds.npz", x=x)
+    np.savez(tmp_path / "test.npz", x=x[:64], label=y[:64].argmax(1))
+    given = ("shrink", tmp_path / "net.onnx", "--data", tmp_path / "feeds.npz", "--shape", "2,256", "--samples", "64",
+             "--no-distill", "--no-bench", "-o", tmp_path / "slim.onnx", "--metric-data", tmp_path / "test.npz")
+    text = good(*given, "--metric", f"{tmp_path / 'job.py'}:score", "--min-metric", "0.5")
+    assert re.search(r"score: 1 \(1 to 1\) before, 0\.\d+ \(", text) and "on 64 samples" in text
+    found = json.loads(good(*given, "--metric", f"{tmp_path / 'job.py'}:score", "--ratio", "0.2", "--json"))
+    assert found["metric"]["before"]["value"] == 1.0 and 0 < found["metric"]["kept"]["low"] <= 1
+    for name, told in (("number", "is a int, not a function"), ("no", "names no function")):
+        assert told in call(*given, "--metric", f"{tmp_path / 'job.py'}:{name}", "--ratio", "0.2").stderr
+    assert "can't be imported" in call(*given, "--metric", "none.py:score", "--ratio", "0.2").stderr
+
+
+def test_on_another_cpu_it_is_predicted_to_be_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx.save(wide(), tmp_path / "net.onnx")
+    good("profile", tmp_path / "net.onnx", "--shape", "1,256", "-o", tmp_path / "pi.json")
+    taken = json.loads((tmp_path / "pi.json").read_text())
+    (tmp_path / "pi.json").write_text(json.dumps({**taken, "cpu": "a Raspberry Pi"}))
+    whole = next(iter(taken["models"].values()))["ms"]
+    monkeypatch.setattr("surgeon.benchmark", lambda *_, **__: pytest.fail("it was measured here"))
+    with pytest.warns(UserWarning, match="a Raspberry Pi"):
+        text = good("shrink", tmp_path / "net.onnx", "--latency-ms", whole / 2, "--device", tmp_path / "pi.json",
+                    "--shape", "1,256", "--no-compensate", "-o", tmp_path / "slim.onnx")
+    assert "verdict: predicted to be faster, " in text and "on a Raspberry Pi, by its profile, not measured" in text
+    assert (tmp_path / "slim.onnx").stat().st_size < (tmp_path / "net.onnx").stat().st_size
+
+
+def test_what_a_folder_of_a_file_is_good_for(path: Path, tmp_path: Path) -> None:
+    good("shrink", path, "--ratio", "0.3", "--shape", "2,3,8,8", "--no-compensate", "--no-bench", "-o",
+         tmp_path / "out")
+    assert "end to end with zeroed parameters" in good("verify", path, tmp_path / "out", "--shape", "2,3,8,8")
+    slim = tmp_path / "out" / "slim.onnx"
+    assert "holds no plan; give the FOLDER" in call("verify", path, slim).stderr
+    assert "give the FOLDER that `surgeon shrink" in call("report", slim).stderr
+    good("kit", path, "--shape", "2,3,8,8", "-o", tmp_path / "kit.pyz")
+
+
+def test_the_sizes_that_a_file_leaves_free_are_told(path: Path) -> None:
+    assert "inputs    x (1, 3, 16, 8)" in good("bench", path, path, "--shape", "1,3,16,8")
+    assert "inputs    x (2, 3, 224, 224)" in good("bench", path, path)
+    assert "inputs" not in json.loads(good("bench", path, path, "--json"))
+
+
+def test_pictures_calibrate_int8_as_the_options_say(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for index in range(6):
+        Image.new("RGB", (12, 9), (index * 40, 128, 255)).save(tmp_path / "pictures" / f"{index}.png")
+    given = ("quantize", path, "--calibration", tmp_path / "pictures", "--float16", "-o", tmp_path / "half.onnx")
+    told = ("--mean", "0.5", "--std", "0.2", "--resize", "8,8")
+    assert "float16" in good(*given, *told)
+    assert "give --mean and --std" in call(*given, "--resize", "8,8").stderr
+    assert "are for a folder of pictures" in call("quantize", path, "--mean", "0.5").stderr

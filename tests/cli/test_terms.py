@@ -131,7 +131,7 @@ HALF = (*SHRINK, "--ratio", "0.5")
 # the arguments, what is printed
 SAID: list[tuple[tuple[str, ...], str]] = [
     ((*SHRINK, "--ratio", "1.5"), r"--ratio 1\.5: give the share"),
-    (SHRINK, "give --ratio, --latency-ms or --min-agreement"),
+    (SHRINK, "give --ratio, --latency-ms, --min-agreement or --min-metric"),
     ((*HALF, "--latency-ms", "3"), r"--ratio 0\.5 and --latency-ms 3"),
     ((*SHRINK, "--latency-ms", "-3"), r"--latency-ms -3\.0: give a number above 0"),
     ((*HALF, "--min-width", "nothing=4"), "--min-width: no group is named 'nothing'"),

@@ -16,8 +16,9 @@ from surgeon.deploy import lowering
 from surgeon.deploy.export import export
 from surgeon.deploy.export_report import ExportReport
 from surgeon.device.benchmark import benchmark
-from surgeon.device.ort_session import EXAMPLE, make_feeds, open_session
+from surgeon.device.ort_session import make_feeds, open_session
 from surgeon.errors import ExportError, InvalidArgument, TraceError
+from surgeon.support.documents import EXAMPLE
 from surgeon.support.time_limit import TimeIsUp
 from tests.deploy_nets import conv_net, operators, output_names, run
 

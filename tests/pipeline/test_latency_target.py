@@ -225,7 +225,7 @@ def test_a_profile_of_another_model_is_refused_with_the_remedy(taken: Path) -> N
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({}, InvalidArgument, "ratio to remove, latency_ms, or min_agreement"),
+    ({}, InvalidArgument, "ratio to remove, latency_ms, min_agreement, or min_metric"),
     ({"ratio": 0.5, "latency_ms": 1.0}, InvalidArgument, "give one of them"),
     ({"latency_ms": -1.0}, InvalidArgument, "above 0"),
     ({"latency_ms": "fast"}, InvalidArgument, "above 0"),

@@ -17,18 +17,8 @@ from typer.testing import CliRunner
 import surgeon
 from surgeon.cli.main import app
 from surgeon.errors import InvalidArgument
-from surgeon.pipeline.options import (
-    CONCERNS,
-    Data,
-    Options,
-    Planning,
-    Repair,
-    Select,
-    Selecting,
-    Shrinking,
-    Target,
-    keywords,
-)
+from surgeon.pipeline.options import CONCERNS, Data, Job, Options, Repair, Select, Target, keywords
+from surgeon.pipeline.signatures import Planning, Selecting, Shrinking
 from surgeon.training import schedules
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
@@ -124,6 +114,10 @@ def test_an_option_that_is_none_is_a_type_error(name: str, option: str) -> None:
     (Target, {"ratio": 0.5, "max_params": 9}, "max_params=9.0 is for a latency"),
     (Data, {"samples": 0}, "samples=0: give an integer"),
     (Select, {"min_width": {"*": 2.5}}, r"min_width\['\*'\]=2\.5: give a share"),
+    (Job, {"min_metric": 0.9}, "min_metric is of a metric; pass metric="),
+    (Job, {"metric": "accuracy"}, "metric='accuracy': give a function of a batch"),
+    (Options.of, {"min_agreement": 0.9, "latency_ms": 3}, "min_agreement=0.9 is a target of its own"),
+    (Options.of, {"min_agreement": 0.9, "metric": max, "min_metric": 0.9}, "leave ratio, latency_ms and min_agreement"),
     (Repair, {"distill": 1}, "distill=1: give True or False"),
     (Options.of, {"latency_ms": 3, "align": 8}, "align=8: for a latency, the device decides"),
     (Options.of, {"ratio": 0.5, "budget": "latency", "scope": "local"}, "scope='local': for a latency"),

@@ -18,10 +18,12 @@ from surgeon.device.benchmark import Latency, Verdict
 from surgeon.device.layout import Comparison, Layout
 from surgeon.device.statistics import Decision, Ratio
 from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, OutputError
+from surgeon.onnx_import.load import load_onnx
 from surgeon.quantization import recipes
 from surgeon.quantization.calibration import Input, collect, divide
 from surgeon.quantization.quantize import Quantized, quantize
 from surgeon.quantization.quantizer import Recipe, Source
+from testbed.onnx_graphs import convolutional
 from tests.deploy_nets import Masked, conv_net, run
 
 EMPTY = Layout((), 0, 0, 0, 0, 0)
@@ -337,3 +339,45 @@ def test_the_first_convolution_is_folded_where_that_is_faster(decide: Any, tmp_p
     assert result.accepted and "stride folded" in result.recipe
     assert quantized(tmp_path / "out.onnx")["folded"] == 1
     assert result.accuracy is not None and 0 < result.accuracy.deviation < 0.1
+
+
+def file_of_a_user(path: Path) -> Path:
+    """A file that says something beside its graph, and leaves the sizes of its pictures free."""
+    made = convolutional()
+    made.metadata_props.add(key="alphabet", value="abc")
+    made.doc_string, made.producer_name = "reads", "somebody"
+    onnx.save(made, path)
+    return path
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_file_of_the_users_keeps_what_it_says(
+    loaded: bool, tmp_path: Path, decide: Callable[..., Any]
+) -> None:
+    decide("faster")
+    path = file_of_a_user(tmp_path / "net.onnx")
+    model = load_onnx(path) if loaded else path
+    rows = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
+    batches = [{"x": rows}, {"x": rows + 1}]
+    made = quantize(model, batches, path=tmp_path / "small.onnx", deviation=1.0, judge="deviation")
+    after, before = onnx.load(made.path), onnx.load(path)
+    assert made.accepted and quantized(made.path)["Conv"]
+    assert after.metadata_props == before.metadata_props and after.doc_string == "reads"
+    assert after.graph.input == before.graph.input and after.graph.output == before.graph.output
+    assert after.producer_name == "somebody" and after.graph.name == before.graph.name
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_float16_is_half_the_bytes_however_fast(
+    calibrated: bool, tmp_path: Path, decide: Callable[..., Any]
+) -> None:
+    decide("slower")
+    path = file_of_a_user(tmp_path / "net.onnx")
+    rows = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
+    made = quantize(path, [{"x": rows}] if calibrated else None, kind="float16", judge="deviation")
+    assert made.accepted and made.precision == "float16" and made.path.name == "net.float16.onnx"
+    kinds = {each.data_type for each in onnx.load(made.path).graph.initializer if np.prod(each.dims) > 100}
+    assert kinds == {onnx.TensorProto.FLOAT16} and "2.00 times as fast" in str(made)
+    assert onnx.load(made.path).graph.input == onnx.load(path).graph.input
+    strict = quantize(path, None, kind="float16", judge="deviation", deviation=1e-9)
+    assert not strict.accepted and strict.precision == "float32" and "float16 is not accurate enough" in strict.reason

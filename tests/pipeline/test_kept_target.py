@@ -1,4 +1,4 @@
-"""How much of the function is kept: what the report says of it, and the smallest model that keeps so much."""
+"""How much of the original is kept: what the report says of it, and the smallest model that keeps so much."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.errors import Infeasible, InvalidArgument
+from surgeon.deploy.profiling import profile_groups
+from surgeon.errors import Infeasible, InvalidArgument, TraceError
 
 
 def images(count: int, seed: int) -> Tensor:
@@ -97,5 +98,73 @@ def test_what_no_smaller_model_keeps_is_refused() -> None:
 def test_it_needs_inputs_and_no_other_target() -> None:
     with pytest.raises(InvalidArgument, match=r"min_agreement=0\.9 is told by inputs"):
         cut(Net(), min_agreement=0.9, compensate=False)
-    with pytest.raises(InvalidArgument, match="leave ratio and latencies out"):
+    with pytest.raises(InvalidArgument, match="leave ratio, latency_ms out"):
         cut(Net(), 0.5, min_agreement=0.9)
+
+
+def right(feeds: Any, outputs: list[Any]) -> float:
+    return float((outputs[0].argmax(1) == feeds[1]).mean())
+
+
+def labeled(net: Net, count: int = 192) -> tuple[Tensor, Tensor]:
+    """Images, and the classes that the network puts the most of them into."""
+    given = images(count, 2)
+    with torch.no_grad():
+        found = net.eval()(given).argmax(1)
+    found[::8] = 0
+    return given, found
+
+
+def test_how_good_it_is_at_its_job_is_told_before_and_after() -> None:
+    net = Net()
+    test = labeled(net)
+    slim, report = cut(net, 0.7, data=images(64, 1), metric=right, metric_data=[test])
+    with torch.no_grad():
+        after = float((slim(test[0]).argmax(1) == test[1]).float().mean())
+    assert report.metric.after.value == pytest.approx(after) and report.metric.count == len(test[0])
+    assert report.metric.before.value > 0.8 and "of it kept; 95 % intervals, on 192 samples" in str(report)
+    assert '"metric"' in report.to_json() and "metric" in report.seconds
+    _, plain = cut(net, 0.7, metric=right, metric_data=[test])
+    assert plain.metric.before == report.metric.before
+
+
+def test_the_smallest_model_that_keeps_its_job() -> None:
+    net = Net()
+    options = {"metric": right, "metric_data": [labeled(net)], "data": images(64, 1)}
+    slim, report = cut(net, min_metric=0.9, **options)
+    assert report.metric.kept.value >= 0.9 and 0.3 < report.reached < 0.99
+    assert slim.surgeon_plan.settings["ratio"] == report.requested
+    with pytest.raises(Infeasible, match=r"min_metric=1\.0: no smaller model that was tried keeps it; "):
+        cut(net, min_metric=1.0, min_width={"first": 1.0}, **options)
+
+
+def test_the_fastest_model_that_keeps_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, taken = Net(), []
+
+    def profile(*args: Any, **options: Any) -> Any:
+        taken.append(options)
+        return profile_groups(*args, **options)
+
+    monkeypatch.setattr("surgeon.pipeline.decision.profile_groups", profile)
+    monkeypatch.setattr("surgeon.device.profile.Profile.warnings_here", lambda *_: ["another CPU"])
+    given = {"metric": right, "metric_data": [labeled(net)], "min_metric": 0.5, "budget": "latency"}
+    with pytest.warns(UserWarning, match="another CPU"):
+        _, report = cut(net, align=None, **given)
+    assert len(taken) == 1 and report.metric.kept.value >= 0.5
+    assert report.latency.predicted < report.latency.base
+
+
+def test_a_metric_is_of_the_whole_model() -> None:
+    class Choosing(nn.Module):
+        """It loops over values, which no trace can follow."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.head = Net(), nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 5))
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.net(x)
+            return self.head(y[[place for place in range(len(y)) if y[place, 0].item() > -100]])
+
+    with pytest.raises(TraceError, match="a metric is of the whole model"):
+        surgeon.shrink(Choosing().eval(), 0.5, example_inputs=images(2, 0), metric=right, metric_data=[labeled(Net())])
