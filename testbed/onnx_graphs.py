@@ -156,6 +156,23 @@ def of_integers() -> onnx.ModelProto:
     )
 
 
+def strided(rows: str = "n", first: int = 0, more: int = 0) -> onnx.ModelProto:
+    """Means of channels, read one by one by their numbers, as torch.onnx writes `as_strided`."""
+    return model(
+        f"""net (float[{rows},3,6,6] x) => (float[m,5] y) {{
+            a = Conv (x, w)  b = ReduceMean <axes = [2, 3]> (a)  f = Reshape (b, all)
+            s = Shape <start = 0, end = 1> (x)  n = Squeeze (s)  k = Sub (n, less)
+            r = Range (zero, k, one)  t = Mul (r, eight)  u = Unsqueeze (t, axes)
+            i = Add (u, table)  j = Add (i, nothing)  c = Gather (f, j)
+            d = Transpose <perm = [0, 2, 3, 1]> (c)  e = LayerNormalization (d, gain)
+            g = MatMul (e, v)  y = Reshape (g, to)
+        }}""",
+        w=weight(8, 3, 3, 3), all=np.array([-1]), less=np.array(more), zero=np.array(0), one=np.array(1),
+        eight=np.array(8), axes=np.array([1, 2, 3]), table=first + np.arange(8).reshape(1, 8, 1, 1),
+        nothing=np.zeros((1, 1, 1, 1), np.int64), gain=1 + weight(8), v=weight(8, 5), to=np.array([-1, 5]),
+    )
+
+
 def external(location: str, **more: int) -> Callable[[onnx.ModelProto], None]:
     """A change of a model whose first initializer is in another file afterwards; `more` is an offset or a length."""
 

@@ -134,13 +134,13 @@ class Builder:
     def _is_apart(self, constant: Constant) -> bool:
         """Whether a tensor that is read again is all of one value: exporters write equal tensors once, and those are.
 
-        Such as the gains and shifts of norms that were not trained. They mean nothing to one another.
+        Such as the gains and shifts of norms that were not trained, or masks that are open. They mean nothing to one
+        another.
         """
         name = constant.name
         if name not in self._of_one_value:
-            fits = constant.floating and 1 < constant.count <= APART
-            value = constant.tensor() if fits else None
-            self._of_one_value[name] = value is not None and bool((value == value.reshape(-1)[0]).all())
+            values = constant.tensor().reshape(-1, 1).view(torch.uint8) if 1 < constant.count <= APART else None
+            self._of_one_value[name] = values is not None and bool((values == values[:1]).all())
         return self._of_one_value[name]
 
     def _keep(self, body: Body, constant: Constant) -> None:

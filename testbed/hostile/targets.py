@@ -27,7 +27,7 @@ from surgeon.reporting import page
 from surgeon.study.runs import Run
 from surgeon.study.store import store
 from surgeon.training import checkpoint
-from testbed.onnx_graphs import branching, convolutional, gathered, of_integers, rounded
+from testbed.onnx_graphs import branching, convolutional, gathered, of_integers, rounded, strided
 
 
 class Net(nn.Module):
@@ -231,6 +231,7 @@ def targets() -> dict[str, list[Target]]:
             Target("rounded.onnx", rounded().SerializeToString(), read_module, {}),
             Target("gathered.onnx", gathered().SerializeToString(), read_module, {}),
             Target("integers.onnx", of_integers().SerializeToString(), read_module, {}),
+            Target("strided.onnx", strided().SerializeToString(), read_module, {}),
         ],
         "npz": [
             Target("good.npz", _arrays(a=data, b=np.zeros((4, 2))), read_data, {}),

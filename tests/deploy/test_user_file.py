@@ -197,14 +197,15 @@ def test_weights_outside_of_the_file_are_outside_of_it_again(tmp_path: Path) -> 
 
 
 def untrained() -> onnx.ModelProto:
-    """Two norms whose gains and shifts, equal ones and zeros, the file holds once."""
+    """Two norms whose gains and shifts, equal ones and zeros, the file holds once, and an open mask."""
     return model(
         """net (float[n,6] x) => (float[n,5] y) {
-            a = MatMul (x, w1)  b = LayerNormalization (a, one, zero)  c = Relu (b)
-            d = MatMul (c, w2)  e = LayerNormalization (d, one, zero)  y = MatMul (e, w3)
+            a = MatMul (x, w1)  b = LayerNormalization (a, one, zero)  p = Where (open, b, none)  c = Relu (p)
+            d = MatMul (c, w2)  e = LayerNormalization (d, one, zero)  q = Where (open, e, none)  y = MatMul (q, w3)
         }""",
-        w1=weight(6, 16), one=np.ones(16, np.float32), zero=np.zeros(16, np.float32), w2=weight(16, 16),
-        w3=weight(16, 5),
+        open=np.ones(80, bool), none=np.float32(0),
+        w1=weight(6, 80), one=np.ones(80, np.float32), zero=np.zeros(80, np.float32), w2=weight(80, 80),
+        w3=weight(80, 5),
     )
 
 
@@ -212,12 +213,12 @@ def test_what_is_of_one_value_ties_its_readers_in_no_way(tmp_path: Path) -> None
     x = torch.randn(3, 6)
     onnx.save(untrained(), tmp_path / "net.onnx")
     net = surgeon.load_onnx(tmp_path / "net.onnx")
-    assert [group.size for group in surgeon.inspect(net, x)] == [16, 16]
+    assert [group.size for group in surgeon.inspect(net, x)] == [80, 80]
     assert [net.initializers[name] for name in ("one", "one_2", "zero", "zero_2")] == ["one", "one", "zero", "zero"]
     slim, report, made = slimmed(untrained(), tmp_path, x)
     assert report.original is not None and slim.one.shape != slim.one_2.shape
-    cut = [each for each in (slim.one, slim.one_2) if len(each) < 16]
-    assert cut and [node.op_type for node in made.graph.node].count("Constant") == 2 * len(cut)
+    cut = [each for each in (slim.one, slim.one_2) if len(each) < 80]
+    assert cut and [node.op_type for node in made.graph.node].count("Constant") == 3 * len(cut)
     agrees(tmp_path / "slim.onnx", slim, x=torch.randn(2, 6))
 
 

@@ -17,7 +17,7 @@ from surgeon.errors import InvalidArgument, InvalidInputs, InvalidModel, Surgeon
 from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.notes import FILE
 from surgeon.frontend.trace import trace
-from testbed.onnx_graphs import branching, convolutional, model, weight
+from testbed.onnx_graphs import branching, convolutional, model, strided, weight
 
 
 def loaded(proto: onnx.ModelProto, folder: Path, **options: Any) -> Any:
@@ -238,23 +238,6 @@ def test_sizes_that_go_together_are_found(batch: str, tmp_path: Path) -> None:
     net = loaded(stateful(batch), tmp_path)
     found = free_sizes(net, ((torch.ones(3, 2, 6), torch.zeros(2, 2, 4)), {}))
     assert {each.place for each in found.free} == {(0, 0), (0, 1), (1, 1)}
-
-
-def strided(rows: str, first: int, more: int = 0) -> onnx.ModelProto:
-    """Means of channels, read one by one by their numbers, as torch.onnx writes `as_strided`."""
-    return model(
-        f"""net (float[{rows},3,6,6] x) => (float[m,5] y) {{
-            a = Conv (x, w)  b = ReduceMean <axes = [2, 3]> (a)  f = Reshape (b, all)
-            s = Shape <start = 0, end = 1> (x)  n = Squeeze (s)  k = Sub (n, less)
-            r = Range (zero, k, one)  t = Mul (r, eight)  u = Unsqueeze (t, axes)
-            i = Add (u, table)  j = Add (i, nothing)  c = Gather (f, j)
-            d = Transpose <perm = [0, 2, 3, 1]> (c)  e = LayerNormalization (d, gain)
-            g = MatMul (e, v)  y = Reshape (g, to)
-        }}""",
-        w=weight(8, 3, 3, 3), all=np.array([-1]), less=np.array(more), zero=np.array(0), one=np.array(1),
-        eight=np.array(8), axes=np.array([1, 2, 3]), table=first + np.arange(8).reshape(1, 8, 1, 1),
-        nothing=np.zeros((1, 1, 1, 1), np.int64), gain=1 + weight(8), v=weight(8, 5), to=np.array([-1, 5]),
-    )
 
 
 def test_values_that_are_read_by_their_numbers_in_order_keep_their_axes(tmp_path: Path) -> None:
