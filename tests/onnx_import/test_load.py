@@ -11,12 +11,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 import surgeon
 from surgeon.errors import InvalidArgument, InvalidInputs, InvalidModel, SurgeonError
 from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.notes import FILE
 from surgeon.frontend.trace import trace
+from surgeon.onnx_import.usual import usual_shapes
 from testbed.onnx_graphs import branching, convolutional, model, weight
 
 
@@ -238,3 +240,15 @@ def test_sizes_that_go_together_are_found(batch: str, tmp_path: Path) -> None:
     net = loaded(stateful(batch), tmp_path)
     found = free_sizes(net, ((torch.ones(3, 2, 6), torch.zeros(2, 2, 4)), {}))
     assert {each.place for each in found.free} == {(0, 0), (0, 1), (1, 1)}
+
+
+def test_a_file_that_was_exported_here_tells_its_sizes(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    surgeon.export(net, tmp_path / "net.onnx", example_inputs=torch.randn(4, 3, 20, 12))
+    (made,) = surgeon.load_onnx(tmp_path / "net.onnx").dummy_inputs.values()
+    assert made.shape[1:] == (3, 20, 12)
+    (made,) = surgeon.load_onnx(tmp_path / "net.onnx", sizes={"height": 32}).dummy_inputs.values()
+    assert made.shape[1:] == (3, 32, 12)
+    assert {name: shape[1:] for name, shape in usual_shapes(tmp_path / "net.onnx").items()} == {"input": (3, 20, 12)}
+    (tmp_path / "none.onnx").write_bytes(b"none")
+    assert usual_shapes(tmp_path / "none.onnx") == {}
