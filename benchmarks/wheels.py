@@ -64,7 +64,8 @@ _MOS = """
 import numpy
 from speechmos import {module}
 heard = numpy.load("speech.npy")
-print({{name: round(float(value), 2) for name, value in {call}.items()}})
+found = {call}
+print({{name: round(float(value), 2) for name, value in found.items() if isinstance(value, (float, numpy.floating))}})
 """
 PROGRAMS = {
     "rapidocr": Program("rapidocr_onnxruntime", (
@@ -105,12 +106,12 @@ print(round(Classifier(intra_op_threads=1).score(Image.open("photograph.png")), 
     "ddddocr": Program("ddddocr", ("common_old.onnx",), """
 from pathlib import Path
 from ddddocr import DdddOcr
-print(DdddOcr(show_ad=False, old=True).classification(Path("line.png").read_bytes()))
+print(repr(DdddOcr(show_ad=False, old=True).classification(Path("line.png").read_bytes())))
 """),
     "ddddocr, beta": Program("ddddocr", ("common.onnx",), """
 from pathlib import Path
 from ddddocr import DdddOcr
-print(DdddOcr(show_ad=False, beta=True).classification(Path("line.png").read_bytes()))
+print(repr(DdddOcr(show_ad=False, beta=True).classification(Path("line.png").read_bytes())))
 """),
     "ddddocr's detector": Program("ddddocr", ("common_det.onnx",), """
 from pathlib import Path
@@ -150,7 +151,7 @@ def inputs(folder: Path, picture: Path) -> None:
     """Write what the programs are run on."""
     page = ((pages(1, True)[0][0].transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
     Image.fromarray(page).resize((960, 960)).save(folder / "page.png")
-    line = Image.fromarray(page).resize((960, 960)).crop((0, 0, 480, 120))
+    line = Image.fromarray(page).resize((960, 960)).crop((310, 310, 920, 410))
     line.save(folder / "line.png")
     with Image.open(picture) as opened:
         opened.convert("RGB").resize((640, 480)).save(folder / "photograph.png")
@@ -176,7 +177,7 @@ def said(program: Program, places: Sequence[Path], folder: Path) -> tuple[bool, 
         timeout=SECONDS, env={**os.environ, "PYTHONPATH": paths, "NUMBA_CACHE_DIR": str(folder)},
     )
     text = ran.stdout if ran.returncode == 0 else ran.stderr
-    return ran.returncode == 0, last_line(text or "nothing was said")[:LONGEST]
+    return ran.returncode == 0, last_line(text.strip() or "nothing was said")[:LONGEST]
 
 
 def measure(program: Program, wheel: Path, libraries: Sequence[Path], folder: Path) -> dict[str, Any]:

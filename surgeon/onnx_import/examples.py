@@ -28,7 +28,7 @@ _LENGTHS = (64, 16, 8, 256, 512, 576, 1024, 16000)
 
 
 def exported_at(model: OnnxModel) -> dict[str, int]:
-    """The sizes of all axes but the first that a file says it was exported at, by input and axis."""
+    """The sizes that a file says it was exported at, by input and axis; not of the first, nor of what is asked for."""
     told = next((each.value for each in model.source.model.metadata_props if each.key == EXAMPLE), "{}")
     try:
         shapes = loads(told)
@@ -38,8 +38,9 @@ def exported_at(model: OnnxModel) -> dict[str, int]:
     for port in model.inputs:
         shape = shapes.get(port.name) if isinstance(shapes, dict) else None
         if isinstance(shape, list) and len(shape) == len(port.sizes or ()):
-            sizes = {f"{port.name}:{axis}": size for axis, size in enumerate(shape) if axis}
-            found |= {place: size for place, size in sizes.items() if type(size) is int and 0 < size <= MOST_VALUES}
+            for axis, (size, name) in enumerate(zip(shape, port.sizes or (), strict=True)):
+                if axis and str(name) not in model.sizes and type(size) is int and 0 < size <= MOST_VALUES:
+                    found[f"{port.name}:{axis}"] = size
     return found
 
 

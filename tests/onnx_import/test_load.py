@@ -11,12 +11,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 import surgeon
 from surgeon.errors import InvalidArgument, InvalidInputs, InvalidModel, SurgeonError
 from surgeon.frontend.free_sizes import free_sizes
 from surgeon.frontend.notes import FILE
 from surgeon.frontend.trace import trace
+from surgeon.onnx_import.usual import usual_shapes
 from testbed.onnx_graphs import branching, convolutional, model, strided, weight
 
 
@@ -254,3 +256,15 @@ def test_values_that_are_read_by_their_numbers_in_order_keep_their_axes(tmp_path
 def test_values_that_are_read_by_other_numbers_are_right(proto: onnx.ModelProto, tmp_path: Path) -> None:
     net, x = loaded(proto, tmp_path), torch.randn(3, 3, 6, 6)
     np.testing.assert_allclose(net(x).detach().numpy(), by_onnxruntime(proto, x=x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_that_was_exported_here_tells_its_sizes(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    surgeon.export(net, tmp_path / "net.onnx", example_inputs=torch.randn(4, 3, 20, 12))
+    (made,) = surgeon.load_onnx(tmp_path / "net.onnx").dummy_inputs.values()
+    assert made.shape[1:] == (3, 20, 12)
+    (made,) = surgeon.load_onnx(tmp_path / "net.onnx", sizes={"height": 32}).dummy_inputs.values()
+    assert made.shape[1:] == (3, 32, 12)
+    assert {name: shape[1:] for name, shape in usual_shapes(tmp_path / "net.onnx").items()} == {"input": (3, 20, 12)}
+    (tmp_path / "none.onnx").write_bytes(b"none")
+    assert usual_shapes(tmp_path / "none.onnx") == {}
