@@ -314,7 +314,7 @@ class _Search:
     ) -> tuple[dict[Place, int] | None, str]:
         """Sizes of these axes at which the model runs, beside the others; or None, and why not."""
         reason = ""
-        tried: set[int] = set()
+        tried = {self._sizes[place] for place in places}  # as it is, it runs
         for number in range(ROUNDS):
             size = self._other(places[0], number)
             if size in tried:

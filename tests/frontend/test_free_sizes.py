@@ -36,6 +36,8 @@ def _square(net: Any, x: Tensor) -> Any:
 CASES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]], list[str]]] = {
     "convolution": (lambda net, x: net.conv(x), [(2, 3, 8, 8)], ["0 2 3"]),
     "batch of one": (lambda net, x: net.conv(x).flatten(1), [(1, 3, 8, 8)], ["0 2 3"]),
+    "one channel": (lambda net, x: torch.conv2d(x, torch.ones(2, 1, 3, 3)), [(2, 1, 8, 8)], ["0 2 3"]),
+    "one sample": (lambda net, x: net.linear(x.reshape(1, 4)), [(1, 4)], [""]),
     "flattened": (lambda net, x: net.conv(x).flatten(1) @ torch.ones(144, 2), [(2, 3, 8, 8)], ["0"]),
     "square": (_square, [(2, 3, 8, 8)], ["0 2 3"]),
     "multiples of 32": (lambda net, x: x.unflatten(3, (-1, 32)), [(2, 3, 64, 64)], ["0 1 2 3"]),
