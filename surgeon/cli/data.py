@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import InvalidArgument
+from surgeon.support.spec import parts
 
 
 def read(spec: str) -> Any:
@@ -18,8 +19,8 @@ def read(spec: str) -> Any:
     Raises:
         InvalidArgument: it can't be imported or called.
     """
-    package, colon, name = spec.rpartition(":") if ".py:" in spec else spec.partition(":")
-    return _imported(package, name) if colon and package and name and not Path(spec).exists() else spec
+    named = parts(spec)
+    return spec if named is None or Path(spec).exists() else _imported(*named)
 
 
 def _imported(package: str, name: str) -> Any:
