@@ -3,7 +3,7 @@
     python -m benchmarks.picture            # measure what is missing, and draw
     python -m benchmarks.picture --table    # draw only
 
-The residual network of `models/` at three shares of its MACs, on the 10,000 test images of Fashion-MNIST; latency in
+The residual network of `models/` at two shares of its MACs, on the 10,000 test images of Fashion-MNIST; latency in
 onnxruntime, one thread, each file interleaved with the original. Rows are `SYSTEM:RATIO`, one line of JSON a row in
 `benchmarks/results/picture.jsonl`; the picture is `docs/accuracy-latency.svg`. Torch-Pruning is asked for widths that
 are multiples of 16, and the best of its criteria is shown; with labels, it is then trained for an epoch as
@@ -35,7 +35,7 @@ from benchmarks.rows import append, command, last, to_run
 RESULTS = Path(__file__).parent / "results" / "picture.jsonl"
 PICTURE = Path(__file__).parent.parent / "docs" / "accuracy-latency.svg"
 NETWORK = "residual"
-RATIOS = (0.25, 0.5, 0.75)
+RATIOS = (0.25, 0.5)
 #: The systems by their key, with what the picture calls them and the color of their line, on white and on black.
 SYSTEMS = {
     "images": ("surgeon, 1,024 unlabeled images", "#1f6feb", "#58a6ff"),

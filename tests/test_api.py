@@ -122,6 +122,7 @@ LIGHT = [
     ["shrink", "timm:x", "-o", "out", "--ratio", "0.5", "--min-width", "few"],
     ["shrink", "timm:x", "-o", "out", "--ratio", "0.5", "--budget", "time"],
     ["shrink", "timm:x", "-o", "out", "--latency-ms", "5", "--align", "8"],
+    ["inspect", "resnet18"], ["export", "gone.onnx", "-o", "x.onnx"], ["inspect", "timm:x", "--plan", "p.json"],
     ["shrink", "timm:x", "-o", "out", "--keep", "4"], ["shrink", "timm:x", "-o", "out", "--no-distil"],
 ]
 
@@ -135,7 +136,7 @@ def test_the_command_line_helps_and_refuses_without_torch() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     helped = 2 + len(COMMANDS)
-    assert found.stdout.strip() == f"{[0] * helped + [2, 2, 2, 1, 1, 1, 2, 1, 1, 1]} []"
+    assert found.stdout.strip() == f"{[0] * helped + [2, 2, 2, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1]} []"
 
 
 @pytest.mark.parametrize("name", SIGNATURES)

@@ -50,7 +50,7 @@ MAX_ROOMS, MAX_LEVELS = 32, 13
 FORWARDS = {"surgeon/plans/plan.py": "surgeon.pipeline.replay"}
 
 # A package outside of surgeon, and the files of surgeon that may import it.
-RESERVED = {
+RESERVED: dict[str, set[str]] = {
     "models": set(),  # as surgeon.reference it is part of surgeon
     "testbed": set(),
     "tests": set(),

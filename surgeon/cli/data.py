@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import InvalidArgument
+from surgeon.support.spec import parts
 
 
 def read(spec: str) -> Any:
@@ -18,8 +19,8 @@ def read(spec: str) -> Any:
     Raises:
         InvalidArgument: it can't be imported or called.
     """
-    package, _, name = spec.rpartition(":")
-    return _imported(spec) if package and name and not Path(spec).exists() else spec
+    named = parts(spec)
+    return spec if named is None or Path(spec).exists() else _imported(spec)
 
 
 def _imported(spec: str) -> Any:
@@ -45,8 +46,7 @@ def metric(spec: str) -> Any:
     """
     from surgeon.frontend.own_python import called
 
-    source, _, name = spec.rpartition(":")
-    found = called(spec) if source and name else None
+    found = called(spec) if parts(spec) is not None else None
     if not callable(found):
         what = "names no function" if found is None else f"is a {type(found).__name__}, not a function"
         raise InvalidArgument(f"--metric {spec} {what}; give file.py:NAME or package.module:NAME, of feeds and outputs")

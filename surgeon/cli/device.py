@@ -73,8 +73,8 @@ def quantize(
     calibration: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|FOLDER|MODULE:NAME",
-            help="Unlabeled inputs, as --data of `surgeon shrink`; without them, only dynamic int8 is tried.",
+            "--data", "--calibration", metavar="FILE|FOLDER|MODULE:NAME",
+            help="Unlabeled inputs, as for `surgeon shrink`; without them, only dynamic int8 is tried.",
         ),
     ] = None,
     float16: Annotated[

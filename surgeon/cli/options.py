@@ -18,6 +18,7 @@ from surgeon.cli.terms import in_terms
 from surgeon.errors import InvalidArgument, SurgeonError
 from surgeon.pipeline.options import CONCERNS, keywords
 from surgeon.support.arguments import BUDGETS, RENAMED, SCOPES
+from surgeon.support.spec import check
 
 if TYPE_CHECKING:
     from torch import nn
@@ -157,6 +158,7 @@ def reported() -> Iterator[None]:
 
 def load(spec: str, shapes: Sequence[str], pretrained: bool, seed: int) -> tuple[nn.Module, Any]:
     """The model, and example inputs as the Python API takes them."""
+    check(spec)
     if spec.endswith(".onnx"):
         from surgeon.cli.onnx_file import load_file
 

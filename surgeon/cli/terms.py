@@ -121,7 +121,7 @@ def options_of(command: Any) -> dict[str, tuple[str, ...]]:
     found = {}
     for each in command.params:
         if each.param_type_name == "option" and each.name is not None and not each.hidden:
-            found[each.name] = (max(each.opts, key=len), *each.secondary_opts)
+            found[each.name] = (next(name for name in each.opts if name.startswith("--")), *each.secondary_opts)
     return found
 
 

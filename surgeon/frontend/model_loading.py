@@ -19,9 +19,9 @@ from surgeon.errors import InvalidArgument, first_line
 from surgeon.frontend.exported import read_program
 from surgeon.frontend.own_python import current_folder_importable, imported
 from surgeon.support.opening import Unfit
+from surgeon.support.spec import FORMS, parts
 
 Loaded = tuple[nn.Module, Any]
-FORMS = "timm:NAME, torchvision:NAME, package.module:NAME, folder/file.py:NAME, or a file NAME.pt2 or NAME.onnx"
 
 
 def load(spec: str, *, pretrained: bool = False, seed: int = 0) -> Loaded:
@@ -43,9 +43,10 @@ def load(spec: str, *, pretrained: bool = False, seed: int = 0) -> Loaded:
     """
     if spec.endswith(".pt2"):
         return _program(Path(spec))
-    source, colon, name = spec.rpartition(":") if ".py:" in spec else spec.partition(":")
-    if not colon or not source or not name:
+    named = parts(spec)
+    if named is None:
         raise InvalidArgument(f"{spec!r} names no model; give {FORMS}")
+    source, name = named
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         match source:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from surgeon.errors import InvalidArgument, first_line
+from surgeon.support.spec import parts
 
 
 def imported(source: str) -> ModuleType:
@@ -34,9 +35,12 @@ def called(spec: str) -> Any:
     """What `spec` names, which may be an attribute of a class; None if there is nothing of that name.
 
     Raises:
-        InvalidArgument: its module can't be imported.
+        InvalidArgument: it is of another form, or its module can't be imported.
     """
-    source, _, name = spec.rpartition(":")
+    named = parts(spec)
+    if named is None:
+        raise InvalidArgument(f"{spec!r}: give package.module:NAME or folder/file.py:NAME")
+    source, name = named
     found: Any = imported(source)
     for part in name.split("."):
         found = getattr(found, part, None)

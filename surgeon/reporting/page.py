@@ -238,14 +238,13 @@ def _clock(measured: Mapping[str, Any]) -> str:
 
 
 def _latency(found: Mapping[str, Any]) -> str:
-    measured = found.get("measured")
-    rows = [(name, f"{found[key]:.3f}") for name, key in (
-        ("original", "base"), ("asked for", "requested"), ("predicted by the profile", "predicted"),
-    )]
-    rows.append(("measured", f"{measured:.3f}" if measured is not None else "not on this CPU"))
-    plural = "s" if found["threads"] > 1 else ""
-    place = f"On {html.escape(str(found['device']))}, {found['threads']} thread{plural}."
-    return f"<p>{place}</p>{_table(('', 'ms'), rows)}"
+    names = {
+        "base": "original", "requested": "asked for", "predicted": "predicted by the profile", "measured": "measured",
+    }
+    rows = [(name, f"{found[key]:.3f}") for key, name in names.items() if found.get(key) is not None]
+    place = f"On {found['device']}, {found['threads']} thread(s)." if {"device", "threads"} <= found.keys() else ""
+    measured = "" if found.get("measured") is not None else " Not measured: it is for another CPU."
+    return f"<p>{html.escape(place + measured)}</p>{_table(('', 'ms'), rows)}"
 
 
 def _recovery(found: Mapping[str, Any]) -> str:

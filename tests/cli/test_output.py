@@ -95,7 +95,7 @@ def test_the_page_of_the_groups_stands_alone(here: Path) -> None:
 def test_quiet_leaves_errors_alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
 
-    def loud(spec: str, *_: Any) -> Any:
+    def loud(spec: str, *_: Any, **__: Any) -> Any:
         warnings.warn("mind the gap", UserWarning, stacklevel=1)
         shown.append((progress._piped, progress._silent))
         from surgeon.cli.options import load
