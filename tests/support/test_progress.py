@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
+from surgeon.support import progress
 from surgeon.support.progress import _line
 from surgeon.support.remaining import Remaining
 
@@ -53,3 +56,28 @@ def test_what_is_shown() -> None:
     remaining.add(10.0, 0.25)
     assert _line("recover", 10.0, remaining) == "recover … 25%, 10 s, about 30 s left"
     assert _line("trace", 3.2, None) == "trace … 3 s"
+
+
+@pytest.mark.parametrize(
+    ("piped", "silent", "shown"), [(False, False, False), (True, False, True), (True, True, False)]
+)
+def test_a_pipe_gets_lines_where_it_is_asked_for(
+    piped: bool, silent: bool, shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = threading.Event()
+
+    def line(*_: object) -> str:
+        drawn.set()
+        return "halfway"
+
+    monkeypatch.setattr(progress, "BETWEEN", 0.01)
+    monkeypatch.setattr(progress, "_line", line)
+    progress.report_progress(piped=piped, silent=silent)
+    try:
+        with progress.stage("trace"):
+            assert not shown or drawn.wait(10)
+    finally:
+        progress.report_progress()
+    written = capsys.readouterr().err
+    assert written.startswith("halfway\n") if shown else written == ""
+    assert "\r" not in written
