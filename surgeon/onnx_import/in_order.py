@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,6 +85,10 @@ def _small(constant: Constant | None) -> np.ndarray | None:
     return constant.tensor().numpy().astype(np.int64)
 
 
+def _listed(numbers: np.ndarray | None) -> tuple[int, ...] | None:
+    return None if numbers is None else tuple(numbers.reshape(-1).tolist())
+
+
 def _places(name: str, makers: Mapping[str, Node], known: Mapping[str, Constant], depth: int = 0) -> _Places | None:
     if name in known:
         return _of_table(_small(known[name]))
@@ -102,10 +107,10 @@ def _places(name: str, makers: Mapping[str, Node], known: Mapping[str, Constant]
                 factor = _small(known.get(other))
                 if factor is not None and factor.size == 1 and (found := _places(one, makers, known, depth + 1)):
                     return replace(found, strides=tuple(each * int(factor.item()) for each in found.strides))
-        case "Unsqueeze", _:
-            axes = node.attributes.get("axes") if len(inputs) == 1 else _small(known.get(inputs[1]))
+        case "Unsqueeze", 1 | 2:
+            axes = node.attributes.get("axes") if len(inputs) == 1 else _listed(_small(known.get(inputs[1])))
             found = _places(inputs[0], makers, known, depth + 1)
-            return None if axes is None or found is None else _unsqueezed(found, [int(each) for each in axes])
+            return _unsqueezed(found, axes) if found is not None and isinstance(axes, tuple) else None
         case "Add", 2:
             pair = [_places(each, makers, known, depth + 1) for each in inputs]
             return None if pair[0] is None or pair[1] is None else _sum(pair[0], pair[1])
@@ -127,9 +132,9 @@ def _of_table(table: np.ndarray | None) -> _Places | None:
     return _Places(table.shape, tuple(strides)) if np.array_equal(made, table) else None
 
 
-def _unsqueezed(places: _Places, axes: list[int]) -> _Places | None:
+def _unsqueezed(places: _Places, axes: tuple[Any, ...]) -> _Places | None:
     rank = len(places.sizes) + len(axes)
-    if not all(-rank <= axis < rank for axis in axes):
+    if not all(isinstance(axis, int) and -rank <= axis < rank for axis in axes):
         return None
     new = {normalized(axis, rank) for axis in axes}
     if len(new) != len(axes):
