@@ -10,7 +10,7 @@ import typer
 import surgeon
 from surgeon.cli import data as batches
 from surgeon.cli.onnx_file import feeds_to_measure
-from surgeon.cli.options import Layout, Mean, Pretrained, Resize, Seed, Shape, Spec, Std, Threads, load
+from surgeon.cli.options import Fixed, Layout, Mean, Pretrained, Resize, Seed, Shape, Spec, Std, Threads, load
 from surgeon.errors import InvalidArgument
 from surgeon.support.files import write_text
 
@@ -22,11 +22,12 @@ def profile(
     ],
     threads: Threads = 1,
     shape: Shape = None,
+    fixed: Fixed = None,
     pretrained: Pretrained = False,
     seed: Seed = 0,
 ) -> None:
     """Measure how long a model's operators take on this CPU; `shrink --device FILE` chooses widths by it."""
-    model, inputs = load(spec, shape or [], pretrained, seed)
+    model, inputs = load(spec, shape or [], pretrained, seed, fixed or ())
     print(f"{out}: {surgeon.profile(model, inputs, threads=threads, path=out)}")
 
 
@@ -34,11 +35,12 @@ def kit(
     spec: Spec,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.pyz", help="The file to copy to the device.")],
     shape: Shape = None,
+    fixed: Fixed = None,
     pretrained: Pretrained = False,
     seed: Seed = 0,
 ) -> None:
     """Write a file that measures a model's operators on a device that has only Python, numpy and onnxruntime."""
-    model, inputs = load(spec, shape or [], pretrained, seed)
+    model, inputs = load(spec, shape or [], pretrained, seed, fixed or ())
     made = surgeon.kit(model, out, inputs)
     print(f"{made}: run `python {made.name} -o device.json` on the device, then `surgeon shrink --device device.json`")
 

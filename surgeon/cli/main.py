@@ -15,6 +15,7 @@ from surgeon.cli import data as batches
 from surgeon.cli.device import bench, kit, profile, quantize, report
 from surgeon.cli.export import export
 from surgeon.cli.options import (
+    Fixed,
     Ignore,
     Layout,
     Mean,
@@ -142,9 +143,9 @@ def recover(
 
 
 @command
-def inspect(spec: Spec, shape: Shape = None, ignore: Ignore = None) -> None:
+def inspect(spec: Spec, shape: Shape = None, fixed: Fixed = None, ignore: Ignore = None) -> None:
     """Print the groups of coupled units, and every pinned axis with the reason."""
-    model, inputs = load(spec, shape or [], pretrained=False, seed=0)
+    model, inputs = load(spec, shape or [], pretrained=False, seed=0, fixed=fixed or ())
     print(surgeon.inspect(model, example_inputs=inputs, ignore=ignore or ()))
 
 
@@ -184,6 +185,7 @@ def verify(
     spec: Spec,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `surgeon shrink` wrote.")],
     shape: Shape = None,
+    fixed: Fixed = None,
     pretrained: Pretrained = False,
     seed: Seed = 0,
 ) -> None:
@@ -191,7 +193,7 @@ def verify(
 
     This is impossible for weights that were fitted to data after the cut, or rotated before it.
     """
-    model, inputs = load(spec, shape or [], pretrained, seed)
+    model, inputs = load(spec, shape or [], pretrained, seed, fixed or ())
     slim, plan = load_slim(folder, model)
     print(surgeon.verify(model, slim, plan, example_inputs=inputs))
 
