@@ -10,7 +10,21 @@ import typer
 import surgeon
 from surgeon.cli import data as batches
 from surgeon.cli.onnx_file import feeds_to_measure
-from surgeon.cli.options import Json, Layout, Mean, Pretrained, Resize, Seed, Shape, Spec, Std, Threads, load, told
+from surgeon.cli.options import (
+    Fixed,
+    Json,
+    Layout,
+    Mean,
+    Pretrained,
+    Resize,
+    Seed,
+    Shape,
+    Spec,
+    Std,
+    Threads,
+    load,
+    told,
+)
 from surgeon.errors import InvalidArgument
 from surgeon.support.files import write_text
 
@@ -22,12 +36,13 @@ def profile(
     ],
     threads: Threads = 1,
     shape: Shape = None,
+    fixed: Fixed = None,
     pretrained: Pretrained = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Measure how long a model's operators take on this CPU; `shrink --device FILE` chooses widths by it."""
-    model, inputs = load(spec, shape or [], pretrained, seed)
+    model, inputs = load(spec, shape or [], pretrained, seed, fixed or ())
     made = surgeon.profile(model, inputs, threads=threads, path=out)
     told(json, "surgeon-profiled", f"{out}: {made}", path=out, cpu=made.cpu, threads=made.threads)
 
@@ -36,12 +51,13 @@ def kit(
     spec: Spec,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.pyz", help="The file to copy to the device.")],
     shape: Shape = None,
+    fixed: Fixed = None,
     pretrained: Pretrained = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Write a file that measures a model's operators on a device that has only Python, numpy and onnxruntime."""
-    model, inputs = load(spec, shape or [], pretrained, seed)
+    model, inputs = load(spec, shape or [], pretrained, seed, fixed or ())
     made = surgeon.kit(model, out, inputs)
     told(
         json, "surgeon-kit",

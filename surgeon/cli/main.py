@@ -18,6 +18,7 @@ from surgeon.cli import data as batches
 from surgeon.cli.device import bench, kit, profile, quantize, report
 from surgeon.cli.export import export
 from surgeon.cli.options import (
+    Fixed,
     Ignore,
     Json,
     Layout,
@@ -180,6 +181,7 @@ def recover(
 def inspect(
     spec: Spec,
     shape: Shape = None,
+    fixed: Fixed = None,
     ignore: Ignore = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Draw them on one page instead, to search and click.")
@@ -192,7 +194,7 @@ def inspect(
     """Print the groups of coupled units, and every pinned axis with the reason."""
     if plan is not None and html is None:
         raise InvalidArgument("--plan is for the page; give --html FILE.html with it")
-    model, inputs = load(spec, shape or [], pretrained=False, seed=0)
+    model, inputs = load(spec, shape or [], pretrained=False, seed=0, fixed=fixed or ())
     groups = surgeon.inspect(model, example_inputs=inputs, ignore=ignore or ())
     if html is not None:
         from surgeon.reporting.groups_page import groups_page
@@ -240,6 +242,7 @@ def verify(
     spec: Spec,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `surgeon shrink` wrote.")],
     shape: Shape = None,
+    fixed: Fixed = None,
     pretrained: Pretrained = False,
     seed: Seed = 0,
     json: Json = False,
@@ -248,7 +251,7 @@ def verify(
 
     This is impossible for weights that were fitted to data after the cut, or rotated before it.
     """
-    model, inputs = load(spec, shape or [], pretrained, seed)
+    model, inputs = load(spec, shape or [], pretrained, seed, fixed or ())
     slim, plan = load_slim(folder, model)
     certificate = surgeon.verify(model, slim, plan, example_inputs=inputs)
     told(json, "surgeon-certificate", certificate, certificate=certificate)

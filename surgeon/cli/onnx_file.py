@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def load_file(path: str, shapes: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
+def load_file(path: str, shapes: Sequence[str], fixed: Sequence[str] = ()) -> tuple[nn.Module, dict[str, Any]]:
     """The module of a file, and inputs of the shapes that are given, by name if there are several, or usual ones.
 
     Raises:
-        InvalidArgument: a shape names no input, or is none that the file takes.
+        InvalidArgument: a shape or a fixed value names no input, or is none that the file takes.
     """
     from surgeon.cli.options import sizes_of
     from surgeon.onnx_import.module import listed_ports
 
-    model = surgeon.load_onnx(path)
+    model = surgeon.load_onnx(path, fixed=dict(map(_fixed, fixed)))
     names = {port.name: port for port in model.inputs}
     for text in shapes:
         name, equals, sizes = text.rpartition("=")
@@ -37,6 +37,17 @@ def load_file(path: str, shapes: Sequence[str]) -> tuple[nn.Module, dict[str, An
             raise InvalidArgument(f"--shape {text!r}: the file takes {listed_ports([names[name]])}")
         model.sizes.update({f"{name}:{axis}": size for axis, size in enumerate(given)})
     return model, model.dummy_inputs
+
+
+def _fixed(text: str) -> tuple[str, float | int]:
+    name, equals, number = text.rpartition("=")
+    try:
+        value = float(number) if "." in number else int(number)
+    except ValueError:
+        equals = ""
+    if not equals or not name:
+        raise InvalidArgument(f"--fixed {text!r}: give INPUT=NUMBER, the value of one of the inputs")
+    return name, value
 
 
 def of_these_sizes(model: nn.Module, inputs: Any, data: Any) -> Any:

@@ -49,6 +49,13 @@ Shape = Annotated[
         "name for an input of an ONNX file.",
     ),
 ]
+Fixed = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="INPUT=NUMBER", help="The value of an input of an ONNX file that is the same in every run, such as a "
+        "sampling rate: what it decides is decided, and other branches stay as they are.",
+    ),
+]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Use the zoo's pretrained weights.")]
 Seed = Annotated[int, typer.Option(help="Seed of a zoo's random weights, and of criteria that use random numbers.")]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where to write; created if missing.")]
@@ -156,13 +163,17 @@ def reported() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def load(spec: str, shapes: Sequence[str], pretrained: bool, seed: int) -> tuple[nn.Module, Any]:
+def load(
+    spec: str, shapes: Sequence[str], pretrained: bool, seed: int, fixed: Sequence[str] = ()
+) -> tuple[nn.Module, Any]:
     """The model, and example inputs as the Python API takes them."""
     check(spec)
     if spec.endswith(".onnx"):
         from surgeon.cli.onnx_file import load_file
 
-        return load_file(spec, shapes)
+        return load_file(spec, shapes, fixed)
+    if fixed:
+        raise InvalidArgument(f"--fixed {fixed[0]} is for an input of an ONNX file")
     sizes = [sizes_of(shape) for shape in shapes]
     import torch
 

@@ -15,6 +15,7 @@ import surgeon
 from surgeon.cli import data as batches
 from surgeon.cli.onnx_file import feeds_of, of_these_sizes
 from surgeon.cli.options import (
+    Fixed,
     Json,
     Layout,
     Mean,
@@ -50,6 +51,7 @@ def shrink(
     ],
     pretrained: Pretrained = False,
     shape: Shape = None,
+    fixed: Fixed = None,
     bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure the speed-up.")] = True,
     mean: Mean = None,
     std: Std = None,
@@ -71,7 +73,7 @@ def shrink(
         raise InvalidArgument("--force writes a FILE.onnx that is not faster; a FOLDER is written in any case")
     replaced = replace_beside if to_file else replace_many
     with collect() as seconds, replaced(out) as scratch, temporary_folder() as aside:
-        model, inputs = load(spec, shape or [], pretrained, options["seed"])
+        model, inputs = load(spec, shape or [], pretrained, options["seed"], fixed or ())
         for name, beside in (("data", "metric_data"), ("metric_data", "data")):
             options[name] = batches.fitting(
                 options[name], model, mean, std, layout, resize, beside=options[beside] is not None

@@ -32,7 +32,7 @@ PHRASES = (
     (r"[;,] (?:pass|give) (?:a tensor, )?a tuple of positional inputs,? or a dict of keyword inputs",
      "; let the factory return a tensor, a tuple or a dict of inputs"),
     (r"give example_inputs=, or sizes= of its free axes to load_onnx", "give --shape"),
-    (r"fix the input that decides it, fixed= of load_onnx", "fix the input that decides it, in Python, by load_onnx"),
+    (r"fix the input that decides it, fixed= of load_onnx", "fix the input that decides it, by --fixed INPUT=NUMBER"),
     (r"pass example_inputs=", "give --shape, or a SPEC whose factory returns the model and its inputs"),
     (r"\bexample_inputs is\b", "what SPEC gives as inputs is"),
     (r"\bexample_inputs holds\b", "what SPEC gives as inputs holds"),

@@ -81,6 +81,16 @@ def test_several_inputs_are_named(tmp_path: Path) -> None:
     assert result.exit_code == 1 and "give INPUT=SIZES" in result.stderr
 
 
+def test_an_input_that_is_the_same_in_every_run_is_told(tmp_path: Path) -> None:
+    onnx.save(branching(), tmp_path / "net.onnx")
+    told = ("--fixed", "rate=16000")
+    assert "pinned rnn.w axis 1" in good("inspect", tmp_path / "net.onnx", *told)
+    for wrong, message in (("rate", "give INPUT=NUMBER"), ("rate=fast", "give INPUT=NUMBER"), ("none=1", "none")):
+        result = call("inspect", tmp_path / "net.onnx", "--fixed", wrong)
+        assert result.exit_code == 1 and message in result.stderr
+    assert "is for an input of an ONNX file" in call("inspect", "models:residual", *told).stderr
+
+
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"nothing")
     result = call("inspect", tmp_path / "net.onnx")
