@@ -221,7 +221,8 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     run = sum(bool(row.get("runs")) for row in rows.values())
     lines = [
         f"`python -m benchmarks.wheels`: of {len(rows)} programs, {run} run with their {len(files)} files less "
-        f"{RATIO:.0%} of the MACs.\n",
+        f"{RATIO:.0%} of the MACs: they load, and end well. Only rapidocr's files were fitted on real inputs; of the "
+        "others, on noise or cut plainly, several no longer do their job, as what they say tells.\n",
         "| program | files, bytes | written | says with its own | runs with the smaller | says |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
