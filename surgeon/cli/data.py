@@ -1,4 +1,4 @@
-"""The inputs named by `--data` and `--calibration`: what the Python API takes as a string too, or Python objects."""
+"""The inputs named by `--data`: what the Python API takes as a string too, or Python objects."""
 
 from __future__ import annotations
 

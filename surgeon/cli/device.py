@@ -119,7 +119,7 @@ def quantize(
     if isinstance(inputs, str) and Path(inputs).is_dir():  # of pictures, the file's inputs tell what becomes
         inputs = batches.fitting(inputs, surgeon.load_onnx(model), mean, std, layout, resize)
     elif mean or std or layout or resize:
-        raise InvalidArgument("--mean, --std, --layout and --resize are for a folder of pictures as --calibration")
+        raise InvalidArgument("--mean, --std, --layout and --resize are for a folder of pictures as --data")
     made = surgeon.quantize(
         model, inputs, path=out, base=base, threads=threads, kind="float16" if float16 else "auto"
     )
