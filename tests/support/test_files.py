@@ -341,7 +341,7 @@ def test_a_signal_at_any_step_leaves_nothing_behind(number: int, tmp_path: Path)
 IMPORTING = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-sys.argv = ["surgeon", "inspect", "nowhere.pt2"]
+sys.argv = ["surgeon", "inspect", "torchvision:resnet18"]
 
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
