@@ -180,7 +180,9 @@ TAKES = {
     "checkpoint": "path", "loader": "loader", "accelerator": "choice", "temperature": "number above 0",
     "weight": "unit", "logits": "function of one", "Pruner.attach.optimizer": "choice",
     "transfer_optimizer.optimizer": "choice",
-    **dict.fromkeys(("project", "compensate", "distill", "batch_norm", "return_report", "resume", "split", "cpu_time"), "flag"),
+    **dict.fromkeys(
+        ("project", "compensate", "distill", "batch_norm", "return_report", "resume", "split", "cpu_time"), "flag"
+    ),
     "fixed": "names to masks", "sizes": "names to tensors",
     "factory": "choice", "dynamic": "free axes", "opset": "choice", "input_names": "names", "output_names": "names",
 }
