@@ -26,6 +26,7 @@ from benchmarks.rows import append, command, last, publish, to_run
 from models.data import load_test
 from surgeon.errors import SurgeonError, first_line
 from surgeon.frontend import model_loading
+from testbed.zoo import define_torchvision_operators
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, TABLE = RESULTS / "file_or_module.jsonl", RESULTS / "file_or_module.md"
@@ -96,6 +97,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 def main() -> None:
     given = command(__doc__).parse_args()
     torch.set_num_threads(1)
+    define_torchvision_operators()
     if not given.table:
         for spec in to_run(SPECS, given.only, given.redo, last(ROWS, "model")):
             with tempfile.TemporaryDirectory() as folder:
