@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import models
 import surgeon
-from benchmarks.rows import append, command, last, publish, to_run
+from benchmarks.rows import over_names
 from models.data import load_test
 from surgeon.errors import SurgeonError, first_line
 from surgeon.frontend import model_loading
@@ -94,19 +94,18 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def row(spec: str) -> dict[str, Any]:
+    """The row of a model, or why there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return measure(spec, Path(folder))
+        except SurgeonError as error:
+            return {"refused": first_line(error)}
+
+
 def main() -> None:
-    given = command(__doc__).parse_args()
-    torch.set_num_threads(1)
     define_torchvision_operators()
-    if not given.table:
-        for spec in to_run(SPECS, given.only, given.redo, last(ROWS, "model")):
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    row = measure(spec, Path(folder))
-                except SurgeonError as error:
-                    row = {"refused": first_line(error)}
-            append(ROWS, {"model": spec, **row})
-    publish(table(last(ROWS, "model")), TABLE)
+    over_names(__doc__, SPECS, ROWS, TABLE, table, row)
 
 
 if __name__ == "__main__":

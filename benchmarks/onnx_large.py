@@ -24,7 +24,7 @@ import torch
 from onnx import NodeProto, TensorProto, helper
 
 import surgeon
-from benchmarks.rows import append, command, last, publish, to_run
+from benchmarks.rows import over_names
 from surgeon.deploy.user_file.walk import tensors
 
 RESULTS = Path(__file__).parent / "results"
@@ -111,12 +111,8 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    given = command(__doc__).parse_args()
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for name in [] if given.table else to_run(NETWORKS, given.only, given.redo, last(ROWS, "network")):
-        append(ROWS, {"network": name, **measure(NETWORKS[name])})
-    publish(table(last(ROWS, "network")), TABLE)
+    over_names(__doc__, NETWORKS, ROWS, TABLE, table, lambda name: measure(NETWORKS[name]), "network")
 
 
 if __name__ == "__main__":

@@ -18,11 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import surgeon
 from benchmarks.onnx_listed import feeds
-from benchmarks.rows import append, command, last, publish, to_run
+from benchmarks.rows import over_names
 from benchmarks.speed import load, took
 from surgeon.deploy.inputs import read_call
 
@@ -76,12 +74,8 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    given = command(__doc__).parse_args()
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for name in [] if given.table else to_run(MODELS, given.only, given.redo, last(ROWS, "model")):
-        append(ROWS, {"model": name, **measure(name)})
-    publish(table(last(ROWS, "model")), TABLE)
+    over_names(__doc__, MODELS, ROWS, TABLE, table, measure)
 
 
 if __name__ == "__main__":

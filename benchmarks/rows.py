@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 def last(path: Path, key: str) -> dict[str, dict[str, Any]]:
@@ -42,6 +44,18 @@ def append(path: Path, row: dict[str, Any]) -> None:
     print(line, flush=True)
     with path.open("a", encoding="utf-8") as out:
         out.write(line + "\n")
+
+
+def over_names(
+    text: str | None, names: Iterable[str], rows: Path, page: Path, show: Callable[[dict[str, dict[str, Any]]], str],
+    make: Callable[[str], dict[str, Any]], key: str = "model",
+) -> None:
+    """A command that makes a row of each name, with one thread, and shows all of them as a table."""
+    given = command(text).parse_args()
+    torch.set_num_threads(1)
+    for name in [] if given.table else to_run(names, given.only, given.redo, last(rows, key)):
+        append(rows, {key: name, **make(name)})
+    publish(show(last(rows, key)), page)
 
 
 def publish(text: str, path: Path) -> None:
