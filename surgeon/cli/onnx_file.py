@@ -40,9 +40,14 @@ def load_file(path: str, shapes: Sequence[str], fixed: Sequence[str] = ()) -> tu
 
 
 def _fixed(text: str) -> tuple[str, float | int]:
+    """An input's name and its value.
+
+    >>> _fixed("rate=16000"), _fixed("scale=1e-3")
+    (('rate', 16000), ('scale', 0.001))
+    """
     name, equals, number = text.rpartition("=")
     try:
-        value = float(number) if "." in number else int(number)
+        value = int(number) if number.lstrip("+-").isdecimal() else float(number)
     except ValueError:
         equals = ""
     if not equals or not name:
