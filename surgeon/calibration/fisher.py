@@ -26,7 +26,7 @@ from surgeon.calibration.logits import logits, unsquashed
 from surgeon.calibration.moments import ENOUGH
 from surgeon.calibration.padding import Padding
 from surgeon.calibration.readers import Loose, Reader, find_readers
-from surgeon.frontend.trace import Inputs, batch_size
+from surgeon.frontend.trace import Inputs, batch_size, count_numbers
 from surgeon.groups.coupling import Groups
 from surgeon.groups.interpreter import Interpreter, floating
 from surgeon.rules.base import size_of
@@ -90,7 +90,7 @@ def measure(
             for leaf, effects in loose_effects(groups, one, run).items():
                 one.energy[leaf] += effects.square().sum(0).numpy()
         samples += run.size
-    rest = [batches[place] for place in range(len(batches)) if place not in set(places)]
+    rest = [batches[place] for place in sorted({*range(len(batches))} - {*places})]
     _more_rows(groups, readers, rest, padding, torch.Generator().manual_seed(seed))
     return replace(found, readers=tuple(readers), samples=samples)
 
@@ -121,7 +121,7 @@ def _more_rows(
     if not scarce or not batches:
         return
     wanted = {node: (_enough(reader) - reader.moments.count) / len(batches) for node, reader in scarce.items()}
-    sizes = [sum(each.numel() for each in pytree.tree_leaves(batch) if isinstance(each, Tensor)) for batch in batches]
+    sizes = [count_numbers(batch) for batch in batches]
     with torch.no_grad(), counter("sensitivity") as progress:
         for done, batch in enumerate(batches):
             progress(sum(sizes[:done]), sum(sizes))
@@ -133,7 +133,7 @@ def _more_rows(
                 left.remove(node)
                 x, layer = run.operands(node)[scarce[node].layer.source], scarce[node].layer
                 if scarce[node].taps == 1:
-                    share = wanted[node] / max(value.numel() // math.prod(_outputs(layer)), 1)
+                    share = wanted[node] / max(_positions(layer, value, batch, padding), 1)
                     rows, _ = layer.rows(x, value, share, generator, padding.shown(node, batch))
                 else:
                     rows = channels.rows(x, wanted[node], generator, padding.shown(layer.source, batch))
@@ -148,10 +148,10 @@ def _enough(reader: Reader) -> float:
     return min(ENOUGH * inputs, max(MOST_OPERATIONS / inputs**2, 2 * inputs))
 
 
-def _outputs(layer: Contraction) -> tuple[int, int]:
-    """The groups of a layer, and the outputs of each."""
+def _positions(layer: Contraction, output: Tensor, batch: Inputs, padding: Padding) -> int:
+    """How many positions of a layer's output hold no padding."""
     groups, _, outputs = layer.matrix(layer.weight.places).shape
-    return groups, outputs
+    return padding.count(layer.node, output, batch) // (groups * outputs)
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,7 @@ def backwards(
     """Run the model on every batch, or on those at some places, forward once and backward for every draw of labels."""
     generator = torch.Generator().manual_seed(seed)
     chosen = range(len(batches)) if places is None else places
-    sizes = [sum(each.numel() for each in pytree.tree_leaves(batches[place]) if isinstance(each, Tensor))
-             for place in chosen]
+    sizes = [count_numbers(batches[place]) for place in chosen]
     with counter("sensitivity") as progress:
         for done, place in enumerate(chosen):
             progress(sum(sizes[:done]), sum(sizes))
@@ -275,9 +274,8 @@ def operations_on(data: Calibration) -> float:
 def _added(reader: Reader, run: Run, batches: int, padding: Padding) -> Reader:
     """The reader with the moments of one more run."""
     x, gradient = run.input(reader.layer), run.gradients[reader.layer.node]
-    groups, inputs, outputs = reader.layer.matrix(reader.layer.weight.places).shape
-    inputs //= reader.taps
-    total = padding.count(reader.layer.node, gradient, run.batch) // (groups * outputs)
+    inputs = reader.inputs // reader.taps
+    total = _positions(reader.layer, gradient, run.batch, padding)
     wanted = min(ROWS_PER_INPUT * inputs + FEWEST_ROWS, max(ENOUGH * inputs, MOST_OPERATIONS / inputs**2))
     share = wanted / max(total * batches * run.draws, 1)
     shown = padding.shown(reader.layer.node, run.batch)

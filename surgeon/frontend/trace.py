@@ -161,6 +161,11 @@ def batch_size(inputs: Inputs) -> int:
     return sizes[0] if sizes else 1
 
 
+def count_numbers(inputs: Inputs) -> int:
+    """How many numbers the tensors among inputs hold."""
+    return sum(leaf.numel() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
+
+
 def trace(model: nn.Module, example_inputs: Any) -> Graph:
     """The graph that `model` computes in eval mode for inputs like `example_inputs`.
 

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from surgeon.calibration import batch_norm, channels, layers
 from surgeon.calibration.batch_norm import BatchNorm
 from surgeon.calibration.data import Calibration
+from surgeon.calibration.fisher import MOVED
 from surgeon.calibration.layers import Contraction
 from surgeon.calibration.moments import Moments
 from surgeon.calibration.padding import Padding
@@ -33,8 +34,6 @@ from surgeon.rules.base import size_of
 ROWS_PER_INPUT = 40
 FEWEST_ROWS = 4096
 MOST_OPERATIONS = 2e11
-#: The operations that a number takes to be computed by another operator than a layer, and moved about.
-MOVED = 20
 #: What is tried on the data held back, for each layer.
 CANDIDATES = ("nothing", "bias", "weights")
 #: A layer whose output deviates by less is left as it is.

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from surgeon.calibration.data import Calibration
 from surgeon.calibration.footprint import bytes_ahead
-from surgeon.frontend.trace import Inputs, batch_size
+from surgeon.frontend.trace import Inputs, batch_size, count_numbers
 from surgeon.groups.coupling import Groups
 from surgeon.recovery.pair import Pair
 from surgeon.rules import Kept
@@ -131,7 +130,4 @@ def _in_turn(fit: int, count: int) -> list[int]:
 
 def _samples(batch: Inputs, examples: Inputs) -> float:
     """The samples of a batch, each counted by its size relative to the example inputs'."""
-    numbers, given = (
-        sum(leaf.numel() for leaf in pytree.tree_leaves(each) if isinstance(leaf, Tensor)) for each in (batch, examples)
-    )
-    return numbers * batch_size(examples) / max(given, 1)
+    return count_numbers(batch) * batch_size(examples) / max(count_numbers(examples), 1)
