@@ -142,11 +142,13 @@ class LatencyTarget:
     def decide(
         self, scores: Mapping[int, np.ndarray], ms: float | None, ratio: float | None, min_width: MinWidth,
         size: float | None, curves: Mapping[int, np.ndarray] | None = None, ties: Ties | None = None,
+        *, measured: bool = True,
     ) -> tuple[Kept, Timing]:
         """The units that stay for a latency of `ms`, or of the base's less the share `ratio`.
 
         `curves` tell what each width does to the model, where that is known better than by the scores; `ties` which
-        groups keep the same share of their units.
+        groups keep the same share of their units. Where it is not to be `measured`, the choice is the first that would
+        be.
 
         Raises:
             Infeasible: no widths are so fast, by the profile or when measured, or none are nearly as slow.
@@ -173,6 +175,11 @@ class LatencyTarget:
             return solve(latency, least_ms(self._groups, latency, min_width, self._cost, ties) * (1 + _ROUNDING))
 
         try:
+            if self.here and not measured:
+                try:
+                    return solve(self.latency, requested)
+                except Infeasible:
+                    return narrowest(self.latency)
             if not self.here:
                 kept, timing = solve(self.latency, requested)
                 return kept, timing if timing.landed is Landed.MET else _a_step_short(timing)
@@ -238,7 +245,7 @@ class LatencyTarget:
 
     def _measured(self, kept: Kept, timing: Timing, relative: bool) -> Timing:
         """With what the smaller model takes against the base, measured here and now."""
-        slim = operate(self._model, self._groups, kept).module
+        slim = operate(self._model, self._groups, kept, "graph").module  # the quickest form; the file is the same
         path = self._file(slim, kept)
         with stage("measure"):
             verdict = benchmark(self._base, path, threads=self.profile.threads, seconds=_SECONDS, cpu_time=True)

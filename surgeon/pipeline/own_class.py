@@ -64,8 +64,10 @@ class Chooser:
     options: Options
     timer: LatencyTarget | None = None
 
-    def __call__(self, ties: Ties | None = None) -> Choice:
+    def __call__(self, ties: Ties | None = None, *, measured: bool = True) -> Choice:
         """The choice; with `ties`, the one in which these groups keep the same share of their units.
+
+        A latency is as predicted where it is not to be `measured`.
 
         Raises:
             Infeasible: the budget can't be met.
@@ -73,7 +75,8 @@ class Chooser:
         target, select = self.options.target, self.options.select
         if self.timer is not None:
             keep, timing = self.timer.decide(
-                self.scores, target.latency_ms, target.ratio, select.min_width, target.max_params, self.curves, ties
+                self.scores, target.latency_ms, target.ratio, select.min_width, target.max_params, self.curves, ties,
+                measured=measured,
             )
             return Choice(keep, self._damage(keep), timing)
         assert target.ratio is not None  # a target has seen to that
@@ -118,7 +121,6 @@ def built(
         Infeasible: the budget can't be met, whatever the form.
         SurgeryError, NotEquivalent: it can't be built in this form.
     """
-    free = choose_widths()
     reading = Reading(model, groups)
     building = building or Building(reading)
 
@@ -127,18 +129,18 @@ def built(
         return replace(choice, built=(replace(operation, reason=reason or operation.reason), certificate))
 
     if form not in ("auto", "module"):
-        return build(free, form)
-    try:
-        return build(free, "module")
-    except (SurgeryError, NotEquivalent) as error:
-        if not isinstance(error, SurgeryError):
-            # The user's code computes a number from sizes, as in x / x.numel(): a graph keeps the original's.
-            reason = f"in its own class, {error}".partition(":")[0]
-        else:
-            reason = str(error).partition(OWN_CLASS)[2] or str(error)
-        failed = error
-    with stage("operate"):
-        found = needed(reading, free.keep, reason)
+        return build(choose_widths(), form)
+    free, found = _foreseen(reading, choose_widths)
+    if found is None:
+        try:
+            return build(free, "module")
+        except (SurgeryError, NotEquivalent) as error:
+            failed, reason = error, _reason(error)
+        with stage("operate"):
+            found = needed(reading, free.keep, reason)
+    else:
+        failed = SurgeryError(found.reason)
+        reason = _reason(failed)
     if found is None:
         if form == "module":
             raise failed
@@ -147,23 +149,53 @@ def built(
     if isinstance(tied, str):
         if form == "module":
             raise SurgeryError(f"{failed}; {tied}") from failed
-        return build(free, "graph", f"{reason}; {tied}")
+        return build(_measured(free, choose_widths), "graph", f"{reason}; {tied}")
     said = f"{_said(found)}: the damage is {tied.damage:.3g}, not {free.damage:.3g}"
     try:
         return build(tied, "module", f"sizes rewritten on its modules; {said}")
     except (SurgeryError, NotEquivalent) as error:
         if form == "module":
             raise
-        return build(free, "graph", f"{reason}; {said}, and it still does not: {first_line(error)}")
+        still = f"{reason}; {said}, and it still does not: {first_line(error)}"
+        return build(_measured(free, choose_widths), "graph", still)
 
 
 def planned(model: nn.Module, groups: Groups, choose_widths: Callable[..., Choice]) -> Choice:
     """The choice that `built` would take, as far as that can be told without building more than one of them."""
-    free = choose_widths()
-    with stage("operate"):
-        found = needed(Reading(model, groups), free.keep)
+    reading = Reading(model, groups)
+    free, found = _foreseen(reading, choose_widths)
+    if found is None:
+        with stage("operate"):
+            found = needed(reading, free.keep)
     tied = _with_ties(choose_widths, found, free, "auto") if found is not None else free
-    return free if isinstance(tied, str) else tied
+    return _measured(free, choose_widths) if isinstance(tied, str) else tied
+
+
+def _foreseen(reading: Reading, choose_widths: Callable[..., Choice]) -> tuple[Choice, Needed | None]:
+    """The choice without ties, and the ties that it is foreseen to need, where it is one of a latency.
+
+    Measuring takes longest, so it is not done for widths that the model's class can't hold.
+    """
+    free = choose_widths(measured=False)
+    if free.timing is None:
+        return free, None
+    with stage("operate"):
+        found = needed(reading, free.keep)
+    return (free, found) if found is not None else (choose_widths(), None)
+
+
+def _measured(free: Choice, choose_widths: Callable[..., Choice]) -> Choice:
+    """The choice without ties, measured where it is one of a latency."""
+    timing = free.timing
+    return choose_widths() if timing is not None and timing.verdict is None else free
+
+
+def _reason(error: SurgeryError | NotEquivalent) -> str:
+    """Why the model's class does not hold a choice."""
+    if not isinstance(error, SurgeryError):
+        # The user's code computes a number from sizes, as in x / x.numel(): a graph keeps the original's.
+        return f"in its own class, {error}".partition(":")[0]
+    return str(error).partition(OWN_CLASS)[2] or str(error)
 
 
 def _with_ties(choose_widths: Callable[..., Choice], found: Needed, free: Choice, form: str) -> Choice | str:
