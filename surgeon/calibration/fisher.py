@@ -46,6 +46,8 @@ MOVED = 20
 ROWS_PER_INPUT = 40
 FEWEST_ROWS = 4096
 MOST_OPERATIONS = 1e11
+#: Moments that lack rows take them from batches that have this many times as many.
+SPARSE = 2
 
 
 # From the outputs of the graph and the index of the batch to log-likelihoods, summed over its samples.
@@ -68,18 +70,19 @@ class Sensitivity:
 
 
 def measure(
-    groups: Groups, data: Calibration, seed: int = 0, likelihoods: Likelihoods | None = None, share: float = 1.0
+    groups: Groups, data: Calibration, seed: int = 0, likelihoods: Likelihoods | None = None, share: float = 1.0,
+    fewest: int = FEWEST,
 ) -> Sensitivity:
     """Run the model forward and backward on `data`; `likelihoods` are by default those of drawn labels.
 
     This takes a `share` of the operations that it may take. Of a large model, gradients are those of some of the
-    batches; moments that these have too few rows for take more from the others.
+    batches, of at least the `fewest` samples; moments that these have too few rows for take more from the others.
     """
     batches = data.batches
     readers, loose = find_readers(groups)
     work, count, most = _work(groups, readers), sum(map(batch_size, batches)), share * operations_on(data)
     draws = DRAWS if work * count * (1 + 2 * DRAWS) <= most else 1
-    places = spread(batches, most / max(work * (1 + 2 * draws), 1.0), FEWEST)
+    places = spread(batches, most / max(work * (1 + 2 * draws), 1.0), fewest)
     padding = Padding(groups)
     drawn = likelihoods or partial(_drawn, draws=draws, shown=lambda number: padding.outputs(batches[number]))
     found = Sensitivity(tuple(readers), tuple(loose), 0, draws, work, drawn)
@@ -116,10 +119,12 @@ def _work(groups: Groups, readers: Iterable[Reader]) -> float:
 def _more_rows(
     groups: Groups, readers: Iterable[Reader], batches: Sequence[Inputs], padding: Padding, generator: torch.Generator
 ) -> None:
-    """Add rows of these batches to the moments that have too few."""
+    """Add rows of these batches, or of as many as are needed, to the moments that have too few."""
     scarce = {reader.layer.node: reader for reader in readers if reader.moments.count < _enough(reader)}
     if not scarce or not batches:
         return
+    lacking = max((_enough(reader) - reader.moments.count) / max(reader.positions, 1.0) for reader in scarce.values())
+    batches = [batches[place] for place in spread(batches, SPARSE * lacking, 1)]
     wanted = {node: (_enough(reader) - reader.moments.count) / len(batches) for node, reader in scarce.items()}
     sizes = [count_numbers(batch) for batch in batches]
     with torch.no_grad(), counter("sensitivity") as progress:

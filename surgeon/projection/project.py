@@ -7,6 +7,7 @@ directions weighted by their effect on the output. What can be rotated is found 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.calibration.data import Calibration
-from surgeon.calibration.fisher import measure
+from surgeon.calibration.fisher import measure, operations_on, spread
 from surgeon.calibration.layers import Contraction
-from surgeon.calibration.moments import Moments
+from surgeon.calibration.moments import ENOUGH, Moments
 from surgeon.calibration.other_sizes import analyze_again, calibrated
 from surgeon.calibration.padding import Padding
 from surgeon.calibration.parameter_slots import Slots
@@ -37,6 +38,7 @@ from surgeon.projection import attention_heads, channel_order, linear_streams
 from surgeon.projection.attention_heads import Match
 from surgeon.projection.draft import Draft
 from surgeon.projection.linear_streams import Stream
+from surgeon.rules.base import size_of
 from surgeon.support.memory import using_memory
 from surgeon.support.progress import stage
 
@@ -44,6 +46,8 @@ from surgeon.support.progress import stage
 TOLERANCE = 1e-3
 #: Of the operations that judging units may take, what finding a basis may: it depends less on single inputs.
 SHARE = 0.2
+#: Samples that gradients are taken of for it, whatever operations that takes.
+FEWEST = 32
 
 
 @within_its_wrapper()
@@ -102,9 +106,9 @@ def project_groups(model: nn.Module, groups: Groups, calibration: Calibration) -
     if not (turned or inner):
         return model
     judged = judged_on(groups, calibration)
-    sensitivity = measure(judged, calibration, share=SHARE)
+    sensitivity = measure(judged, calibration, share=SHARE, fewest=FEWEST)
     readers = {reader.layer.node: reader for reader in sensitivity.readers}
-    seen = _Seen(judged, linear, matches, calibration)
+    seen = _Seen(judged, linear, matches, calibration.batches, SHARE * operations_on(calibration) / sensitivity.work)
     draft = Draft()
     for value in values:
         value.rotate(value.basis(readers), draft)
@@ -149,9 +153,15 @@ def _digest(model: nn.Module) -> str:
 
 
 class _Seen:
-    """Moments of the outputs of norms, before their scale, and of the writers of queries and keys."""
+    """Moments of the outputs of norms, before their scale, and of the writers of queries and keys.
 
-    def __init__(self, groups: Groups, linear: Iterable[Stream], matches: Iterable[Match], data: Calibration) -> None:
+    They are of all batches, or of some with `most` samples in all, or of more where these have too few rows.
+    """
+
+    def __init__(
+        self, groups: Groups, linear: Iterable[Stream], matches: Iterable[Match], batches: Sequence[Inputs],
+        most: float,
+    ) -> None:
         self.norms: dict[fx.Node, Moments] = {}
         self.queries = {match.writer.node: Moments() for match in matches}
         self.keys = {match.reader.node: Moments() for match in matches}
@@ -163,13 +173,23 @@ class _Seen:
         if not (self.norms or self.layers):
             return
         padding = Padding(groups)
+        rows = max(self._samples(node) for node in (*self.norms, *self.layers)) * groups.graph.batch
         with torch.no_grad():
-            for batch in data.batches:
+            for place in spread(batches, most, max(math.ceil(rows), FEWEST)):
+                batch = batches[place]
                 run = Interpreter(groups.graph, batch)
                 for node in run:
                     value = run.compute(node)
                     if node in self.norms or node in self.layers:
                         self._look(node, run, value, padding.shown(node, batch))
+
+    def _samples(self, node: fx.Node) -> float:
+        """How many times the example inputs' rows are enough."""
+        shape = size_of(node)
+        axis = -1 if node in self.bare else 1
+        if node in self.layers:
+            axis = _unit_axis(self.layers[node], len(shape))
+        return ENOUGH * shape[axis] ** 2 / math.prod(shape)
 
     def _look(self, node: fx.Node, run: Interpreter, value: Tensor, shown: Tensor | None) -> None:
         if node in self.bare:
@@ -177,7 +197,7 @@ class _Seen:
         elif node in self.norms:
             _add(self.norms[node], value, 1, shown)
         if node in self.layers:
-            axis = _unit_axis(self.layers[node], value)
+            axis = _unit_axis(self.layers[node], value.dim())
             if node in self.queries:
                 _add(self.queries[node], value, axis, shown)
             if node in self.keys:
@@ -201,12 +221,12 @@ def _mean(value: Tensor, axes: list[int], shown: Tensor | None) -> Tensor:
     return torch.where(own, value, 0.0).sum(axes, keepdim=True) / own.sum(axes, keepdim=True).clamp(min=1)
 
 
-def _unit_axis(layer: Contraction, value: Tensor) -> int:
-    """The axis of a layer's output that holds its units."""
+def _unit_axis(layer: Contraction, dims: int) -> int:
+    """The axis of a layer's output, which has `dims`, that holds its units."""
     assert layer.along is not None
     _, _, count = layer.matrix(layer.weight.places).shape
     shape = layer.along(torch.zeros(1, count)).shape
-    return value.dim() - len(shape) + max(range(len(shape)), key=lambda dim: shape[dim])
+    return dims - len(shape) + max(range(len(shape)), key=lambda dim: shape[dim])
 
 
 def _deviation(

@@ -191,7 +191,7 @@ class _State:
             whole = change.new_empty(self.shape)
             whole[self.groups, self.of_units.flatten(1)] = change.reshape(whole.shape)
             change = whole
-        return change.reshape(self.shape).float()
+        return change.reshape(self.shape).float().contiguous()  # which is read for every sample
 
     def _part(self, matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """The parts of a matrix (G, f, f) at these inputs (G, …, rows), (G, …, columns)."""
