@@ -18,6 +18,7 @@ from surgeon.calibration.readers import WIDE, Reader
 from surgeon.frontend.trace import Inputs
 from surgeon.groups.coupling import Group, Groups
 
+RIDGE = 1e-2
 #: A group is emptied in about this many steps.
 STEPS = 64
 #: Samples that damages are refined on whatever operations that takes.
@@ -63,13 +64,18 @@ class Curve:
         return np.append(self.damage[:-1][::-1], 0.0)
 
 
-def eliminate(group: Group, sensitivity: Sensitivity, ridge: float = 1e-2, ranked: bool = False) -> Curve:
+def eliminate(
+    group: Group, sensitivity: Sensitivity, ridges: Mapping[fx.Node, float] | None = None, ranked: bool = False
+) -> Curve:
     """Remove the units of a group, those with the least damage first, or from the last to the first if `ranked`.
 
-    `ridge` damps the covariances, as in compensation.
+    `ridges` damp the covariances of the readers' inputs, as in compensation; by default each with `RIDGE`.
     """
-    leaf = group.leaf.id
-    states = [_State(reader, leaf, ridge) for reader in sensitivity.readers if leaf in reader.units and reader.count]
+    leaf, known = group.leaf.id, ridges or {}
+    states = [
+        _State(reader, leaf, known.get(reader.layer.node, RIDGE))
+        for reader in sensitivity.readers if leaf in reader.units and reader.count
+    ]
     energies = (one.energy[leaf] for one in sensitivity.loose if leaf in one.energy)
     loose = sum(energies, np.zeros(group.size)) / (2 * max(sensitivity.samples, 1))
     stops = sorted({round(group.size * (1 - share)) for share in STOPS} - {0, group.size})

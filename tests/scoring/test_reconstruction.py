@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from surgeon.allocation.choose import choose
@@ -20,8 +20,9 @@ from surgeon.calibration.moments import ENOUGH
 from surgeon.cost.cost import Cost
 from surgeon.errors import Infeasible, InvalidArgument
 from surgeon.frontend.trace import trace
-from surgeon.groups.coupling import Groups, couple
-from surgeon.scoring.optimal_brain_surgeon import eliminate, refine
+from surgeon.groups.coupling import Group, Groups, couple
+from surgeon.rules import where
+from surgeon.scoring.optimal_brain_surgeon import Curve, eliminate, refine
 from surgeon.scoring.reconstruction import Selection, reconstruction
 from testbed.networks import random_network
 
@@ -34,7 +35,7 @@ def measured(net: nn.Module, x: Tensor) -> tuple[Groups, Sensitivity]:
 def test_damage_is_the_least_that_a_fit_leaves() -> None:
     net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).double()
     groups, sensitivity = measured(net, torch.randn(128, 5, dtype=torch.float64))
-    curve = eliminate(groups.groups[0], sensitivity, ridge=1e-2)
+    curve = eliminate(groups.groups[0], sensitivity)
     (reader,) = sensitivity.readers
     h = reader.moments.covariances()[0][0].numpy()
     h = h + 1e-2 * np.diag(h).mean() * np.eye(6)
@@ -55,7 +56,7 @@ def test_a_unit_that_another_can_stand_in_for_goes_first_and_only_once() -> None
     with torch.no_grad():
         first.weight[4], first.bias[4] = 3 * first.weight[1], 3 * first.bias[1]
     groups, sensitivity = measured(net, torch.randn(256, 5))
-    curve = eliminate(groups.groups[0], sensitivity, ridge=1e-6)
+    curve = eliminate(groups.groups[0], sensitivity, {reader.layer.node: 1e-6 for reader in sensitivity.readers})
     assert curve.order[0] in (1, 4) and curve.order[1] not in (1, 4)
     assert curve.damage[0] < 1e-3 * curve.damage[1]
 
@@ -197,3 +198,25 @@ def test_the_best_widths_are_found() -> None:
 def test_a_selection_keeps_its_scores_to_itself() -> None:
     found = Selection({0: np.array([1.0, 0.0])}, {0: np.array([1.0, 0.0])}, 8)
     assert repr(found) == "Selection(samples=8)"
+
+
+def test_what_noise_says_of_how_units_covary_is_believed_less_in_each_further_layer() -> None:
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(3 if not place else 6, 6, 3), nn.BatchNorm2d(6), nn.ReLU()) for place in range(3)]
+    net = nn.Sequential(*blocks, nn.Conv2d(6, 2, 1)).eval()
+    for block in blocks:
+        block.get_buffer("1.running_mean").normal_()
+    seen: dict[str, float] = {}
+
+    def watched(group: Group, sensitivity: Sensitivity, ridges: Mapping[fx.Node, float], ranked: bool) -> Curve:
+        seen.update({where(node): ridge for node, ridge in ridges.items()})
+        return eliminate(group, sensitivity, ridges, ranked)
+
+    x = torch.randn(2, 3, 12, 12)
+    groups = couple(trace(net, x))
+    for data, believed in (("noise", [0.2, 0.3, 0.4]), (x, [])):
+        seen.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("surgeon.scoring.reconstruction.eliminate", watched)
+            reconstruction(net, groups, calibrate(data, groups.graph, net, 8))
+        assert sorted(seen.values()) == pytest.approx(believed)
