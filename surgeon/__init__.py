@@ -17,6 +17,7 @@ _HOMES = {
     "surgeon.deploy.export": "export",
     "surgeon.deploy.export_report": "ExportReport",
     "surgeon.deploy.profiling": "kit profile",
+    "surgeon.deploy.verdict_file": "load_verdict",
     "surgeon.device.benchmark": "Verdict benchmark",
     "surgeon.device.profile": "Profile",
     "surgeon.errors": "SurgeonError",

@@ -8,6 +8,7 @@ from surgeon.deploy.export import export as export
 from surgeon.deploy.export_report import ExportReport as ExportReport
 from surgeon.deploy.profiling import kit as kit
 from surgeon.deploy.profiling import profile as profile
+from surgeon.deploy.verdict_file import load_verdict as load_verdict
 from surgeon.device.benchmark import Verdict as Verdict
 from surgeon.device.benchmark import benchmark as benchmark
 from surgeon.device.profile import Profile as Profile

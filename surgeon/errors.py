@@ -1,5 +1,7 @@
 """The errors that surgeon raises. Each message names the place, the shapes and the remedy."""
 
+from __future__ import annotations
+
 
 class SurgeonError(Exception):
     """Base class of every error that surgeon raises on purpose."""

@@ -18,8 +18,8 @@ import surgeon
 NAMES = """
 Certificate ExportReport Masks Plan Profile Pruner Quantized Recovery Report SurgeonError SweepReport Timing
 TransferReport Verdict
-benchmark export inspect kit load load_onnx plan profile project prune_connections quantize recover save shrink sweep
-synthesize transfer_optimizer verify
+benchmark export inspect kit load load_onnx load_verdict plan profile project prune_connections quantize recover save
+shrink sweep synthesize transfer_optimizer verify
 """.split()
 
 DECISIONS = (
@@ -35,6 +35,7 @@ SIGNATURES = {
     ),
     "plan": f"{DECISIONS} example_inputs",
     "load_onnx": "path * fixed sizes",
+    "load_verdict": "path",
     "inspect": "model example_inputs ignore",
     "verify": "model slim plan example_inputs",
     "save": "model folder plan * factory",

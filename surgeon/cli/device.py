@@ -27,6 +27,7 @@ from surgeon.cli.options import (
 )
 from surgeon.errors import InvalidArgument
 from surgeon.support.files import write_text
+from surgeon.support.scratch import temporary_folder
 
 
 def profile(
@@ -49,15 +50,54 @@ def profile(
 
 def kit(
     spec: Spec,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.pyz", help="The file to copy to the device.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", metavar="FILE", help="The file to copy to the device, .pyz; with --ssh the profile to "
+            "fetch, which is resumed if it is there.",
+        ),
+    ],
+    ssh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST", help="Run it there and fetch the profile, over this machine's ssh: user@name, "
+            "ssh://user@name:port, or a host of ssh's configuration, where its key stands too.",
+        ),
+    ] = None,
+    remote_python: Annotated[
+        str | None, typer.Option(metavar="PATH", help="With --ssh: the Python there; default: python3.")
+    ] = None,
+    ssh_config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --ssh: ssh's configuration, instead of the user's.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="With --ssh: threads of onnxruntime there, as the kit's own --threads.")
+    ] = None,
     shape: Shape = None,
     fixed: Fixed = None,
     pretrained: Pretrained = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Write a file that measures a model's operators on a device that has only Python, numpy and onnxruntime."""
+    """Write a file that measures a model's operators on a device that has only Python, numpy and onnxruntime.
+
+    With --ssh HOST it is copied there, run, and removed, and the profile is fetched.
+    """
+    if ssh is None and any(value is not None for value in (remote_python, ssh_config, threads)):
+        raise InvalidArgument("--remote-python, --ssh-config and --threads go with --ssh; a kit has its own --threads")
+    if ssh is not None:
+        from surgeon.deploy.over_ssh import profile_over_ssh, require_ssh
+
+        require_ssh(ssh)  # before the model is traced
     model, inputs = load(spec, shape or [], pretrained, seed, fixed or ())
+    if ssh is not None:
+        with temporary_folder() as folder:
+            there = profile_over_ssh(
+                surgeon.kit(model, folder / "kit.pyz", inputs), ssh, out, threads=threads,
+                remote_python=remote_python or "python3", ssh_config=ssh_config,
+            )
+        told(json, "surgeon-profiled", f"{out}: {there}", path=out, cpu=there.cpu, threads=there.threads)
+        return
     made = surgeon.kit(model, out, inputs)
     told(
         json, "surgeon-kit",

@@ -64,6 +64,9 @@ def to_onnx(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
         raise ExportError(f"torch.onnx can't translate the model: {reason}") from error
     if model.opset_imports[""] != opset:
         raise ExportError(f"torch.onnx can't write the model in opset {opset}, but in {model.opset_imports['']}")
+    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    # The oldest that holds these operators: an onnxruntime reads no newer one than it knows.
+    model.ir_version = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
     return model
 
 

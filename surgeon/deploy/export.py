@@ -22,6 +22,7 @@ from surgeon.deploy.inputs import Call, Place, read_call
 from surgeon.deploy.parity import Parity
 from surgeon.deploy.user_file.changes import Unpatchable
 from surgeon.deploy.user_file.export import export_changed
+from surgeon.device.onnx_protobuf import OPSET
 from surgeon.errors import ExportError, InvalidArgument, InvalidInputs, TraceError, first_line
 from surgeon.frontend.infer_inputs import infer
 from surgeon.frontend.isolation import quietly, undisturbed, untouched
@@ -36,9 +37,6 @@ from surgeon.support.arguments import ABOVE_ZERO, integer, listed, optional, ref
 from surgeon.support.documents import EXAMPLE
 from surgeon.support.files import replace_beside
 from surgeon.support.time_limit import TimeIsUp
-
-OPSET = 20
-"""The newest opset torch.onnx converts to by default; onnxruntime reads it since 1.17."""
 
 SECONDS, SECONDS_A_MODULE = 20.0, 0.1
 """How long a trace in which more than the batch is free may take: some of them never end."""

@@ -1,5 +1,7 @@
 """How much faster one ONNX file is than another on this CPU, and how reliable that is."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import os
@@ -229,5 +231,5 @@ def _same_inputs(base: ort.InferenceSession, slim: ort.InferenceSession, base_pa
 
 def _alike(one: tuple[str, list[int | str]], other: tuple[str, list[int | str]]) -> bool:
     """Whether two inputs are of a type and can be of a shape."""
-    sizes = zip(one[1], other[1], strict=False)
+    sizes = zip(one[1], other[1])
     return one[0] == other[0] and len(one[1]) == len(other[1]) and all(a == b or "any" in (a, b) for a, b in sizes)

@@ -1,5 +1,7 @@
 """Constants that a small ONNX file makes large: onnxruntime computes them while it loads the file."""
 
+from __future__ import annotations
+
 import math
 import struct
 from collections.abc import Iterator, Mapping

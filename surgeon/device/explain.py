@@ -1,5 +1,7 @@
 """Why a model is not faster: which widths took its convolutions out of the NCHWc layout."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import os

@@ -3,6 +3,8 @@
 onnxruntime opens whatever path a file names; here, paths must stay in the file's own folder.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path

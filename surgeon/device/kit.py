@@ -1,5 +1,7 @@
 """The kit: points and probes in one file, to be measured on another CPU."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json

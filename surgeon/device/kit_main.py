@@ -1,5 +1,7 @@
 """The commands of a kit on the device: take the profile, or compare two files."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
@@ -10,6 +12,7 @@ from surgeon.device.benchmark import benchmark
 from surgeon.device.kit import read
 from surgeon.device.take_profile import take
 from surgeon.errors import SurgeonError
+from surgeon.support.files import write_text
 
 _BENCH = "bench"
 
@@ -61,12 +64,15 @@ def _bench(name: str, arguments: Sequence[str]) -> int:
     parser.add_argument("--threads", type=_positive(int), default=1, help="threads inside an operator (default 1)")
     parser.add_argument("--seconds", type=_positive(float), default=5.0, help="how long to measure (default 5)")
     parser.add_argument("--cpu-time", action="store_true", help="with several threads: CPU time, not that on the wall")
-    parser.add_argument("--json", action="store_true", help="write the verdict as JSON")
+    parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
+    parser.add_argument("-o", "--output", metavar="FILE", help="also write it as JSON, for surgeon.load_verdict")
     options = parser.parse_args(arguments)
     verdict = benchmark(
         options.base, options.slim, threads=options.threads, seconds=options.seconds, progress=_Progress(),
         cpu_time=options.cpu_time,
     )
+    if options.output:
+        write_text(options.output, verdict.to_json() + "\n")
     print(verdict.to_json() if options.json else verdict)
     return 0
 

@@ -1,5 +1,7 @@
 """Which convolutions onnxruntime runs in the NCHWc layout: what decides speed, without measurement noise."""
 
+from __future__ import annotations
+
 import dataclasses
 import os
 from collections.abc import Sequence

@@ -1,9 +1,11 @@
 """Which widths keep onnxruntime's NCHWc layout: read from optimized graphs, without timing."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal, assert_never, get_args
+from typing import Literal, get_args
 
 from surgeon.device.onnx_editing import strip
 from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, parse
@@ -49,17 +51,13 @@ def answer(probe: Probe, threads: int = 1) -> int:
             dumps[width] = open_optimized(model, threads)[1]
         except SurgeonError as error:
             raise type(error)(f"probe {probe.name!r} at width {width}: {error}") from error
-    match probe.question:
-        case "multiple":
-            return smallest_multiple({width: is_fast(dump) for width, dump in dumps.items()})
-        case "direct":
-            return max((width for width, dump in dumps.items() if _is_direct(parse(dump))), default=0)
-        case "block":
-            graphs = [parse(dump) for dump in dumps.values()]
-            weights = [(graph, node.inputs[1]) for graph in graphs for node in graph.nodes if node.is_blocked("Conv")]
-            return math.gcd(*(graph.initializers[weight][0] for graph, weight in weights))
-        case _:
-            assert_never(probe.question)
+    if probe.question == "multiple":
+        return smallest_multiple({width: is_fast(dump) for width, dump in dumps.items()})
+    graphs = {width: parse(dump) for width, dump in dumps.items()}
+    if probe.question == "direct":
+        return max((width for width, graph in graphs.items() if _is_direct(graph)), default=0)
+    weights = [(graph, node.inputs[1]) for graph in graphs.values() for node in graph.nodes if node.is_blocked("Conv")]
+    return math.gcd(*(graph.initializers[weight][0] for graph, weight in weights))
 
 
 def smallest_multiple(fast: Mapping[int, bool]) -> int:

@@ -1,5 +1,7 @@
 """What single operators cost at given widths: tiny graphs, timed in turn."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 import time
@@ -257,7 +259,7 @@ class _Bench:
                 prepare = open_session(before, threads=self._threads, optimize=False)
                 names = [output.name for output in prepare.get_outputs()]
                 needed = {item.name: feeds[item.name] for item in prepare.get_inputs()}
-                feeds |= dict(zip(names, prepare.run(None, needed), strict=True))
+                feeds |= dict(zip(names, prepare.run(None, needed)))
             stripped = strip(model)
             if stripped != model:
                 session = open_session(stripped, threads=self._threads, optimize=False)
@@ -279,7 +281,7 @@ class _Bench:
         outputs = session.run(None, feeds)
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, _aligned(value))
-        for item, value in zip(session.get_outputs(), outputs, strict=True):
+        for item, value in zip(session.get_outputs(), outputs):
             binding.bind_ortvalue_output(item.name, _aligned(value))
         if flush not in self._flush:
             self._flush[flush] = np.ones(flush // 8, dtype=np.int64)

@@ -1,5 +1,7 @@
 """ONNX graphs, as bytes, cut to the part that is timed."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Sequence
 
 from surgeon.device import onnx_protobuf as pb

@@ -1,5 +1,7 @@
 """ONNX files as bytes: reads their graphs, and writes tiny ones, without the onnx package."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import mmap
@@ -7,16 +9,20 @@ import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Union
 
-from surgeon.device.protobuf import BYTES, Buffer, field, fields, integers, nested, text, varint
+from surgeon.device.protobuf import BYTES, VARINT, Buffer, field, fields, integers, nested, text, varint
 from surgeon.errors import InvalidArgument
 from surgeon.support.opening import Unfit, open_file
 
-Attribute = int | float | bytes | tuple[int, ...] | tuple[float, ...]
+Attribute = Union[int, float, bytes, tuple[int, ...], tuple[float, ...]]
 
 BLOCKED_DOMAIN: Final = "com.microsoft.nchwc"
 """The domain of operators in the NCHWc layout, in which channels are in blocks of the CPU's vector width."""
+
+OPSET: Final = 20
+"""The opset that files are written in by default, and in the oldest IR that has it, 9: onnxruntime reads both since
+1.17."""
 
 FEEDER: Final = "feed_"
 """How the name of an operator, or of its output, begins if it only prepares inputs."""
@@ -155,6 +161,24 @@ def graph_span(model: Buffer) -> tuple[int, int]:
         if (number, kind) == (MODEL_GRAPH, BYTES):
             return low, high
     raise InvalidArgument("not an ONNX model (it holds no graph)")
+
+
+def versions(model: Buffer) -> tuple[int, int]:
+    """The IR that a model is written in, and the opset of ONNX's own operators; 0 where it says none.
+
+    >>> versions(elementwise(["Neg"], (1, 8)))
+    (8, 13)
+    """
+    ir, opset = 0, 0
+    for number, kind, low, high in fields(model, 0, len(model)):
+        if (number, kind) == (MODEL_IR, VARINT):
+            ir = varint(model, low)[0]
+        elif (number, kind) == (MODEL_OPSET, BYTES):
+            parts = {part: (form, a, b) for part, form, a, b in fields(model, low, high)}
+            form, a, b = parts.get(OPSET_DOMAIN, (BYTES, 0, 0))
+            if form == BYTES and text(model, a, b) in ("", "ai.onnx") and OPSET_VERSION in parts:
+                opset = varint(model, parts[OPSET_VERSION][1])[0]
+    return ir, opset
 
 
 def read_node(buffer: Buffer, start: int, end: int) -> Node:

@@ -1,5 +1,7 @@
 """Where a model's time goes, by onnxruntime's own profiler."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import os

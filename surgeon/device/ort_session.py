@@ -1,5 +1,7 @@
 """onnxruntime sessions with reproducible settings."""
 
+from __future__ import annotations
+
 import json
 import math
 import os
@@ -13,7 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from surgeon.device.claims import check_claims
 from surgeon.device.external import check_external
-from surgeon.device.onnx_protobuf import Graph, mapped, parse
+from surgeon.device.onnx_protobuf import OPSET, Graph, mapped, parse, versions
 from surgeon.errors import BenchmarkError, InvalidArgument
 from surgeon.support.documents import EXAMPLE
 from surgeon.support.opening import Unfit, require_file
@@ -98,7 +100,8 @@ def open_session(
     except _UNREADABLE as error:
         raise InvalidArgument(f"{place}: not an ONNX model ({_reason(error)})") from error
     except ORT_ERRORS as error:
-        raise BenchmarkError(f"{place}: onnxruntime can't run this model ({_reason(error)})") from error
+        why = f"{place}: onnxruntime can't run this model ({_reason(error)})"
+        raise BenchmarkError(f"{why}{_too_new(model, error)}") from error
 
 
 def open_optimized(
@@ -198,7 +201,7 @@ def _shape(name: str, sessions: Sequence[ort.InferenceSession], told: Mapping[st
     declared = [item.shape for session in sessions for item in session.get_inputs() if item.name == name]
     example = next(filter(None, (*(_example(session).get(name) for session in sessions), told.get(name))), None)
     shape = []
-    for axis, sizes in enumerate(zip(*declared, strict=False)):
+    for axis, sizes in enumerate(zip(*declared)):
         known = [size for size in sizes if isinstance(size, int)]
         shape.append(known[0] if known else example[axis] if example and axis < len(example) else 1)
     return shape
@@ -219,12 +222,27 @@ def _example(session: ort.InferenceSession) -> dict[str, list[int]]:
 
 def _check_feed(name: str, value: np.ndarray, declared: list[int | str | None], kind: str) -> None:
     fits = value.ndim == len(declared) and all(
-        size == want for size, want in zip(value.shape, declared, strict=True) if isinstance(want, int)
+        size == want for size, want in zip(value.shape, declared) if isinstance(want, int)
     )
     if not fits:
         raise InvalidArgument(f"feeds[{name!r}] has shape {value.shape}, the model wants {tuple(declared)}")
     if kind in _NUMPY_TYPES and value.dtype != _NUMPY_TYPES[kind]:
         raise InvalidArgument(f"feeds[{name!r}] is {value.dtype}, the model wants {_NUMPY_TYPES[kind]}")
+
+
+def _too_new(model: str | os.PathLike[str] | bytes, error: Exception) -> str:
+    """The remedy, as the end of a message, for a model that is newer than this onnxruntime."""
+    if not any(word in str(error).lower() for word in ("ir version", "ir_version", "opset")):
+        return ""
+    if isinstance(model, bytes):
+        ir, opset = versions(model)
+    else:
+        with mapped(model) as content:
+            ir, opset = versions(content)
+    return (
+        f"; this is onnxruntime {ort.__version__}, the model is of opset {opset} and IR {ir}: update onnxruntime, or "
+        f"write the model in opset {OPSET}, which 1.17 and later read"
+    )
 
 
 def _reason(error: Exception) -> str:

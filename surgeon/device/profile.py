@@ -1,16 +1,18 @@
 """The device profile: how long a CPU takes for a model's operators. It is saved as JSON."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import math
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import onnxruntime as ort
 
+from surgeon.device.cpu import cpu_name
 from surgeon.device.microbenchmark import Key, Sample
 from surgeon.errors import ProfileError
 from surgeon.support import arguments
@@ -56,7 +58,7 @@ class Profile:
     cpus: int = 0
 
     @classmethod
-    def here(cls, threads: int = 1) -> "Profile":
+    def here(cls, threads: int = 1) -> Profile:
         """An empty profile of this CPU.
 
         >>> Profile.here().samples
@@ -71,7 +73,7 @@ class Profile:
             f"points {len(self.samples)}, rules {len(self.rules)}, models {len(self.models)}"
         )
 
-    def merge(self, other: "Profile") -> "Profile":
+    def merge(self, other: Profile) -> Profile:
         """Both profiles in one. Of a point in both, the sample with more rounds is taken, of equals `other`'s.
 
         Raises `ProfileError` if they are of different CPUs, thread counts or versions of onnxruntime.
@@ -126,7 +128,7 @@ class Profile:
         write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Profile":
+    def load(cls, path: str | os.PathLike[str]) -> Profile:
         """Read a profile that `save` wrote.
 
         Raises `ProfileError` if the file is missing, not a profile, of a newer version or malformed.
@@ -135,20 +137,6 @@ class Profile:
 
 
 PROFILE: Final = instance(Profile, "a surgeon.Profile", "surgeon.Profile.load reads a file")
-
-
-def cpu_name() -> str:
-    """The CPU's model name, as the system gives it."""
-    for file, key in (("/proc/cpuinfo", "model name"), ("/proc/cpuinfo", "Model"), ("/proc/device-tree/model", "")):
-        try:
-            text = Path(file).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-        for line in text.splitlines():
-            name, _, value = line.partition(":") if key else ("", "", line)
-            if name.strip() == key and value.strip("\0 \t"):
-                return value.strip("\0 \t")
-    return platform.processor() or platform.machine() or "unknown"
 
 
 def _differences(one: Profile, other: Profile) -> Iterator[tuple[str, object, object]]:

@@ -4,13 +4,15 @@ A message is a sequence of fields, each with a number, a wire type and a value. 
 so that the time to read a message does not depend on their size.
 """
 
+from __future__ import annotations
+
 import mmap
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Union
 
 from surgeon.errors import InvalidArgument
 
-Buffer = bytes | mmap.mmap
+Buffer = Union[bytes, mmap.mmap]
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Wire types."""

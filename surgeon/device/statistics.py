@@ -1,5 +1,7 @@
 """Whether one model is faster than another: statistics of interleaved timings."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Mapping
 from typing import Final, Literal

@@ -1,5 +1,7 @@
 """Taking a device profile: measures probes and points on this CPU; it can be interrupted and resumed."""
 
+from __future__ import annotations
+
 import dataclasses
 import os
 import time

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-OPSET = 20
+from surgeon.device.onnx_protobuf import OPSET
 
 
 class Builder:
@@ -49,7 +49,9 @@ class Builder:
         given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self.inputs.items()]
         made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
         graph = helper.make_graph(self._nodes, "operator", given, made, self._initializers)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+        opsets = [helper.make_opsetid("", OPSET)]
+        oldest = helper.find_min_ir_version_for(opsets)  # so that a device's onnxruntime may be older than this one
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=oldest)
         return bytes(model.SerializeToString())
 
     def _initializer(self, value: np.ndarray) -> str:

@@ -19,6 +19,8 @@ Traceback (most recent call last):
 surgeon.errors.InvalidArgument: seconds=-1: give a number above 0
 """
 
+from __future__ import annotations
+
 import contextlib
 import difflib
 import functools
@@ -28,12 +30,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, Union
 
 from surgeon.errors import InvalidArgument
 
 Check = Callable[[str, Any], Any]
-MinWidth = float | int | Mapping[str, float | int] | None
+MinWidth = Union[float, int, Mapping[str, Union[float, int]], None]
 _T = TypeVar("_T", bound=Callable[..., Any])
 
 #: The largest integer that torch and onnxruntime read.
@@ -58,7 +60,7 @@ def shown(value: object) -> str:
     kind, shape = type(value).__name__, getattr(type(value), "shape", None) and value.shape  # type: ignore[attr-defined]
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    if not isinstance(value, str | bytes | Real | complex | None) and shape != ():
+    if not isinstance(value, (str, bytes, Real, complex, type(None))) and shape != ():
         if isinstance(value, os.PathLike):
             return repr(os.fspath(value))
         return f"a {kind} of shape {tuple(shape)}" if isinstance(shape, tuple) else f"a {kind}"
@@ -90,7 +92,7 @@ def listed(value: Any) -> tuple[Any, ...] | None:
     >>> listed([1, 2]), listed("ab"), listed(3)
     ((1, 2), None, None)
     """
-    if isinstance(value, str | bytes | Mapping | type):
+    if isinstance(value, (str, bytes, Mapping, type)):
         return None
     try:
         return tuple(value)
@@ -183,7 +185,7 @@ def a_path(wanted: str) -> Check:
 
     def check(name: str, value: Any) -> Any:
         try:
-            place = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+            place = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
             if isinstance(place, str) and place:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
                     os.lstat(place)  # the system refuses names that are too long or hold a NUL
@@ -354,7 +356,7 @@ def checked(
         for name, member in list(vars(target).items()):
             if name.startswith("_") and name not in ("__init__", "__call__"):
                 continue
-            inner = member.__func__ if isinstance(member, classmethod | staticmethod) else member
+            inner = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
             if inspect.isfunction(inner) and len(inspect.signature(inner).parameters) > 1:
                 guarded = _guarded(inner, table, within)
                 setattr(target, name, guarded if inner is member else type(member)(guarded))

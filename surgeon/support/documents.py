@@ -11,6 +11,8 @@
 6
 """
 
+from __future__ import annotations
+
 import dataclasses
 import os
 from collections.abc import Callable, Mapping

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Union
 
 from surgeon.errors import OutputError
 from surgeon.support import scratch as scratches
@@ -19,7 +20,7 @@ from surgeon.support.exchange import take_place
 from surgeon.support.interrupts import held
 from surgeon.support.scratch import READY, locked, scratch, settle, sync
 
-StrPath = str | os.PathLike[str]
+StrPath = Union[str, os.PathLike[str]]
 _DATA = (".data", ".other.data")  # endings of files that another refers to: one is free while the other is in use
 _MOST_HEAD = 1 << 26  # bytes; a file that refers to others is small, since these hold the weights
 
@@ -123,7 +124,7 @@ def replace_beside(path: StrPath) -> Iterator[Path]:
         with held():
             old = [name for name in referred(target) if name not in {file.name for file in files}]
             _finish(files, places)
-            for file, place in zip(files, places, strict=True):
+            for file, place in zip(files, places):
                 os.replace(file, place)
                 sync(place.parent)
             for name in old:
@@ -199,11 +200,11 @@ def _publish(new: Path, place: Path, home: Path, made: Path) -> None:
     targets = [_target(place / file.name) for file in files]
     _finish(files, targets)
     names = {file.name for file in files}
-    followed = any(target != place / file.name for file, target in zip(files, targets, strict=True))
+    followed = any(target != place / file.name for file, target in zip(files, targets))
     if made.parent != place and not followed and take_place(new, place, names):
         sync(place.parent)
         return
-    for file, target in zip(files, targets, strict=True):
+    for file, target in zip(files, targets):
         if target.parent.stat().st_dev != place.stat().st_dev:
             raise OutputError(f"{place / file.name} can't be replaced: it is a link to another disk; remove the link")
     with scratch(place) as inside, locked(place):
@@ -231,7 +232,7 @@ def _finish(files: Sequence[Path], targets: Sequence[Path]) -> None:
     """Flush files to the disk, and give them the permissions of those that they replace."""
     for file in files:
         sync(file)
-    for file, target in zip(files, targets, strict=False):
+    for file, target in zip(files, targets):
         if target.exists():
             file.chmod(stat.S_IMODE(target.stat().st_mode))
     for folder in {file.parent for file in files}:

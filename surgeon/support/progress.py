@@ -49,6 +49,13 @@ def report_progress(*, piped: bool = False, silent: bool = False) -> None:
     _piped, _silent = piped, silent
 
 
+def relay(line: str) -> None:
+    """Show a line that tells how something elsewhere gets on, such as on another machine."""
+    if _shown():
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
 @contextmanager
 def stage(name: str) -> Iterator[None]:
     """Time the block under `name`, and show it on stderr once it takes longer than two seconds.
@@ -59,11 +66,15 @@ def stage(name: str) -> Iterator[None]:
         yield
 
 
+def _shown() -> bool:
+    return sys.stderr is not None and not _silent and (_piped or sys.stderr.isatty())
+
+
 @contextmanager
 def _timed(name: str, start: float, remaining: Remaining | None) -> Iterator[None]:
     done = threading.Event()
     shown = None
-    if sys.stderr is not None and not _silent and (_piped or sys.stderr.isatty()):
+    if _shown():
         shown = _show(name, start, done, remaining)
     _running.append(name)
     try:

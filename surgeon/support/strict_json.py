@@ -75,11 +75,11 @@ def _refuse(name: str) -> float:
 
 
 def _check_depth(found: Any, limit: int) -> None:
-    level = [found] if isinstance(found, dict | list) else []
+    level = [found] if isinstance(found, (dict, list)) else []
     for _ in range(limit):
         if not level:
             return
         inner = (each.values() if isinstance(each, dict) else each for each in level)
-        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+        level = [value for values in inner for value in values if isinstance(value, (dict, list))]
     if level:
         raise Unfit(f"it is nested more than {limit} deep")

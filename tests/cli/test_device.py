@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -71,6 +72,21 @@ def test_a_kit_runs_without_torch(here: Path) -> None:
     assert len(there["models"]) == 1
 
 
+def test_a_kit_runs_on_a_host_and_its_profile_comes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ssh = here / "bin" / "ssh"  # stands for a host that is this machine; tests/deploy/test_over_ssh.py has a server
+    ssh.parent.mkdir()
+    ssh.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nexec sh -c "$3"\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}{os.pathsep}{os.environ['PATH']}")
+    text = good(
+        "kit", "nets_here:small", "--ssh", "pi@device", "--remote-python", sys.executable, "--threads", 1,
+        "-o", "pi.json", "--json",
+    )
+    assert json.loads(text)["format"] == "surgeon-profiled"
+    assert surgeon.Profile.load("pi.json").models
+    assert sorted(path.name for path in here.glob("*.pyz")) in ([], ["kit.pyz"])
+
+
 def test_int8_is_kept_or_not_but_said(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surgeon, "quantize", functools.partial(surgeon.quantize, seconds=0.3))
     good("shrink", "nets_here:small", "--ratio", 0.2, "--no-bench", "-o", "cut")
@@ -88,6 +104,9 @@ def test_int8_is_kept_or_not_but_said(here: Path, monkeypatch: pytest.MonkeyPatc
         (("quantize", "no.onnx", "--calibration", "nets_here.py"), "names no inputs"),
         (("report", "."), "report.json"),
         (("kit", "nets_here:small", "-o", "kit.zip"), ".pyz"),
+        (("kit", "nets_here:small", "-o", "kit.pyz", "--threads", "1"), "go with --ssh"),
+        (("kit", "nets_here:small", "-o", "kit.json", "--ssh=-oProxyCommand=x"), "give a name that ssh knows"),
+        (("kit", "nets_here:small", "-o", "kit.pyz", "--ssh", "pi"), "-o kit.pyz: this is where the profile goes"),
         (("profile", "nets_here:small", "-o", "nets_here.py"), "nets_here.py"),
         (("shrink", "nets_here:small", "-o", "x"), "--latency-ms"),
         (("shrink", "nets_here:small", "--ratio", "0.5", "--device", "no.json", "-o", "x"), "for a latency"),

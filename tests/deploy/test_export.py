@@ -52,6 +52,7 @@ def test_report_and_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
     model = onnx.load(report.path)
     assert report.opset == next(entry.version for entry in model.opset_import if entry.domain == "")
+    assert model.ir_version == 9  # the last that onnxruntime 1.17 reads
     batch = torch.rand(5, 3, 8, 8)
     np.testing.assert_allclose(run(report.path, batch)[0], net(batch).detach(), rtol=1e-4, atol=1e-5)
 

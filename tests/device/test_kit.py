@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from surgeon.deploy.kit import write_kit
+from surgeon.deploy.verdict_file import load_verdict
 from surgeon.device.kit import Kit, read
 from surgeon.device.kit_main import main
 from surgeon.device.layout_probes import Probe
@@ -74,9 +75,11 @@ def test_two_files_are_compared_without_torch(kit: Path, tmp_path: Path) -> None
     for name, width in (("base", 64), ("slim", 16)):
         (tmp_path / f"{name}.onnx").write_bytes(pointwise_conv(32, width, size=32))
     files = [str(tmp_path / f"{name}.onnx") for name in ("base", "slim")]
-    result = run(kit, "bench", *files, "--seconds", "0.1", "--json")
+    verdict = tmp_path / "verdict.json"
+    result = run(kit, "bench", *files, "--seconds", "0.1", "--json", "-o", str(verdict))
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["threads"] == 1
+    assert load_verdict(verdict).to_json() == result.stdout.rstrip("\n")
 
 
 @pytest.mark.parametrize("package", ["numpy", "onnxruntime"])
@@ -84,6 +87,38 @@ def test_a_missing_package_is_named(kit: Path, package: str) -> None:
     result = run(kit, missing=package)
     assert result.returncode == 1 and f"kit.pyz needs {package}" in result.stderr
     assert "-m pip install numpy onnxruntime" in result.stderr and "Traceback" not in result.stderr
+
+
+OLD = """
+import sys, types
+for name, version in zip(sys.argv[2:4], ("2.1.0", sys.argv[1])):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__version__ = version
+if sys.argv[1] == "broken":
+    del sys.modules["onnxruntime"]
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "onnxruntime":
+                raise ImportError
+    sys.meta_path.insert(0, Broken())
+import runpy
+sys.argv = sys.argv[4:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("1.16.3", "kit.pyz needs onnxruntime 1.17 or later, the first that reads its graphs (opset 20, IR 9); this is "
+         "1.16.3; run: "),
+        ("broken", "for an onnxruntime before 1.19, which knows no numpy 2: "),
+    ],
+)
+def test_an_onnxruntime_that_does_not_fit_is_told(kit: Path, version: str, message: str) -> None:
+    command = [sys.executable, "-c", OLD, version, "numpy", "onnxruntime", str(kit)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
 
 
 def test_what_is_written_is_read(kit: Path) -> None:

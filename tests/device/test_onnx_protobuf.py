@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from surgeon.device.onnx_editing import entry, strip
-from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, elementwise, parse, read
+from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, elementwise, parse, read, versions
 from surgeon.device.ort_session import open_optimized, open_session
-from surgeon.errors import InvalidArgument
+from surgeon.errors import BenchmarkError, InvalidArgument
 
 
 def conv_model(in_channels: int, out_channels: int, *, skip: bool = False) -> bytes:
@@ -162,3 +162,25 @@ def test_what_is_no_model_is_said_to_be_none(content: bytes, tmp_path: Path) -> 
 def test_a_missing_file() -> None:
     with pytest.raises(InvalidArgument, match="nowhere"):
         read("nowhere.onnx")
+
+
+def of_versions(ir: int, opset: int, others: int = 0) -> bytes:
+    """A model of these versions; with `others`, operators of other domains are declared before ONNX's own."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", values[:1], values[1:])
+    opsets = [*(helper.make_opsetid(f"other{index}", 99) for index in range(others)), helper.make_opsetid("", opset)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=ir).SerializeToString()
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_the_versions_of_a_model(others: int) -> None:
+    assert versions(of_versions(9, 20, others)) == (9, 20)
+
+
+@pytest.mark.parametrize(("ir", "opset"), [(9, 99), (99, 20)])
+def test_a_model_that_is_too_new_is_told_with_the_remedy(ir: int, opset: int, tmp_path: Path) -> None:
+    (tmp_path / "new.onnx").write_bytes(of_versions(ir, opset))
+    message = f"the model is of opset {opset} and IR {ir}: update onnxruntime, or write the model in opset 20"
+    for model in (of_versions(ir, opset), tmp_path / "new.onnx"):
+        with pytest.raises(BenchmarkError, match=message):
+            open_session(model)
