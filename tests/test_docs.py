@@ -200,6 +200,38 @@ def test_every_page_is_two_clicks_from_the_readme() -> None:
     assert {page.resolve() for page in DOCS.glob("*.md")} <= first.union(*map(linked, first))
 
 
+#: What newcomers ask, and the place that answers it.
+QUESTIONS = {
+    "How do I install it?": "README.md#install",
+    "How do I make a first cut?": "docs/tutorial.md",
+    "Why wasn't my layer pruned?": "docs/pinned.md",
+    "I have a file, not a model": "docs/onnx-files.md",
+    "It must take so many milliseconds": "docs/how-to-milliseconds.md",
+    "I have no data": "docs/how-to-no-data.md",
+    "My accuracy fell": "docs/explain-recovery.md#my-accuracy-fell",
+    "Can I open a stranger's file?": "docs/security.md",
+}
+
+
+@pytest.mark.parametrize("start", ["README.md", "docs/index.md"])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_every_question_is_two_clicks_away(start: str, question: str) -> None:
+    def clicked(places: set[str]) -> set[str]:
+        """The places that the pages of these link to, as paths below the repository."""
+        return {
+            f"{path}{'#' + anchor if anchor else ''}"
+            for page in {ROOT / place.partition("#")[0] for place in places} if page.suffix == ".md"
+            for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text(encoding="utf-8"))) if "://" not in target
+            for link, _, anchor in [target.partition("#")]
+            for path in [(page.parent / link).resolve().relative_to(ROOT).as_posix() if link else page.name]
+        }
+
+    page, _, anchor = QUESTIONS[question].partition("#")
+    assert not anchor or anchor in anchors(ROOT / page)
+    first = clicked({start})
+    assert page == start or QUESTIONS[question] in first | clicked(first)
+
+
 def test_every_criterion_has_its_row() -> None:
     page = (DOCS / "criteria.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))

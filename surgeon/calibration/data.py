@@ -19,7 +19,7 @@ from surgeon.calibration.noise import noise_for
 from surgeon.calibration.synthesis import synthesize_for
 from surgeon.errors import InvalidInputs
 from surgeon.frontend import parameters
-from surgeon.frontend.batches import batches, chosen, nothing
+from surgeon.frontend.batches import UNUSED, batches, beside, chosen, nothing
 from surgeon.frontend.free_sizes import IsolatedCopy, Unfit
 from surgeon.frontend.input_spec import by_argument
 from surgeon.frontend.parameters import MADE, NOISE
@@ -131,6 +131,7 @@ def calibrate(
     piles: dict[Sizes, _Pile] = {}
     rest: list[tuple[Any, ...]] = []
     count = left_out = 0
+    unused = False
     if isinstance(data, Pictures):
         data = data.of(model, reader.lone_shape)
     with closing(batches("data", data)) as given, counter("calibration data") as progress:
@@ -142,6 +143,7 @@ def calibrate(
                 if left_out > samples:
                     break
                 continue
+            unused = unused or (not labeled and beside(batch, reader.names))
             if labeled:
                 rest += per_sample(reader.rest(batch), reader.rows, f"batch {index} of data", len(leaves[0]))
             piles.setdefault(sizes, _Pile()).add(leaves, count)
@@ -151,6 +153,8 @@ def calibrate(
                 break
     if not count:
         raise nothing("data")
+    if unused:
+        notes.append(UNUSED)
     if left_out:
         notes.append(f"{left_out} samples were left out: their sizes are others than the first {MOST_SIZES} found")
     return _split(list(piles.values()), reader, count, notes, rest)
@@ -244,6 +248,11 @@ class Reader:
         """The shape of the only example input with a batch axis; empty if there are several."""
         return tuple(self._leaves[self._batched[0]].shape) if len(self._batched) == 1 else ()
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the model's arguments whose tensors have a batch axis, once for each of these."""
+        return [self._names[at] for at in self._batched]
+
     def inputs(self, leaves: list[Tensor]) -> Inputs:
         """The graph's inputs; those without a batch axis are the example inputs."""
         found = list(self._leaves)
@@ -259,8 +268,7 @@ class Reader:
     def rest(self, batch: Any) -> tuple[Any, ...]:
         """What a batch holds besides the inputs; for a dict, one dict of the entries that the model does not take."""
         if isinstance(batch, Mapping):
-            taken = {self._names[at] for at in self._batched}
-            return ({name: value for name, value in batch.items() if name not in taken},)
+            return ({name: value for name, value in batch.items() if name not in self.names},)
         return tuple(batch[len(self._batched) :]) if isinstance(batch, tuple | list) else ()
 
     def leaves(self, batch: Any, place: str, most: int) -> list[Tensor]:
@@ -270,9 +278,7 @@ class Reader:
         """
         given = [
             tensor_of_samples(value, f"{place}, input {self._names[at]}")
-            for value, at in zip(
-                chosen(batch, [self._names[at] for at in self._batched], place), self._batched, strict=True
-            )
+            for value, at in zip(chosen(batch, self.names, place), self._batched, strict=True)
         ]
         counts = {len(leaf) for leaf in given}
         if len(counts) > 1:

@@ -96,13 +96,13 @@ def synthesize(model: nn.Module, example_inputs: Any = None, *, samples: int = 2
         model: the trained model; it is left as it is, and runs in eval mode.
         example_inputs: as for `surgeon.shrink`; inputs that can't be noise, such as masks, are like these.
         samples: how many of them.
-        seed: of the noise.
+        seed: of the random numbers that the noise is made of.
 
     Returns:
         A tensor `(samples, …)`; a dict of them where inputs go by keyword, a list of one tuple where there are several.
 
     Raises:
-        InvalidArgument: an argument is out of range.
+        InvalidArgument, InvalidInputs: bad input.
         InvalidModel: the model has no input that could be drawn, or computes NaN or infinity.
         TraceError: `torch.export` can't trace the model.
 

@@ -39,17 +39,26 @@ def _imported(spec: str) -> Any:
 
 
 def metric(spec: str) -> Any:
-    """The function that `spec`, `folder/file.py:NAME` or `package.module:NAME`, names.
+    """The function that `spec`, `folder/file.py:NAME` or `package.module:NAME`, names for `--metric`.
 
     Raises:
         InvalidArgument: there is none, or it can't be imported.
     """
+    return _function("metric", spec, "of feeds and outputs")
+
+
+def loss(spec: str) -> Any:
+    """The function that `spec` names for `--loss`, as for `metric`."""
+    return _function("loss", spec, "of the model's output and the labels, such as torch.nn.functional:cross_entropy")
+
+
+def _function(option: str, spec: str, wanted: str) -> Any:
     from surgeon.frontend.own_python import called
 
     found = called(spec) if parts(spec) is not None else None
     if not callable(found):
         what = "names no function" if found is None else f"is a {type(found).__name__}, not a function"
-        raise InvalidArgument(f"--metric {spec} {what}; give file.py:NAME or package.module:NAME, of feeds and outputs")
+        raise InvalidArgument(f"--{option} {spec} {what}; give file.py:NAME or package.module:NAME, {wanted}")
     return found
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 import surgeon
 from surgeon.errors import InvalidArgument
+from surgeon.frontend.parameters import data as inputs
 from surgeon.support.files import StrPath, replace_many
 from surgeon.support.progress import stage
 from surgeon.support.scratch import temporary_folder
@@ -25,28 +26,34 @@ IMAGES = 512
 
 
 def run(
-    network: str, ratio: float, *, threads: int = 1, out: StrPath | None = None, quiet: bool = False
+    network: str, ratio: float, *, data: Any = None, samples: int = IMAGES, threads: int = 1,
+    out: StrPath | None = None, quiet: bool = False,
 ) -> dict[str, Any]:
     """Shrink one of the trained reference networks in three ways and print accuracy, size and measured latency.
 
-    The ways are the plain cut, the default, which needs no data, and with 512 unlabeled images. Accuracy is on the
-    10,000 test images of Fashion-MNIST, or on 9,488 of them where the training images, which come with Debian's package
-    dataset-fashion-mnist, are not installed. With `out`, the ONNX files are kept there, and of the default the plan,
-    the weights and the report. With `quiet`, nothing is printed. Returns the numbers, by way.
+    The ways are the plain cut, the default, which needs no data, and with 512 unlabeled images, or with `samples` of
+    `data`, which are taken as by `surgeon.shrink`. Accuracy is on the 10,000 test images of Fashion-MNIST, or on 9,488
+    of them where the 512 images are of these too: the training images come with Debian's package
+    dataset-fashion-mnist. With `out`, the ONNX files are kept there, and of the default the plan, the weights and the
+    report. With `quiet`, nothing is printed. Returns the numbers, by way.
 
     Raises:
-        InvalidArgument: there is no such network, or its weights are missing.
+        InvalidArgument: there is no such network, its weights are missing, or the data are none.
+        InvalidInputs: the data do not fit the network.
         OutputError: `out` can't be written.
     """
     console = Console(highlight=False, soft_wrap=True, quiet=quiet)
     with temporary_folder() if out is None else replace_many(out) as folder:
-        model, images, labels, unlabeled, accuracy = _load(network)
+        model, images, labels, unlabeled, accuracy = _load(network, data)
         example = images[:2]
         with stage("accuracy before"):
             before = accuracy(model, images, labels)
         exported = surgeon.export(model, folder / "base.onnx", example_inputs=example)
         ways: dict[str, dict[str, Any]] = {
-            "plain cut": {"compensate": False}, "default": {}, f"{IMAGES} images": {"data": unlabeled},
+            "plain cut": {"compensate": False}, "default": {},
+            ("with data" if data is not None else f"{min(samples, len(unlabeled))} images"): {
+                "data": unlabeled, "samples": samples,
+            },
         }
         head = [("original", f"{before:.2%}", "", exported.bytes, "")]
         rows, verdicts = [], {}
@@ -90,26 +97,29 @@ def run(
     console.print(f"{shown.certificate}", markup=False)
     console.print(
         f"\nNothing was trained with labels (guessing gives {1 / len(labels.unique()):.0%}). The plain cut ranks units "
-        "by their weights and makes up for nothing (compensate=False); the default chooses units and fits layers on "
-        "noise; with unlabeled images (data=), layers are then fine-tuned toward the original's outputs."
+        "by their weights and makes up for nothing (--no-compensate); the default chooses units and fits layers on "
+        "noise; with unlabeled images (--data), layers are then fine-tuned toward the original's outputs."
     )
     if out is not None:
         console.print(f"\nThe files are in {out}", markup=False)
     return numbers
 
 
-def _load(network: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor, Callable[..., float]]:
-    """The network, test images and labels, unlabeled images, and the function that computes the accuracy.
+def _load(network: str, data: Any) -> tuple[nn.Module, torch.Tensor, torch.Tensor, Any, Callable[..., float]]:
+    """The network, test images and labels, unlabeled inputs, and the function that computes the accuracy.
 
-    Unlabeled images are of the training set, where that is installed; else test images, which are then not tested.
+    Unlabeled inputs are `data`; or images of the training set, where that is installed; else test images, which are
+    then not tested.
     """
     from surgeon import reference
-    from surgeon.reference import data
+    from surgeon.reference import data as pictures
 
     try:
-        model, (images, labels) = reference.load(network), data.load_test()
-        if data.TRAIN_FOLDER.is_dir():
-            return model, images, labels, data.load_train(limit=IMAGES)[0], reference.accuracy
+        model, (images, labels) = reference.load(network), pictures.load_test()
+        if data is not None:
+            return model, images, labels, inputs("data", data), reference.accuracy
+        if pictures.TRAIN_FOLDER.is_dir():
+            return model, images, labels, pictures.load_train(limit=IMAGES)[0], reference.accuracy
     except ValueError as error:
         raise InvalidArgument(str(error)) from error
     count = min(IMAGES, len(images) // 2)

@@ -11,6 +11,7 @@ import surgeon
 from surgeon.cli import data as batches
 from surgeon.cli.onnx_file import feeds_to_measure
 from surgeon.cli.options import (
+    FORMS,
     Fixed,
     Json,
     Layout,
@@ -26,7 +27,7 @@ from surgeon.cli.options import (
     told,
 )
 from surgeon.errors import InvalidArgument
-from surgeon.support.files import write_text
+from surgeon.support.files import find, write_text
 from surgeon.support.scratch import temporary_folder
 
 
@@ -107,8 +108,10 @@ def kit(
 
 
 def bench(
-    base: Annotated[Path, typer.Argument(help="An ONNX file.")],
-    slim: Annotated[Path, typer.Argument(help="Another one, with the same inputs.")],
+    base: Annotated[Path, typer.Argument(metavar="BASE|FOLDER", help="An ONNX file, or what `surgeon shrink` wrote.")],
+    slim: Annotated[
+        Path | None, typer.Argument(metavar="[SLIM]", help="Another one, with the same inputs; not with a FOLDER.")
+    ] = None,
     threads: Threads = 1,
     cpu_time: Annotated[
         bool, typer.Option("--cpu-time", help="With several threads, compare CPU time, and not the time on the wall.")
@@ -117,6 +120,10 @@ def bench(
     json: Json = False,
 ) -> None:
     """Benchmark two ONNX files against each other: the ratio, its interval, a verdict, and what slowed one down."""
+    if slim is None:
+        if not base.is_dir():
+            raise InvalidArgument(f"{base}: give a second ONNX file, or the FOLDER that `surgeon shrink` wrote")
+        base, slim = find(base, "base.onnx"), find(base, "slim.onnx")
     feeds = feeds_to_measure(base, shape or [])
     verdict = surgeon.benchmark(base, slim, threads=threads, feeds=feeds, cpu_time=cpu_time)
     print(verdict.to_json() if json else verdict)
@@ -129,7 +136,7 @@ def quantize(
     calibration: Annotated[
         str | None,
         typer.Option(
-            "--data", "--calibration", metavar="FILE|FOLDER|MODULE:NAME",
+            "--data", "--calibration", metavar=FORMS,
             help="Unlabeled inputs, as for `surgeon shrink`; without them, only dynamic int8 is tried.",
         ),
     ] = None,

@@ -18,6 +18,7 @@ from surgeon.cli import data as batches
 from surgeon.cli.device import bench, kit, profile, quantize, report
 from surgeon.cli.export import export
 from surgeon.cli.options import (
+    Data,
     Fixed,
     Ignore,
     Json,
@@ -44,6 +45,7 @@ from surgeon.cli.sweep import sweep
 from surgeon.cli.terms import running
 from surgeon.errors import InvalidArgument
 from surgeon.support import interrupts
+from surgeon.support.arguments import POSITIVE, SHARE
 from surgeon.support.files import replace_many, write_text
 from surgeon.support.progress import report_progress
 
@@ -123,6 +125,8 @@ class Network(StrEnum):
 def demo(
     network: Annotated[Network, typer.Option(help="Which of the trained networks, or all of them.")] = Network.RESIDUAL,
     ratio: Annotated[float, typer.Option(help="Share of the MACs to remove.")] = 0.5,
+    data: Data = None,
+    samples: Samples = 512,
     threads: Threads = 1,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="A folder in which to keep the files.")
@@ -131,14 +135,19 @@ def demo(
 ) -> None:
     """Shrink a trained network in three ways, and show accuracy, size and measured latency.
 
-    The ways are the plain cut, the default, which needs no data, and with 512 unlabeled images.
+    The ways are the plain cut, the default, which needs no data, and with unlabeled images: the demo's own, or --data.
     """
+    SHARE("ratio", ratio)
+    POSITIVE("samples", samples)
     from surgeon.cli.demo import run
 
     every = [each.value for each in Network if each is not Network.ALL]
     names = every if network is Network.ALL else [network.value]
     shown = [
-        run(name, ratio, threads=threads, out=out / name if out is not None and len(names) > 1 else out, quiet=json)
+        run(
+            name, ratio, data=None if data is None else batches.read(data), samples=samples, threads=threads,
+            out=out / name if out is not None and len(names) > 1 else out, quiet=json,
+        )
         for name in names
     ]
     if json:

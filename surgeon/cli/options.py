@@ -60,11 +60,14 @@ Pretrained = Annotated[bool, typer.Option("--pretrained", help="Use the zoo's pr
 Seed = Annotated[int, typer.Option(help="Seed of a zoo's random weights, and of criteria that use random numbers.")]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where to write; created if missing.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime while measuring.")]
+#: What names inputs, on every command that takes some.
+READ = "FILE|FOLDER|FILE.py:NAME|MODULE:NAME"
+FORMS = f"{READ}|noise|synthetic"
 _DATA = typer.Option(
-    metavar="FILE|FOLDER|MODULE:NAME|noise|synthetic",
-    help="Unlabeled inputs as for inference: .npy, .npz or .safetensors, a folder of such files, a Python object that "
-    "yields batches, such as package.module:LOADER or file.py:LOADER, or noise, or synthetic: made from the model "
-    "alone.",
+    metavar=FORMS,
+    help="Unlabeled inputs as for inference: .npy, .npz or .safetensors, a folder of such files or of pictures, a "
+    "Python object that yields batches, such as file.py:LOADER or package.module:LOADER, or noise, or synthetic: made "
+    "from the model alone.",
 )
 Data = Annotated[str | None, _DATA]
 NeededData = Annotated[str, _DATA]
@@ -86,7 +89,7 @@ Ignore = Annotated[
     typer.Option(metavar="GLOB", help="Module or parameter to leave alone; may be given several times."),
 ]
 
-#: Options that the command line takes in another way than Python; None for one that it can't take.
+#: Options that the command line takes in another way than Python.
 _SHOWN: dict[str, Any] = {
     "budget": Annotated[StrEnum("Budget", [(name, name) for name in (*BUDGETS, "latency")]), _told("budget")],
     "scope": Annotated[StrEnum("Scope", [(name, name) for name in SCOPES]), _told("scope")],
@@ -94,9 +97,9 @@ _SHOWN: dict[str, Any] = {
     "threads": Annotated[int | None, typer.Option(min=1, help="Threads of onnxruntime; default: the profile's, or 1.")],
     "max_params": Annotated[float | None, _told("max_params", metavar="N")],
     "data": Data,
-    "loss": None,
+    "loss": Annotated[str | None, _told("loss", metavar="FILE.py:NAME|MODULE:NAME")],
     "metric": Annotated[str | None, _told("metric", metavar="FILE.py:NAME|MODULE:NAME")],
-    "metric_data": Annotated[str | None, _told("metric_data", metavar="FILE|FOLDER|MODULE:NAME")],
+    "metric_data": Annotated[str | None, _told("metric_data", metavar=READ)],
     "importance": Annotated[str | None, _told("importance")],
     "ignore": Ignore,
     "min_width": Annotated[list[str] | None, _told("min_width", metavar="[GLOB=]N")],
@@ -128,7 +131,9 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         given["ignore"] = given["ignore"] or ()
         from surgeon.cli import data
 
-        for name, read in (("data", data.read), ("metric_data", data.read), ("metric", data.metric)):
+        for name, read in (
+            ("data", data.read), ("metric_data", data.read), ("metric", data.metric), ("loss", data.loss),
+        ):
             if given[name] is not None:
                 given[name] = read(given[name])
         command(**{name: value.value if isinstance(value, StrEnum) else value for name, value in given.items()})

@@ -41,8 +41,6 @@ PHRASES = (
      "make a plan of this one with `surgeon shrink --no-project`"),
     (r"as it was before surgeon\.project rotated it: pass that one", "as it was before it was rotated: give that one"),
     (r"\bthe model that surgeon\.project rotated", "the model that was rotated before the cut"),
-    (r"pass batches such as \(inputs, labels\) as data=, and a function of the model's output and the labels as loss=",
-     "the command line takes no loss; choose another criterion, or run `surgeon study`, whose TASK has one"),
     (r", or pass a function$", ""),
     (r"or (?:give )?what yields batches(?: of them)?$", "or name Python that yields batches, package.module:NAME"),
     (r", or None for the default", "; leave it out for the default"),

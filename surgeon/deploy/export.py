@@ -76,25 +76,36 @@ def export(
     original file. Where that can't be, or `dynamic`, `opset` or names are given, it is written as any other model is:
     anew, optimized.
 
-    `example_inputs` is a tensor, a tuple of positional inputs or a dict of keyword inputs; left out, they are inferred
-    where that is safe. BatchNorm is folded into convolutions. Weights and inputs of other floating-point types are
-    exported as float32. `model` is not changed, and is read in eval mode whatever mode it is in.
+    BatchNorm is folded into convolutions. Weights and inputs of other floating-point types are exported as float32.
 
     Every axis of an input that the model leaves free, which running it at other sizes tells, is free in the file:
     height, width and length as well as the batch. Where not all can be, fewer are, and the report says which and why.
-    `dynamic=False` fixes the example's sizes, `dynamic="batch"` all but the batch. A mapping names axes, which are
-    insisted on, or fixes them, by input and axis: `{"x": {2: "height", 3: "width"}, "mask": False}`; axes of one name
-    are of one size.
 
     The file is compared with PyTorch on the example, and on random inputs like it (`sample_like`) at another size of
-    all free axes at once and, with a free batch, of 1 and 3 rows: each output must satisfy max |a - b| / max |b|
-    <= `tolerance`. Only a file that passed takes the place of `path`.
+    all free axes at once and, with a free batch, of 1 and 3 rows. Only a file that passed takes the place of `path`.
 
-    Raises `InvalidArgument` for a tolerance that is not positive, an opset that torch.onnx does not write, names that
-    are not as many as there are tensors, and axes that are not there or that the model fixes; `OutputError` if `path`
-    can't be written (before any work), `InvalidModel` if a tensor of the model has no shape or values, `InvalidInputs`
-    if the model does not run on the example, `TraceError` if `torch.export` can't trace it, and `ExportError` if it
-    can't be written as ONNX, an axis that is insisted on can't be free, or the file deviates.
+    Args:
+        model: any module that `torch.export` can trace; it is not changed, and is read in eval mode whatever mode it
+            is in.
+        path: where to write.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs; inferred where that is safe.
+        dynamic: False fixes the example's sizes, "batch" all but the batch. A mapping names axes, which are insisted
+            on, or fixes them, by input and axis: `{"x": {2: "height", 3: "width"}, "mask": False}`; axes of one name
+            are of one size.
+        opset: the version of ONNX's operators.
+        input_names: of the file's inputs, in their order; by default those of `forward`'s arguments.
+        output_names: of its outputs.
+        tolerance: the largest relative deviation of an output, max |a - b| / max |b|.
+        seed: of the random inputs.
+
+    Raises:
+        InvalidArgument: a tolerance that is not positive, an opset that torch.onnx does not write, names that are not
+            as many as there are tensors, or axes that are not there or that the model fixes.
+        OutputError: `path` can't be written (before any work).
+        InvalidModel: a tensor of the model has no shape or values.
+        InvalidInputs: the model does not run on the example.
+        TraceError: `torch.export` can't trace it.
+        ExportError: it can't be written as ONNX, an axis that is insisted on can't be free, or the file deviates.
 
     >>> import tempfile
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -11,16 +11,20 @@ from pathlib import Path
 class ExportReport:
     """What was written, and how closely it follows PyTorch.
 
-    `bytes` counts weights in a file beside it too; `inputs` are the sizes of the inputs' axes, a name where an axis is
-    free; `deviation` is the largest max |a - b| / max |b| of an output over all inputs tried, which were of the shapes
-    `shapes_checked`; `notes` say what may be unexpected, and why an axis that the model leaves free is fixed.
+    `path` is the file, of the version `opset` of ONNX's operators. `bytes` counts weights in a file beside it too;
+    `inputs` are the sizes of the inputs' axes, a name where an axis is free; `deviation` is the largest max |a - b| /
+    max |b| of an output over all inputs tried, which were of the shapes `shapes_checked`; `notes` say what may be
+    unexpected, and why an axis that the model leaves free is fixed.
 
     `original` is the ONNX file that the model was loaded from, if this is that file, less what was removed.
     `off_original` is how far it is, right after the cut, from the original with zeros in place of what was
     removed, both in onnxruntime on the same inputs; None where that can't be told, which `notes` explain.
 
     >>> tried = ({"x": (1, 3, 224, 224)},)
-    >>> print(ExportReport(Path("a.onnx"), 46_000_000, 20, {"x": ("batch", 3, 224, 224)}, 1e-7, tried))
+    >>> report = ExportReport(Path("a.onnx"), 46_000_000, 20, {"x": ("batch", 3, 224, 224)}, 1e-7, tried)
+    >>> report.dynamic_batch
+    True
+    >>> print(report)
     a.onnx: 46.00 MB, opset 20, free: batch, deviation from PyTorch 1.0e-07 (largest of 1 shapes)
       x (batch, 3, 224, 224)
     """

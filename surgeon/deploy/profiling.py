@@ -78,12 +78,12 @@ def profile_groups(
     base: Path | None = None,
 ) -> Profile:
     """The same for a model that is traced already, and exported to `base`; what `known` holds is not measured again."""
-    asked, probes = _asked(groups)
+    wanted, probes = asked(groups)
     mark = mark_of(model, groups)
     missing = known is None or "ms" not in known.models.get(mark, {})
     models = _whole(model, groups, base) if missing else {}
     with counter("profile") as progress:
-        return take(asked, probes, models=models, threads=threads, path=path, known=known, progress=progress)
+        return take(wanted, probes, models=models, threads=threads, path=path, known=known, progress=progress)
 
 
 @public()
@@ -94,8 +94,14 @@ def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = No
     `python kit.pyz -o device.json` runs it there, with Python, numpy and onnxruntime; `python kit.pyz bench base.onnx
     slim.onnx` compares two models there. The profile that it writes is what `shrink(…, device="device.json")` takes.
 
+    Args:
+        model: any module that `torch.export` can trace; it is left as it is.
+        path: where to write, NAME.pyz.
+        example_inputs: as for `shrink`.
+
     Raises:
         InvalidArgument: `path` does not end in .pyz.
+        InvalidInputs, TraceError, ExportError: the model can't be traced or exported.
         OutputError: it can't be written.
 
     >>> import torch
@@ -107,8 +113,8 @@ def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = No
     if Path(path).suffix != ".pyz":
         raise InvalidArgument(f"path={str(path)!r}: a kit is a Python archive; let its name end in .pyz")
     groups = analyze(model, example_inputs)
-    asked, probes = _asked(groups)
-    return write_kit(path, asked, probes, models=_whole(model, groups), name=type(model).__name__)
+    wanted, probes = asked(groups)
+    return write_kit(path, wanted, probes, models=_whole(model, groups), name=type(model).__name__)
 
 
 def load_device(device: Profile | str | os.PathLike[str], threads: int | None = None) -> Profile:
@@ -133,7 +139,8 @@ def load_device(device: Profile | str | os.PathLike[str], threads: int | None = 
     return found
 
 
-def _asked(groups: Groups) -> tuple[list[Point], list[Probe]]:
+def asked(groups: Groups) -> tuple[list[Point], list[Probe]]:
+    """What a profile of a model has to hold: operators at widths, as small ONNX graphs, and probes of onnxruntime."""
     cost = Cost(groups)
     found = operators(groups, cost)
     return points(found, cost.sizes), questions(found, cost.sizes)

@@ -56,11 +56,19 @@ class Verdict:
 
     `control` is the same ratio of the base against itself, `noise` how far from 1 that reaches. `runs` is
     the number of timings of each model, `repeats` that of the model's runs inside one timing, `batch` the samples of
-    one run. `explanation` says which of the slim model's widths cost it the NCHWc layout. Times are in milliseconds.
+    one run. `base` and `slim` are the times in milliseconds, with so many `threads`; `decision` says whether the slim
+    model is faster. `layout` counts the convolutions in the NCHWc layout, and `explanation` says which of the slim
+    model's widths cost it that layout.
 
-    >>> verdict = benchmark("base.onnx", "slim.onnx")                     # doctest: +SKIP
-    >>> verdict.decision, f"{verdict.ratio}"                              # doctest: +SKIP
-    ('faster', '1.95x [1.94, 1.95]')
+    >>> import surgeon, tempfile, torch
+    >>> net, x = torch.nn.Linear(64, 64), torch.randn(1, 64)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = surgeon.export(net, f"{folder}/net.onnx", example_inputs=x).path
+    ...     verdict = benchmark(path, path, runs=30)               # a model against itself
+    >>> verdict.ratio.low <= verdict.ratio.value <= verdict.ratio.high, verdict.threads, verdict.runs
+    (True, 1, 30)
+    >>> json.loads(verdict.to_json())["clock"]
+    'CPU time'
     """
 
     decision: Decision
@@ -137,17 +145,34 @@ def benchmark(
 
     Each round times the base, the slim model and a second session of the base in a random order. With one thread, its
     CPU time is compared, which does not count what else runs on this machine. With more, it is what a user waits for,
-    wall time, and threads spin while they wait for one another, as onnxruntime has it by default; with `cpu_time`, the
-    CPU time of the whole process, without spinning. `runs` is the number of rounds; by default as many as fit into
-    `seconds`, at least 30. `feeds` are inputs by name, which also set the batch and sizes; without them, see
-    `make_feeds`. `progress` is called with the number of rounds done and their total.
+    wall time, and threads spin while they wait for one another, as onnxruntime has it by default.
 
-    Raises `InvalidArgument` for an argument out of range, more threads than this process has CPUs, a file that
-    is missing or not ONNX, or two models with different inputs; and `BenchmarkError` if a model can't be run.
+    Args:
+        base_path: an ONNX file.
+        slim_path: another one, with the same inputs.
+        threads: the number of onnxruntime's threads.
+        runs: the number of rounds, at least 30; by default as many as fit into `seconds`.
+        seconds: the duration of all rounds.
+        feeds: inputs by name, which also set the batch and sizes; each is an array of the shape that the files take. By
+            default random ones are made, of one sample.
+        seed: of the random inputs, and of the order of each round.
+        progress: called with the number of rounds done and their total.
+        cpu_time: with several threads, compare the CPU time of the whole process, without spinning.
 
-    >>> verdict = benchmark("base.onnx", "slim.onnx", seconds=10)  # doctest: +SKIP
-    >>> verdict.decision, verdict.ratio.low > 1                    # doctest: +SKIP
-    ('faster', True)
+    Raises:
+        InvalidArgument: an argument is out of range, there are fewer CPUs than threads, a file is missing or not ONNX,
+            or the two models have different inputs.
+        BenchmarkError: a model can't be run.
+
+    >>> import surgeon, tempfile, torch
+    >>> large, small = (torch.nn.Sequential(torch.nn.Linear(64, n), torch.nn.Linear(n, 8)) for n in (512, 64))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     paths = [f"{folder}/large.onnx", f"{folder}/small.onnx"]
+    ...     for net, path in zip((large, small), paths):
+    ...         _ = surgeon.export(net, path, example_inputs=torch.randn(1, 64))
+    ...     verdict = benchmark(*paths, runs=30)
+    >>> verdict.decision in ("faster", "slower", "no reliable difference")
+    True
     """
     on_wall = threads > 1 and not cpu_time
     base, slim, control = (

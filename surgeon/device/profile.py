@@ -35,16 +35,30 @@ _TAKEN = {
 @checked(_TAKEN)
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Measurements of one CPU, with `threads` threads, by one version of onnxruntime.
+    """Measurements of one CPU, with a number of threads, by one version of onnxruntime.
 
+    - `cpu`, `arch`: the CPU's name and architecture, as the system gives them.
+    - `threads`: the number of onnxruntime's threads.
+    - `runtime`: the version of onnxruntime.
     - `block`: the channels in a block of the NCHWc layout; 0 if onnxruntime doesn't have it on this CPU.
     - `rules`: the answers of the probes, by their names: see `surgeon.device.layout_probes.Probe`.
-    - `samples`: what operators cost at given widths, by (operator, widths).
-    - `models`: whole models by their fingerprints, with numbers such as `ms`, the measured latency.
+    - `samples`: what operators cost at given widths, in microseconds, by (operator, widths).
+    - `models`: whole models by their fingerprints, with numbers such as `ms`, the measured latency in milliseconds.
     - `cpus`: how many CPUs the machine has, as a limit on threads; 0 if that is not known.
 
-    >>> print(Profile("Cortex-A76", "aarch64", threads=1, runtime="1.32.0"))
+    Raises:
+        InvalidArgument: an argument is of another type, or out of range.
+
+    >>> import tempfile
+    >>> taken = Profile("Cortex-A76", "aarch64", threads=1, runtime="1.32.0")
+    >>> print(taken)
     Cortex-A76 (aarch64), threads 1, onnxruntime 1.32.0: points 0, rules 0, models 0
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     taken.save(f"{folder}/a76.json")
+    ...     Profile.load(f"{folder}/a76.json").merge(taken) == taken
+    True
+    >>> len(taken.warnings_here()) > 0                         # this CPU is another one
+    True
     """
 
     cpu: str
@@ -59,7 +73,10 @@ class Profile:
 
     @classmethod
     def here(cls, threads: int = 1) -> Profile:
-        """An empty profile of this CPU.
+        """An empty profile of this CPU, for a number of `threads`.
+
+        Raises:
+            InvalidArgument: this process has fewer CPUs than threads.
 
         >>> Profile.here().samples
         {}
@@ -76,7 +93,9 @@ class Profile:
     def merge(self, other: Profile) -> Profile:
         """Both profiles in one. Of a point in both, the sample with more rounds is taken, of equals `other`'s.
 
-        Raises `ProfileError` if they are of different CPUs, thread counts or versions of onnxruntime.
+        Raises:
+            InvalidArgument: `other` is not a profile.
+            ProfileError: they are of different CPUs, thread counts or versions of onnxruntime.
         """
         PROFILE("other", other)
         differences = [f"{name} {mine} against {theirs}" for name, mine, theirs in _differences(self, other)]
@@ -96,7 +115,11 @@ class Profile:
         )
 
     def warnings_here(self, threads: int | None = None) -> list[str]:
-        """Why this profile may be wrong for this CPU, and this number of threads where it is given."""
+        """Why this profile may be wrong for this CPU, and for this number of `threads` where it is given.
+
+        Raises:
+            InvalidArgument: `threads` is out of range.
+        """
         here = dataclasses.replace(Profile.here(), threads=self.threads if threads is None else threads)
         return [
             f"the profile was taken with {name} {mine}, this is {theirs}: its milliseconds may be wrong here; "
@@ -105,9 +128,11 @@ class Profile:
         ]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the profile as JSON, atomically. The format is described in docs/profile-format.md.
+        """Write the profile to `path` as JSON, atomically. The format is described in docs/profile-format.md.
 
-        Raises `OutputError` if the file can't be written.
+        Raises:
+            InvalidArgument: `path` is not a path.
+            OutputError: the file can't be written.
         """
         head = {"format": FORMAT, "version": VERSION}
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -129,9 +154,11 @@ class Profile:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
-        """Read a profile that `save` wrote.
+        """Read a profile that `save` wrote to `path`.
 
-        Raises `ProfileError` if the file is missing, not a profile, of a newer version or malformed.
+        Raises:
+            InvalidArgument: `path` is not a path.
+            ProfileError: the file is missing, not a profile, of a newer version or malformed.
         """
         return _DOCUMENT.read(path, _parse)
 

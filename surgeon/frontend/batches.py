@@ -98,6 +98,20 @@ def chosen(batch: Any, names: Sequence[str], place: str) -> list[Any]:
     return values[: len(names)]
 
 
+UNUSED = "labels, and whatever else batches of the data hold beside the inputs, were not used to fit layers"
+
+
+def beside(batch: Any, names: Sequence[str]) -> bool:
+    """Whether a batch holds more than the inputs of these names, such as labels.
+
+    >>> beside((1, 2), ["x"]), beside({"x": 1}, ["x"]), beside([1, 2], ["x", "y"])
+    (True, False, False)
+    """
+    if isinstance(batch, Mapping):
+        return any(name not in names and _parameter(name) not in names for name in batch)
+    return isinstance(batch, tuple | list) and len(batch) > len(names)
+
+
 def _parameter(name: Any) -> Any:
     return "".join(c if c.isascii() and c.isalnum() else "_" for c in name) if isinstance(name, str) else name
 

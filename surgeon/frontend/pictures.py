@@ -30,18 +30,21 @@ Transform = Callable[[Any], Tensor]
 class Pictures:
     """The pictures of a folder and of those in it. None is read before a model is known, whose transform they need.
 
-    They come in a random order, the same each time: those of a folder often resemble each other.
+    They come in a random order, the same each time: those of a folder often resemble each other. If all lie in folders
+    beside each other, these are `classes`, by name, and their numbers come along as labels.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
         self._name, self._folder = name, folder
         self._paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        self._labels = _classes(self._paths)
+        self.classes = tuple(sorted(set(self._labels.values())))
         random.Random(0).shuffle(self._paths)
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def of(self, model: nn.Module, shape: tuple[int, ...] | None) -> Iterator[Tensor]:
+    def of(self, model: nn.Module, shape: tuple[int, ...] | None) -> Iterator[Any]:
         """Batches for a model, read as they are asked for; `shape` is that of its input (batch, channels, …), if known.
 
         What is no picture is skipped, and counted in a warning once the last batch was asked for.
@@ -63,16 +66,16 @@ class Pictures:
             )
         return self.through(transform, 3 if shape is None else shape[1])
 
-    def through(self, transform: Transform, channels: int, size: int = BATCH) -> Iterator[Tensor]:
+    def through(self, transform: Transform, channels: int, size: int = BATCH) -> Iterator[Any]:
         """Batches of `size` pictures that were opened with 1 or 3 channels, each made an input by `transform`.
 
-        As with `of`, what is no picture is skipped and counted.
+        With `classes`, a batch is `(pictures, labels)`. As with `of`, what is no picture is skipped and counted.
 
         Raises:
             InvalidInputs: none of the files can be read.
         """
         mode = _MODES[channels]
-        made: list[Tensor] = []
+        made: list[tuple[Tensor, int]] = []
         bad: list[str] = []
         count = 0
         try:
@@ -82,13 +85,14 @@ class Pictures:
                 except InvalidInputs as error:
                     bad.append(str(error))
                     continue
-                made.append(transform(picture))
+                label = self.classes.index(self._labels[path]) if self.classes else 0
+                made.append((transform(picture), label))
                 count += 1
                 if len(made) == size:
-                    yield torch.stack(made)
+                    yield self._batch(made)
                     made = []
             if made:
-                yield torch.stack(made)
+                yield self._batch(made)
             if not count:
                 raise InvalidInputs(
                     f"{self._name}: none of the {len(self._paths)} pictures of {self._folder} can be read; {bad[0]}"
@@ -99,6 +103,26 @@ class Pictures:
                     f"{self._name}: {len(bad)} of the {len(bad) + count} pictures of {self._folder} that were needed "
                     f"can't be read and are left out; the first: {bad[0]}", stacklevel=2,
                 )
+
+
+    def _batch(self, made: list[tuple[Tensor, int]]) -> Any:
+        pictures = torch.stack([picture for picture, _ in made])
+        return (pictures, torch.tensor([label for _, label in made])) if self.classes else pictures
+
+
+def _classes(paths: list[Path]) -> dict[Path, str]:
+    """The folder of each picture below the last one that all are in; nothing if some lie right in that one.
+
+    >>> [*_classes([Path("a/cat/1.png"), Path("a/dog/x/2.png")]).values()]
+    ['cat', 'dog']
+    >>> _classes([Path("a/1.png"), Path("a/b/2.png")])
+    {}
+    """
+    if not paths:
+        return {}
+    whole = Path(os.path.commonpath([path.parent for path in paths]))
+    below = {path: path.parent.relative_to(whole).parts for path in paths}
+    return {path: parts[0] for path, parts in below.items()} if all(below.values()) else {}
 
 
 _REMEDY = "Save arrays that are ready for it, or give what yields batches of them, as package.module:loader does"

@@ -41,8 +41,8 @@ class Pixels:
 class Feeds:
     """The batches of a file or folder of arrays, by the names of forward's parameters, or of a folder of pictures.
 
-    A lone array is for the only input. Arrays of other names, such as labels, come along. `pixels` says how pictures
-    are read.
+    A lone array is for the only input. Arrays of other names, such as labels, come along, and so do the classes of
+    pictures, as "label". `pixels` says how pictures are read.
 
     Raises:
         InvalidArgument: they can't be read, or the file's input is none for pictures, or `pixels` does not say enough.
@@ -101,10 +101,14 @@ class _Pictures:
         self._size = _resized(name, port, (height, width), pixels.resize, model.sizes, 1 if self._last else 2)
         self._scale = _scale(name, port, pixels, self.channels)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         size = self._port.sizes[0] if self._port.sizes else None
         for batch in self._found.through(self._input, self.channels, size if isinstance(size, int) else BATCH):
-            yield batch.numpy()
+            if self._found.classes:
+                pictures, labels = batch
+                yield {self._port.name: pictures.numpy(), "label": labels.numpy()}
+            else:
+                yield {self._port.name: batch.numpy()}
 
     def _input(self, picture: Any) -> Tensor:
         height, width = self._size

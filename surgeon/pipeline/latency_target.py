@@ -44,16 +44,23 @@ _MUCH = 0.1
 class Timing:
     """Latencies in milliseconds, batch of one: asked for, and of the base and the smaller model.
 
-    `measured` is what the smaller model was measured to take here, against the base in one interleaved run (`verdict`);
-    nothing where the device is another one; `interval` is the 95 % interval of `measured`. `possible` is the least that
-    any widths are predicted to take, every group at its floor. `corrections` counts how often the widths were chosen
-    anew after measuring. `bound` says how far from the best the widths may be, by the profile: the relative distance of
-    the damage done from its lower bound; nothing where that is not known.
+    All are of `device`, a CPU by its name, with so many `threads`. `requested` are the milliseconds that were asked
+    for, `base` those of the whole model, `predicted` those of the smaller one by the profile. `measured` are the
+    milliseconds that it was measured to take here, against the base in one interleaved run (`verdict`); nothing where
+    the device is another one; `interval` is the 95 % interval of `measured`. `possible` is the least that any widths
+    are predicted to take, every group at its floor. `corrections` counts how often the widths were chosen anew after
+    measuring. `bound` says how far from the best the widths may be, by the profile: the relative distance of the damage
+    done from its lower bound; nothing where that is not known. `notes` say what may be unexpected.
 
-    >>> print(Timing("Cortex-A76", threads=1, requested=4.0, base=8.0, predicted=3.97, possible=1.2))
+    >>> timing = Timing("Cortex-A76", threads=1, requested=4.0, base=8.0, predicted=3.97, possible=1.2)
+    >>> print(timing)
     latency on Cortex-A76, 1 thread:
       base 8 ms, requested 4 ms, predicted 3.97 ms
       possible from 1.2 ms on, by the profile
+    >>> timing.prediction
+    'predicted to be faster, 2.02x: 8 ms to 3.97 ms on Cortex-A76, by its profile, not measured'
+    >>> timing.landed, timing.interval
+    (<Landed.MET: 'met'>, None)
     """
 
     device: str

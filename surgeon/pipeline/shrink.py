@@ -99,12 +99,23 @@ def shrink(
 def plan(
     model: nn.Module, ratio: float | None = None, *, example_inputs: Any = None, **options: Unpack[Planning]
 ) -> Plan:
-    """What `shrink` would remove, without touching a weight. Arguments and errors are those of `shrink`.
+    """What `shrink` would remove, without touching a weight.
 
     It is the plan of the default form: for a class that derives widths from one another, these are tied as by `shrink`.
     It is a plan of the units of this model: `shrink` rotates the model first, by default, where something in it can be
     rotated. To plan in that basis, give this function what `surgeon.project` returns. To plan by the weights alone,
     ask for `importance="magnitude"`.
+
+    Args:
+        model: as for `shrink`; it is left as it is.
+        options: those of `surgeon.pipeline.options`, each by its name.
+        example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
+            safe.
+
+    Raises:
+        InvalidArgument, InvalidInputs, InvalidModel: bad input.
+        TraceError: `torch.export` can't trace the model, and no part of it.
+        NothingToPrune, Infeasible: the budget can't be met; the message names the nearest ratio that can.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
@@ -122,7 +133,17 @@ def plan(
 def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iterable[Ignored] = ()) -> Groups:
     """The coupled groups of a model, every pinned axis with the reason, and which sizes of the inputs are free.
 
-    It prints as text.
+    It prints as text, and as a table in a notebook.
+
+    Args:
+        model: as for `shrink`; it is left as it is.
+        example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
+            safe.
+        ignore: module names, globs, modules or parameters to leave alone, which are pinned.
+
+    Raises:
+        InvalidArgument, InvalidInputs, InvalidModel: bad input.
+        TraceError: `torch.export` can't trace the model, and no part of it.
 
     >>> import torch
     >>> groups = inspect(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(1, 8))
@@ -143,9 +164,12 @@ def inspect(model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iter
 @public(plan=PLAN)
 @undisturbed()
 def verify(model: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any = None) -> Certificate:
-    """Prove that `slim` is `model` less the units that `plan` removes.
+    """Prove that `slim` is `model` less the units that `plan` removes, in float64.
+
+    It is held against the original on `example_inputs`, by default zeros like the inputs that the plan was made with.
 
     Raises:
+        InvalidArgument, InvalidInputs, TraceError: as for `shrink`.
         PlanError: the plan is of another architecture.
         NotEquivalent: it is not; the message names the first operator that differs.
 

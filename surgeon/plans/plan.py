@@ -49,15 +49,32 @@ def _plans(name: str, value: Any) -> tuple[Plan, ...]:
 class Plan:
     """Which positions of every tensor of an architecture are kept, whatever the values of the tensors.
 
-    `fingerprint` is the model's; `inputs` describes example inputs; `settings` records how the plan was made. Of
-    a model that was made smaller several times, `steps` has the plan of each time, and the cuts are those of all.
+    `fingerprint` is the model's; `cuts` says of one axis of one tensor each which positions stay; `inputs` describes
+    example inputs; `settings` records how the plan was made. Of a model that was made smaller several times, `steps`
+    has the plan of each time, and the cuts are those of all.
 
     Raises:
+        InvalidArgument: an argument is of another type.
         PlanError: a cut's indices are empty, unsorted, repeated or out of range, or an axis is cut twice.
 
-    >>> plan = Plan("0" * 64, (Cut("fc.weight", 0, 4, (0, 2)),))
-    >>> plan.tensor("fc.weight")
-    {0: (0, 2)}
+    >>> import surgeon, tempfile, torch
+    >>> net, x = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(1, 8)
+    >>> plan = surgeon.plan(net, 0.5, example_inputs=x)
+    >>> len(plan.tensor("0.weight")[0])                        # of the rows of the first weight, (32, 8)
+    16
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     plan.save(f"{folder}/plan.json")
+    ...     again = Plan.load(f"{folder}/plan.json")
+    >>> again.check(net)                                       # no error: it is of this architecture
+    >>> slim = again.apply(net)
+    >>> slim[0].out_features, again.verify(net, slim).deviation < 1e-9
+    (16, True)
+    >>> groups = surgeon.inspect(net, x)
+    >>> Plan.of(groups, plan.keep(groups)).cuts == plan.cuts
+    True
+    >>> fast = plan.align(surgeon.profile(net, x), net)        # widths that are slow on this CPU are rounded up
+    >>> len(fast.tensor("0.weight").get(0, range(32))) >= 16
+    True
     >>> Plan("0" * 64, (Cut("fc.weight", 0, 4, (2, 0)),))
     Traceback (most recent call last):
         ...
@@ -87,10 +104,14 @@ class Plan:
         *,
         model: nn.Module | None = None,
     ) -> Plan:
-        """The plan that keeps the units `keep`, by leaf; leaves that are not named are kept whole.
+        """The plan that keeps of `groups` the units `keep`, by leaf; leaves that are not named are kept whole.
 
         `model` is the traced module; without it the fingerprint is that of the traced graph, whose tensors are the same
-        for most models.
+        for most models. `settings` are recorded in the plan.
+
+        Raises:
+            InvalidArgument: a leaf is not of these groups, or an argument is of another type.
+            PlanError: a group's units are none, repeated or out of range.
         """
         kept = {leaf: tuple(sorted(each)) for leaf, each in keep.items()}
         if unknown := kept.keys() - {group.leaf.id for group in groups}:
@@ -110,9 +131,10 @@ class Plan:
         return cls(digest, tuple(cuts), describe(groups.graph.inputs), recorded)
 
     def keep(self, groups: Groups) -> dict[int, tuple[int, ...]]:
-        """The kept units of every leaf that loses some, as they were given to `of`.
+        """The kept units of every leaf of `groups` that loses some, as they were given to `of`.
 
         Raises:
+            InvalidArgument: `groups` are not what `surgeon.inspect` returns.
             PlanError: no choice of units leads to these cuts; the message names the tensor.
         """
         axes = _tensors(groups)
@@ -143,7 +165,11 @@ class Plan:
         return {leaf: kept for leaf, kept in found.items() if len(kept) != sizes[leaf]}
 
     def tensor(self, name: str) -> dict[int, tuple[int, ...]]:
-        """The kept positions of each axis of this tensor that loses some."""
+        """The kept positions of each axis that loses some, of the tensor called `name`, from 0 on.
+
+        Raises:
+            InvalidArgument: `name` is not a string.
+        """
         return self._by_tensor.get(name, {})
 
     @cached_property
@@ -154,10 +180,11 @@ class Plan:
         return found
 
     def check(self, model: nn.Module) -> None:
-        """Make sure that the tensors that the plan cuts are those of this model. Others may have other shapes, as has a
+        """Make sure that the tensors that the plan cuts are those of `model`. Others may have other shapes, as has a
         classifier for other classes.
 
         Raises:
+            InvalidArgument: `model` is not a module.
             PlanError: it was made for another architecture; the message names the first cut tensor that differs.
         """
         tensors = dict(named_tensors(model))
@@ -188,10 +215,12 @@ class Plan:
     def apply(self, model: nn.Module, example_inputs: Any = None, form: str = "auto") -> nn.Module:
         """The smaller model, for any weights of the same architecture; `model` is left as it is.
 
-        `example_inputs` are by default zeros like the inputs that the plan was made with.
+        `example_inputs` are by default zeros like the inputs that the plan was made with; `form` is as for `shrink`.
 
         Raises:
+            InvalidArgument, InvalidInputs, TraceError: as for `shrink`.
             PlanError: the plan is of another architecture, or of the model in another basis.
+            SurgeryError: the form is "module", and the class can't hold the plan.
             NotEquivalent: the result is not the model less the removed units.
         """
         from surgeon.pipeline import replay  # of a higher rank: plans themselves are mere values
@@ -200,9 +229,10 @@ class Plan:
 
     @undisturbed()
     def verify(self, model: nn.Module, slim: nn.Module, example_inputs: Any = None) -> Certificate:
-        """Prove that `slim` is `model` less what the plan removes.
+        """Prove that `slim` is `model` less what the plan removes, on `example_inputs` or zeros like the plan's own.
 
         Raises:
+            InvalidArgument, InvalidInputs, TraceError: as for `shrink`.
             PlanError: the plan is of another architecture, or of the model in another basis.
             NotEquivalent: it is not; the message names the first operator that differs, and weights that are not the
                 model's.
@@ -234,9 +264,10 @@ class Plan:
         return replay.align(self, profile, model, example_inputs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON, atomically.
+        """Write the plan to `path` as JSON, atomically.
 
         Raises:
+            InvalidArgument: `path` is not a path.
             OutputError: the file can't be written.
         """
         rest: dict[str, Any] = {"version": 1, **self._entries()}  # which older versions of surgeon read too
@@ -251,9 +282,10 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """Read a plan that `save` wrote.
+        """Read a plan that `save` wrote to `path`.
 
         Raises:
+            InvalidArgument: `path` is not a path.
             PlanError: the file is missing, not a plan, of a newer version, or malformed; the message says where.
         """
         return _DOCUMENT.read(path, cls._parse)

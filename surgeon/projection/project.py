@@ -67,7 +67,8 @@ def project(
         model: any module that `torch.export` can trace; it is left as it is.
         data: unlabeled inputs, as for `shrink`.
         samples: how many of them to use at most.
-        memory: as for `shrink`.
+        memory: the share of the machine's memory that may be taken beside the models; by default an eighth, and at
+            most 2 GiB.
         example_inputs: as for `shrink`.
 
     Returns:

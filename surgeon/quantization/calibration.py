@@ -14,10 +14,11 @@ from torch.utils import _pytree as pytree
 
 from surgeon.deploy.inputs import read_call
 from surgeon.errors import InvalidInputs
-from surgeon.frontend.batches import check_finite, chosen
+from surgeon.frontend.batches import beside, check_finite, chosen
 from surgeon.frontend.parameters import tensor_of
 
 Feeds = dict[str, np.ndarray]
+_LABELS = "labels, and whatever else batches of the data hold beside the inputs, were not used"
 
 _TYPES = {
     "tensor(float)": np.float32,
@@ -45,8 +46,10 @@ class Input:
 
 def collect(
     calibration: Iterable[object], inputs: Sequence[Input], model: nn.Module | None, samples: int
-) -> list[Feeds]:
-    """Batches as feeds for onnxruntime, up to `samples` rows; the rest of `calibration` is not read.
+) -> tuple[list[Feeds], str]:
+    """Batches as feeds for onnxruntime, up to `samples` rows, and a note if they held labels, which are left out.
+
+    The rest of `calibration` is not read.
 
     A batch is a tensor or array, a tuple or list of them in the order of the inputs, or a dict by name; with a `model`,
     anything that `surgeon.export` takes. If the batch size of the ONNX model is fixed, larger batches are split.
@@ -55,15 +58,17 @@ def collect(
         InvalidInputs: a batch does not fit the inputs, or holds NaN or infinity; the message says which batch.
     """
     collected: list[Feeds] = []
-    rows = 0
+    rows, note = 0, ""
+    names = [each.name for each in inputs]
     for index, batch in enumerate(calibration):
         place = f"batch {index} of calibration"
+        note = note or (_LABELS if beside(batch, names) else "")
         for piece in _fit(_check(_named(batch, inputs, model, place), inputs, place), inputs):
             collected.append(piece)
             rows += _rows(piece)
             if rows >= samples:
-                return collected
-    return collected
+                return collected, note
+    return collected, note
 
 
 def divide(collected: Sequence[Feeds], inputs: Sequence[Input]) -> tuple[list[Feeds], list[Feeds], str]:

@@ -59,15 +59,19 @@ class Quantized:
 
     `accepted` says whether the file is int8, at least in part; otherwise it is the float32 one, and `reason` says why.
     `precision` is "int8" if all operators with weights are, "mixed" if those named in `floating`, of `operators` in
-    total, are in float32, and else "float32". `recipe` describes the best int8 model found; `accuracy` and `verdict`
-    compare its outputs and its speed with float32. `overall` compares the file at `path` with `base`, if that was
-    given. `bytes` is the size of the file at `path`, `float_bytes` that of the float32 file. `tried` are all recipes
-    that were timed.
+    total, are in float32, "float16" if that was asked for, and else "float32". `operators` is the number of those with
+    weights. `recipe` describes the best int8 model found; `accuracy` and `verdict` compare its outputs and its speed
+    with float32. `overall` compares the file at `path` with `base`, if that was given. `bytes` is the size of the file
+    at `path`, `float_bytes` that of the float32 file. `tried` are all recipes that were timed, and `notes` say what may
+    be unexpected.
 
     >>> path = Path("a.float32.onnx")
-    >>> print(Quantized(path, False, "int8 is not faster", "", None, None, None, 2_000_000, 2_000_000))
+    >>> made = Quantized(path, False, "int8 is not faster", "", None, None, None, 2_000_000, 2_000_000)
+    >>> print(made)
     a.float32.onnx: float32 is kept, 2.00 MB (float32 2.00 MB)
       int8 is not faster
+    >>> json.loads(made.to_json())["precision"]
+    'float32'
     """
 
     path: Path
@@ -159,16 +163,23 @@ def quantize(
         deviation: the largest relative deviation.
         samples: the number of calibration rows to read.
         threads: onnxruntime's threads while measuring.
-        seconds: the duration of each of the final measurements.
+        seconds: how long each of the final measurements takes.
         seed: for random inputs and the order of measurements.
 
     Raises:
         InvalidArgument: an argument is out of range.
         InvalidInputs: calibration is empty, or a batch holds NaN or does not fit the model.
         OutputError: `path` can't be written (before any work).
-        ExportError: a module can't be exported, or a file can't be read.
+        InvalidModel, TraceError, ExportError: a module can't be exported, or a file can't be read.
+        BenchmarkError: the model can't be run by onnxruntime.
 
-    >>> quantize("slim.onnx", images.split(32), path="int8.onnx").accepted  # doctest: +SKIP
+    >>> import torch
+    >>> net, inputs = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4)), torch.randn(64, 16)
+    >>> with temporary_folder() as folder:
+    ...     made = quantize(net, inputs.split(16), path=folder / "int8.onnx", kind="dynamic", seconds=0.1)
+    ...     made.path.stat().st_size == made.bytes
+    True
+    >>> made.precision in ("int8", "mixed", "float32")         # as it is measured on this CPU
     True
     """
     if isinstance(calibration, str):
@@ -200,8 +211,9 @@ def quantize(
                 notes.append("no calibration: only dynamic int8, with its accuracy measured on random inputs")
             else:
                 owner = model if isinstance(model, nn.Module) else None
-                use, held, note = divide(collect(given, inputs, owner, samples), inputs)
-                notes += [note] if note else []
+                read, labels = collect(given, inputs, owner, samples)
+                use, held, alike = divide(read, inputs)
+                notes += [note for note in (labels, alike) if note]
         prepared = Source(source, folder, use)
         methods: tuple[Method, ...] = ("static", "dynamic") if use and kind != "dynamic" else ("dynamic",)
         if kind == "static":

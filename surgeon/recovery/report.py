@@ -49,7 +49,9 @@ class Recovery:
     """What `recover` did. Prints as a table.
 
     `before` and `after` are the deviation of the model's outputs from the original's on the data held back, relative to
-    the outputs' norm. `agreement` says how much of the function is kept.
+    the outputs' norm. `layers` are those that were fitted, `batch_norms` is the number of those whose statistics were
+    re-estimated, `samples` that of the inputs that were used. `distilled` tells of the distillation that followed,
+    `agreement` how much of the function is kept, `notes` what may be unexpected; `seconds` are those of each stage.
 
     >>> print(Recovery((Layer("conv2", 32, before=0.5, after=0.1, change="weights"),), 0, 256, before=0.8, after=0.2))
     outputs deviate by 0.200 instead of 0.800 (relative), 256 samples

@@ -190,6 +190,8 @@ def _tiles(report: Mapping[str, Any], accuracy: Mapping[str, float]) -> str:
         tiles.append((f"{ratio['value']:.2f}×", f"speed-up, 95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}"))
         before, after = measured["base"]["low"], measured["slim"]["low"]
         tiles.append((f"{after:.3g} ms", f"{_clock(measured)}, from {before:.3g} ms"))
+    if job := report.get("metric"):
+        tiles.append((f"{job['after']['value']:.4g}", f"{job['name']}, from {job['before']['value']:.4g}"))
     for name, key in (("MACs", "macs"), ("parameters", "params")):
         before, after = report[key]["before"], report[key]["after"]
         tiles.append((_short(after), f"{name}, from {_short(before)}"))
@@ -210,6 +212,8 @@ def _sections(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterato
     """The titles of the sections and their HTML."""
     if measured := report.get("benchmark"):
         yield "Verdict", _verdict(measured)
+    if job := report.get("metric"):
+        yield "How good it is at its job", _job(job)
     titles = {"latency": "Where the time goes", "widths": "Widths", "budget": "Latency against the budget"}
     for name, figure in pictures.items():
         yield titles[name], figures.svg(figure)
@@ -242,7 +246,8 @@ def _latency(found: Mapping[str, Any]) -> str:
         "base": "original", "requested": "asked for", "predicted": "predicted by the profile", "measured": "measured",
     }
     rows = [(name, f"{found[key]:.3f}") for key, name in names.items() if found.get(key) is not None]
-    place = f"On {found['device']}, {found['threads']} thread(s)." if {"device", "threads"} <= found.keys() else ""
+    plural = "s" if found.get("threads", 1) > 1 else ""
+    place = f"On {found['device']}, {found['threads']} thread{plural}." if {"device", "threads"} <= found.keys() else ""
     measured = "" if found.get("measured") is not None else " Not measured: it is for another CPU."
     return f"<p>{html.escape(place + measured)}</p>{_table(('', 'ms'), rows)}"
 
@@ -254,8 +259,24 @@ def _recovery(found: Mapping[str, Any]) -> str:
         f"samples held back; {found['samples']} samples in all."
     )
     layers = _table(("layer", "deviation before", "after"), rows)
-    more = f"<details><summary>{len(rows)} layers</summary>{layers}</details>" if rows else ""
+    more = f"<details><summary>{len(rows)} layer{'s' * (len(rows) > 1)}</summary>{layers}</details>" if rows else ""
+    if moved := found.get("distilled"):
+        steps = f"in {moved['steps']} steps" if moved["steps"] else "but that did not help, and was undone"
+        more += f"<p>Then distilled {html.escape(steps)}.</p>"
+    more += "".join(f"<p>{html.escape(str(note))}</p>" for note in found.get("notes") or ())
     return f"<p>{html.escape(said)}</p>{more}"
+
+
+def _job(found: Mapping[str, Any]) -> str:
+    def shown(estimate: Mapping[str, Any]) -> Iterator[str]:
+        for end in ("value", "low", "high"):
+            yield "–" if estimate.get(end) is None else f"{estimate[end]:.4g}"
+
+    names = {"before": "before", "after": "after", "kept": "share kept"}
+    rows = [(name, *shown(found[key])) for key, name in names.items() if found[key]]
+    said = f"By {found['name']}, on {found['count']} {found['by']}, with 95 % intervals."
+    notes = "".join(f"<p>{html.escape(str(note))}</p>" for note in found["notes"])
+    return f"<p>{html.escape(said)}</p>{_table(('', 'value', 'from', 'to'), rows)}{notes}"
 
 
 def _verdict(measured: Mapping[str, Any]) -> str:

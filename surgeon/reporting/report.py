@@ -53,18 +53,21 @@ class Change:
 class Report:
     """What `shrink` did to a model.
 
-    `form` says whether the result is the user's own class ("module") or a GraphModule ("graph"), `form_reason` why.
-    `requested`, `possible` and `reached` are the shares of `budget` that were requested, that could be removed at most
-    under the given options (None if unknown), and that were removed. `groups` maps the name of each group of coupled
-    units to its width before and after; `unaligned` maps the groups that are not aligned by default, in order to meet
-    the budget, to their default alignment. `certificate` is the result of verification, `inputs` says which of their
-    sizes are free and what fixes the others, `configuration` what became of the configurations that the model holds,
-    such as Hugging Face's, `latency` is the requested and measured latency, `recovery` the layers that were fitted
-    after the cut, `agreement` how much of the function is kept, `metric` how good the model is at its job, before and
-    after, `notes` what layers were fitted on or why none was, `basis` the groups that were rotated before the cut,
-    `exports` and `benchmark` the results of export and benchmark, if they ran. `seconds` is the time of each stage.
-    `command` and `date` say how and when it was written, where the command line did it.
+    `model` is the name of its class. `form` says whether the result is the user's own class ("module") or a GraphModule
+    ("graph"), `form_reason` why. `requested`, `possible` and `reached` are the shares of `budget` that were requested,
+    that could be removed at most under the given options (None if unknown), and that were removed, 0 to 1. `macs` are
+    the multiply-accumulates of one sample, `params` the numbers of parameters, before and after. `pinned` lists the
+    axes that can't be cut, each with the reason. `groups` maps the name of each group of coupled units to its width
+    before and after; `unaligned` maps the groups that are not aligned by default, in order to meet the budget, to their
+    default alignment. `certificate` is the result of verification, `inputs` says which of their sizes are free and what
+    fixes the others, `configuration` what became of the configurations that the model holds, such as Hugging Face's,
+    `latency` is the requested and measured latency, `recovery` the layers that were fitted after the cut, `agreement`
+    how much of the function is kept, `metric` how good the model is at its job, before and after, `notes` what layers
+    were fitted on or why none was, `basis` the groups that were rotated before the cut, `exports` and `benchmark` the
+    results of export and benchmark, if they ran. `seconds` is the time of each stage. `command` and `date` say how and
+    when it was written, where the command line did it.
 
+    >>> import tempfile
     >>> report = Report("Net", "module", "", "macs", requested=0.5, reached=0.49, macs=Change(100, 51),
     ...                 params=Change(10, 6), groups={"conv1": Change(8, 5)}, possible=0.97)
     >>> print(report)
@@ -73,6 +76,10 @@ class Report:
     MACs        100     51   49.0 %
     params       10      6   40.0 %
     conv1         8      5   37.5 %
+    >>> json.loads(report.to_json())["macs"]
+    {'before': 100, 'after': 51}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report.save(f"{folder}/report.json")
     """
 
     model: str
@@ -148,6 +155,7 @@ class Report:
         """Write `to_json` to `path`, atomically.
 
         Raises:
+            InvalidArgument: `path` is not a path.
             OutputError: `path` can't be written.
         """
         write_text(path, self.to_json() + "\n")

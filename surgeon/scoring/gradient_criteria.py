@@ -46,7 +46,28 @@ class Gradients:
       prediction with dense networks and Fisher pruning", 2018, arXiv:1801.05787, equation 4.
     - "gradient": the mean of Σ |g|, in each member relative to the member's mean, averaged over members.
 
-    An observation is one call of `add`: the gradient of the mean loss of a batch. Smaller batches are better.
+    An observation is one call of `add`: the gradient of the mean loss of a batch. Smaller batches are better. `groups`
+    are what `surgeon.inspect` returns of the model.
+
+    Raises:
+        InvalidArgument: `groups` are not such groups.
+
+    >>> import surgeon
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> groups = surgeon.inspect(net, torch.randn(1, 4))
+    >>> seen = Gradients(groups)
+    >>> net(torch.randn(8, 4)).square().mean().backward()
+    >>> seen.add()
+    True
+    >>> {leaf: worth.shape for leaf, worth in seen.scores("taylor").items()} == {groups.groups[0].leaf.id: (3,)}
+    True
+    >>> other = Gradients(groups)
+    >>> other.load_state_dict(seen.state_dict())
+    >>> other.count
+    1
+    >>> other.reset()
+    >>> other.count
+    0
     """
 
     def __init__(self, groups: Groups) -> None:
@@ -65,10 +86,11 @@ class Gradients:
 
     @torch.no_grad()
     def add(self, gradients: Mapping[str, Tensor] | None = None) -> bool:
-        """One observation: gradients by parameter name, by default those that `backward` left in the parameters.
+        """One observation: `gradients`, by default those that `backward` left in the parameters.
 
-        A parameter without a gradient counts as one whose gradient is zero. If a gradient is not finite, as when a
-        scaled loss overflows, nothing is added, and False is returned.
+        `gradients` are by parameter name, each of its parameter's shape. A parameter without a gradient counts as one
+        whose gradient is zero. If a gradient is not finite, as when a scaled loss overflows, nothing is added, and
+        False is returned.
 
         Raises:
             InvalidArgument: no parameter of any group has a gradient, or one is of another shape than its parameter.
@@ -105,6 +127,8 @@ class Gradients:
     def scores(self, criterion: str) -> dict[int, np.ndarray]:
         """The worth of every unit by the id of the group's leaf, `(units,)` in float64, none negative.
 
+        `criterion` is "taylor", "fisher" or "gradient".
+
         Raises:
             InvalidArgument: there is no such criterion, or nothing was observed yet.
         """
@@ -123,7 +147,7 @@ class Gradients:
                 return {leaf: averaged(rows, rows.shape[1]) for leaf, rows in self._plain.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All observations, as tensors for `load_state_dict`."""
+        """All observations, as tensors for `load_state_dict`: sums of shape (2, units) and (tensors, units) a group."""
         state = {"count": torch.tensor(self.count)}
         for leaf, sums in self._sums.items():
             state[f"sums.{leaf}"] = torch.from_numpy(sums.copy())
@@ -132,6 +156,8 @@ class Gradients:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the observations of another one of the same groups.
+
+        `state` is what its `state_dict` gave, tensors of the same shapes.
 
         Raises:
             InvalidArgument: it is of other groups.

@@ -17,7 +17,8 @@ from surgeon.support.arguments import call, meant, shown
 def score(groups: Groups, criterion: str | Criterion = "magnitude", seed: int = 0) -> dict[int, np.ndarray]:
     """The worth of every unit, by the id of the group's leaf: `(units,)` in float64, none negative.
 
-    `criterion` is a name in `CRITERIA`, or a function like those in it. `seed` seeds the generator that it gets.
+    `groups` are what `surgeon.inspect` returns. `criterion` is a name in `CRITERIA`, or a function like those in it.
+    `seed` seeds the generator that it gets.
 
     >>> from surgeon.scoring.weight_criteria import _example
     >>> groups, group = _example()

@@ -14,13 +14,15 @@ from surgeon.sparsity.removable import Found
 class SweepReport:
     """What `surgeon.sweep` did.
 
-    `groups` has an entry for each group of coupled units; `params_before` and `params_after` count parameters,
-    `deviation` is the largest relative deviation of an output, in float64, and `form` is "module" (the user's own
-    class) or "graph".
+    `model` is the name of its class. `groups` has an entry for each group of coupled units; `params_before` and
+    `params_after` count parameters, `deviation` is the largest relative deviation of an output, in float64, and `form`
+    is "module" (the user's own class) or "graph".
 
     >>> report = SweepReport("Net", "module", (), params_before=100, params_after=80, deviation=0.0)
-    >>> report.removed, report.left
-    (0, {})
+    >>> report.removed, report.constant, report.unread, report.left
+    (0, 0, 0, {})
+    >>> json.loads(report.to_json())["params_after"]
+    80
     """
 
     model: str
@@ -51,6 +53,7 @@ class SweepReport:
         return dict(sum((Counter(group.left) for group in self.groups), Counter()))
 
     def to_json(self) -> str:
+        """All fields by their names, and the counts, as JSON."""
         groups = [{**vars(group), "left": dict(group.left)} for group in self.groups]
         totals = {"removed": self.removed, "constant": self.constant, "unread": self.unread, "left": self.left}
         return json.dumps({**vars(self), **totals, "groups": groups}, ensure_ascii=False)

@@ -43,6 +43,8 @@ class Run:
 
     >>> Run(criterion="l1", ratio=0.75).key
     'prune-l1-0.75-global-one-shot-kept-none-units-s0'
+    >>> Run(schedule="steps:3").iterative
+    True
     >>> Run(method="small", criterion="l2", ratio=0.5, scope="local", seed=2).plain.key
     'small-magnitude-0.5-global-one-shot-kept-none-units-s2'
 
@@ -135,7 +137,13 @@ def grid(
 ) -> tuple[Run, ...]:
     """Every combination of the settings, and its baselines, each run once.
 
-    Survivors other than "kept" are combined with "one-shot" only. `seeds` is a number of seeds, from 0, or the seeds.
+    Survivors other than "kept" are combined with "one-shot" only.
+
+    Args:
+        criteria, ratios, scopes, schedules, survivors, penalties, removed: the values of a setting of `Run` each.
+        seeds: the number of seeds, from 0, or the seeds.
+        baselines: what each is held against: "random" units, "scratch" and "small" architectures trained from initial
+            weights, and the "dense" model.
 
     >>> len(grid(criteria=["l1", "l2"], ratios=[0.5, 0.75], seeds=3, baselines=["random", "small"]))
     24

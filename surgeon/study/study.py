@@ -38,6 +38,26 @@ class Study:
     Raises:
         InvalidArgument: the task is not one, or the folder holds another study.
         OutputError: the folder can't be written.
+
+    >>> import tempfile, torch
+    >>> from surgeon.study import grid
+    >>> class Line:                                            # a surgeon.study.Task
+    ...     epochs, retraining = 1, 1
+    ...     model = lambda self: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    ...     inputs = lambda self: torch.zeros(2, 4)
+    ...     batches = lambda self: [(torch.ones(16, 4), torch.ones(16, 1))] * 8
+    ...     loss = lambda self, model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])
+    ...     optimizer = lambda self, parameters, retraining: torch.optim.SGD(parameters, lr=0.1)
+    ...     metric = lambda self, model: -model(torch.ones(1, 4)).sub(1).abs().item()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     study = Study(Line(), folder, grid(ratios=[0.5], seeds=1, baselines=[]))
+    ...     print(len(study.pending))
+    ...     rows = study.run()
+    ...     print(len(study.pending), study.rows == rows, rows[0]["macs"] < rows[0]["dense_macs"])
+    ...     print(study.table().count("magnitude"), study.write()[0].name)
+    1
+    0 True True
+    1 table.md
     """
 
     def __init__(
@@ -109,7 +129,11 @@ class Study:
         return markdown(self.rows)
 
     def write(self) -> list[Path]:
-        """Write the table and, if matplotlib is installed, the plots; returns the paths."""
+        """Write the table and, if matplotlib is installed, the plots; returns the paths.
+
+        Raises:
+            OutputError: the folder can't be written.
+        """
         made = [self._store.folder / TABLE]
         write_text(made[0], self.table())
         plots: dict[str, Any] = {BY_MACS: figures.by_macs}

@@ -19,6 +19,28 @@ class Task(Protocol):
 
     The dense model is trained for `epochs` epochs, a pruned one for `retraining` more. Random numbers must come from
     the global generators of torch, numpy or Python, which the study seeds.
+
+    >>> class Line:
+    ...     epochs, retraining = 1, 1
+    ...     def model(self):
+    ...         return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    ...     def inputs(self):
+    ...         return torch.zeros(2, 4)
+    ...     def batches(self):
+    ...         return [(torch.ones(16, 4), torch.ones(16, 1))] * 8
+    ...     def loss(self, model, batch):
+    ...         return nn.functional.mse_loss(model(batch[0]), batch[1])
+    ...     def optimizer(self, parameters, retraining):
+    ...         return torch.optim.SGD(parameters, lr=0.01 if retraining else 0.1)
+    ...     def metric(self, model):
+    ...         return -model(torch.ones(1, 4)).sub(1).abs().item()
+    >>> import torch
+    >>> task = Line()
+    >>> model, batch = task.model(), next(iter(task.batches()))
+    >>> task.loss(model, batch).shape, task.metric(model) <= 0, model(task.inputs()).shape
+    (torch.Size([]), True, torch.Size([2, 1]))
+    >>> task.optimizer(model.parameters(), retraining=True).param_groups[0]["lr"]
+    0.01
     """
 
     epochs: int
@@ -34,13 +56,13 @@ class Task(Protocol):
         """The training set: a DataLoader, or any iterable that yields the batches of an epoch each time."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The mean loss of a batch."""
+        """The mean loss of `model` on a `batch`: a tensor of shape ()."""
 
     def optimizer(self, parameters: Iterable[nn.Parameter], retraining: bool) -> Optimizer:
-        """The optimizer for training or for retraining, which often has a smaller learning rate."""
+        """The optimizer of `parameters` for training or for `retraining`, which often has a smaller learning rate."""
 
     def metric(self, model: nn.Module) -> float:
-        """The score of a model in eval mode on held-out data, such as its accuracy; higher is better."""
+        """The score of `model` in eval mode on held-out data, such as its accuracy; higher is better."""
 
 
 PARTS = ("epochs", "retraining", "model", "inputs", "batches", "loss", "optimizer", "metric")

@@ -324,9 +324,14 @@ NATURAL: Final = integer(0)
 ABOVE_ZERO: Final = number("a number above 0", lambda value: value > 0)
 AT_LEAST_ZERO: Final = number("a number of at least 0", lambda value: value >= 0)
 UNIT: Final = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
-SHARE: Final = number(
-    "the share of the budget to remove, a number of at least 0 and less than 1", lambda value: 0 <= value < 1
-)
+def _share(name: str, value: Any) -> float:
+    wanted = "the share of the budget to remove, a number of at least 0 and less than 1"
+    if is_number(value) and 1 < value < 100:
+        wanted += f"; {value:g} % are {value / 100:g}"
+    return float(number(wanted, lambda found: 0 <= found < 1)(name, value))
+
+
+SHARE: Final[Check] = _share
 PART: Final = number("a share above 0, of at most 1", lambda value: 0 < value <= 1)
 OBJECT: Final[Check] = lambda name, value: value  # noqa: E731  (anything will do)
 

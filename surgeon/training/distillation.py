@@ -38,12 +38,13 @@ def distillation(
         loss: a function of a model and a batch that calls the model and returns the mean loss, as for
             `surgeon.training.fit`.
         teacher: the unpruned model. Its present state is copied, in eval mode.
-        temperature: T, above 0: the higher, the more small logits count.
-        weight: of the distillation term, from 0 to 1.
+        temperature: the temperature T of both softmaxes, above 0: the higher, the more small logits count.
+        weight: the share of the distillation term, from 0 to 1.
         logits: a function from a model's output to its logits, classes last; by default the output itself if it is a
             tensor, else its "logits" entry.
 
     Raises:
+        InvalidModel: the teacher can't be copied.
         InvalidArgument: a number is out of range; or, when the result is called, the loss does not call the model, or
             the model's logits do not have the teacher's shape.
 

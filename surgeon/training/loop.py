@@ -121,17 +121,17 @@ def fit(
         loader: a DataLoader, or any iterable that yields the batches of an epoch each time it is iterated.
         loss: a function of the model (wrapped, if there are several processes) and a batch that returns the mean loss.
         optimizer: of the model's parameters, or a function that makes one from them.
-        epochs, steps: how long to train; give one of them.
+        epochs, steps: the number of epochs or of optimizer steps to train for; give one of them.
         scheduler: of the optimizer, or a function that makes one from it; stepped after each optimizer step.
         pruner: prunes during training.
         callbacks: each is called with a `Moment` after each step, in every process.
-        clip: the maximum gradient norm.
+        clip: the maximum L2 norm of all gradients together.
         checkpoint: a folder for the training state, accessible to all machines.
         every: steps between checkpoints; by default one is written at the end of each epoch, and after the last step.
         resume: continue from the checkpoint, if the folder holds one. On one thread, the weights are then bit for bit
             those of an uninterrupted run. With False, training starts from the beginning.
-        seed: for the order of the data, augmentation and dropout. The states of the generators of torch, numpy and
-            Python are restored afterwards.
+        seed: of the random order of the data, augmentation and dropout. The states of the generators of torch, numpy
+            and Python are restored afterwards.
         split: True if the loader yields the whole batch in every process, of which each takes its part; False if it
             already yields each process's own part.
         accelerator: an `accelerate.Accelerator`, for mixed precision and the like.

@@ -33,8 +33,9 @@ _UNKNOWN = "the plan does not tell which of the tensors were rotated before the 
 class TransferReport:
     """What became of an optimizer's state, by the names of the parameters.
 
-    `kept` was cut like its parameter, `restarted` begins anew, for the reason given; `gone` are parameters that the
-    smaller model does not have. `others` counts those that are not the model's, which are taken over as they are.
+    `optimizer` is its class. `kept` was cut like its parameter, `restarted` begins anew, for the reason given; `gone`
+    are parameters that the smaller model does not have. `others` is the number of those that are not the model's, which
+    are taken over as they are.
 
     >>> print(TransferReport("Adam", ("conv1.weight", "conv1.bias"), {"head.weight": "the layer was replaced"}))
     Adam: 2 parameters go on with their state

@@ -40,7 +40,14 @@ from surgeon.verification.check import TOLERANCE
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided at a step: the share of the target that was due, the share of the budget removed, the widths."""
+    """What was decided at a step.
+
+    `step` is the number of optimizer steps, `share` the share of the target that was due, `removed` that of the budget
+    that is gone, 0 to 1, and `widths` are the units left by group.
+
+    >>> print(Decision(10, share=0.5, removed=0.26, widths={"conv1": 48}))
+    step 10: 50.0% of the target, 26.0% of the budget gone, 48 units
+    """
 
     step: int
     share: float
@@ -76,7 +83,7 @@ class Pruner:
         example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; inferred where that is
             safe.
         budget: "macs", "params" or "channels".
-        scope, ignore, min_width, align, seed: as for `surgeon.shrink`.
+        scope, ignore, min_width, align, seed: as for `surgeon.shrink`; `align` and `min_width` are widths in units.
         regularizer: one of `surgeon.training.regularizers`, or several.
 
     Raises:
@@ -101,6 +108,25 @@ class Pruner:
     step 5: 100.0% of the target, 50.0% of the budget gone, 16 units
     >>> pruner.commit()[0]
     Linear(in_features=8, out_features=16, bias=True)
+    >>> pruner.steps, pruner.done, pruner.notes, len(pruner.plan.tensor("0.weight")[0])
+    (6, True, (), 16)
+
+    In a loop of somebody else's, the optimizer calls it; and it is resumed from what `save` wrote:
+
+    >>> import tempfile
+    >>> pruner.release()                                       # the model is whole again
+    >>> pruner = Pruner(model, 0.5, schedule=schedules.one_shot(2), align=1, example_inputs=torch.randn(1, 8))
+    >>> handles = pruner.attach(optimizer)
+    >>> for _ in range(2):
+    ...     model(torch.randn(16, 8)).square().mean().backward()
+    ...     optimizer.step()
+    >>> again = Pruner(model, 0.5, schedule=schedules.one_shot(2), align=1, example_inputs=torch.randn(1, 8))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pruner.save(folder)
+    ...     again.load(folder)
+    >>> again.steps, again.done
+    (2, True)
+    >>> again.load_state_dict(pruner.state_dict())             # the same, in memory
     """
 
     @undisturbed()
@@ -206,6 +232,9 @@ class Pruner:
         """Let `optimizer.step()` call `regularize` before and `step` after, so that the loop needs no other change.
 
         The handles' `remove()` undoes it.
+
+        Raises:
+            InvalidArgument: `optimizer` is not a torch.optim.Optimizer.
         """
         before = optimizer.register_step_pre_hook(lambda *_: self.regularize())
         return before, optimizer.register_step_post_hook(lambda *_: self._stepped())
@@ -220,6 +249,9 @@ class Pruner:
             form: "module" or "graph" insists on the user's own class, or on a `torch.fx.GraphModule`.
 
         Raises:
+            InvalidArgument: there is no such form.
+            InvalidInputs: the masked model does not run on the example inputs any more.
+            SurgeryError: the form is "module", and the class can't hold the plan; the message says why.
             NotEquivalent: the result does not compute what the masked model does; please report the network.
         """
         operation, _ = carry_out(self._masks.bare(), self.groups, self._kept, form)
@@ -252,7 +284,10 @@ class Pruner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where another pruner stopped; the model's own `load_state_dict` may be called before or after.
 
+        `state` is what its `state_dict` gave.
+
         Raises:
+            InvalidArgument: it is not a mapping.
             WeightsError: the state is of another model, or not of a pruner.
         """
         try:
@@ -268,17 +303,19 @@ class Pruner:
         self._count, self._share, self._observed, self._history = count, share, observed, history
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the state to a folder, as JSON and safetensors; see `surgeon.training.checkpoint`.
+        """Write the state to `folder`, as JSON and safetensors; see `surgeon.training.checkpoint`.
 
         Raises:
+            InvalidArgument: `folder` is not a path.
             OutputError: the folder can't be written; a state that was there is intact.
         """
         checkpoint.write(folder, self.state_dict(), self._count)
 
     def load(self, folder: str | os.PathLike[str]) -> None:
-        """Continue from what `save` wrote.
+        """Continue from what `save` wrote to `folder`.
 
         Raises:
+            InvalidArgument: `folder` is not a path.
             WeightsError: the folder holds no such state, or it is broken or of another model.
         """
         state = checkpoint.read(folder)

@@ -23,7 +23,8 @@ def rewind(slim: nn.Module, earlier: Mapping[str, Tensor], plan: Plan | None = N
 
     Args:
         slim: what `surgeon.shrink`, `Plan.apply` or `Pruner.commit` returned.
-        earlier: the full model's `state_dict()` at that point, copied, since training changes tensors in place.
+        earlier: the full model's `state_dict()` at that point, copied, since training changes tensors in place. By
+            name, tensors of the full model's shapes.
         plan: by default the one attached to `slim`.
 
     Raises:
@@ -71,7 +72,7 @@ def _cut(name: str, earlier: Tensor | None, now: Tensor, plan: Plan) -> Tensor:
 @public(model=module_in_place)
 @torch.no_grad()
 def reinitialize(model: nn.Module, seed: int = 0) -> None:
-    """Reinitialize all parameters of a model, in place.
+    """Reinitialize all parameters of `model`, in place, from the random `seed`.
 
     Modules with `reset_parameters` call it, which also resets batch norm statistics. A parameter of any other module,
     such as a position embedding, is drawn from a normal distribution with its current mean and standard deviation.
@@ -81,7 +82,7 @@ def reinitialize(model: nn.Module, seed: int = 0) -> None:
     Liu et al., "Rethinking the Value of Network Pruning", 2019, arXiv:1810.05270.
 
     Raises:
-        InvalidArgument: `seed` is not an integer of at least 0.
+        InvalidArgument: `model` is not a module, or `seed` is not an integer of at least 0.
 
     >>> first, second = nn.Linear(2, 3), nn.Linear(2, 3)
     >>> reinitialize(first, seed=1)

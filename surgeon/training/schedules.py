@@ -104,6 +104,8 @@ class _Ramp:
 class Cubic(_Ramp):
     """Most of it early, while there is much to choose from: 1 - (1 - t)³, t from 0 at `start` to 1 at `end`.
 
+    `start` and `end` are steps, and t rises once in `every` steps.
+
     Zhu & Gupta, "To prune, or not to prune", 2017, arXiv:1710.01878.
 
     >>> [round(cubic(start=100, end=200, every=50)(step), 3) for step in (100, 149, 150, 200)]
@@ -121,6 +123,8 @@ class Cubic(_Ramp):
 @dataclass(frozen=True)
 class Exponential(_Ramp):
     """(1 - exp(-rate · t)) / (1 - exp(-rate)), t from 0 at `start` to 1 at `end`.
+
+    `start` and `end` are steps, and t rises once in `every` steps. The larger the `rate`, the more goes early.
 
     With `rate` = -ln(1 - target) each step removes the same fraction of what is left, as in Frankle & Carbin, "The
     Lottery Ticket Hypothesis", 2019, arXiv:1803.03635.

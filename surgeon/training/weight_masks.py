@@ -57,12 +57,28 @@ class Masks:
     model keeps its class, its parameters and the keys of its `state_dict`; a copy of it has the zeros, but is not held
     to them. A tied parameter is masked once, under any of its names.
 
+    Args:
+        model: changed in place.
+
+    Raises:
+        InvalidArgument: `model` is not a module.
+
     >>> model = nn.Linear(2, 1, bias=False)
     >>> before = model.weight.detach().clone()
     >>> masks = Masks(model)
     >>> masks.set({"weight": torch.tensor([[True, False]])})
     >>> model.weight[0, 1].item()
     0.0
+    >>> model.weight.data.fill_(1.0).tolist()                  # as weight decay or momentum may do
+    [[1.0, 1.0]]
+    >>> masks.enforce()
+    >>> model.weight.tolist()
+    [[1.0, 0.0]]
+    >>> _ = model.weight.data[0, 0].copy_(before[0, 0])
+    >>> others = Masks(model)
+    >>> others.load_state_dict(masks.state_dict())
+    >>> others.keep["weight"].tolist()
+    [[True, False]]
     >>> masks.release()
     >>> torch.equal(model.weight, before)
     True
@@ -75,10 +91,14 @@ class Masks:
     @classmethod
     @undisturbed()
     def of_zeros(cls, model: nn.Module, example_inputs: Any = None) -> Masks:
-        """Masks of all connections that are zero, so that what `surgeon.prune_connections` zeroed stays zero.
+        """Masks of all zero connections of `model`, so that what `surgeon.prune_connections` zeroed stays zero.
 
         Connections are the entries of weights that inputs are multiplied with and summed over; other parameters, such
         as biases initialized to zero, keep training. `example_inputs` are inferred where that is safe.
+
+        Raises:
+            InvalidArgument, InvalidInputs, InvalidModel: bad input.
+            TraceError: `torch.export` can't trace the model.
 
         >>> import surgeon
         >>> model = surgeon.prune_connections(nn.Linear(4, 2), 0.5)
@@ -93,7 +113,7 @@ class Masks:
 
     @property
     def keep(self) -> Mapping[str, Tensor]:
-        """The masks, by the first name of each parameter: True where an entry stays."""
+        """The masks, by the first name of each parameter and of its shape: True where an entry stays."""
         return MappingProxyType({name: mask.keep for name, mask in self._masks.items()})
 
     def set(self, keep: Mapping[str, Tensor]) -> None:
@@ -150,7 +170,7 @@ class Masks:
         self._masks.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The masks and the remembered values of masked entries, as tensors by name."""
+        """The masks and the remembered values of masked entries, as tensors of the parameters' shapes by name."""
         masks = self._masks.items()
         return {
             **{f"{name}{_KEEP}": mask.keep for name, mask in masks},
@@ -158,12 +178,13 @@ class Masks:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Replace the masks by those of a `state_dict`.
+        """Replace the masks by those of `state`, what `state_dict` gave: tensors of the parameters' shapes.
 
         Entries that were masked only until now keep their present values. The model's own `load_state_dict` may be
         called before or after.
 
         Raises:
+            InvalidArgument: it is not a mapping from names to tensors.
             WeightsError: the state is not of such a model. Nothing was changed.
         """
         keep = {name.removesuffix(_KEEP): value for name, value in state.items() if name.endswith(_KEEP)}

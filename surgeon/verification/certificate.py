@@ -31,18 +31,21 @@ class Certificate:
     """The smaller model computes what the original computes less the removed units.
 
     `deviation` is the largest relative deviation of any operator's result, in float64, from the original run at full
-    size with removed positions zeroed; `worst` is that operator and `operators` how many were compared. `outputs` has
-    the deviation of each output. `end_to_end` is the deviation of the outputs from the original with the removed units'
-    parameters set to zero, an independent check; None where it does not apply, for the reason `end_to_end_reason`.
-    `statistics` lists the operators that now take their statistic over the kept units only: there the function is not
-    the original's, whatever the weights. `second_size` is the same at another size of the inputs, where some are free.
-    `rescaled` lists the weight norms and spectral norms whose gain was rescaled: the weights under them that are left
-    are the original's, to the rounding of the gain.
+    size with removed positions zeroed; `worst` is that operator, `operators` how many were compared, and `tolerance`
+    the deviation that would have been an error. `outputs` has the deviation of each output. `end_to_end` is the
+    deviation of the outputs from the original with the removed units' parameters set to zero, an independent check;
+    None where it does not apply, for the reason `end_to_end_reason`. `statistics` lists the operators that now take
+    their statistic over the kept units only: there the function is not the original's, whatever the weights.
+    `second_size` is the same at another size of the inputs, where some are free. `rescaled` lists the weight norms and
+    spectral norms whose gain was rescaled: the weights under them that are left are the original's, to the rounding of
+    the gain.
 
     >>> print(Certificate(1e-16, "conv2", 12, (2e-16,), 3e-16, "", (), tolerance=1e-9))
     node by node: 12 operators, largest relative deviation 1.0e-16 (conv2)
     outputs: 2.0e-16
     end to end with zeroed parameters: 3.0e-16
+    >>> Certificate(1e-16, "conv2", 12, (2e-16,), 3e-16, "", (), tolerance=1e-9).to_json()["outputs"]
+    (2e-16,)
     """
 
     deviation: float

@@ -306,7 +306,7 @@ def test_calibration_is_read_once_and_no_further_than_needed() -> None:
             read.append(1)
             yield images(1)[0]
 
-    collected = collect(endless(), inputs, None, samples=10)
+    collected, _ = collect(endless(), inputs, None, samples=10)
     assert len(read) == 3 and [len(each["input"]) for each in collected] == [4, 4, 4]
     use, held, note = divide(collected, inputs)
     assert (len(use), len(held), note) == (2, 1, "")
@@ -314,10 +314,10 @@ def test_calibration_is_read_once_and_no_further_than_needed() -> None:
 
 def test_one_batch_is_halved_and_a_fixed_one_cut_to_size() -> None:
     free, fixed = (Input("input", "tensor(float)", (size, 3, 8, 8)) for size in (None, 2))
-    use, held, note = divide(collect(images(1), (free,), None, 100), (free,))
+    use, held, note = divide(collect(images(1), (free,), None, 100)[0], (free,))
     assert use[0]["input"].shape == held[0]["input"].shape == (2, 3, 8, 8) and not note
     assert not np.array_equal(use[0]["input"], held[0]["input"])
-    pieces = collect(images(1), (fixed,), None, 100)
+    pieces, _ = collect(images(1), (fixed,), None, 100)
     assert [piece["input"].shape for piece in pieces] == [(2, 3, 8, 8)] * 2
     np.testing.assert_array_equal(np.concatenate([piece["input"] for piece in pieces]), images(1)[0].numpy())
     use, held, note = divide(pieces[:1], (fixed,))

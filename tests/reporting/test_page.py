@@ -115,6 +115,23 @@ def test_page_and_pictures(folder: Path) -> None:
 
 
 @needs_plot
+def test_the_job_and_the_recovery_are_told(folder: Path) -> None:
+    job = {
+        "name": "top-1", "before": {"value": 0.9234, "low": 0.91, "high": 0.93}, "count": 500, "by": "samples",
+        "after": {"value": 0.9187, "low": None, "high": None}, "kept": None, "notes": ["on few samples"],
+    }
+    recovery = {
+        "layers": [], "before": 0.5, "after": 0.1, "samples": 64, "notes": ["labels were not used"],
+        "distilled": {"steps": 300, "before": 0.2, "after": 0.1},
+    }
+    change(folder, metric=job, recovery=recovery)
+    page = Reader(write_page(folder, runs=3)[0].read_text())
+    assert page.open == []
+    for shown in ("top-1, from 0.9234", "By top-1, on 500 samples", "on few samples", "300 steps", "labels were not"):
+        assert shown in page.text, shown
+
+
+@needs_plot
 def test_the_page_stands_alone(folder: Path) -> None:
     page = write_page(folder, runs=3)[0].read_text(encoding="utf-8")
     assert all(link.startswith("#") for link in Reader(page).links)
