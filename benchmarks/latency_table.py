@@ -7,8 +7,8 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def table(rows: dict[str, Row]) -> str:
-    """All results so far."""
+def table(rows: dict[str, Row], threads: int = 1) -> str:
+    """All results so far, measured with so many threads."""
     kinds: dict[str, dict[str, Row]] = {}
     for key, row in rows.items():
         kind, _, name = key.partition(":")
@@ -18,9 +18,9 @@ def table(rows: dict[str, Row]) -> str:
         "int8": _int8, "aa": _aa, "kit": _kit,
     }
     found = ["\n".join(part(kinds[kind])) for kind, part in parts.items() if kind in kinds]
+    clock = f"{threads} threads, wall time" if threads > 1 else "one thread's CPU time"
     head = (
-        "onnxruntime, one thread's CPU time, float32 unless said, one image; random weights; what is compared runs "
-        "interleaved."
+        f"onnxruntime, {clock}, float32 unless said, one image; random weights; what is compared runs interleaved."
     )
     return "\n\n".join([head, *found]) + "\n"
 
@@ -60,11 +60,15 @@ def _land(rows: dict[str, Row]) -> list[str]:
         "corrects at most once. Landed: measured again beside the base, over what was asked for. Bound: how much more "
         "damage than the best widths the chosen ones may do, by the profile."
     )
-    columns = "model | asked | landed | interval | by shrink itself | corrections | MACs removed | bound | ms | seconds"
+    columns = (
+        "model | asked | landed | interval | by shrink itself | outcome | noise | corrections | MACs removed | bound "
+        "| ms | seconds"
+    )
     cells = [
         [
             name.partition(":")[0], f"{row['requested']:g}", f"**{row['ratio']:.3f}**",
-            f"{row['low']:.3f}–{row['high']:.3f}", _number(row["within"], ".3f"), str(row["corrections"]),
+            f"{row['low']:.3f}–{row['high']:.3f}", _number(row["within"], ".3f"), row.get("outcome", "–"),
+            f"{row['noise']:.1%}", str(row["corrections"]),
             f"{row['removed']:.1%}", _number(row["gap"], ".1%"), f"{row['base_ms']:.1f} → {row['slim_ms']:.1f}",
             f"{row['seconds']:.0f}",
         ]

@@ -160,6 +160,7 @@ TAKES = {
     "importance": "criterion", "criterion": "criterion", "seed": "natural", "step": "natural", "samples": "positive",
     "memory": "part", "min_agreement": "part", "min_metric": "part", "metric": "function of two", "metric_data": "data",
     "latency_ms": "number above 0", "max_params": "number above 0", "device": "path", "threads": "positive",
+    "cpu_time": "flag", "spin": "flag", "clock": "choice",
     "data": "data", "calibration": "data", "loss": "any function", "plan": "plan", "path": "path", "folder": "path",
     "base": "path", "base_path": "path", "slim_path": "path", "quantize.model": "file or module",
     "threshold": "number from 0",

@@ -11,6 +11,7 @@ import surgeon
 from surgeon.cli import data as batches
 from surgeon.cli.onnx_file import feeds_to_measure
 from surgeon.cli.options import (
+    CpuTime,
     Fixed,
     Json,
     Layout,
@@ -34,7 +35,8 @@ def profile(
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write; an unfinished profile is resumed.")
     ],
-    threads: Threads = 1,
+    threads: Threads = None,
+    cpu_time: CpuTime = False,
     shape: Shape = None,
     fixed: Fixed = None,
     pretrained: Pretrained = False,
@@ -43,8 +45,11 @@ def profile(
 ) -> None:
     """Measure how long a model's operators take on this CPU; `shrink --device FILE` chooses widths by it."""
     model, inputs = load(spec, shape or [], pretrained, seed, fixed or ())
-    made = surgeon.profile(model, inputs, threads=threads, path=out)
-    told(json, "surgeon-profiled", f"{out}: {made}", path=out, cpu=made.cpu, threads=made.threads)
+    made = surgeon.profile(model, inputs, threads=threads, cpu_time=cpu_time, path=out)
+    told(
+        json, "surgeon-profiled", f"{out}: {made}", path=out, cpu=made.cpu, threads=made.threads, clock=made.clock,
+        spin=made.spin,
+    )
 
 
 def kit(
@@ -69,10 +74,8 @@ def kit(
 def bench(
     base: Annotated[Path, typer.Argument(help="An ONNX file.")],
     slim: Annotated[Path, typer.Argument(help="Another one, with the same inputs.")],
-    threads: Threads = 1,
-    cpu_time: Annotated[
-        bool, typer.Option("--cpu-time", help="With several threads, compare CPU time, and not the time on the wall.")
-    ] = False,
+    threads: Threads = None,
+    cpu_time: CpuTime = False,
     shape: Shape = None,
     json: Json = False,
 ) -> None:
@@ -104,7 +107,7 @@ def quantize(
         ),
     ] = None,
     base: Annotated[Path | None, typer.Option(help="An ONNX file to measure the result against too.")] = None,
-    threads: Threads = 1,
+    threads: Threads = None,
     mean: Mean = None,
     std: Std = None,
     layout: Layout = None,
@@ -133,7 +136,7 @@ def report(
         list[Path] | None,
         typer.Argument(metavar="[FOLDER]...", help="The same model at other latencies, for a plot of the latencies."),
     ] = None,
-    threads: Threads = 1,
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Draw the report of a folder: an HTML page and figures of where the time goes, before and after."""

@@ -123,7 +123,7 @@ class Network(StrEnum):
 def demo(
     network: Annotated[Network, typer.Option(help="Which of the trained networks, or all of them.")] = Network.RESIDUAL,
     ratio: Annotated[float, typer.Option(help="Share of the MACs to remove.")] = 0.5,
-    threads: Threads = 1,
+    threads: Threads = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="A folder in which to keep the files.")
     ] = None,

@@ -59,7 +59,13 @@ Fixed = Annotated[
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Use the zoo's pretrained weights.")]
 Seed = Annotated[int, typer.Option(help="Seed of a zoo's random weights, and of criteria that use random numbers.")]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where to write; created if missing.")]
-Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime while measuring.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads of onnxruntime; default: as many as it takes by itself, one a physical core."),
+]
+CpuTime = Annotated[
+    bool, typer.Option("--cpu-time", help="With several threads, take their CPU time, and not the time on the wall.")
+]
 _DATA = typer.Option(
     metavar="FILE|FOLDER|MODULE:NAME|noise|synthetic",
     help="Unlabeled inputs as for inference: .npy, .npz or .safetensors, a folder of such files, a Python object that "
@@ -91,7 +97,8 @@ _SHOWN: dict[str, Any] = {
     "budget": Annotated[StrEnum("Budget", [(name, name) for name in (*BUDGETS, "latency")]), _told("budget")],
     "scope": Annotated[StrEnum("Scope", [(name, name) for name in SCOPES]), _told("scope")],
     "device": Annotated[Path | None, _told("device", metavar="PROFILE")],
-    "threads": Annotated[int | None, typer.Option(min=1, help="Threads of onnxruntime; default: the profile's, or 1.")],
+    "threads": Annotated[int | None, _told("threads", min=1)],
+    "cpu_time": CpuTime,
     "max_params": Annotated[float | None, _told("max_params", metavar="N")],
     "data": Data,
     "loss": None,

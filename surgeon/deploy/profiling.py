@@ -42,7 +42,8 @@ def profile(
     model: nn.Module,
     example_inputs: Any = None,
     *,
-    threads: int = 1,
+    threads: int | None = None,
+    cpu_time: bool = False,
     path: str | os.PathLike[str] | None = None,
 ) -> Profile:
     """What this CPU takes for the operators of `model` at different widths, and for the model as a whole.
@@ -50,29 +51,34 @@ def profile(
     Args:
         model: any module that `torch.export` can trace; it is left as it is.
         example_inputs: as for `shrink`; a latency is that of one sample where the batch is free.
-        threads: onnxruntime's threads.
+        threads: onnxruntime's threads, by default as many as it takes by itself: one for each physical core. With
+            several, milliseconds are those on the wall, with threads that spin while they wait for one another, as
+            onnxruntime has it by default; with one, its CPU time, which does not count what else runs on the machine.
+        cpu_time: with several threads, the CPU time of all together, without spinning.
         path: where the profile is written while it is taken. What is there already is not measured again: an
             interrupted profile is resumed, and a second model's joins the first's.
 
     Raises:
         InvalidArgument: there are fewer CPUs than threads.
         InvalidInputs, TraceError, ExportError: the model can't be traced or exported.
-        ProfileError: what is at `path` is no profile, or of another CPU, thread count or version of onnxruntime.
+        ProfileError: what is at `path` is no profile, or of another CPU, thread count, clock or version of
+            onnxruntime.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 16, 3))
-    >>> taken = profile(net, torch.randn(1, 16, 8, 8))
-    >>> taken.threads, len(taken.samples) > 0
-    (1, True)
+    >>> taken = profile(net, torch.randn(1, 16, 8, 8), threads=1)
+    >>> taken.clock, len(taken.samples) > 0
+    ('CPU time', True)
     """
-    return profile_groups(model, analyze(model, example_inputs), threads=threads, path=path)
+    return profile_groups(model, analyze(model, example_inputs), threads=threads, cpu_time=cpu_time, path=path)
 
 
 def profile_groups(
     model: nn.Module,
     groups: Groups,
     *,
-    threads: int = 1,
+    threads: int | None = None,
+    cpu_time: bool = False,
     path: str | os.PathLike[str] | None = None,
     known: Profile | None = None,
     base: Path | None = None,
@@ -83,7 +89,9 @@ def profile_groups(
     missing = known is None or "ms" not in known.models.get(mark, {})
     models = _whole(model, groups, base) if missing else {}
     with counter("profile") as progress:
-        return take(asked, probes, models=models, threads=threads, path=path, known=known, progress=progress)
+        return take(
+            asked, probes, models=models, threads=threads, cpu_time=cpu_time, path=path, known=known, progress=progress
+        )
 
 
 @public()
@@ -111,11 +119,13 @@ def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = No
     return write_kit(path, asked, probes, models=_whole(model, groups), name=type(model).__name__)
 
 
-def load_device(device: Profile | str | os.PathLike[str], threads: int | None = None) -> Profile:
+def load_device(
+    device: Profile | str | os.PathLike[str], threads: int | None = None, cpu_time: bool = False
+) -> Profile:
     """A profile, or the one in a file; with a warning where it may be wrong about this CPU.
 
     Raises:
-        InvalidArgument: it is neither, or was taken with another number of threads.
+        InvalidArgument: it is neither, or was taken with another number of threads or by another clock.
         ProfileError: the file holds no profile.
     """
     found = device if isinstance(device, Profile) else Profile.load(device)
@@ -127,6 +137,14 @@ def load_device(device: Profile | str | os.PathLike[str], threads: int | None = 
         raise InvalidArgument(
             f"threads={threads}: the profile was taken with {found.threads}, and tells nothing about others; leave "
             "threads= out, or take a profile with that many"
+        )
+    if found.timed.wall == cpu_time and found.threads > 1:
+        given = "cpu_time=True: that is" if cpu_time else "a budget with several threads is"
+        asked = "the CPU time of all threads together" if cpu_time else "the time on the wall"
+        remedy = "leave cpu_time= out" if cpu_time else "give cpu_time=True"
+        raise InvalidArgument(
+            f"{given} {asked}, and the profile of {found.cpu} holds {found.clock}, taken with {found.threads} threads: "
+            f"{remedy}, or take a profile by that clock"
         )
     for text in found.warnings_here(threads):
         warnings.warn(text, stacklevel=2)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from surgeon.device.clock import CPU_TIME, WALL_TIME, Clock
 from surgeon.device.explain import Explanation, explain
 from surgeon.device.layout import Comparison as LayoutComparison
 from surgeon.device.layout import compare as compare_layouts
@@ -18,7 +19,7 @@ from surgeon.device.layout import layout
 from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session, quickest_run
 from surgeon.device.statistics import LOW, NO_DIFFERENCE, Decision, Ratio, compare_timings
 from surgeon.errors import BenchmarkError, InvalidArgument
-from surgeon.support.arguments import COMMON, checked, flag, function, integer, mapping, path, text
+from surgeon.support.arguments import COMMON, checked, function, integer, mapping, path, text
 from surgeon.support.process_wide import uncollected
 
 MIN_RUNS = 30
@@ -26,11 +27,8 @@ MAX_RUNS = 2000
 MIN_SAMPLE_SECONDS = 5e-4
 """A timing shorter than this repeats the model: reading the clock takes about a microsecond."""
 
-CPU_TIME, WALL_TIME = "CPU time", "wall time"
-
 _WARM_UP = 3
 
-Clock = Callable[[], float]
 Progress = Callable[[int, int], None]
 
 
@@ -117,13 +115,12 @@ class Verdict:
     "runs": integer(MIN_RUNS, remedy=", which an interval needs"),
     "feeds": mapping("arrays by the names of the model's inputs", text),
     "progress": function("a function of the rounds done and their number", 2),
-    "cpu_time": flag,
 })
 def benchmark(
     base_path: str | os.PathLike[str],
     slim_path: str | os.PathLike[str],
     *,
-    threads: int = 1,
+    threads: int | None = None,
     runs: int | None = None,
     seconds: float = 5.0,
     feeds: Mapping[str, np.ndarray] | None = None,
@@ -133,10 +130,11 @@ def benchmark(
 ) -> Verdict:
     """Measure two ONNX files against each other with onnxruntime, in this process.
 
-    Each round times the base, the slim model and a second session of the base in a random order. With one thread, its
-    CPU time is compared, which does not count what else runs on this machine. With more, it is what a user waits for,
-    wall time, and threads spin while they wait for one another, as onnxruntime has it by default; with `cpu_time`, the
-    CPU time of the whole process, without spinning. `runs` is the number of rounds; by default as many as fit into
+    Each round times the base, the slim model and a second session of the base in a random order. `threads` are those of
+    onnxruntime, by default as many as it takes by itself: one for each physical core. With one thread, its CPU time is
+    compared, which does not count what else runs on this machine. With more, it is what a user waits for, wall time,
+    and threads spin while they wait for one another, as onnxruntime has it by default; with `cpu_time`, the CPU time of
+    the whole process, without spinning. `runs` is the number of rounds; by default as many as fit into
     `seconds`, at least 30. `feeds` are inputs by name, which also set the batch and sizes; without them, see
     `make_feeds`. `progress` is called with the number of rounds done and their total.
 
@@ -147,37 +145,37 @@ def benchmark(
     >>> verdict.decision, verdict.ratio.low > 1                    # doctest: +SKIP
     ('faster', True)
     """
-    on_wall = threads > 1 and not cpu_time
+    clock = Clock.of(threads, cpu_time)
     base, slim, control = (
-        open_session(path, threads=threads, spin=on_wall) for path in (base_path, slim_path, base_path)
+        open_session(path, threads=clock.threads, spin=clock.spin) for path in (base_path, slim_path, base_path)
     )
     _same_inputs(base, slim, Path(base_path), Path(slim_path))
     inputs = make_feeds(base, slim, seed=seed, feeds=feeds)
-    clock: Clock = time.thread_time if threads == 1 else time.process_time
+    on_cpu = dataclasses.replace(clock, wall=False)
     sessions = (base, slim, control)
     try:
         estimates = [quickest_run(partial(session.run, None, inputs), _WARM_UP) for session in sessions]
         repeats = max(1, int(np.ceil(MIN_SAMPLE_SECONDS / max(min(estimates), 1e-9))))
         if runs is None:
             runs = int(np.clip(seconds / (repeats * sum(estimates)), MIN_RUNS, MAX_RUNS))
-        cpu, wall = _measure(sessions, inputs, runs, repeats, clock, seed, progress)
+        cpu, wall = _measure(sessions, inputs, runs, repeats, on_cpu.seconds(), seed, progress)
     except ORT_ERRORS as error:
         raise BenchmarkError(f"{base_path} against {slim_path}: onnxruntime can't run them: {error}") from error
-    compared = wall if on_wall else cpu
+    compared = wall if clock.wall else cpu
     batch = next((len(value) for value in inputs.values() if value.ndim), 1)
-    others = {} if on_wall else {"medians of wall time": float(np.median(wall[0]) / np.median(wall[1]))}
+    others = {} if clock.wall else {"medians of wall time": float(np.median(wall[0]) / np.median(wall[1]))}
     comparison = compare_timings(*compared, seed=seed, others=others)
-    layouts = compare_layouts(layout(base_path, threads), layout(slim_path, threads))
+    layouts = compare_layouts(layout(base_path, clock.threads), layout(slim_path, clock.threads))
     return Verdict(
         **vars(comparison),
         base=_latency(compared[0], wall[0], batch),
         slim=_latency(compared[1], wall[1], batch),
-        threads=threads,
+        threads=clock.threads,
         runs=runs,
         repeats=repeats,
         layout=layouts,
-        explanation=explain(layouts, base_path, slim_path, threads),
-        clock=WALL_TIME if on_wall else CPU_TIME,
+        explanation=explain(layouts, base_path, slim_path, clock.threads),
+        clock=clock.name,
         batch=batch,
     )
 
@@ -187,7 +185,7 @@ def _measure(
     feeds: dict[str, np.ndarray],
     runs: int,
     repeats: int,
-    clock: Clock,
+    clock: Callable[[], float],
     seed: int,
     progress: Progress | None,
 ) -> tuple[np.ndarray, np.ndarray]:

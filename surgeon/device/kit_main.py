@@ -40,13 +40,14 @@ def _profile(archive: str | os.PathLike[str], name: str, arguments: Sequence[str
         epilog=f"python {name} {_BENCH} base.onnx slim.onnx compares two files; see {_BENCH} --help.",
     )
     parser.add_argument("-o", "--output", default="profile.json", help="the profile; an existing one is resumed")
-    parser.add_argument("--threads", type=_positive(int), default=1, help="threads inside an operator (default 1)")
+    _add_clock(parser)
     options = parser.parse_args(arguments)
     kit = read(archive)
     contents = f"points {len(kit.points)}, rules {len(kit.probes)}, models {len(kit.models)}"
     print(f"{kit.name}: {contents}", file=sys.stderr)
     profile = take(
-        kit.points, kit.probes, models=kit.models, threads=options.threads, path=options.output, progress=_Progress()
+        kit.points, kit.probes, models=kit.models, threads=options.threads, cpu_time=options.cpu_time,
+        path=options.output, progress=_Progress(),
     )
     print(f"{options.output}: {profile}")
     return 0
@@ -58,9 +59,8 @@ def _bench(name: str, arguments: Sequence[str]) -> int:
     )
     parser.add_argument("base")
     parser.add_argument("slim")
-    parser.add_argument("--threads", type=_positive(int), default=1, help="threads inside an operator (default 1)")
+    _add_clock(parser)
     parser.add_argument("--seconds", type=_positive(float), default=5.0, help="how long to measure (default 5)")
-    parser.add_argument("--cpu-time", action="store_true", help="with several threads: CPU time, not that on the wall")
     parser.add_argument("--json", action="store_true", help="write the verdict as JSON")
     options = parser.parse_args(arguments)
     verdict = benchmark(
@@ -69,6 +69,14 @@ def _bench(name: str, arguments: Sequence[str]) -> int:
     )
     print(verdict.to_json() if options.json else verdict)
     return 0
+
+
+def _add_clock(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads", type=_positive(int),
+        help="threads inside an operator (default: as many as onnxruntime takes, one a physical core)",
+    )
+    parser.add_argument("--cpu-time", action="store_true", help="with several threads: CPU time, not that on the wall")
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:

@@ -102,7 +102,7 @@ def open_session(
 
 
 def open_optimized(
-    model: str | os.PathLike[str] | bytes, threads: int = 1
+    model: str | os.PathLike[str] | bytes, threads: int = 1, spin: bool = False
 ) -> tuple[ort.InferenceSession, bytes]:
     """A session of the model, and its optimized graph as ONNX, without the large weights of a file.
 
@@ -110,7 +110,7 @@ def open_optimized(
     """
     with temporary_folder() as folder:
         dump = folder / "optimized.onnx"
-        session = open_session(model, threads=threads, dump_to=dump)
+        session = open_session(model, threads=threads, spin=spin, dump_to=dump)
         return session, dump.read_bytes()
 
 

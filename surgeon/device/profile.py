@@ -11,38 +11,41 @@ from typing import Any, Final
 
 import onnxruntime as ort
 
+from surgeon.device.clock import CLOCKS, CPU_TIME, Clock
 from surgeon.device.microbenchmark import Key, Sample
 from surgeon.errors import ProfileError
 from surgeon.support import arguments
-from surgeon.support.arguments import COMMON, NATURAL, OBJECT, POSITIVE, checked, instance, mapping, text, threads_here
+from surgeon.support.arguments import COMMON, NATURAL, OBJECT, POSITIVE, checked, choice, flag, instance, mapping, text
 from surgeon.support.documents import Document
 from surgeon.support.files import write_text
 
 FORMAT: Final = "surgeon-profile"
-VERSION: Final = 1
+VERSION: Final = 2
 
 _LARGEST: Final = 1 << 48
 _DOCUMENT = Document("profile", FORMAT, VERSION, ProfileError, "take the profile again")
 _TAKEN = {
     **COMMON, **dict.fromkeys(("cpu", "arch", "runtime"), text), "block": NATURAL, "cpus": NATURAL,
     **{name: mapping(f"a mapping, as {name} of a profile are") for name in ("rules", "samples", "models")},
-    "threads": POSITIVE, "other": OBJECT,
+    "threads": POSITIVE, "other": OBJECT, "clock": choice(*CLOCKS), "spin": flag,
 }
 
 
 @checked(_TAKEN)
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Measurements of one CPU, with `threads` threads, by one version of onnxruntime.
+    """Measurements of one CPU, with `threads` threads, by one clock and one version of onnxruntime.
 
     - `block`: the channels in a block of the NCHWc layout; 0 if onnxruntime doesn't have it on this CPU.
     - `rules`: the answers of the probes, by their names: see `surgeon.device.layout_probes.Probe`.
     - `samples`: what operators cost at given widths, by (operator, widths).
     - `models`: whole models by their fingerprints, with numbers such as `ms`, the measured latency.
     - `cpus`: how many CPUs the machine has, as a limit on threads; 0 if that is not known.
+    - `clock`: what the times are: "CPU time" of one thread, or of all, or "wall time". `spin` says whether threads
+      that waited for one another span meanwhile, as onnxruntime has it by default.
 
     >>> print(Profile("Cortex-A76", "aarch64", threads=1, runtime="1.32.0"))
-    Cortex-A76 (aarch64), threads 1, onnxruntime 1.32.0: points 0, rules 0, models 0
+    Cortex-A76 (aarch64), 1 thread, CPU time, onnxruntime 1.32.0: points 0, rules 0, models 0
     """
 
     cpu: str
@@ -54,27 +57,37 @@ class Profile:
     samples: Mapping[Key, Sample] = dataclasses.field(default_factory=dict)
     models: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     cpus: int = 0
+    clock: str = CPU_TIME
+    spin: bool = False
 
     @classmethod
-    def here(cls, threads: int = 1) -> "Profile":
-        """An empty profile of this CPU.
+    def here(cls, threads: int | None = None, cpu_time: bool = False) -> "Profile":
+        """An empty profile of this CPU, with as many threads as onnxruntime takes by itself unless they are given.
 
         >>> Profile.here().samples
         {}
         """
-        threads_here("threads", threads)
-        return cls(cpu_name(), platform.machine(), threads, ort.__version__, cpus=arguments.cpus())
+        clock = Clock.of(threads, cpu_time)
+        return cls(
+            cpu_name(), platform.machine(), clock.threads, ort.__version__, cpus=arguments.cpus(), clock=clock.name,
+            spin=clock.spin,
+        )
+
+    @property
+    def timed(self) -> Clock:
+        """The clock of its times, with their number of threads."""
+        return Clock(self.threads, self.clock != CPU_TIME)
 
     def __str__(self) -> str:
         return (
-            f"{self.cpu} ({self.arch}), threads {self.threads}, onnxruntime {self.runtime}: "
+            f"{self.cpu} ({self.arch}), {self.timed}, onnxruntime {self.runtime}: "
             f"points {len(self.samples)}, rules {len(self.rules)}, models {len(self.models)}"
         )
 
     def merge(self, other: "Profile") -> "Profile":
         """Both profiles in one. Of a point in both, the sample with more rounds is taken, of equals `other`'s.
 
-        Raises `ProfileError` if they are of different CPUs, thread counts or versions of onnxruntime.
+        Raises `ProfileError` if they are of different CPUs, thread counts, clocks or versions of onnxruntime.
         """
         PROFILE("other", other)
         differences = [f"{name} {mine} against {theirs}" for name, mine, theirs in _differences(self, other)]
@@ -95,7 +108,9 @@ class Profile:
 
     def warnings_here(self, threads: int | None = None) -> list[str]:
         """Why this profile may be wrong for this CPU, and this number of threads where it is given."""
-        here = dataclasses.replace(Profile.here(), threads=self.threads if threads is None else threads)
+        here = dataclasses.replace(
+            Profile.here(1), threads=self.threads if threads is None else threads, clock=self.clock, spin=self.spin
+        )
         return [
             f"the profile was taken with {name} {mine}, this is {theirs}: its milliseconds may be wrong here; "
             "take a profile where the model will run"
@@ -152,7 +167,10 @@ def cpu_name() -> str:
 
 
 def _differences(one: Profile, other: Profile) -> Iterator[tuple[str, object, object]]:
-    names = {"cpu": "CPU", "arch": "architecture", "threads": "threads", "runtime": "onnxruntime"}
+    names = {
+        "cpu": "CPU", "arch": "architecture", "threads": "threads", "clock": "clock", "spin": "spinning",
+        "runtime": "onnxruntime",
+    }
     for field, name in names.items():
         mine, theirs = getattr(one, field), getattr(other, field)
         if mine != theirs:
@@ -195,7 +213,12 @@ def _parse(data: dict[str, Any]) -> Profile:
     if threads < 1 or min(block, cpus) < 0 or max(threads, block, cpus) >= _LARGEST:
         raise ProfileError(f"{threads} threads, {cpus} CPUs and blocks of {block} channels are out of range")
     cpu, arch, runtime = (_DOCUMENT.entry(data, name, str) for name in ("cpu", "arch", "runtime"))
-    return Profile(cpu, arch, threads, runtime, block, rules, samples, models, cpus)
+    # Before there was a choice, it was CPU time, without spinning.
+    clock = _DOCUMENT.entry(data, "clock", str) if "clock" in data else CPU_TIME
+    spin = _DOCUMENT.entry(data, "spin", bool) if "spin" in data else False
+    if clock not in CLOCKS:
+        raise ProfileError(f'"clock" is {clock!r}; it is {" or ".join(map(repr, CLOCKS))}')
+    return Profile(cpu, arch, threads, runtime, block, rules, samples, models, cpus, clock, spin)
 
 
 def _number(data: Mapping[str, Any], name: str, place: str) -> float:

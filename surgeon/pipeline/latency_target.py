@@ -16,12 +16,14 @@ from surgeon.cost.cost import Cost
 from surgeon.deploy.profiling import export_groups, load_device, mark_of, profile_groups
 from surgeon.deploy.slim_file import write_slim
 from surgeon.device.benchmark import Verdict, benchmark
+from surgeon.device.clock import CPU_TIME, Clock
+from surgeon.device.statistics import NOISY
 from surgeon.errors import ExportError, Infeasible, InvalidArgument
 from surgeon.groups.coupling import Groups
 from surgeon.groups.ties import Ties
 from surgeon.latency.landing import AIM, Landed, next_target, where_landed
 from surgeon.latency.model import Latency
-from surgeon.pipeline.options import Device
+from surgeon.pipeline.options import Target
 from surgeon.support.arguments import MinWidth
 from surgeon.support.progress import stage
 from surgeon.surgery import operate
@@ -33,6 +35,8 @@ _Solve = Callable[[Latency, float], _Try]
 #: Up to how many choices of widths are measured, each for so many seconds.
 _MOST = 9
 _SECONDS = 2.0
+# How many times longer is measured where that was too noisy.
+_LONGER = 4
 # Up to how many times what was asked for the least that is predicted is measured before it is believed.
 _DOUBTED = 10.0
 _ROUNDING = 1e-6
@@ -42,7 +46,7 @@ _MUCH = 0.1
 
 @dataclass(frozen=True)
 class Timing:
-    """Latencies in milliseconds, batch of one: asked for, and of the base and the smaller model.
+    """Latencies in milliseconds by `clock`, batch of one: asked for, and of the base and the smaller model.
 
     `measured` is what the smaller model was measured to take here, against the base in one interleaved run (`verdict`);
     nothing where the device is another one; `interval` is the 95 % interval of `measured`. `possible` is the least that
@@ -51,7 +55,7 @@ class Timing:
     the damage done from its lower bound; nothing where that is not known.
 
     >>> print(Timing("Cortex-A76", threads=1, requested=4.0, base=8.0, predicted=3.97, possible=1.2))
-    latency on Cortex-A76, 1 thread:
+    latency on Cortex-A76, 1 thread, CPU time:
       base 8 ms, requested 4 ms, predicted 3.97 ms
       possible from 1.2 ms on, by the profile
     """
@@ -67,6 +71,7 @@ class Timing:
     verdict: Verdict | None = None
     notes: tuple[str, ...] = ()
     possible: float = 0.0
+    clock: str = CPU_TIME
 
     @property
     def prediction(self) -> str:
@@ -88,10 +93,15 @@ class Timing:
     def landed(self) -> Landed:
         """Whether what was measured is what was asked for, or may be."""
         low, high = self.interval or (self.measured or self.predicted,) * 2
-        return where_landed(_off(self), low / self.requested, high / self.requested)
+        return where_landed(_off(self), low / self.requested, high / self.requested, self.noise)
+
+    @property
+    def noise(self) -> float:
+        """How far from itself the base was measured to be."""
+        return 0.0 if self.verdict is None else self.verdict.noise
 
     def __str__(self) -> str:
-        lines = [f"latency on {self.device}, {self.threads} thread{'s' if self.threads > 1 else ''}:"]
+        lines = [f"latency on {self.device}, {Clock(self.threads, self.clock != CPU_TIME)}:"]
         found = f"predicted {_text(self.predicted)}"
         if self.measured is not None:
             between = " to ".join(f"{ms / self.requested:.1%}" for ms in self.interval or ())
@@ -113,22 +123,23 @@ class LatencyTarget:
     `folder` is where the models are put that are measured.
     """
 
-    def __init__(
-        self, model: nn.Module, groups: Groups, cost: Cost, device: Device, threads: int | None, folder: Path
-    ) -> None:
+    def __init__(self, model: nn.Module, groups: Groups, cost: Cost, target: Target, folder: Path) -> None:
         self._model, self._groups, self._cost = model, groups, cost
         self._folder = folder
         mark = mark_of(model, groups)
-        if device is None:
-            self.profile = profile_groups(model, groups, threads=threads or 1, base=self._base)
+        threads, cpu_time = target.threads, target.cpu_time
+        if target.device is None:
+            self.profile = profile_groups(model, groups, threads=threads, cpu_time=cpu_time, base=self._base)
             self.here = True
         else:
-            self.profile = load_device(device, threads)
+            self.profile = load_device(target.device, threads, cpu_time)
             self.here = not self.profile.warnings_here(threads)
             if self.here:
                 given = self.profile
                 whole = None if "ms" in given.models.get(mark, {}) else self._base
-                self.profile = profile_groups(model, groups, threads=given.threads, known=given, base=whole)
+                self.profile = profile_groups(
+                    model, groups, threads=given.threads, cpu_time=cpu_time, known=given, base=whole
+                )
         self.latency = Latency.of(groups, self.profile, cost, mark)
         self.base = self.latency.ms({})
         known = "ms" in self.profile.models.get(mark, {})
@@ -165,7 +176,7 @@ class LatencyTarget:
                 )
             timing = Timing(
                 self.profile.cpu, self.profile.threads, requested, self.base, self.latency.ms(widths), bound=found.gap,
-                notes=(*self.notes, *found.notes), possible=possible,
+                notes=(*self.notes, *found.notes), possible=possible, clock=self.profile.clock,
             )
             return choose(self._groups, scores, widths), timing
 
@@ -203,7 +214,7 @@ class LatencyTarget:
             if found is None or found[0] in known:
                 break
             tries.append((found[0], self._measured(*found, relative=relative)))
-            if tries[-1][1].landed is Landed.MET:
+            if tries[-1][1].landed in (Landed.MET, Landed.NOISY):  # more of the same noise would tell nothing
                 break
             # Shares of the base: what the machine does to both models meanwhile says nothing about the widths.
             measured = [
@@ -241,7 +252,9 @@ class LatencyTarget:
         slim = operate(self._model, self._groups, kept).module
         path = self._file(slim, kept)
         with stage("measure"):
-            verdict = benchmark(self._base, path, threads=self.profile.threads, seconds=_SECONDS, cpu_time=True)
+            verdict = self._verdict(path, _SECONDS)
+            if verdict.noise > NOISY:
+                verdict = min(verdict, self._verdict(path, _LONGER * _SECONDS), key=lambda each: each.noise)
         if not relative:
             return replace(timing, measured=verdict.slim.low, base=verdict.base.low, verdict=verdict)
         # A share of the latency is a share of what the base takes in the same minute.
@@ -251,6 +264,12 @@ class LatencyTarget:
             timing, requested=requested, base=verdict.base.low, measured=verdict.base.low / verdict.ratio.value,
             verdict=verdict,
         )
+
+
+    def _verdict(self, slim: Path, seconds: float) -> Verdict:
+        """The smaller model against the base, by the clock of the profile."""
+        clock = self.profile.timed
+        return benchmark(self._base, slim, threads=clock.threads, seconds=seconds, cpu_time=not clock.wall)
 
 
 def _text(ms: float) -> str:
@@ -276,6 +295,16 @@ def _a_step_short(timing: Timing) -> Timing:
     """With a note that says why nothing nearer was found."""
     found = "predicted" if timing.measured is None else "measured"
     note = f"{found} {_off(timing):.1%} of what was asked for; one step more of a group's widths takes too long"
+    return replace(timing, notes=(*timing.notes, note))
+
+
+def _doubtful(timing: Timing) -> Timing:
+    """With a note that what was measured tells nothing, and why."""
+    note = (
+        f"too noisy here: the base differs from itself by up to {timing.noise:.1%}, so that nothing is told of whether "
+        "the budget is met; these widths are predicted to meet it. Remedy: let nothing else run meanwhile, or ask for "
+        "fewer threads"
+    )
     return replace(timing, notes=(*timing.notes, note))
 
 
@@ -315,6 +344,9 @@ def _settled(tries: Sequence[_Try]) -> _Try:
     for good in (Landed.MET, Landed.MAY_BE):
         if found := [each for each in tries if each[1].landed is good]:
             return min(found, key=lambda each: abs(_off(each[1]) - AIM))
+    if noisy := [each for each in tries if each[1].landed is Landed.NOISY]:
+        kept, timing = noisy[-1]
+        return kept, _doubtful(timing)
     under = [each for each in tries if _off(each[1]) <= 1]
     if under and len(tries) < _MOST:  # nothing lies between these widths and those that take too long
         kept, timing = max(under, key=lambda each: _off(each[1]))

@@ -163,12 +163,22 @@ class Target(Concern):
     )] = None
     threads: Annotated[int | None, Option(
         POSITIVE,
-        "For a latency: onnxruntime's threads, by default the profile's, or 1. At most as many as that CPU has.",
+        "For a latency: onnxruntime's threads; default: the profile's, or onnxruntime's own, one a physical core. At "
+        "most as many as that CPU has. With several, milliseconds are those on the wall, with threads that spin while "
+        "they wait, as onnxruntime has it by default; with one, its CPU time.",
     )] = None
+    cpu_time: Annotated[bool, Option(
+        flag,
+        "For a latency with several threads: the CPU time of all together, not the time on the wall.",
+    )] = False
     max_params: Annotated[float | None, Option(
         ABOVE_ZERO,
         "For a latency: the maximum number of parameters of the result.",
     )] = None
+
+    def settings(self) -> dict[str, Any]:
+        found = super().settings()
+        return found if self.cpu_time else {name: value for name, value in found.items() if name != "cpu_time"}
 
     @property
     def timed(self) -> bool:
@@ -188,8 +198,8 @@ class Target(Concern):
             if self.device is None and self.threads is not None:
                 threads_here("threads", self.threads)
             return
-        for name in ("device", "threads", "max_params"):
-            if (value := getattr(self, name)) is not None:
+        for name in ("device", "threads", "cpu_time", "max_params"):
+            if (value := getattr(self, name)) not in (None, False):
                 raise InvalidArgument(
                     f'{name}={shown(value)} is for a latency; ask for budget="latency" or latency_ms='
                 )

@@ -66,6 +66,7 @@ class Planning(Selecting, total=False):
     budget: str
     device: Device
     threads: int | None
+    cpu_time: bool
     max_params: float | None
     data: Any
     samples: int

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.cost.target import percent
-from surgeon.device.benchmark import CPU_TIME
+from surgeon.device.clock import CPU_TIME, WALL_TIME, Clock
 from surgeon.device.explain import BlockingWidth, Explanation, LostBlockedLayout
 from surgeon.device.layout import Convolution
 from surgeon.device.operator_times import shares
@@ -18,6 +18,7 @@ from surgeon.errors import InvalidArgument, SurgeonError
 from surgeon.groups.coupling import without_place
 from surgeon.reporting import figures
 from surgeon.reporting.report import PINNED
+from surgeon.support.arguments import cpus
 from surgeon.support.documents import Document
 from surgeon.support.files import StrPath, find, replace_many
 from surgeon.support.progress import stage
@@ -55,16 +56,16 @@ def write_page(
     *,
     others: Sequence[StrPath] = (),
     accuracy: Mapping[str, float] | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     runs: int = 30,
 ) -> tuple[Path, ...]:
     """Write report.html, latency.png, widths.png and, if there are several latencies, budget.png to `folder`.
 
     `folder` was written by `surgeon shrink -o`: it holds report.json, and base.onnx and slim.onnx, whose operators are
-    timed by onnxruntime's profiler (`runs` runs with `threads` threads), scaled to the latency in the report. `others`
-    are more folders of the same model, shrunk to other latencies: measured latency is plotted over requested latency.
-    `accuracy` maps names to shares from 0 to 1; by default it is the report's own, if it has any. The page is
-    self-contained.
+    timed by onnxruntime's profiler (`runs` runs with `threads` threads, by default those of the benchmark), scaled to
+    the latency in the report. `others` are more folders of the same model, shrunk to other latencies: measured latency
+    is plotted over requested latency. `accuracy` maps names to shares from 0 to 1; by default it is the report's own,
+    if it has any. The page is self-contained.
 
     Returns the paths of the files.
 
@@ -126,20 +127,22 @@ def _points(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 
 def _pictures(
-    folder: Path, report: Mapping[str, Any], points: Sequence[Mapping[str, float]], threads: int, runs: int
+    folder: Path, report: Mapping[str, Any], points: Sequence[Mapping[str, float]], threads: int | None, runs: int
 ) -> dict[str, Any]:
     pictures: dict[str, Any] = {}
     files = find(folder, "base.onnx"), find(folder, "slim.onnx")
     if all(file.is_file() for file in files):
+        measured = report.get("benchmark")
+        if threads is None and measured:
+            threads = min(measured["threads"], cpus())
         with stage("profile operators"):
             example = _example(report)
             base, slim = (shares(file, threads=threads, runs=runs, example=example) for file in files)
-        measured = report.get("benchmark")
         if measured:
             latencies = measured["base"]["low"], measured["slim"]["low"]
         else:
             latencies = sum(each.us for each in base) / 1e3, sum(each.us for each in slim) / 1e3
-        pictures["latency"] = figures.operators(base, slim, latencies)
+        pictures["latency"] = figures.operators(base, slim, latencies, _clock(measured) if measured else WALL_TIME)
     groups = {name: (pair["before"], pair["after"]) for name, pair in report["groups"].items()}
     if len(groups) > _GROUPS or not all(type(n) is int and 0 <= n < 1 << 48 for pair in groups.values() for n in pair):
         raise ValueError("groups")
@@ -242,7 +245,9 @@ def _latency(found: Mapping[str, Any]) -> str:
         "base": "original", "requested": "asked for", "predicted": "predicted by the profile", "measured": "measured",
     }
     rows = [(name, f"{found[key]:.3f}") for key, name in names.items() if found.get(key) is not None]
-    place = f"On {found['device']}, {found['threads']} thread(s)." if {"device", "threads"} <= found.keys() else ""
+    place = ""
+    if {"device", "threads"} <= found.keys():
+        place = f"On {found['device']}, {Clock(found['threads'], _clock(found) != CPU_TIME)}."
     measured = "" if found.get("measured") is not None else " Not measured: it is for another CPU."
     return f"<p>{html.escape(place + measured)}</p>{_table(('', 'ms'), rows)}"
 
@@ -279,8 +284,9 @@ def _verdict(measured: Mapping[str, Any]) -> str:
             rows.append((name, *(str(sum(layouts[side][key] for key in keys)) for side in ("base", "slim"))))
     plural = "s" if measured["threads"] > 1 else ""
     note = (
-        f"{measured['runs']} timings of each, interleaved, {measured['threads']} thread{plural}. Measuring the base "
-        f"against itself differs by up to {_percent(measured['noise'])}: that is this machine's noise."
+        f"{measured['runs']} timings of each, interleaved, {measured['threads']} thread{plural}, {_clock(measured)}. "
+        f"Measuring the base against itself differs by up to {_percent(measured['noise'])}: that is this machine's "
+        "noise."
     )
     text = f"<p><b>{html.escape(said)}</b> {html.escape(note)}</p>{_table(('', 'base', 'slim'), rows)}"
     explanation = _explanation(measured.get("explanation") or {})

@@ -139,6 +139,7 @@ def test_verdict(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = benchmark(
         files / "even.onnx",
         files / "odd.onnx",
+        threads=1,
         runs=30,
         progress=lambda done, total: seen.append((done, total)),
     )
@@ -213,7 +214,7 @@ def test_sessions_are_interleaved_and_shuffled(files: Path, monkeypatch: pytest.
 def test_a_clock_that_stands_still_is_an_error(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("surgeon.device.benchmark.time.thread_time", lambda: 1.0)
     with pytest.raises(BenchmarkError, match="too coarse"):
-        benchmark(files / "even.onnx", files / "odd.onnx", runs=30)
+        benchmark(files / "even.onnx", files / "odd.onnx", threads=1, runs=30)
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {

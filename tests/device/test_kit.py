@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from surgeon.deploy.kit import write_kit
+from surgeon.device.clock import Clock, usual_threads
 from surgeon.device.kit import Kit, read
 from surgeon.device.kit_main import main
 from surgeon.device.layout_probes import Probe
@@ -65,7 +66,7 @@ def test_a_profile_is_taken_without_torch(kit: Path, tmp_path: Path) -> None:
     profile = Profile.load(tmp_path / "p.json")
     assert profile.samples.keys() == {point.key for point in POINTS}
     assert profile.rules.keys() == {"block"} and profile.models["f00"]["ms"] > 0
-    assert profile.warnings_here() == []
+    assert profile.warnings_here() == [] and profile.timed == Clock.of()
     assert "p.json" in result.stdout and "a net: points 3, rules 1, models 1" in result.stderr
     assert "measuring" in result.stderr and "\r" not in result.stderr
 
@@ -76,7 +77,7 @@ def test_two_files_are_compared_without_torch(kit: Path, tmp_path: Path) -> None
     files = [str(tmp_path / f"{name}.onnx") for name in ("base", "slim")]
     result = run(kit, "bench", *files, "--seconds", "0.1", "--json")
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["threads"] == 1
+    assert json.loads(result.stdout)["threads"] == usual_threads()
 
 
 @pytest.mark.parametrize("package", ["numpy", "onnxruntime"])

@@ -13,6 +13,7 @@ from surgeon.device.microbenchmark import ROUNDS, Key, Point, Sample
 from surgeon.device.profile import Profile
 from surgeon.device.take_profile import take
 from surgeon.errors import OutputError, ProfileError
+from surgeon.support.arguments import cpus
 from tests.device.tiny import pointwise_conv
 
 SAMPLE = Sample(12.5, 0.02, True, 12, ends_blocked=True)
@@ -54,7 +55,9 @@ def sample(**entries: Any) -> dict[str, Any]:
 MALFORMED = [
     ([], '"format" must be'),
     (change(format="surgeon-plan"), '"format" must be'),
-    (change(version=2), "of version 2, this surgeon reads up to 1; update"),
+    (change(version=3), "of version 3, this surgeon reads up to 2; update"),
+    (change(clock="sundial"), "\"clock\" is 'sundial'; it is 'CPU time' or 'wall time'"),
+    (change(spin=1), '"spin" must be bool'),
     (change(version=0), "version 0 does not exist"),
     (change(threads=True), '"threads" must be int, not bool'),
     (change(threads=0), "0 threads"),
@@ -103,7 +106,10 @@ def test_merge() -> None:
     assert merged.samples == {**expected, ("new", (1,)): less}
 
 
-@pytest.mark.parametrize("field, value", [("cpu", "b"), ("arch", "b"), ("threads", 4), ("runtime", "2.0")])
+OTHERS = [("cpu", "b"), ("arch", "b"), ("threads", 4), ("runtime", "2.0"), ("clock", "wall time")]
+
+
+@pytest.mark.parametrize("field, value", OTHERS)
 def test_only_profiles_taken_alike_are_merged(field: str, value: object) -> None:
     other = dataclasses.replace(PROFILE, **{field: value})  # type: ignore[arg-type]
     with pytest.raises(ProfileError, match=f"{getattr(PROFILE, field)} against {value}"):
@@ -135,6 +141,25 @@ def test_a_profile_is_taken_and_joined(tmp_path: Path) -> None:
     assert second.models == Profile.load(path).models and second.rules == first.rules
     before = Profile.load(path)
     assert take(POINTS, PROBES, models={"f00": model}, known=before) == before
+
+
+@pytest.mark.skipif(cpus() < 2, reason="this machine has one CPU")
+def test_with_several_threads_it_says_by_which_clock(tmp_path: Path) -> None:
+    waking = dataclasses.replace(POINTS[1], threaded=True)
+    on_wall = take([POINTS[0], waking], threads=2, path=tmp_path / "wall.json")
+    assert (on_wall.threads, on_wall.clock, on_wall.spin) == (2, "wall time", True)
+    assert "2 threads, wall time" in str(on_wall) and Profile.load(tmp_path / "wall.json").timed == on_wall.timed
+    assert on_wall.samples.keys() == {POINTS[0].key, waking.key}
+    with pytest.raises(ProfileError, match=r"wall\.json can't be resumed: .*clock CPU time against wall time"):
+        take(POINTS, threads=2, cpu_time=True, path=tmp_path / "wall.json")
+    one = take([POINTS[0], waking], threads=1)
+    assert (one.clock, one.spin, one.samples.keys()) == ("CPU time", False, {POINTS[0].key})
+
+
+def test_earlier_files_hold_cpu_time(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(json.dumps(change(threads=4)))
+    found = Profile.load(tmp_path / "p.json")
+    assert (found.threads, found.clock, found.spin) == (4, "CPU time", False)
 
 
 def test_an_interrupted_profile_is_resumed(tmp_path: Path) -> None:
