@@ -6,10 +6,10 @@
     python -m benchmarks.latency --table                # print the tables of the results so far
     python -m benchmarks.latency --threads 2            # with two threads, on the wall; let nothing else run
 
-Rows are `predict:MODEL`, `land:MODEL:SHARE`, `equal_macs:MODEL`, `efficiency:MODEL`, `align:MODEL`, `int8:MODEL`, `aa`
-and `kit:MODEL`; one line of JSON a row in `benchmarks/results/latency.jsonl`, or with several threads in
-`latency_2threads.jsonl`. Everything is measured in onnxruntime by one thread's CPU time, or with several threads on the
-wall, the base and the other file interleaved in one run (`surgeon.benchmark`). A model's profile is
+Rows are `predict:MODEL`, `land:MODEL:SHARE`, `equal_macs:MODEL`, `efficiency:MODEL`, `align:MODEL`, `int8:MODEL`,
+`shapes:MODEL`, `aa` and `kit:MODEL`; one line of JSON a row in `benchmarks/results/latency.jsonl`, or with several
+threads in `latency_2threads.jsonl`. Everything is measured in onnxruntime by one thread's CPU time, or with several
+threads on the wall, the base and the other file interleaved in one run (`surgeon.benchmark`). A model's profile is
 taken in its row `predict`, and where there is none in the folder of files; `land` takes its own. Exports are the slow
 part: with `--files` they are kept, and used again where they fit.
 """
@@ -46,6 +46,7 @@ EFFICIENT = ("resnet18", "resnet50", "vit_small_patch16_224", "convnext_tiny", "
 ALIGNED = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0")
 INT8 = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0")
 KIT = ("mobilenet_v2",)
+SHAPED = ("mobilenet_v2", "resnet18")
 
 # For the estimate of the time alone, in seconds.
 _EXPORT = 12
@@ -58,7 +59,7 @@ Row = dict[str, Any]
 def keys() -> list[str]:
     """All rows."""
     kinds = {"predict": PREDICTED, "land": PREDICTED, "equal_macs": PEERS, "efficiency": EFFICIENT, "align": ALIGNED,
-             "int8": INT8, "kit": KIT}
+             "int8": INT8, "kit": KIT, "shapes": SHAPED}
     found = [f"{kind}:{name}" for kind, names in kinds.items() for name in names if kind != "land"]
     found += [f"land:{name}:{left:g}" for name in PREDICTED for left in LEFT]
     return [*found, "aa"]
@@ -81,6 +82,7 @@ def minutes(key: str, options: argparse.Namespace, files: Path) -> float:
         "efficiency": _EXPORT + one + 10,
         "align": len(odd) * (_EXPORT + one + 5) + missing(odd),
         "int8": 5 * one + 60,
+        "shapes": 11 * _PROFILE + 3 * (3 * _EXPORT + 3 * one + 10),
         "kit": 3 * _PROFILE + 6 * _EXPORT + 60,
         "aa": options.trials * _TRIAL,
     }
@@ -109,6 +111,8 @@ def make(key: str, options: argparse.Namespace, files: Path) -> Row:
             return rows.align(subject, seconds, min(3, options.plans))
         case "int8":
             return rows.int8(subject, seconds)
+        case "shapes":
+            return rows.shapes(subject, seconds)
         case _:
             return kit(subject)
 

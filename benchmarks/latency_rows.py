@@ -15,9 +15,10 @@ import surgeon
 from benchmarks import peers
 from benchmarks.latency_subject import MODES, Subject, load, measured
 from surgeon.cost.cost import Cost
+from surgeon.deploy.workloads import Workload
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import couple
-from surgeon.pipeline.latency_target import Timing
+from surgeon.pipeline.timing import Timing
 from surgeon.plans.plan import Plan
 
 PLANS = 21
@@ -30,6 +31,8 @@ HALF_WIDTH = 3.9
 """How many times fewer MACs half of every width comes to, about: what int8 is put on top of."""
 ROUNDED = {"torch-pruning": None, "torch-pruning, round_to=16": 16}
 CALIBRATION = 64
+RUNS = ((1, 3, 224, 224), (8, 3, 224, 224), (1, 3, 320, 320))
+"""Shapes of runs that plans are made for, each in turn."""
 SAME_PHASE = 0.08
 """How far the base's time may be from that of its profile."""
 RETRIES = 3
@@ -127,6 +130,39 @@ def land(subject: Subject, left: float, seconds: float) -> Row:
         "base_ms": found["base_ms"], "slim_ms": found["slim_ms"], "noise": found["noise"], "fallen": found["fallen"],
         "seconds": taken, "stages": dict(report.seconds), "notes": list(timing.notes),
     }
+
+
+def shapes(subject: Subject, seconds: float) -> Row:
+    """Plans for half the latency of one image, of a batch of 8, and of a larger image, each measured on all of them.
+
+    `left` is the share of the whole model's time by plan and by run; a plan is best where that is what was asked for.
+    """
+    runs = {"×".join(map(str, shape)): shape for shape in RUNS}
+    profile = surgeon.profile(subject.model, subject.inputs, threads=subject.threads, shapes=[*RUNS])
+    (given,) = Workload(subject.groups).shapes(subject.model)
+    left: dict[str, dict[str, float]] = {}
+    facts: dict[str, Any] = {}
+    for name, shape in runs.items():
+        slim, report = surgeon.shrink(
+            subject.model, HALF, example_inputs=subject.inputs, budget="latency", device=profile, shapes=shape,
+            compensate=False, return_report=True,
+        )
+        path = subject.files / f"{subject.name}_for_{name}.onnx"
+        surgeon.export(slim, path, example_inputs=subject.inputs)
+        left[name], noises = {}, []
+        for other, sizes in runs.items():
+            feeds = {given: np.random.default_rng(0).standard_normal(sizes).astype(np.float32)}
+            verdict = surgeon.benchmark(
+                subject.base, path, threads=subject.threads, seconds=seconds, feeds=feeds, peak_memory=False
+            )
+            left[name][other] = 1 / verdict.ratio.value
+            noises.append(verdict.noise)
+        facts[name] = {
+            "macs": report.macs.removed, "noise": max(noises), "outcome": report.latency.landed.value,
+            "predicted": report.latency.predicted / report.latency.base,
+        }
+    off = {run: abs(left[run][run] / HALF - 1) for run in runs}
+    return {"ratio": max(off.values()), "asked": HALF, "left": left, "plans": facts}
 
 
 def equal_macs(subject: Subject, seconds: float) -> Row:

@@ -16,7 +16,8 @@ import surgeon
 from benchmarks.coverage import redraw
 from surgeon.allocation.latency_budget import allocate_latency
 from surgeon.cost.cost import Cost
-from surgeon.deploy.profiling import mark_of, profile_groups
+from surgeon.deploy.profiling import profile_workloads
+from surgeon.deploy.workloads import Workload
 from surgeon.device.clock import Clock
 from surgeon.device.profile import Profile
 from surgeon.errors import Infeasible
@@ -57,7 +58,7 @@ class Subject:
         self.model, self.inputs = load(name)
         self.groups = analyze(self.model, self.inputs)
         self.cost = Cost(self.groups)
-        self.mark = mark_of(self.model, self.groups)
+        self.mark = Workload(self.groups).mark(self.model)
         self.macs = self.cost.macs({})
 
     @cached_property
@@ -90,7 +91,9 @@ class Subject:
         """Take a fresh profile into the folder; the seconds that it took, without the export of the model."""
         base = self.base
         start = time.perf_counter()
-        taken = profile_groups(self.model, self.groups, threads=self.threads, base=base)
+        taken = profile_workloads(
+            self.model, [Workload(self.groups)], threads=self.threads, bases=lambda run: base
+        )
         seconds = time.perf_counter() - start
         taken.save(self._profile_path)
         vars(self).pop("profile", None)  # the one at hand is older
@@ -190,7 +193,7 @@ class Subject:
 
 def measured(base: Path, slim: Path, seconds: float, threads: int = 1) -> dict[str, Any]:
     """The base's time over the other's, in one interleaved run, by the clock for so many threads; 95 % interval."""
-    verdict = surgeon.benchmark(base, slim, threads=threads, seconds=seconds)
+    verdict = surgeon.benchmark(base, slim, threads=threads, seconds=seconds, peak_memory=False)
     return {
         "ratio": verdict.ratio.value, "low": verdict.ratio.low, "high": verdict.ratio.high,
         "decision": verdict.decision, "noise": verdict.noise, "runs": verdict.runs,

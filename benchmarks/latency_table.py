@@ -15,7 +15,7 @@ def table(rows: dict[str, Row], threads: int = 1) -> str:
         kinds.setdefault(kind, {})[name] = row
     parts = {
         "predict": _predict, "land": _land, "equal_macs": _equal_macs, "efficiency": _efficiency, "align": _align,
-        "int8": _int8, "aa": _aa, "kit": _kit,
+        "int8": _int8, "shapes": _shapes, "aa": _aa, "kit": _kit,
     }
     found = ["\n".join(part(kinds[kind])) for kind, part in parts.items() if kind in kinds]
     clock = f"{threads} threads, wall time" if threads > 1 else "one thread's CPU time"
@@ -139,6 +139,24 @@ def _int8(rows: dict[str, Row]) -> list[str]:
             f"{row['base_ms']:.1f} → {row['slim_ms']:.1f}",
         ]
         for name, row in rows.items()
+    ]
+    return _lines(head, columns, cells)
+
+
+def _shapes(rows: dict[str, Row]) -> list[str]:
+    head = (
+        "**Plans for other runs**: half the latency of the run that a plan is for; the share of the whole model's time "
+        "that it takes on each."
+    )
+    runs = list(next(iter(rows.values()))["left"])
+    columns = " | ".join(["model", "plan for", "MACs removed", *(f"on {run}" for run in runs), "noise"])
+    cells = [
+        [
+            name, plan, f"{row['plans'][plan]['macs']:.1%}",
+            *(f"**{share:.3f}**" if run == plan else f"{share:.3f}" for run, share in found.items()),
+            f"{row['plans'][plan]['noise']:.1%}",
+        ]
+        for name, row in rows.items() for plan, found in row["left"].items()
     ]
     return _lines(head, columns, cells)
 

@@ -59,7 +59,9 @@ def run(
             path = folder / ("slim.onnx" if name == "default" else f"{name.replace(' ', '-')}.onnx")
             found = surgeon.export(slim, path, example_inputs=example)
             with stage("benchmark"):
-                verdicts[name] = surgeon.benchmark(folder / "base.onnx", path, threads=threads, seconds=SECONDS)
+                verdicts[name] = surgeon.benchmark(
+                    folder / "base.onnx", path, threads=threads, seconds=SECONDS, peak_memory=False
+                )
             seconds = f"{sum(report.seconds.values()):.1f} s"
             numbers[name] = {
                 "accuracy": after, "bytes": found.bytes, "macs_removed": report.reached,

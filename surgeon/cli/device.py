@@ -20,11 +20,13 @@ from surgeon.cli.options import (
     Resize,
     Seed,
     Shape,
+    Shapes,
     Spec,
     Std,
     Threads,
     load,
     told,
+    weighted,
 )
 from surgeon.errors import InvalidArgument
 from surgeon.support.files import write_text
@@ -37,6 +39,7 @@ def profile(
     ],
     threads: Threads = None,
     cpu_time: CpuTime = False,
+    shapes: Shapes = None,
     shape: Shape = None,
     fixed: Fixed = None,
     pretrained: Pretrained = False,
@@ -45,16 +48,19 @@ def profile(
 ) -> None:
     """Measure how long a model's operators take on this CPU; `shrink --device FILE` chooses widths by it."""
     model, inputs = load(spec, shape or [], pretrained, seed, fixed or ())
-    made = surgeon.profile(model, inputs, threads=threads, cpu_time=cpu_time, path=out)
+    made = surgeon.profile(
+        model, inputs, threads=threads, cpu_time=cpu_time, shapes=weighted(shapes or ()), path=out
+    )
     told(
-        json, "surgeon-profiled", f"{out}: {made}", path=out, cpu=made.cpu, threads=made.threads, clock=made.clock,
-        spin=made.spin,
+        json, "surgeon-profiled", f"{out}: {made}", f"it answers for {made.answers}", path=out, cpu=made.cpu,
+        threads=made.threads, clock=made.clock, spin=made.spin, answers=list(made.about.values()),
     )
 
 
 def kit(
     spec: Spec,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.pyz", help="The file to copy to the device.")],
+    shapes: Shapes = None,
     shape: Shape = None,
     fixed: Fixed = None,
     pretrained: Pretrained = False,
@@ -63,7 +69,7 @@ def kit(
 ) -> None:
     """Write a file that measures a model's operators on a device that has only Python, numpy and onnxruntime."""
     model, inputs = load(spec, shape or [], pretrained, seed, fixed or ())
-    made = surgeon.kit(model, out, inputs)
+    made = surgeon.kit(model, out, inputs, shapes=weighted(shapes or ()))
     told(
         json, "surgeon-kit",
         f"{made}: run `python {made.name} -o device.json` on the device, then `surgeon shrink --device device.json`",

@@ -13,7 +13,7 @@ import typer
 
 import surgeon
 from surgeon.cli import data as batches
-from surgeon.cli.onnx_file import feeds_of, of_these_sizes
+from surgeon.cli.onnx_file import feeds_of, feeds_of_most, of_these_sizes
 from surgeon.cli.options import (
     Fixed,
     Json,
@@ -100,7 +100,8 @@ def shrink(
             with stage("benchmark"):
                 threads = threads or (None if timing is None or predicted else timing.threads)
                 verdict = surgeon.benchmark(
-                    large, small, threads=threads, cpu_time=cpu_time, feeds=feeds_of(model, inputs)
+                    large, small, threads=threads, cpu_time=cpu_time,
+                    feeds=feeds_of_most(large, options["shapes"]) or feeds_of(model, inputs),
                 )
         taken = {**report.seconds, **seconds}
         report = dataclasses.replace(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from surgeon.device import peak_memory as memory
 from surgeon.device.clock import CPU_TIME, WALL_TIME, Clock
 from surgeon.device.explain import Explanation, explain
 from surgeon.device.layout import Comparison as LayoutComparison
@@ -19,7 +20,7 @@ from surgeon.device.layout import layout
 from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session, quickest_run
 from surgeon.device.statistics import LOW, NO_DIFFERENCE, Decision, Ratio, compare_timings
 from surgeon.errors import BenchmarkError, InvalidArgument
-from surgeon.support.arguments import COMMON, checked, function, integer, mapping, path, text
+from surgeon.support.arguments import COMMON, checked, flag, function, integer, mapping, path, text
 from surgeon.support.process_wide import uncollected
 
 MIN_RUNS = 30
@@ -53,6 +54,7 @@ class Verdict:
     `control` is the same ratio of the base against itself, `noise` how far from 1 that reaches. `runs` is
     the number of timings of each model, `repeats` that of the model's runs inside one timing, `batch` the samples of
     one run. `explanation` says which of the slim model's widths cost it the NCHWc layout. Times are in milliseconds.
+    `peak_memory` is the MiB that loading and running each file takes at most; None where that was not seen.
 
     >>> verdict = benchmark("base.onnx", "slim.onnx")                     # doctest: +SKIP
     >>> verdict.decision, f"{verdict.ratio}"                              # doctest: +SKIP
@@ -73,6 +75,7 @@ class Verdict:
     doubt: str = ""
     clock: str = CPU_TIME
     batch: int = 1
+    peak_memory: tuple[float | None, float | None] = (None, None)
 
     def __str__(self) -> str:
         before, after = self.layout.base, self.layout.slim
@@ -85,6 +88,7 @@ class Verdict:
             ("", "base", "slim"),
             *((name, *(f"{getattr(side, field):.3f} ms" for side in (self.base, self.slim))) for name, field in times),
             ("samples a second", *(f"{side.throughput:,.1f}" for side in (self.base, self.slim))),
+            ("peak memory", *("–" if each is None else f"{each:,.1f} MiB" for each in self.peak_memory)),
             ("blocked convolutions", str(before.blocked), str(after.blocked)),
             ("plain convolutions", str(before.plain + before.fused), str(after.plain + after.fused)),
             ("layout changes", str(reorders[0]), str(reorders[1])),
@@ -115,6 +119,7 @@ class Verdict:
     "runs": integer(MIN_RUNS, remedy=", which an interval needs"),
     "feeds": mapping("arrays by the names of the model's inputs", text),
     "progress": function("a function of the rounds done and their number", 2),
+    "peak_memory": flag,
 })
 def benchmark(
     base_path: str | os.PathLike[str],
@@ -127,6 +132,7 @@ def benchmark(
     seed: int = 0,
     progress: Progress | None = None,
     cpu_time: bool = False,
+    peak_memory: bool = True,
 ) -> Verdict:
     """Measure two ONNX files against each other with onnxruntime, in this process.
 
@@ -134,9 +140,10 @@ def benchmark(
     onnxruntime, by default as many as it takes by itself: one for each physical core. With one thread, its CPU time is
     compared, which does not count what else runs on this machine. With more, it is what a user waits for, wall time,
     and threads spin while they wait for one another, as onnxruntime has it by default; with `cpu_time`, the CPU time of
-    the whole process, without spinning. `runs` is the number of rounds; by default as many as fit into
-    `seconds`, at least 30. `feeds` are inputs by name, which also set the batch and sizes; without them, see
-    `make_feeds`. `progress` is called with the number of rounds done and their total.
+    the whole process, without spinning. `runs` is the number of rounds; by default as many as fit into `seconds`, at
+    least 30. `feeds` are inputs by name, which also set the batch and sizes; without them, see `make_feeds`.
+    `peak_memory` runs each file in a process of its own too, to see how much memory it takes; Linux tells. `progress`
+    is called with the number of rounds done and their total.
 
     Raises `InvalidArgument` for an argument out of range, more threads than this process has CPUs, a file that
     is missing or not ONNX, or two models with different inputs; and `BenchmarkError` if a model can't be run.
@@ -163,6 +170,9 @@ def benchmark(
         raise BenchmarkError(f"{base_path} against {slim_path}: onnxruntime can't run them: {error}") from error
     compared = wall if clock.wall else cpu
     batch = next((len(value) for value in inputs.values() if value.ndim), 1)
+    peaks = tuple(
+        memory.peak_memory(path, inputs, clock.threads) if peak_memory else None for path in (base_path, slim_path)
+    )
     others = {} if clock.wall else {"medians of wall time": float(np.median(wall[0]) / np.median(wall[1]))}
     comparison = compare_timings(*compared, seed=seed, others=others)
     layouts = compare_layouts(layout(base_path, clock.threads), layout(slim_path, clock.threads))
@@ -177,6 +187,7 @@ def benchmark(
         explanation=explain(layouts, base_path, slim_path, clock.threads),
         clock=clock.name,
         batch=batch,
+        peak_memory=(peaks[0], peaks[1]),
     )
 
 

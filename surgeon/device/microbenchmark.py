@@ -72,6 +72,18 @@ class Point:
         return f"{self.operator} at {', '.join(map(str, self.widths))}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A whole model as ONNX, the shapes of its inputs where it leaves them open, and what it is, in words.
+
+    Without its bytes, it is too large to be timed, and only named.
+    """
+
+    model: bytes
+    inputs: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    about: str = ""
+
+
 def whole_point(operator: str, widths: tuple[int, ...], model: bytes, size: int = 0) -> Point:
     """A whole model, timed with the caches in the state that two others of its size, run in turn with it, leave.
 
@@ -332,8 +344,5 @@ def _aligned(value: np.ndarray) -> ort.OrtValue:
 
 
 def _feeds(session: ort.InferenceSession, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Standard normal inputs of the given shapes; the others by the model's own."""
-    rng = np.random.default_rng(0)
-    floats = {item.name for item in session.get_inputs() if item.type == "tensor(float)"}
-    given = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items() if name in floats}
-    return make_feeds(session, feeds=given)
+    """Inputs of the given shapes; the others by the model's own."""
+    return make_feeds(session, shapes=shapes)

@@ -26,7 +26,7 @@ _LARGEST: Final = 1 << 48
 _DOCUMENT = Document("profile", FORMAT, VERSION, ProfileError, "take the profile again")
 _TAKEN = {
     **COMMON, **dict.fromkeys(("cpu", "arch", "runtime"), text), "block": NATURAL, "cpus": NATURAL,
-    **{name: mapping(f"a mapping, as {name} of a profile are") for name in ("rules", "samples", "models")},
+    **{name: mapping(f"a mapping, as {name} of a profile are") for name in ("rules", "samples", "models", "about")},
     "threads": POSITIVE, "other": OBJECT, "clock": choice(*CLOCKS), "spin": flag,
 }
 
@@ -41,6 +41,7 @@ class Profile:
     - `samples`: what operators cost at given widths, by (operator, widths).
     - `models`: whole models by their fingerprints, with numbers such as `ms`, the measured latency.
     - `cpus`: how many CPUs the machine has, as a limit on threads; 0 if that is not known.
+    - `about`: what whole models it was taken for, by their fingerprints: a name, and the shapes of the inputs.
     - `clock`: what the times are: "CPU time" of one thread, or of all, or "wall time". `spin` says whether threads
       that waited for one another span meanwhile, as onnxruntime has it by default.
 
@@ -59,6 +60,7 @@ class Profile:
     cpus: int = 0
     clock: str = CPU_TIME
     spin: bool = False
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def here(cls, threads: int | None = None, cpu_time: bool = False) -> "Profile":
@@ -72,6 +74,11 @@ class Profile:
             cpu_name(), platform.machine(), clock.threads, ort.__version__, cpus=arguments.cpus(), clock=clock.name,
             spin=clock.spin,
         )
+
+    @property
+    def answers(self) -> str:
+        """What it can tell the latency of, any widths of these models at these shapes, as text for messages."""
+        return "; ".join(dict.fromkeys(self.about.values())) or "models that it does not name"
 
     @property
     def timed(self) -> Clock:
@@ -103,6 +110,7 @@ class Profile:
             rules={**self.rules, **other.rules},
             samples=samples,
             models={**self.models, **other.models},
+            about={**self.about, **other.about},
             cpus=other.cpus or self.cpus,
         )
 
@@ -125,6 +133,7 @@ class Profile:
         head = {"format": FORMAT, "version": VERSION}
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         data["rules"], data["models"] = dict(self.rules), {name: dict(row) for name, row in self.models.items()}
+        data["about"] = dict(self.about)
         data["samples"] = [
             {
                 "operator": operator,
@@ -218,7 +227,10 @@ def _parse(data: dict[str, Any]) -> Profile:
     spin = _DOCUMENT.entry(data, "spin", bool) if "spin" in data else False
     if clock not in CLOCKS:
         raise ProfileError(f'"clock" is {clock!r}; it is {" or ".join(map(repr, CLOCKS))}')
-    return Profile(cpu, arch, threads, runtime, block, rules, samples, models, cpus, clock, spin)
+    about = _DOCUMENT.entry(data, "about", dict) if "about" in data else {}
+    for name in about:
+        _DOCUMENT.entry(about, name, str, "about: ")
+    return Profile(cpu, arch, threads, runtime, block, rules, samples, models, cpus, clock, spin, about)
 
 
 def _number(data: Mapping[str, Any], name: str, place: str) -> float:

@@ -167,7 +167,8 @@ class Timings:
         except KeyError as error:
             raise ProfileError(
                 f"the profile holds nothing about {operator.label} ({operator.kind} of sizes {dims}): it was taken for "
-                "other models; take one of this model with surgeon.profile, or merge it into this one"
+                f"other models or shapes: {self.profile.answers}; take one of this model at these shapes with "
+                "surgeon.profile, or merge it into this one"
             ) from error
 
     def _curve(self, kind: str) -> Time:
@@ -175,7 +176,8 @@ class Timings:
             ys = np.array([self.profile.samples[kind, (elements,)].us / 1e3 for elements in CURVES[kind]])
         except KeyError as error:
             raise ProfileError(
-                f"the profile holds nothing about {kind}; take one of this model with surgeon.profile"
+                f"the profile holds nothing about {kind}, as it was taken for {self.profile.answers}; take one of this "
+                "model with surgeon.profile"
             ) from error
         xs = np.array(CURVES[kind], dtype=np.float64)
         return lambda dims: _line(np.asarray(dims[0], dtype=np.float64), xs, ys)

@@ -14,7 +14,8 @@ from surgeon.calibration.job import JobReport, Metric
 from surgeon.calibration.other_sizes import calibrated
 from surgeon.calibration.stand_in import REMEDY, Unserved, finite, noise_for_cut, served
 from surgeon.cost.cost import Cost
-from surgeon.deploy.profiling import profile_groups
+from surgeon.deploy.profiling import profile_workloads
+from surgeon.deploy.workloads import workloads
 from surgeon.frontend.ignore import named
 from surgeon.frontend.parameters import NOISE
 from surgeon.frontend.parts import Parts
@@ -92,9 +93,9 @@ class Prepared:
         target = self.options.target
         if not target.timed or target.device is not None:
             return self
-        profile = profile_groups(
-            self.judged.model, self.judged.groups, threads=target.threads, cpu_time=target.cpu_time
-        )
+        model, groups = self.judged.model, self.judged.groups
+        runs = workloads(model, groups, target.shapes)
+        profile = profile_workloads(model, runs, threads=target.threads, cpu_time=target.cpu_time)
         return replace(self, options=replace(self.options, target=replace(target, device=profile)))
 
     def judge(self, slim: nn.Module) -> JobReport | None:

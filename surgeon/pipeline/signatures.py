@@ -67,6 +67,7 @@ class Planning(Selecting, total=False):
     device: Device
     threads: int | None
     cpu_time: bool
+    shapes: Any
     max_params: float | None
     data: Any
     samples: int

@@ -227,7 +227,9 @@ def quantize(
                 recipe, made = str(best), prepared.write(best)
         if made is not None:
             with stage("measure"):
-                verdict = benchmark(source, made, threads=threads, seconds=seconds, feeds=feeds, seed=seed)
+                verdict = benchmark(
+                    source, made, threads=threads, seconds=seconds, feeds=feeds, seed=seed, peak_memory=False
+                )
             accepted, reason = _decide(verdict, accuracy, "float16" if kind == "float16" else "int8")
         else:
             reason = (

@@ -9,7 +9,7 @@ import pytest
 
 from surgeon.device import take_profile as taking
 from surgeon.device.layout_probes import Probe
-from surgeon.device.microbenchmark import ROUNDS, Key, Point, Sample
+from surgeon.device.microbenchmark import ROUNDS, Key, Point, Sample, Whole
 from surgeon.device.profile import Profile
 from surgeon.device.take_profile import take
 from surgeon.errors import OutputError, ProfileError
@@ -58,6 +58,7 @@ MALFORMED = [
     (change(version=3), "of version 3, this surgeon reads up to 2; update"),
     (change(clock="sundial"), "\"clock\" is 'sundial'; it is 'CPU time' or 'wall time'"),
     (change(spin=1), '"spin" must be bool'),
+    (change(about={"f": 1}), 'about: "f" must be str'),
     (change(version=0), "version 0 does not exist"),
     (change(threads=True), '"threads" must be int, not bool'),
     (change(threads=0), "0 threads"),
@@ -98,10 +99,11 @@ def test_merge() -> None:
         rules={"direct": 15},
         samples={("conv", (3, 4)): less, ("a", (7,)): more, ("new", (1,)): less},
         models={"f01": {"ms": 1.0}},
+        about={"f01": "a net at 8×3"},
     )
     merged = PROFILE.merge(other)
     assert merged.rules == {"dense": 4, "direct": 15}
-    assert merged.models.keys() == {"f00", "f01"}
+    assert merged.models.keys() == {"f00", "f01"} and merged.about == {"f01": "a net at 8×3"}
     expected = {("conv", (3, 4)): SAMPLE, ("conv", ()): PROFILE.samples["conv", ()], ("a", (7,)): more}
     assert merged.samples == {**expected, ("new", (1,)): less}
 
@@ -129,7 +131,7 @@ def test_warnings() -> None:
 def test_a_profile_is_taken_and_joined(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     seen: list[tuple[int, int]] = []
-    model = pointwise_conv(32, 32, size=8)
+    model = Whole(pointwise_conv(32, 32, size=8), about="a net")
     first = take(
         POINTS[:2], PROBES, models={"f00": model}, path=path, progress=lambda done, all_: seen.append((done, all_))
     )
@@ -139,6 +141,7 @@ def test_a_profile_is_taken_and_joined(tmp_path: Path) -> None:
     second = take(POINTS, models={"f00": model}, path=path)
     assert second.samples.keys() == {point.key for point in POINTS}
     assert second.models == Profile.load(path).models and second.rules == first.rules
+    assert second.about == {"f00": "a net"} and second.answers == "a net" and PROFILE.answers.startswith("models that")
     before = Profile.load(path)
     assert take(POINTS, PROBES, models={"f00": model}, known=before) == before
 
@@ -169,7 +172,7 @@ def test_an_interrupted_profile_is_resumed(tmp_path: Path) -> None:
         if done == 6:
             raise KeyboardInterrupt
 
-    models = {"f00": pointwise_conv(32, 32)}
+    models = {"f00": Whole(pointwise_conv(32, 32))}
     with pytest.raises(KeyboardInterrupt):
         take(POINTS, PROBES, models=models, path=path, progress=interrupt)
     partial = Profile.load(path)

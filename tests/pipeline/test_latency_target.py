@@ -22,8 +22,9 @@ from surgeon.groups.analyze import analyze
 from surgeon.ir.fingerprint import fingerprint
 from surgeon.latency.landing import Landed
 from surgeon.pipeline import latency_target
-from surgeon.pipeline.latency_target import LatencyTarget, Timing
+from surgeon.pipeline.latency_target import LatencyTarget
 from surgeon.pipeline.options import Target
+from surgeon.pipeline.timing import Timing
 from surgeon.plans.basis import Basis, mark
 from surgeon.support.arguments import cpus
 from surgeon.support.scratch import temporary_folder
@@ -299,9 +300,9 @@ def test_a_budget_is_measured_by_the_clock_of_its_profile(
 ) -> None:
     asked: list[tuple[int, bool]] = []
 
-    def measured(*paths: Path, threads: int, seconds: float, cpu_time: bool) -> Verdict:
+    def measured(*paths: Path, threads: int, seconds: float, cpu_time: bool, **given: Any) -> Verdict:
         asked.append((threads, cpu_time))
-        found = benchmark(*paths, threads=threads, runs=30, cpu_time=cpu_time)
+        found = benchmark(*paths, threads=threads, runs=30, cpu_time=cpu_time, **given)
         assert found.clock == clock["clock"]
         return replace(found, noise=0.0)
 
@@ -313,9 +314,11 @@ def test_a_budget_is_measured_by_the_clock_of_its_profile(
     with temporary_folder() as folder:
         made = LatencyTarget(net, groups, Cost(groups), target, folder)
         kept = {group.leaf.id: tuple(range(group.size // 2)) for group in groups}
-        timing = made._measured(kept, Timing("a CPU", 2, 1.0, 2.0, 1.0, clock=made.profile.clock), relative=False)
+        parts = made._parts({leaf: len(units) for leaf, units in kept.items()})
+        asked_for = Timing("a CPU", 2, 1.0, 2.0, 1.0, clock=made.profile.clock, parts=parts)
+        timing = made._measured(kept, asked_for, relative=False)
     assert asked == [(2, cpu_time)] and timing.measured == timing.verdict.slim.low
-    assert f"2 threads, {clock['clock']}" in str(timing)
+    assert f"2 threads, {clock['clock']}, 1×3×24×24:" in str(timing)
 
 
 def test_what_is_too_noisy_is_told_and_measured_longer(taken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,18 +341,19 @@ def test_what_is_too_noisy_is_told_and_measured_longer(taken: Path, monkeypatch:
 def test_a_whole_model_is_known_by_its_inputs_too(tmp_path: Path) -> None:
     """Convolutions have the same weights on a larger image, and take longer there."""
     net, path = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), tmp_path / "here.json"
-    small = surgeon.profile(net, torch.randn(1, 1, 8, 8), path=path)
-    both = surgeon.profile(net, torch.randn(3, 1, 48, 48), path=path)
+    small = surgeon.profile(net, torch.randn(1, 1, 8, 8), threads=1, path=path)
+    both = surgeon.profile(net, torch.randn(3, 1, 48, 48), threads=1, path=path)
     (first,) = small.models
     assert set(small.models) < set(both.models) and len(both.models) == 2
     assert both.models[first] == small.models[first]
     # a batch that is free counts as one sample
-    assert surgeon.profile(net, torch.randn(2, 1, 8, 8), path=path).models == both.models
+    assert surgeon.profile(net, torch.randn(2, 1, 8, 8), threads=1, path=path).models == both.models
     # numbers of a model without its inputs' shapes, as earlier files hold them, are read and stand for nothing
     old = replace(both, models={fingerprint(net): {"ms": 123.0}})
-    assert surgeon.profile(net, torch.randn(1, 1, 8, 8)).models.keys() == {first}
+    assert surgeon.profile(net, torch.randn(1, 1, 8, 8), threads=1).models.keys() == {first}
     old.save(path)
-    assert surgeon.profile(net, torch.randn(1, 1, 8, 8), path=path).models.keys() == {fingerprint(net), first}
+    resumed = surgeon.profile(net, torch.randn(1, 1, 8, 8), threads=1, path=path)
+    assert resumed.models.keys() == {fingerprint(net), first}
 
 
 def test_a_latency_that_it_has_already(taken: Path) -> None:
