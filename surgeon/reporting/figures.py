@@ -187,7 +187,7 @@ def _stacked(
         ncols=len(kinds), frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 0.97), fontsize=8.5,
         handlelength=0.9, handleheight=0.9, columnspacing=1.2, handletextpad=0.5,
     )  # fmt: skip
-    _bare(axes)
+    bare(axes)
 
 
 def _pairs(
@@ -207,7 +207,7 @@ def _pairs(
             fontsize=8,
             color=INK,
         )
-    axes.set_yticks(rows, [_short(name) for name in names], fontsize=8.5)
+    axes.set_yticks(rows, [short(name) for name in names], fontsize=8.5)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, max([*before, *after], default=1.0) * 1.15)
     axes.set_title(title, loc="left", fontsize=10)
@@ -215,14 +215,17 @@ def _pairs(
         ncols=2, frameon=False, loc="lower right", bbox_to_anchor=(1.01, 0.99), fontsize=8.5, borderaxespad=0.2,
         handlelength=0.9, handleheight=0.9, columnspacing=1.2, handletextpad=0.5,
     )  # fmt: skip
-    _bare(axes)
+    bare(axes)
 
 
-def _bare(axes: Any) -> None:
+def bare(axes: Any) -> None:
+    """Without a frame, and with a grid along the values."""
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", alpha=0.25)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}"
+def short(name: str) -> str:
+    """The end of a long name."""
+    end = name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}"
+    return end.replace("$", r"\$")  # no formula

@@ -16,7 +16,7 @@ from surgeon.device.layout import Convolution
 from surgeon.device.operator_times import shares
 from surgeon.errors import InvalidArgument, SurgeonError
 from surgeon.groups.coupling import without_place
-from surgeon.reporting import figures
+from surgeon.reporting import figures, milliseconds
 from surgeon.reporting.report import PINNED
 from surgeon.support.arguments import cpus
 from surgeon.support.documents import Document
@@ -59,7 +59,8 @@ def write_page(
     threads: int | None = None,
     runs: int = 30,
 ) -> tuple[Path, ...]:
-    """Write report.html, latency.png, widths.png and, if there are several latencies, budget.png to `folder`.
+    """Write report.html and pictures: latency.png and widths.png, of a budget in milliseconds operators.png, and
+    budget.png of several latencies.
 
     `folder` was written by `surgeon shrink -o`: it holds report.json, and base.onnx and slim.onnx, whose operators are
     timed by onnxruntime's profiler (`runs` runs with `threads` threads, by default those of the benchmark), scaled to
@@ -143,6 +144,9 @@ def _pictures(
         else:
             latencies = sum(each.us for each in base) / 1e3, sum(each.us for each in slim) / 1e3
         pictures["latency"] = figures.operators(base, slim, latencies, _clock(measured) if measured else WALL_TIME)
+    latency = report.get("latency") or {}
+    if operators := milliseconds.rows(latency):
+        pictures["operators"] = milliseconds.figure(operators, latency)
     groups = {name: (pair["before"], pair["after"]) for name, pair in report["groups"].items()}
     if len(groups) > _GROUPS or not all(type(n) is int and 0 <= n < 1 << 48 for pair in groups.values() for n in pair):
         raise ValueError("groups")
@@ -213,9 +217,13 @@ def _sections(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterato
     """The titles of the sections and their HTML."""
     if measured := report.get("benchmark"):
         yield "Verdict", _verdict(measured)
-    titles = {"latency": "Where the time goes", "widths": "Widths", "budget": "Latency against the budget"}
+    titles = {
+        "latency": "Where the time goes", "operators": "Milliseconds, and what no widths touch", "widths": "Widths",
+        "budget": "Latency against the budget",
+    }
     for name, figure in pictures.items():
-        yield titles[name], figures.svg(figure)
+        text = milliseconds.said(milliseconds.rows(report["latency"])) if name == "operators" else ""
+        yield titles[name], (f"<p>{html.escape(text)}</p>" if text else "") + figures.svg(figure)
     if latency := report.get("latency"):
         yield "Milliseconds", _latency(latency)
     if recovery := report.get("recovery"):
@@ -249,7 +257,14 @@ def _latency(found: Mapping[str, Any]) -> str:
     if {"device", "threads"} <= found.keys():
         place = f"On {found['device']}, {Clock(found['threads'], _clock(found) != CPU_TIME)}."
     measured = "" if found.get("measured") is not None else " Not measured: it is for another CPU."
-    return f"<p>{html.escape(place + measured)}</p>{_table(('', 'ms'), rows)}"
+    parts = [
+        (f"{part['shapes']}, {part['weight']:.0%} of all runs", *(
+            "" if part.get(key) is None else f"{part[key]:.3f}" for key in ("base", "predicted", "measured")
+        ))
+        for part in found.get("parts") or ()
+    ]
+    shapes = _table(("a run, ms", "original", "predicted", "measured"), parts) if parts else ""
+    return f"<p>{html.escape(place + measured)}</p>{_table(('', 'ms'), rows)}{shapes}"
 
 
 def _recovery(found: Mapping[str, Any]) -> str:
@@ -274,6 +289,8 @@ def _verdict(measured: Mapping[str, Any]) -> str:
             *([("wall time, median, ms", "wall")] if _clock(measured) == CPU_TIME else []),
         )
     ]
+    if any(peaks := measured.get("peak_memory") or ()):
+        rows.append(("peak memory, MiB", *("–" if each is None else f"{each:.1f}" for each in peaks)))
     layouts = measured.get("layout") or {}
     if {"base", "slim"} <= layouts.keys():
         for name, keys in (
