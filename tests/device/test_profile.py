@@ -156,7 +156,7 @@ def test_with_several_threads_it_says_by_which_clock(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"wall\.json can't be resumed: .*clock CPU time against wall time"):
         take(POINTS, threads=2, cpu_time=True, path=tmp_path / "wall.json")
     one = take([POINTS[0], waking], threads=1)
-    assert (one.clock, one.spin, one.samples.keys()) == ("CPU time", False, {POINTS[0].key})
+    assert (one.clock, one.spin) == ("CPU time", False) and one.samples.keys() == {POINTS[0].key}
 
 
 def test_earlier_files_hold_cpu_time(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 from torch import Tensor, nn
 
-from surgeon.device.microbenchmark import Sample
+from surgeon.device.microbenchmark import Key, Sample
 from surgeon.errors import ProfileError
 from surgeon.latency.model import Latency
 from surgeon.latency.sample_points import COLD, COLD_WEIGHT, RUNS
@@ -178,8 +178,9 @@ def test_a_run_of_nothing_is_no_operators() -> None:
 def test_threads_wake_once_for_a_run() -> None:
     groups = coupled(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), 64)
     alone = latency_of(groups)
-    woken = {("wake", (count,)): Sample(25.0 + 2.0 * count, 0.0, False, 12) for count in RUNS}
-    samples = {**alone.timings.profile.samples, **woken}
+    woken: dict[Key, Sample] = {("wake", (count,)): Sample(25.0 + 2.0 * count, 0.0, False, 12) for count in RUNS}
+    samples = dict(alone.timings.profile.samples)
+    samples.update(woken)
     found = Latency.of(groups, dataclasses.replace(alone.timings.profile, threads=2, samples=samples))
     assert found.run == pytest.approx(25e-3) and found.run > alone.run
     narrow = dict.fromkeys(found.sizes, 1)

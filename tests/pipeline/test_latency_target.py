@@ -285,8 +285,7 @@ CLOCKS: list[tuple[bool, bool, str]] = [
 
 @pytest.mark.parametrize(("wall", "cpu_time", "message"), CLOCKS)
 def test_clocks_are_not_mixed(taken: Path, wall: bool, cpu_time: bool, message: str) -> None:
-    clock = {"clock": "wall time" if wall else "CPU time", "spin": wall}
-    device = replace(Profile.load(taken), threads=2, **clock)
+    device = replace(Profile.load(taken), threads=2, clock="wall time" if wall else "CPU time", spin=wall)
     with pytest.raises(InvalidArgument, match=message):
         surgeon.shrink(
             Net(), 0.3, example_inputs=X, budget="latency", device=device, cpu_time=cpu_time, compensate=False
@@ -303,12 +302,12 @@ def test_a_budget_is_measured_by_the_clock_of_its_profile(
     def measured(*paths: Path, threads: int, seconds: float, cpu_time: bool, **given: Any) -> Verdict:
         asked.append((threads, cpu_time))
         found = benchmark(*paths, threads=threads, runs=30, cpu_time=cpu_time, **given)
-        assert found.clock == clock["clock"]
+        assert found.clock == clock
         return replace(found, noise=0.0)
 
     monkeypatch.setattr(latency_target, "benchmark", measured)
-    clock = {"clock": "CPU time" if cpu_time else "wall time", "spin": not cpu_time}
-    device = replace(Profile.load(taken), threads=2, **clock)
+    clock = "CPU time" if cpu_time else "wall time"
+    device = replace(Profile.load(taken), threads=2, clock=clock, spin=not cpu_time)
     target = Target(ratio=0.3, budget="latency", device=device, cpu_time=cpu_time)
     net, groups = Net(), analyze(Net(), X)
     with temporary_folder() as folder:
@@ -317,8 +316,8 @@ def test_a_budget_is_measured_by_the_clock_of_its_profile(
         parts = made._parts({leaf: len(units) for leaf, units in kept.items()})
         asked_for = Timing("a CPU", 2, 1.0, 2.0, 1.0, clock=made.profile.clock, parts=parts)
         timing = made._measured(kept, asked_for, relative=False)
-    assert asked == [(2, cpu_time)] and timing.measured == timing.verdict.slim.low
-    assert f"2 threads, {clock['clock']}, 1×3×24×24:" in str(timing)
+    assert asked == [(2, cpu_time)] and timing.verdict is not None and timing.measured == timing.verdict.slim.low
+    assert f"2 threads, {clock}, 1×3×24×24:" in str(timing)
 
 
 def test_what_is_too_noisy_is_told_and_measured_longer(taken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
