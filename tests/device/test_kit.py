@@ -71,7 +71,7 @@ def test_a_profile_is_taken_without_torch(kit: Path, tmp_path: Path) -> None:
     assert profile.samples.keys() == {point.key for point in POINTS}
     assert profile.rules.keys() == {"block"} and profile.models.keys() == {"f00", "f01"}
     assert profile.models["f00"]["ms"] > 0 and profile.about == {"f00": "a net at 1×16×4×4", "f02": "too large"}
-    assert profile.warnings_here() == [] and profile.timed == Clock.of()
+    assert profile.warnings_here() == [] and profile.timed == Clock.of(usual_threads())
     assert "p.json" in result.stdout and "a net: points 3, rules 1, models 3" in result.stderr
     assert "measuring" in result.stderr and "\r" not in result.stderr
 
