@@ -111,10 +111,11 @@ def shrink(
         if to_file and predicted:
             report = dataclasses.replace(report, notes=(*report.notes, f"verdict: {timing.prediction}"))
         elif to_file and verdict is not None and verdict.decision != FASTER and not force:
-            raise BenchmarkError(
-                f"{out} was not written: its speed-up is {verdict.ratio}, {verdict.decision}; remove more, or write it "
-                "all the same with --force"
-            )
+            why = f"{verdict.decision}; {verdict.doubt}" if verdict.doubt else verdict.decision
+            remedy = "remove more, or write it all the same with --force"
+            if verdict.threads > 1:
+                remedy = "remove more, give --threads 1 on a busy machine, or write it all the same with --force"
+            raise BenchmarkError(f"{out} was not written: its speed-up is {verdict.ratio}, {why}; {remedy}")
         if not to_file:
             report.save(scratch / "report.json")
     show(report, json)
