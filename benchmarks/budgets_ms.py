@@ -1,9 +1,10 @@
 """Asks twelve networks for a share of their milliseconds each, and tells what was measured then, or why it was refused.
 
-    python -m benchmarks.budgets_ms [NETWORK …] [--ratios R …]
+    python -m benchmarks.budgets_ms [NETWORK …] [--ratios R …] [--threads N]
 
 Rows go to `benchmarks/results/budgets_ms.jsonl` as they come, and those that are there are not measured again; the
-table of all rows goes to `benchmarks/results/budgets_ms.md`.
+table of all rows goes to `benchmarks/results/budgets_ms.md`. With several threads, milliseconds are those on the wall,
+and the files are `budgets_ms_2threads.jsonl` and `.md`.
 """
 
 from __future__ import annotations
@@ -106,14 +107,17 @@ def row(name: str, model: nn.Module, inputs: Tensor, profile: Profile, ratio: fl
     return found | {"seconds": time.perf_counter() - start}
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
+def table(found: Sequence[dict[str, Any]], threads: int = 1) -> str:
     """All rows as Markdown."""
-    counts = {each: sum(r["outcome"] == each for r in found) for each in ("met", "may be", "not", "refused")}
+    outcomes = ("met", "may be", "too noisy", "not", "refused")
+    counts = {each: sum(r["outcome"] == each for r in found) for each in outcomes}
+    clock = f"{threads} threads, wall time" if threads > 1 else "one thread's CPU time"
     lines = [
-        "**Budgets in milliseconds**: `shrink(model, ratio, budget=\"latency\")`, one thread's CPU time. Landed: "
+        f"**Budgets in milliseconds**: `shrink(model, ratio, budget=\"latency\")`, {clock}. Landed: "
         "measured over what was asked for, with its 95 % interval, medians included. Met: 98 to 100 %. May be: the "
-        "interval reaches that. Not: one step more of a group's widths takes too long. Noise: the base against "
-        "itself. Load: processes that wanted one of the 2 CPUs meanwhile.",
+        "interval reaches that. Too noisy: the base differs from itself by more than 5 %. Not: one step more of a "
+        "group's widths takes too long. Noise: the base against itself. Load: processes that wanted one of the 2 CPUs "
+        "meanwhile.",
         "",
         f"{len(found)} budgets: " + ", ".join(f"{each} {count}" for each, count in counts.items()) + ".",
         "",
@@ -142,28 +146,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(NETWORKS))
     parser.add_argument("--ratios", nargs="+", type=float, default=RATIOS)
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
+    several = f"_{given.threads}threads" if given.threads > 1 else ""
+    results = RESULTS.with_stem(f"{RESULTS.stem}{several}")
     torch.set_num_threads(1)
     for name in given.networks or NETWORKS:
-        known = rows.last(RESULTS, "key")
+        known = rows.last(results, "key")
         missing = [ratio for ratio in given.ratios if f"{name} {ratio}" not in known]
         if not missing:
             continue
         torch.manual_seed(0)
         model, inputs = NETWORKS[name]()
         model.eval()
-        profile = surgeon.profile(model, inputs)
+        profile = surgeon.profile(model, inputs, threads=given.threads)
         for ratio in missing:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 found = row(name, model, inputs, profile, ratio)
             print(found, flush=True)
-            with RESULTS.open("a", encoding="utf-8") as file:
+            with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
     order = [*NETWORKS]
-    done = sorted(rows.last(RESULTS, "key").values(), key=lambda each: (order.index(each["network"]), each["ratio"]))
-    text = table(done)
-    RESULTS.with_suffix(".md").write_text(text, encoding="utf-8")
+    done = sorted(rows.last(results, "key").values(), key=lambda each: (order.index(each["network"]), each["ratio"]))
+    text = table(done, given.threads)
+    results.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def measure(spec: str, folder: Path) -> dict[str, Any]:
     feeds = {loaded.inputs[0].parameter: x}
     read = time.perf_counter() - start
     other, by_file, also = made(loaded, feeds, folder / "file.onnx", data)
-    verdict = surgeon.benchmark(folder / "module.onnx", folder / "file.onnx", seconds=10)
+    verdict = surgeon.benchmark(folder / "module.onnx", folder / "file.onnx", threads=1, seconds=10)
     row: dict[str, Any] = {
         "macs": [told.macs.after, also.macs.after], "ms": [verdict.base.low, verdict.slim.low],
         "ratio": [verdict.ratio.low, verdict.ratio.value, verdict.ratio.high],

@@ -89,7 +89,7 @@ def smaller(job: Job, path: Path, target: str, data: bool, folder: Path) -> tupl
     start = time.perf_counter()
     slim, report = surgeon.shrink(
         net, ratio, budget=budget, data=given if data else None, samples=job.samples, example_inputs=inputs,
-        return_report=True,
+        threads=1 if budget == "latency" else None, return_report=True,
     )
     made = surgeon.export(slim, folder / "slim.onnx", example_inputs=inputs)
     seconds = time.perf_counter() - start
@@ -110,7 +110,8 @@ def others(job: Job, path: Path, target: str, folder: Path) -> tuple[Path, dict[
         share = (low + high) / 2
         made = onnxsim.apply_structured_wanda_pruning(str(path), feeds, sparsity=share)
         onnx.save(made, folder / "other.onnx")
-        ratio = surgeon.benchmark(path, folder / "other.onnx", feeds=feeds[0], seconds=2.0).ratio.value
+        verdict = surgeon.benchmark(path, folder / "other.onnx", threads=1, feeds=feeds[0], seconds=2.0)
+        ratio = verdict.ratio.value
         low, high, best = (low, share, made) if ratio >= amount else (share, high, best)
     if best is None:
         raise SurgeonError(f"not {amount} times as fast, whatever is removed")
@@ -125,7 +126,7 @@ def measure(job: Job, path: Path, target: str, how: str, folder: Path, int8: boo
     made, told = others(job, path, target, folder) if how == OTHER else smaller(
         job, path, target, how == DATA, folder
     )
-    verdict: Verdict = surgeon.benchmark(path, made, feeds=feeds)
+    verdict: Verdict = surgeon.benchmark(path, made, threads=1, feeds=feeds)
     row = {
         "before": job.scored(path), "after": job.scored(made), **told,
         "bytes": [path.stat().st_size, made.stat().st_size], "ms": [verdict.base.low, verdict.slim.low],
@@ -133,7 +134,7 @@ def measure(job: Job, path: Path, target: str, how: str, folder: Path, int8: boo
         "MiB": [peak(each, feeds, folder) for each in (path, made)],
     }
     if int8:
-        whole = surgeon.quantize(made, job.runs(FEW), path=folder / "slim.int8.onnx", base=path)
+        whole = surgeon.quantize(made, job.runs(FEW), threads=1, path=folder / "slim.int8.onnx", base=path)
         row["int8"] = {"precision": whole.precision, "reason": whole.reason}
         if whole.accepted and whole.overall is not None:
             row["int8"] |= {"ms": whole.overall.slim.low, "after": job.scored(whole.path)}

@@ -4,10 +4,12 @@
     python -m benchmarks.latency --files DIR --prepare  # make the files that need no measurement, on a busy machine say
     python -m benchmarks.latency --only predict:mobile --redo
     python -m benchmarks.latency --table                # print the tables of the results so far
+    python -m benchmarks.latency --threads 2            # with two threads, on the wall; let nothing else run
 
-Rows are `predict:MODEL`, `land:MODEL:SHARE`, `equal_macs:MODEL`, `efficiency:MODEL`, `align:MODEL`, `int8:MODEL`, `aa`
-and `kit:MODEL`; one line of JSON a row in `benchmarks/results/latency.jsonl`. Everything is measured in onnxruntime by
-one thread's CPU time, the base and the other file interleaved in one run (`surgeon.benchmark`). A model's profile is
+Rows are `predict:MODEL`, `land:MODEL:SHARE`, `equal_macs:MODEL`, `efficiency:MODEL`, `align:MODEL`, `int8:MODEL`,
+`shapes:MODEL`, `aa` and `kit:MODEL`; one line of JSON a row in `benchmarks/results/latency.jsonl`, or with several
+threads in `latency_2threads.jsonl`. Everything is measured in onnxruntime by one thread's CPU time, or with several
+threads on the wall, the base and the other file interleaved in one run (`surgeon.benchmark`). A model's profile is
 taken in its row `predict`, and where there is none in the folder of files; `land` takes its own. Exports are the slow
 part: with `--files` they are kept, and used again where they fit.
 """
@@ -44,6 +46,7 @@ EFFICIENT = ("resnet18", "resnet50", "vit_small_patch16_224", "convnext_tiny", "
 ALIGNED = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0")
 INT8 = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0")
 KIT = ("mobilenet_v2",)
+SHAPED = ("mobilenet_v2", "resnet18")
 
 # For the estimate of the time alone, in seconds.
 _EXPORT = 12
@@ -56,7 +59,7 @@ Row = dict[str, Any]
 def keys() -> list[str]:
     """All rows."""
     kinds = {"predict": PREDICTED, "land": PREDICTED, "equal_macs": PEERS, "efficiency": EFFICIENT, "align": ALIGNED,
-             "int8": INT8, "kit": KIT}
+             "int8": INT8, "kit": KIT, "shapes": SHAPED}
     found = [f"{kind}:{name}" for kind, names in kinds.items() for name in names if kind != "land"]
     found += [f"land:{name}:{left:g}" for name in PREDICTED for left in LEFT]
     return [*found, "aa"]
@@ -79,6 +82,7 @@ def minutes(key: str, options: argparse.Namespace, files: Path) -> float:
         "efficiency": _EXPORT + one + 10,
         "align": len(odd) * (_EXPORT + one + 5) + missing(odd),
         "int8": 5 * one + 60,
+        "shapes": 11 * _PROFILE + 3 * (3 * _EXPORT + 3 * one + 10),
         "kit": 3 * _PROFILE + 6 * _EXPORT + 60,
         "aa": options.trials * _TRIAL,
     }
@@ -90,9 +94,9 @@ def make(key: str, options: argparse.Namespace, files: Path) -> Row:
     kind, _, rest = key.partition(":")
     name, _, share = rest.partition(":")
     if kind == "aa":
-        found = aa(trials=options.trials)
+        found = aa(trials=options.trials, threads=options.threads)
         return {**found, "ratio": found["called"]}
-    subject, seconds = Subject(name, files), options.seconds
+    subject, seconds = Subject(name, files, options.threads), options.seconds
     match kind:
         case "predict":
             found = rows.predict(subject, seconds, options.plans)
@@ -107,6 +111,8 @@ def make(key: str, options: argparse.Namespace, files: Path) -> Row:
             return rows.align(subject, seconds, min(3, options.plans))
         case "int8":
             return rows.int8(subject, seconds)
+        case "shapes":
+            return rows.shapes(subject, seconds)
         case _:
             return kit(subject)
 
@@ -161,8 +167,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6, help="time to measure each pair of files for")
     parser.add_argument("--plans", type=int, default=rows.PLANS, help="random plans of each model")
     parser.add_argument("--trials", type=int, default=200, help="verdicts on equal models")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the rows are kept; the table beside it")
+    parser.add_argument("--threads", type=int, default=1, help="with more than one, milliseconds are on the wall")
+    parser.add_argument("--results", type=Path, help="where the rows are kept; the table beside it")
     options = parser.parse_args()
+    several = f"_{options.threads}threads" if options.threads > 1 else ""
+    options.results = options.results or RESULTS.with_stem(f"latency{several}")
     if options.prepare and not options.files:
         parser.error("--prepare makes files to be kept: name a folder with --files")
     torch.set_num_threads(1)
@@ -174,7 +183,7 @@ def main() -> None:
             (prepare if options.prepare else run)(_todo(options), options, files)
     if options.prepare:
         return
-    publish(table(read(options.results)), options.results.with_suffix(".md"))
+    publish(table(read(options.results), options.threads), options.results.with_suffix(".md"))
 
 
 if __name__ == "__main__":

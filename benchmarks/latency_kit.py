@@ -34,9 +34,10 @@ def kit(subject: Subject) -> Row:
         written.unlink(missing_ok=True)  # the kit would resume it
         surgeon.kit(subject.model, archive, subject.inputs)
         start = time.perf_counter()
-        _run(python, str(archive), "-o", str(written))
+        threads = ("--threads", str(subject.threads))
+        _run(python, str(archive), "-o", str(written), *threads)
         taken = time.perf_counter() - start
-        _run(python, str(archive), "bench", str(subject.base), str(subject.base), "--seconds", "1", "--json")
+        _run(python, str(archive), "bench", str(subject.base), str(subject.base), "--seconds", "1", "--json", *threads)
     profiles = {"kit": Profile.load(written)}
     for name in ("here", "again"):
         subject.take_profile()
@@ -64,7 +65,7 @@ def kit(subject: Subject) -> Row:
         "off": max(abs(one / other - 1) for one, other in both), "ms": ms, "off_ms": ms[0] / ms[1] - 1,
         "macs": [subject.cost.macs(widths[name]) / subject.macs for name in ("kit", "here", "again")],
         "seconds": taken, "install_seconds": installed, "packages": packages,
-        "warnings": profiles["kit"].warnings_here(1), "kilobytes": archive.stat().st_size // 1024,
+        "warnings": profiles["kit"].warnings_here(subject.threads), "kilobytes": archive.stat().st_size // 1024,
     }
 
 

@@ -15,9 +15,10 @@ import surgeon
 from benchmarks import peers
 from benchmarks.latency_subject import MODES, Subject, load, measured
 from surgeon.cost.cost import Cost
+from surgeon.deploy.workloads import Workload
 from surgeon.frontend.trace import trace
 from surgeon.groups.coupling import couple
-from surgeon.pipeline.latency_target import Timing
+from surgeon.pipeline.timing import Timing
 from surgeon.plans.plan import Plan
 
 PLANS = 21
@@ -30,6 +31,8 @@ HALF_WIDTH = 3.9
 """How many times fewer MACs half of every width comes to, about: what int8 is put on top of."""
 ROUNDED = {"torch-pruning": None, "torch-pruning, round_to=16": 16}
 CALIBRATION = 64
+RUNS = ((1, 3, 224, 224), (8, 3, 224, 224), (1, 3, 320, 320))
+"""Shapes of runs that plans are made for, each in turn."""
 SAME_PHASE = 0.08
 """How far the base's time may be from that of its profile."""
 RETRIES = 3
@@ -90,7 +93,7 @@ def _in_phase(subject: Subject, path: Path, seconds: float) -> tuple[Row, int]:
     profiled = subject.profile.models[subject.mark]["ms"]
     tried: list[Row] = []
     while len(tried) <= RETRIES:
-        tried.append(measured(subject.base, path, seconds))
+        tried.append(subject.measured(path, seconds))
         if abs(tried[-1]["base_ms"] / profiled - 1) <= SAME_PHASE:
             break
     return min(tried, key=lambda row: abs(row["base_ms"] / profiled - 1)), len(tried) - 1
@@ -109,15 +112,17 @@ def land(subject: Subject, left: float, seconds: float) -> Row:
     """
     start = time.perf_counter()
     slim, report = surgeon.shrink(
-        subject.model, 1 - left, example_inputs=subject.inputs, budget="latency", compensate=False, return_report=True
+        subject.model, 1 - left, example_inputs=subject.inputs, budget="latency", threads=subject.threads,
+        compensate=False, return_report=True,
     )
     taken = time.perf_counter() - start
     timing = report.latency
     assert isinstance(timing, Timing)
     path = subject.files / f"{subject.name}_land_{left:g}.onnx"
     surgeon.export(slim, path, example_inputs=subject.inputs)
-    found = measured(subject.base, path, seconds)
+    found = subject.measured(path, seconds)
     return {
+        "outcome": timing.landed.value,
         "within": None if timing.measured is None else timing.measured / timing.requested,
         "ratio": 1 / found["ratio"] / left, "low": 1 / found["high"] / left, "high": 1 / found["low"] / left,
         "predicted": timing.predicted / timing.base, "requested": left, "corrections": timing.corrections,
@@ -125,6 +130,39 @@ def land(subject: Subject, left: float, seconds: float) -> Row:
         "base_ms": found["base_ms"], "slim_ms": found["slim_ms"], "noise": found["noise"], "fallen": found["fallen"],
         "seconds": taken, "stages": dict(report.seconds), "notes": list(timing.notes),
     }
+
+
+def shapes(subject: Subject, seconds: float) -> Row:
+    """Plans for half the latency of one image, of a batch of 8, and of a larger image, each measured on all of them.
+
+    `left` is the share of the whole model's time by plan and by run; a plan is best where that is what was asked for.
+    """
+    runs = {"×".join(map(str, shape)): shape for shape in RUNS}
+    profile = surgeon.profile(subject.model, subject.inputs, threads=subject.threads, shapes=[*RUNS])
+    (given,) = Workload(subject.groups).shapes(subject.model)
+    left: dict[str, dict[str, float]] = {}
+    facts: dict[str, Any] = {}
+    for name, shape in runs.items():
+        slim, report = surgeon.shrink(
+            subject.model, HALF, example_inputs=subject.inputs, budget="latency", device=profile, shapes=shape,
+            compensate=False, return_report=True,
+        )
+        path = subject.files / f"{subject.name}_for_{name}.onnx"
+        surgeon.export(slim, path, example_inputs=subject.inputs)
+        left[name], noises = {}, []
+        for other, sizes in runs.items():
+            feeds = {given: np.random.default_rng(0).standard_normal(sizes).astype(np.float32)}
+            verdict = surgeon.benchmark(
+                subject.base, path, threads=subject.threads, seconds=seconds, feeds=feeds, peak_memory=False
+            )
+            left[name][other] = 1 / verdict.ratio.value
+            noises.append(verdict.noise)
+        facts[name] = {
+            "macs": report.macs.removed, "noise": max(noises), "outcome": report.latency.landed.value,
+            "predicted": report.latency.predicted / report.latency.base,
+        }
+    off = {run: abs(left[run][run] / HALF - 1) for run in runs}
+    return {"ratio": max(off.values()), "asked": HALF, "left": left, "plans": facts}
 
 
 def equal_macs(subject: Subject, seconds: float) -> Row:
@@ -135,7 +173,7 @@ def equal_macs(subject: Subject, seconds: float) -> Row:
         widths = subject.at_macs(facts["macs"])
         ours = subject.file(f"macs_{facts['macs']:.0f}", widths)
         row[system] = {
-            **measured(path, ours, seconds), "macs": [facts["macs"], subject.cost.macs(widths)],
+            **measured(path, ours, seconds, subject.threads), "macs": [facts["macs"], subject.cost.macs(widths)],
             "channels": facts["channels"], "left": facts["macs"] / subject.macs,
         }
     default = row["torch-pruning"]
@@ -168,10 +206,10 @@ def reduced(subject: Subject, times: float) -> tuple[Path, float]:
 def efficiency(subject: Subject, seconds: float) -> Row:
     """How much of the reduction in MACs arrives on the clock; and of that by the same share of every group."""
     path, macs = reduced(subject, REDUCTION)
-    found = measured(subject.base, path, seconds)
+    found = subject.measured(path, seconds)
     reduction = subject.macs / macs
     widths = subject.uniform(subject.macs / REDUCTION)
-    speedup = measured(subject.base, subject.file("uniform", widths), seconds)["ratio"]
+    speedup = subject.measured(subject.file("uniform", widths), seconds)["ratio"]
     even = {"speedup": speedup, "reduction": subject.macs / subject.cost.macs(widths)}
     return {
         **found, "speedup": found["ratio"], "reduction": reduction, "ratio": found["ratio"] / reduction, "uniform": even
@@ -189,7 +227,7 @@ def align(subject: Subject, seconds: float, plans: int = 3) -> Row:
         taken = time.perf_counter() - start
         wider = {leaf: len(aligned.get(leaf, range(size))) for leaf, size in subject.cost.sizes.items()}
         before, after = subject.file(str(index), widths), subject.file(f"{index}_aligned", wider)
-        found = measured(before, after, seconds)
+        found = measured(before, after, seconds, subject.threads)
         rows.append({
             "plan": index, "left": 1 / found["ratio"], "noise": found["noise"], "seconds": taken,
             "fewer": sum(wider[leaf] < width for leaf, width in widths.items()),
@@ -212,16 +250,18 @@ def int8(subject: Subject, seconds: float) -> Row:
     target = subject.files / f"{subject.name}_int8.onnx"
     start = time.perf_counter()
     # By deviation: what a network with random weights sees on top says nothing.
-    made = surgeon.quantize(path, images.split(16), path=target, judge="deviation", seconds=seconds)
+    made = surgeon.quantize(
+        path, images.split(16), path=target, judge="deviation", threads=subject.threads, seconds=seconds
+    )
     taken = time.perf_counter() - start
-    both, pruned = measured(subject.base, target, seconds), measured(subject.base, path, seconds)
+    both, pruned = subject.measured(target, seconds), subject.measured(path, seconds)
     step = made.verdict
     return {
         "ratio": both["ratio"], "low": both["low"], "high": both["high"], "pruned": pruned["ratio"],
         "reduction": subject.macs / macs, "accepted": made.accepted, "recipe": made.recipe, "reason": made.reason,
         "step": None if step is None else step.ratio.value, "step_decision": None if step is None else step.decision,
         "deviation": None if made.accuracy is None else made.accuracy.deviation,
-        "against_float": measured(path, target, seconds)["decision"] if made.accepted else "kept",
+        "against_float": measured(path, target, seconds, subject.threads)["decision"] if made.accepted else "kept",
         "base_ms": both["base_ms"], "slim_ms": both["slim_ms"], "mb": [made.float_bytes / 1e6, made.bytes / 1e6],
         "seconds": taken,
     }

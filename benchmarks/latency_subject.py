@@ -16,7 +16,9 @@ import surgeon
 from benchmarks.coverage import redraw
 from surgeon.allocation.latency_budget import allocate_latency
 from surgeon.cost.cost import Cost
-from surgeon.deploy.profiling import mark_of, profile_groups
+from surgeon.deploy.profiling import profile_workloads
+from surgeon.deploy.workloads import Workload
+from surgeon.device.clock import Clock
 from surgeon.device.profile import Profile
 from surgeon.errors import Infeasible
 from surgeon.groups.analyze import analyze
@@ -46,14 +48,17 @@ def load(name: str) -> tuple[nn.Module, Inputs]:
 
 
 class Subject:
-    """One model, traced once; its files are in the folder `files`, and are used again where they fit."""
+    """One model, traced once; its files are in the folder `files`, and are used again where they fit.
 
-    def __init__(self, name: str, files: Path) -> None:
-        self.name, self.files = name, files
+    What is measured of it is with `threads` threads: one's CPU time, or with several the time on the wall.
+    """
+
+    def __init__(self, name: str, files: Path, threads: int = 1) -> None:
+        self.name, self.files, self.threads = name, files, threads
         self.model, self.inputs = load(name)
         self.groups = analyze(self.model, self.inputs)
         self.cost = Cost(self.groups)
-        self.mark = mark_of(self.model, self.groups)
+        self.mark = Workload(self.groups).mark(self.model)
         self.macs = self.cost.macs({})
 
     @cached_property
@@ -76,7 +81,8 @@ class Subject:
         path = self._profile_path
         if path.exists():
             found = Profile.load(path)
-            if not found.warnings_here(1) and "ms" in found.models.get(self.mark, {}):
+            whole = "ms" in found.models.get(self.mark, {})
+            if whole and found.timed == Clock.of(self.threads) and not found.warnings_here():
                 return found
         self.take_profile()
         return Profile.load(path)
@@ -85,7 +91,9 @@ class Subject:
         """Take a fresh profile into the folder; the seconds that it took, without the export of the model."""
         base = self.base
         start = time.perf_counter()
-        taken = profile_groups(self.model, self.groups, threads=1, base=base)
+        taken = profile_workloads(
+            self.model, [Workload(self.groups)], threads=self.threads, bases=lambda run: base
+        )
         seconds = time.perf_counter() - start
         taken.save(self._profile_path)
         vars(self).pop("profile", None)  # the one at hand is older
@@ -93,7 +101,8 @@ class Subject:
 
     @property
     def _profile_path(self) -> Path:
-        return self.files / f"{self.name}.profile.json"
+        several = f".{self.threads}threads" if self.threads > 1 else ""
+        return self.files / f"{self.name}{several}.profile.json"
 
     def latency(self, profile: Profile | None = None) -> Latency:
         """The milliseconds of any widths, by the profile in the folder or another one."""
@@ -164,7 +173,6 @@ class Subject:
             raise Infeasible(f"{self.name}: no latency budget leads to {target:.3g} MACs")
         return best
 
-
     def uniform(self, target: float) -> dict[int, int]:
         """The same share of every group, at multiples of 16 where a group is so wide, at about `target` MACs."""
         low, high = 0.0, 1.0
@@ -178,10 +186,14 @@ class Subject:
             low, high = (low, share) if self.cost.macs(widths) > target else (share, high)
         return widths
 
+    def measured(self, path: Path, seconds: float) -> dict[str, Any]:
+        """The whole model's time over a file's, as `measured`."""
+        return measured(self.base, path, seconds, self.threads)
 
-def measured(base: Path, slim: Path, seconds: float) -> dict[str, Any]:
-    """The base's time over the other's, in one interleaved run of one thread's CPU time; 95 % interval."""
-    verdict = surgeon.benchmark(base, slim, seconds=seconds)
+
+def measured(base: Path, slim: Path, seconds: float, threads: int = 1) -> dict[str, Any]:
+    """The base's time over the other's, in one interleaved run, by the clock for so many threads; 95 % interval."""
+    verdict = surgeon.benchmark(base, slim, threads=threads, seconds=seconds, peak_memory=False)
     return {
         "ratio": verdict.ratio.value, "low": verdict.ratio.low, "high": verdict.ratio.high,
         "decision": verdict.decision, "noise": verdict.noise, "runs": verdict.runs,

@@ -7,20 +7,20 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def table(rows: dict[str, Row]) -> str:
-    """All results so far."""
+def table(rows: dict[str, Row], threads: int = 1) -> str:
+    """All results so far, measured with so many threads."""
     kinds: dict[str, dict[str, Row]] = {}
     for key, row in rows.items():
         kind, _, name = key.partition(":")
         kinds.setdefault(kind, {})[name] = row
     parts = {
         "predict": _predict, "land": _land, "equal_macs": _equal_macs, "efficiency": _efficiency, "align": _align,
-        "int8": _int8, "aa": _aa, "kit": _kit,
+        "int8": _int8, "shapes": _shapes, "aa": _aa, "kit": _kit,
     }
     found = ["\n".join(part(kinds[kind])) for kind, part in parts.items() if kind in kinds]
+    clock = f"{threads} threads, wall time" if threads > 1 else "one thread's CPU time"
     head = (
-        "onnxruntime, one thread's CPU time, float32 unless said, one image; random weights; what is compared runs "
-        "interleaved."
+        f"onnxruntime, {clock}, float32 unless said, one image; random weights; what is compared runs interleaved."
     )
     return "\n\n".join([head, *found]) + "\n"
 
@@ -60,11 +60,15 @@ def _land(rows: dict[str, Row]) -> list[str]:
         "corrects at most once. Landed: measured again beside the base, over what was asked for. Bound: how much more "
         "damage than the best widths the chosen ones may do, by the profile."
     )
-    columns = "model | asked | landed | interval | by shrink itself | corrections | MACs removed | bound | ms | seconds"
+    columns = (
+        "model | asked | landed | interval | by shrink itself | outcome | noise | corrections | MACs removed | bound "
+        "| ms | seconds"
+    )
     cells = [
         [
             name.partition(":")[0], f"{row['requested']:g}", f"**{row['ratio']:.3f}**",
-            f"{row['low']:.3f}–{row['high']:.3f}", _number(row["within"], ".3f"), str(row["corrections"]),
+            f"{row['low']:.3f}–{row['high']:.3f}", _number(row["within"], ".3f"), row.get("outcome", "–"),
+            f"{row['noise']:.1%}", str(row["corrections"]),
             f"{row['removed']:.1%}", _number(row["gap"], ".1%"), f"{row['base_ms']:.1f} → {row['slim_ms']:.1f}",
             f"{row['seconds']:.0f}",
         ]
@@ -135,6 +139,24 @@ def _int8(rows: dict[str, Row]) -> list[str]:
             f"{row['base_ms']:.1f} → {row['slim_ms']:.1f}",
         ]
         for name, row in rows.items()
+    ]
+    return _lines(head, columns, cells)
+
+
+def _shapes(rows: dict[str, Row]) -> list[str]:
+    head = (
+        "**Plans for other runs**: half the latency of the run that a plan is for; the share of the whole model's time "
+        "that it takes on each."
+    )
+    runs = list(next(iter(rows.values()))["left"])
+    columns = " | ".join(["model", "plan for", "MACs removed", *(f"on {run}" for run in runs), "noise"])
+    cells = [
+        [
+            name, plan, f"{row['plans'][plan]['macs']:.1%}",
+            *(f"**{share:.3f}**" if run == plan else f"{share:.3f}" for run, share in found.items()),
+            f"{row['plans'][plan]['noise']:.1%}",
+        ]
+        for name, row in rows.items() for plan, found in row["left"].items()
     ]
     return _lines(head, columns, cells)
 

@@ -50,7 +50,7 @@ def measure(path: Path, folder: Path) -> dict[str, Any]:
         middle = time.perf_counter()
         made = surgeon.export(slim, folder / "slim.onnx", example_inputs=inputs)
         end = time.perf_counter()
-        verdict = surgeon.benchmark(path, made.path, feeds=feeds_of(net, inputs))
+        verdict = surgeon.benchmark(path, made.path, threads=1, feeds=feeds_of(net, inputs))
     except SurgeonError as error:
         return {"refused": first_line(error)}
     return {

@@ -77,7 +77,7 @@ def speed(name: str, system: str, files: Path, seconds: float) -> Row:
     base, slim, facts = (files / f"{name}-{part}" for part in ("base.onnx", f"{system}.onnx", f"{system}.json"))
     if not (base.exists() and slim.exists() and facts.exists()):
         facts.write_text(json.dumps(_build(name, system, base, slim)), encoding="utf-8")
-    verdict = surgeon.benchmark(base, slim, seconds=seconds)
+    verdict = surgeon.benchmark(base, slim, threads=1, seconds=seconds)
     return json.loads(facts.read_text(encoding="utf-8")) | {
         "ratio": verdict.ratio.value, "low": verdict.ratio.low, "high": verdict.ratio.high,
         "decision": verdict.decision, "noise": verdict.noise, "runs": verdict.runs,

@@ -14,13 +14,13 @@ from surgeon.device.benchmark import benchmark as benchmark
 from surgeon.device.profile import Profile as Profile
 from surgeon.errors import SurgeonError as SurgeonError
 from surgeon.onnx_import.load import load_onnx as load_onnx
-from surgeon.pipeline.latency_target import Timing as Timing
 from surgeon.pipeline.shrink import inspect as inspect
 from surgeon.pipeline.shrink import plan as plan
 from surgeon.pipeline.shrink import shrink as shrink
 from surgeon.pipeline.shrink import verify as verify
 from surgeon.pipeline.storage import load as load
 from surgeon.pipeline.storage import save as save
+from surgeon.pipeline.timing import Timing as Timing
 from surgeon.plans.plan import Plan as Plan
 from surgeon.projection.project import project as project
 from surgeon.quantization.quantize import Quantized as Quantized

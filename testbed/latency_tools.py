@@ -51,8 +51,9 @@ def microseconds(kind: str, static: Mapping[str, Any], dims: Sequence[int], bloc
 def fabricated(found: Sequence[Operator], full: Mapping[int, int], **rules: int) -> Profile:
     """A complete profile for these operators: all their points, and an answer to every question, 1 or of `rules`."""
     answers = {probe.name: 1 for probe in questions(found, full)} | RULES | rules
-    profile = dataclasses.replace(Profile.here(), block=answers["block"], rules=answers)
-    samples = {point.key: _sample(point, Paths(profile)) for point in points(found, full)}
+    profile = dataclasses.replace(Profile.here(1), block=answers["block"], rules=answers)
+    asked = [point for point in points(found, full) if not point.threaded]
+    samples = {point.key: _sample(point, Paths(profile)) for point in asked}
     return dataclasses.replace(profile, samples=samples)
 
 

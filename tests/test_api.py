@@ -23,7 +23,7 @@ shrink sweep synthesize transfer_optimizer verify
 """.split()
 
 DECISIONS = (
-    "model ratio * latency_ms budget device threads max_params data samples memory loss"
+    "model ratio * latency_ms budget device threads cpu_time shapes max_params data samples memory loss"
     " importance scope ignore min_width align seed"
 )
 
@@ -48,8 +48,8 @@ SIGNATURES = {
     "Pruner": (
         "model target * scope ignore min_width align seed schedule importance example_inputs budget regularizer"
     ),
-    "profile": "model example_inputs * threads path",
-    "kit": "model path example_inputs",
+    "profile": "model example_inputs * threads cpu_time shapes path",
+    "kit": "model path example_inputs * shapes",
     "prune_connections": "model amount scope threshold ignore * example_inputs",
     "transfer_optimizer": "optimizer slim * model return_report",
     "sweep": "model example_inputs * threshold return_report",
@@ -64,7 +64,8 @@ BY_NAME = {"export": "example_inputs", "benchmark": "threads", "quantize": "path
 DEFAULTS = {
     "example_inputs": None, "budget": "macs", "ignore": (), "min_width": None, "align": None, "importance": None,
     "scope": "global", "seed": 0, "form": "auto", "return_report": False, "ratio": None, "latency_ms": None,
-    "device": None, "threads": None, "max_params": None, "data": None, "samples": 256, "memory": None, "loss": None,
+    "device": None, "threads": None, "cpu_time": False, "shapes": (), "max_params": None, "data": None, "samples": 256,
+    "memory": None, "loss": None,
     "compensate": True, "project": True, "distill": True, "min_agreement": None,
     "metric": None, "metric_data": None, "min_metric": None,
 }

@@ -148,6 +148,7 @@ KINDS: dict[str, set[str]] = {
     "names to masks": {"a dict", "a dict by name"},
     "names to tensors": {"a dict"},
     "units": {"a dict"},
+    "shapes": {"a list", "a list of 3", "a tuple"},
     "cuts": EMPTY,
     "anything": set(VALUES),
 }
@@ -160,6 +161,8 @@ TAKES = {
     "importance": "criterion", "criterion": "criterion", "seed": "natural", "step": "natural", "samples": "positive",
     "memory": "part", "min_agreement": "part", "min_metric": "part", "metric": "function of two", "metric_data": "data",
     "latency_ms": "number above 0", "max_params": "number above 0", "device": "path", "threads": "positive",
+    "cpu_time": "flag", "spin": "flag", "clock": "choice", "peak_memory": "flag", "shapes": "shapes",
+    "about": "mapping",
     "data": "data", "calibration": "data", "loss": "any function", "plan": "plan", "path": "path", "folder": "path",
     "base": "path", "base_path": "path", "slim_path": "path", "quantize.model": "file or module",
     "threshold": "number from 0",

@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import nn
 
 import surgeon
+from surgeon.device.clock import CPU_TIME, Clock
 from surgeon.errors import InvalidArgument
 from surgeon.frontend.parameters import data as inputs
 from surgeon.support.files import StrPath, replace_many
@@ -26,7 +27,7 @@ IMAGES = 512
 
 
 def run(
-    network: str, ratio: float, *, data: Any = None, samples: int = IMAGES, threads: int = 1,
+    network: str, ratio: float, *, data: Any = None, samples: int = IMAGES, threads: int | None = None,
     out: StrPath | None = None, quiet: bool = False,
 ) -> dict[str, Any]:
     """Shrink one of the trained reference networks in three ways and print accuracy, size and measured latency.
@@ -65,7 +66,9 @@ def run(
             path = folder / ("slim.onnx" if name == "default" else f"{name.replace(' ', '-')}.onnx")
             found = surgeon.export(slim, path, example_inputs=example)
             with stage("benchmark"):
-                verdicts[name] = surgeon.benchmark(folder / "base.onnx", path, threads=threads, seconds=SECONDS)
+                verdicts[name] = surgeon.benchmark(
+                    folder / "base.onnx", path, threads=threads, seconds=SECONDS, peak_memory=False
+                )
             seconds = f"{sum(report.seconds.values()):.1f} s"
             numbers[name] = {
                 "accuracy": after, "bytes": found.bytes, "macs_removed": report.reached,
@@ -80,15 +83,14 @@ def run(
                     report.save(folder / "report.json")
     console.print(f"{shown.model}, trained on Fashion-MNIST: {shown.reached:.0%} of its MACs removed\n")
     table = Table(box=None, pad_edge=False)
-    plural = "s" if threads > 1 else ""
-    latency = f"latency, {threads} thread{plural}"
+    verdict = verdicts["default"]
+    latency = f"latency, {Clock(verdict.threads, verdict.clock != CPU_TIME)}"
     for title in ("", f"accuracy, {len(images):,} images", latency, "ONNX file", "shrunk in"):
         table.add_column(title, justify="right" if title else "left", no_wrap=True)
-    base = verdicts["default"].base.median
+    base = verdict.base.median
     for name, right, ms, size, seconds in [*head, *rows]:
         table.add_row(name, right, ms or f"{base:.3f} ms", f"{size / 1e3:,.0f} kB", seconds)
     console.print(table)
-    verdict = verdicts["default"]
     console.print(
         f"\nMACs an image: {shown.macs.before:,} to {shown.macs.after:,}; parameters: {shown.params.before:,} to "
         f"{shown.params.after:,}\nlatency: {verdict.decision}, {verdict.ratio}, with its 95 % interval; measuring the "

@@ -12,6 +12,7 @@ from surgeon.cli import data as batches
 from surgeon.cli.onnx_file import feeds_to_measure
 from surgeon.cli.options import (
     FORMS,
+    CpuTime,
     Fixed,
     Json,
     Layout,
@@ -20,11 +21,13 @@ from surgeon.cli.options import (
     Resize,
     Seed,
     Shape,
+    Shapes,
     Spec,
     Std,
     Threads,
     load,
     told,
+    weighted,
 )
 from surgeon.errors import InvalidArgument
 from surgeon.support.files import find, write_text
@@ -36,7 +39,9 @@ def profile(
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write; an unfinished profile is resumed.")
     ],
-    threads: Threads = 1,
+    threads: Threads = None,
+    cpu_time: CpuTime = False,
+    shapes: Shapes = None,
     shape: Shape = None,
     fixed: Fixed = None,
     pretrained: Pretrained = False,
@@ -45,8 +50,13 @@ def profile(
 ) -> None:
     """Measure how long a model's operators take on this CPU; `shrink --device FILE` chooses widths by it."""
     model, inputs = load(spec, shape or [], pretrained, seed, fixed or ())
-    made = surgeon.profile(model, inputs, threads=threads, path=out)
-    told(json, "surgeon-profiled", f"{out}: {made}", path=out, cpu=made.cpu, threads=made.threads)
+    made = surgeon.profile(
+        model, inputs, threads=threads, cpu_time=cpu_time, shapes=weighted(shapes or ()), path=out
+    )
+    told(
+        json, "surgeon-profiled", f"{out}: {made}", f"it answers for {made.answers}", path=out, cpu=made.cpu,
+        threads=made.threads, clock=made.clock, spin=made.spin, answers=list(made.about.values()),
+    )
 
 
 def kit(
@@ -74,6 +84,7 @@ def kit(
     threads: Annotated[
         int | None, typer.Option(min=1, help="With --ssh: threads of onnxruntime there, as the kit's own --threads.")
     ] = None,
+    shapes: Shapes = None,
     shape: Shape = None,
     fixed: Fixed = None,
     pretrained: Pretrained = False,
@@ -94,12 +105,12 @@ def kit(
     if ssh is not None:
         with temporary_folder() as folder:
             there = profile_over_ssh(
-                surgeon.kit(model, folder / "kit.pyz", inputs), ssh, out, threads=threads,
-                remote_python=remote_python or "python3", ssh_config=ssh_config,
+                surgeon.kit(model, folder / "kit.pyz", inputs, shapes=weighted(shapes or ())), ssh, out,
+                threads=threads, remote_python=remote_python or "python3", ssh_config=ssh_config,
             )
         told(json, "surgeon-profiled", f"{out}: {there}", path=out, cpu=there.cpu, threads=there.threads)
         return
-    made = surgeon.kit(model, out, inputs)
+    made = surgeon.kit(model, out, inputs, shapes=weighted(shapes or ()))
     told(
         json, "surgeon-kit",
         f"{made}: run `python {made.name} -o device.json` on the device, then `surgeon shrink --device device.json`",
@@ -112,10 +123,8 @@ def bench(
     slim: Annotated[
         Path | None, typer.Argument(metavar="[SLIM]", help="Another one, with the same inputs; not with a FOLDER.")
     ] = None,
-    threads: Threads = 1,
-    cpu_time: Annotated[
-        bool, typer.Option("--cpu-time", help="With several threads, compare CPU time, and not the time on the wall.")
-    ] = False,
+    threads: Threads = None,
+    cpu_time: CpuTime = False,
     shape: Shape = None,
     json: Json = False,
 ) -> None:
@@ -151,7 +160,7 @@ def quantize(
         ),
     ] = None,
     base: Annotated[Path | None, typer.Option(help="An ONNX file to measure the result against too.")] = None,
-    threads: Threads = 1,
+    threads: Threads = None,
     mean: Mean = None,
     std: Std = None,
     layout: Layout = None,
@@ -180,7 +189,7 @@ def report(
         list[Path] | None,
         typer.Argument(metavar="[FOLDER]...", help="The same model at other latencies, for a plot of the latencies."),
     ] = None,
-    threads: Threads = 1,
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Draw the report of a folder: an HTML page and figures of where the time goes, before and after."""

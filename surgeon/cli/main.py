@@ -127,7 +127,7 @@ def demo(
     ratio: Annotated[float, typer.Option(help="Share of the MACs to remove.")] = 0.5,
     data: Data = None,
     samples: Samples = 512,
-    threads: Threads = 1,
+    threads: Threads = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="A folder in which to keep the files.")
     ] = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import surgeon
 from surgeon.errors import InvalidArgument, SurgeonError
+from surgeon.support.shapes import shapes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,6 +92,18 @@ def feeds_to_measure(path: Path, shapes: Sequence[str]) -> dict[str, Any] | None
     except SurgeonError:
         if shapes:
             raise
+        return None
+
+
+def feeds_of_most(path: Path, given: Any) -> dict[str, Any] | None:
+    """Inputs of the shape that most runs have; None where no shapes are given, or the file takes only other sizes."""
+    from surgeon.device.ort_session import feeds_at
+
+    if not given:
+        return None
+    try:
+        return feeds_at(path, max(shapes("shapes", given), key=lambda each: each.weight).sizes)
+    except InvalidArgument:  # the file is of the example's sizes: the budget was measured in files of its own
         return None
 
 

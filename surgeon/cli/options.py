@@ -59,7 +59,13 @@ Fixed = Annotated[
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Use the zoo's pretrained weights.")]
 Seed = Annotated[int, typer.Option(help="Seed of a zoo's random weights, and of criteria that use random numbers.")]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where to write; created if missing.")]
-Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime while measuring.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads of onnxruntime; default: as many as it takes by itself, one a physical core."),
+]
+CpuTime = Annotated[
+    bool, typer.Option("--cpu-time", help="With several threads, take their CPU time, and not the time on the wall.")
+]
 #: What names inputs, on every command that takes some.
 READ = "FILE|FOLDER|FILE.py:NAME|MODULE:NAME"
 FORMS = f"{READ}|noise|synthetic"
@@ -83,6 +89,14 @@ Resize = Annotated[
     str | None, typer.Option(metavar="H,W", help="What they are resized to, where the file leaves that free.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="8,3,224,224[:WEIGHT]",
+        help="For a latency: the shape of a run's inputs, batch included; several times, with weights, for a mixture. "
+        "Of several inputs: INPUT=1,128;INPUT=1,128.",
+    ),
+]
 Samples = Annotated[int, _told("samples")]
 Ignore = Annotated[
     list[str] | None,
@@ -94,7 +108,9 @@ _SHOWN: dict[str, Any] = {
     "budget": Annotated[StrEnum("Budget", [(name, name) for name in (*BUDGETS, "latency")]), _told("budget")],
     "scope": Annotated[StrEnum("Scope", [(name, name) for name in SCOPES]), _told("scope")],
     "device": Annotated[Path | None, _told("device", metavar="PROFILE")],
-    "threads": Annotated[int | None, typer.Option(min=1, help="Threads of onnxruntime; default: the profile's, or 1.")],
+    "threads": Annotated[int | None, _told("threads", min=1)],
+    "cpu_time": CpuTime,
+    "shapes": Shapes,
     "max_params": Annotated[float | None, _told("max_params", metavar="N")],
     "data": Data,
     "loss": Annotated[str | None, _told("loss", metavar="FILE.py:NAME|MODULE:NAME")],
@@ -129,6 +145,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
             given.pop(old)
         given["min_width"] = _least_widths(given["min_width"] or [])
         given["ignore"] = given["ignore"] or ()
+        given["shapes"] = weighted(given["shapes"] or [])
         from surgeon.cli import data
 
         for name, read in (
@@ -217,6 +234,29 @@ def sizes_of(text: str, option: str = "--shape") -> list[int]:
     if not sizes or min(sizes) < 1:
         raise InvalidArgument(f"{option} {text!r} is not a shape; give positive sizes, such as 1,3,224,224")
     return sizes
+
+
+def weighted(texts: Sequence[str]) -> Any:
+    """`shapes` as the Python API takes them.
+
+    >>> weighted(["1,3,224,224:0.8", "1,3,320,320:.2"])
+    [((1, 3, 224, 224), 0.8), ((1, 3, 320, 320), 0.2)]
+    >>> weighted(["ids=1,128;mask=1,128"])
+    [({'ids': (1, 128), 'mask': (1, 128)}, 1.0)]
+    """
+    found: list[tuple[Any, float]] = []
+    for each in texts:
+        shape, colon, number = each.rpartition(":")
+        try:
+            weight = float(number) if colon else 1.0
+        except ValueError as error:
+            raise InvalidArgument(
+                f"--shapes {each!r}: {number!r} is no weight; give a shape, or SHAPE:WEIGHT, such as 1,3,224,224:0.8"
+            ) from error
+        named = [one.rpartition("=") for one in (shape if colon else number).split(";")]
+        sizes = {name: tuple(sizes_of(one, "--shapes")) for name, _, one in named}
+        found.append((sizes if any(sizes) else sizes[""], weight))
+    return found or ()
 
 
 def _least_widths(texts: Sequence[str]) -> Any:

@@ -13,7 +13,7 @@ import typer
 
 import surgeon
 from surgeon.cli import data as batches
-from surgeon.cli.onnx_file import feeds_of, of_these_sizes
+from surgeon.cli.onnx_file import feeds_of, feeds_of_most, of_these_sizes
 from surgeon.cli.options import (
     Fixed,
     Json,
@@ -62,9 +62,9 @@ def shrink(
     **options: Any,
 ) -> None:
     """Write base.onnx, slim.onnx, plan.json, weights.safetensors and report.json to a folder; or one ONNX file."""
-    threads = options["threads"]
+    threads, cpu_time = options["threads"], options["cpu_time"]
     if options["latency_ms"] is None and options["budget"] != "latency":
-        options["threads"] = None
+        options["threads"], options["cpu_time"] = None, False
     Options.of(**options)  # invalid options fail before the model is loaded
     to_file = out.suffix == ".onnx"
     if to_file and Path(spec).exists() and out.exists() and out.samefile(spec):
@@ -98,8 +98,11 @@ def shrink(
         predicted = timing is not None and timing.measured is None
         if bench and not (to_file and predicted):
             with stage("benchmark"):
-                threads = threads or (report.latency.threads if report.latency is not None else 1)
-                verdict = surgeon.benchmark(large, small, threads=threads, feeds=feeds_of(model, inputs))
+                threads = threads or (None if timing is None or predicted else timing.threads)
+                verdict = surgeon.benchmark(
+                    large, small, threads=threads, cpu_time=cpu_time,
+                    feeds=feeds_of_most(large, options["shapes"]) or feeds_of(model, inputs),
+                )
         taken = {**report.seconds, **seconds}
         report = dataclasses.replace(
             report, exports=exports, benchmark=verdict, seconds=taken, command=shlex.join(["surgeon", *sys.argv[1:]]),
@@ -108,10 +111,11 @@ def shrink(
         if to_file and predicted:
             report = dataclasses.replace(report, notes=(*report.notes, f"verdict: {timing.prediction}"))
         elif to_file and verdict is not None and verdict.decision != FASTER and not force:
-            raise BenchmarkError(
-                f"{out} was not written: its speed-up is {verdict.ratio}, {verdict.decision}; remove more, or write it "
-                "all the same with --force"
-            )
+            why = f"{verdict.decision}; {verdict.doubt}" if verdict.doubt else verdict.decision
+            remedy = "remove more, or write it all the same with --force"
+            if verdict.threads > 1:
+                remedy = "remove more, give --threads 1 on a busy machine, or write it all the same with --force"
+            raise BenchmarkError(f"{out} was not written: its speed-up is {verdict.ratio}, {why}; {remedy}")
         if not to_file:
             report.save(scratch / "report.json")
     show(report, json)

@@ -61,6 +61,7 @@ PHRASES = (
     (r"\bfresh_model\b", "SPEC"),
     (r"\bpath='([^']*)'", r"-o \1"),
     (r"^dynamic: ", "--axis and --fix: "),
+    (r"^shapes\b", "--shapes"),
 )
 
 #: The commands for Python functions of another name.
@@ -96,7 +97,7 @@ class Table:
         option, *off = self.options[name]
         if off:
             return off[0] if value == "False" else option
-        if value in (None, "None"):
+        if value in (None, "None", "True"):
             return option
         return f"{option} {value}"
 

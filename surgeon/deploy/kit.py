@@ -9,7 +9,7 @@ from typing import Final
 import surgeon.device
 from surgeon.device import kit
 from surgeon.device.layout_probes import Probe
-from surgeon.device.microbenchmark import Point
+from surgeon.device.microbenchmark import Point, Whole
 from surgeon.errors import InvalidArgument
 from surgeon.support.files import replace
 
@@ -65,10 +65,10 @@ def write_kit(
     points: Sequence[Point],
     probes: Sequence[Probe] = (),
     *,
-    models: Mapping[str, bytes] | None = None,
+    models: Mapping[str, Whole] | None = None,
     name: str = "",
 ) -> Path:
-    """Write a kit that measures the points, answers the probes and times the models (ONNX, by fingerprint).
+    """Write a kit that measures the points, answers the probes and times the models, by fingerprint.
 
     `python kit.pyz -o profile.json` measures on the device, `python kit.pyz bench base.onnx slim.onnx`
     compares two files there. It needs Python 3.9 or later, numpy, and onnxruntime 1.17 or later. The same arguments

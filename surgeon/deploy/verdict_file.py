@@ -25,10 +25,21 @@ class _Misfit(ValueError):
 def load_verdict(path: str | os.PathLike[str]) -> Verdict:
     """The verdict in a file that `surgeon bench --json`, `python kit.pyz bench --json` or `Verdict.to_json` wrote.
 
+    Args:
+        path: the file, JSON.
+
     Raises:
+        InvalidArgument: `path` is not a path.
         BenchmarkError: the file is missing, or holds no verdict.
 
-    >>> print(load_verdict("pi-verdict.json"))      # doctest: +SKIP
+    >>> import surgeon, tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     net = surgeon.export(torch.nn.Linear(8, 8), f"{folder}/net.onnx", example_inputs=torch.randn(1, 8)).path
+    ...     verdict = surgeon.benchmark(net, net, threads=1, runs=30)
+    ...     with open(f"{folder}/verdict.json", "w") as file:
+    ...         _ = file.write(verdict.to_json())
+    ...     load_verdict(f"{folder}/verdict.json") == verdict
+    True
     """
     name = os.fspath(path)
     try:

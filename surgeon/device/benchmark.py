@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from surgeon.device import peak_memory as memory
+from surgeon.device.clock import CPU_TIME, WALL_TIME, Clock
 from surgeon.device.explain import Explanation, explain
 from surgeon.device.layout import Comparison as LayoutComparison
 from surgeon.device.layout import compare as compare_layouts
@@ -28,11 +30,8 @@ MAX_RUNS = 2000
 MIN_SAMPLE_SECONDS = 5e-4
 """A timing shorter than this repeats the model: reading the clock takes about a microsecond."""
 
-CPU_TIME, WALL_TIME = "CPU time", "wall time"
-
 _WARM_UP = 3
 
-Clock = Callable[[], float]
 Progress = Callable[[int, int], None]
 
 
@@ -58,13 +57,14 @@ class Verdict:
     the number of timings of each model, `repeats` that of the model's runs inside one timing, `batch` the samples of
     one run. `base` and `slim` are the times in milliseconds, with so many `threads`; `decision` says whether the slim
     model is faster. `layout` counts the convolutions in the NCHWc layout, and `explanation` says which of the slim
-    model's widths cost it that layout.
+    model's widths cost it that layout. `peak_memory` is the MiB that loading and running each file takes at most; None
+    where that was not seen.
 
     >>> import surgeon, tempfile, torch
     >>> net, x = torch.nn.Linear(64, 64), torch.randn(1, 64)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = surgeon.export(net, f"{folder}/net.onnx", example_inputs=x).path
-    ...     verdict = benchmark(path, path, runs=30)               # a model against itself
+    ...     verdict = benchmark(path, path, threads=1, runs=30)    # a model against itself
     >>> verdict.ratio.low <= verdict.ratio.value <= verdict.ratio.high, verdict.threads, verdict.runs
     (True, 1, 30)
     >>> json.loads(verdict.to_json())["clock"]
@@ -85,6 +85,7 @@ class Verdict:
     doubt: str = ""
     clock: str = CPU_TIME
     batch: int = 1
+    peak_memory: tuple[float | None, float | None] = (None, None)
 
     def __str__(self) -> str:
         before, after = self.layout.base, self.layout.slim
@@ -97,6 +98,7 @@ class Verdict:
             ("", "base", "slim"),
             *((name, *(f"{getattr(side, field):.3f} ms" for side in (self.base, self.slim))) for name, field in times),
             ("samples a second", *(f"{side.throughput:,.1f}" for side in (self.base, self.slim))),
+            ("peak memory", *("–" if each is None else f"{each:,.1f} MiB" for each in self.peak_memory)),
             ("blocked convolutions", str(before.blocked), str(after.blocked)),
             ("plain convolutions", str(before.plain + before.fused), str(after.plain + after.fused)),
             ("layout changes", str(reorders[0]), str(reorders[1])),
@@ -127,19 +129,20 @@ class Verdict:
     "runs": integer(MIN_RUNS, remedy=", which an interval needs"),
     "feeds": mapping("arrays by the names of the model's inputs", text),
     "progress": function("a function of the rounds done and their number", 2),
-    "cpu_time": flag,
+    "peak_memory": flag,
 })
 def benchmark(
     base_path: str | os.PathLike[str],
     slim_path: str | os.PathLike[str],
     *,
-    threads: int = 1,
+    threads: int | None = None,
     runs: int | None = None,
     seconds: float = 5.0,
     feeds: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     cpu_time: bool = False,
+    peak_memory: bool = True,
 ) -> Verdict:
     """Measure two ONNX files against each other with onnxruntime, in this process.
 
@@ -150,7 +153,8 @@ def benchmark(
     Args:
         base_path: an ONNX file.
         slim_path: another one, with the same inputs.
-        threads: the number of onnxruntime's threads.
+        threads: the number of onnxruntime's threads, by default as many as it takes by itself: one for each physical
+            core.
         runs: the number of rounds, at least 30; by default as many as fit into `seconds`.
         seconds: the duration of all rounds.
         feeds: inputs by name, which also set the batch and sizes; each is an array of the shape that the files take. By
@@ -158,6 +162,7 @@ def benchmark(
         seed: of the random inputs, and of the order of each round.
         progress: called with the number of rounds done and their total.
         cpu_time: with several threads, compare the CPU time of the whole process, without spinning.
+        peak_memory: run each file in a process of its own too, to see how much memory it takes; Linux tells.
 
     Raises:
         InvalidArgument: an argument is out of range, there are fewer CPUs than threads, a file is missing or not ONNX,
@@ -170,42 +175,46 @@ def benchmark(
     ...     paths = [f"{folder}/large.onnx", f"{folder}/small.onnx"]
     ...     for net, path in zip((large, small), paths):
     ...         _ = surgeon.export(net, path, example_inputs=torch.randn(1, 64))
-    ...     verdict = benchmark(*paths, runs=30)
+    ...     verdict = benchmark(*paths, threads=1, runs=30)
     >>> verdict.decision in ("faster", "slower", "no reliable difference")
     True
     """
-    on_wall = threads > 1 and not cpu_time
+    clock = Clock.of(threads, cpu_time)
     base, slim, control = (
-        open_session(path, threads=threads, spin=on_wall) for path in (base_path, slim_path, base_path)
+        open_session(path, threads=clock.threads, spin=clock.spin) for path in (base_path, slim_path, base_path)
     )
     _same_inputs(base, slim, Path(base_path), Path(slim_path))
     inputs = make_feeds(base, slim, seed=seed, feeds=feeds)
-    clock: Clock = time.thread_time if threads == 1 else time.process_time
+    on_cpu = dataclasses.replace(clock, wall=False)
     sessions = (base, slim, control)
     try:
         estimates = [quickest_run(partial(session.run, None, inputs), _WARM_UP) for session in sessions]
         repeats = max(1, int(np.ceil(MIN_SAMPLE_SECONDS / max(min(estimates), 1e-9))))
         if runs is None:
             runs = int(np.clip(seconds / (repeats * sum(estimates)), MIN_RUNS, MAX_RUNS))
-        cpu, wall = _measure(sessions, inputs, runs, repeats, clock, seed, progress)
+        cpu, wall = _measure(sessions, inputs, runs, repeats, on_cpu.seconds(), seed, progress)
     except ORT_ERRORS as error:
         raise BenchmarkError(f"{base_path} against {slim_path}: onnxruntime can't run them: {error}") from error
-    compared = wall if on_wall else cpu
+    compared = wall if clock.wall else cpu
     batch = next((len(value) for value in inputs.values() if value.ndim), 1)
-    others = {} if on_wall else {"medians of wall time": float(np.median(wall[0]) / np.median(wall[1]))}
+    peaks = tuple(
+        memory.peak_memory(path, inputs, clock.threads) if peak_memory else None for path in (base_path, slim_path)
+    )
+    others = {} if clock.wall else {"medians of wall time": float(np.median(wall[0]) / np.median(wall[1]))}
     comparison = compare_timings(*compared, seed=seed, others=others)
-    layouts = compare_layouts(layout(base_path, threads), layout(slim_path, threads))
+    layouts = compare_layouts(layout(base_path, clock.threads), layout(slim_path, clock.threads))
     return Verdict(
         **vars(comparison),
         base=_latency(compared[0], wall[0], batch),
         slim=_latency(compared[1], wall[1], batch),
-        threads=threads,
+        threads=clock.threads,
         runs=runs,
         repeats=repeats,
         layout=layouts,
-        explanation=explain(layouts, base_path, slim_path, threads),
-        clock=WALL_TIME if on_wall else CPU_TIME,
+        explanation=explain(layouts, base_path, slim_path, clock.threads),
+        clock=clock.name,
         batch=batch,
+        peak_memory=(peaks[0], peaks[1]),
     )
 
 
@@ -214,7 +223,7 @@ def _measure(
     feeds: dict[str, np.ndarray],
     runs: int,
     repeats: int,
-    clock: Clock,
+    clock: Callable[[], float],
     seed: int,
     progress: Progress | None,
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -7,19 +7,19 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from surgeon.device.layout_probes import Probe
-from surgeon.device.microbenchmark import Point
+from surgeon.device.microbenchmark import Point, Whole
 from surgeon.errors import ProfileError
 
 FOLDER: Final = "kit"
 """The folder in the archive that holds the graphs, named by their digests, and `index.json`."""
 
 FORMAT: Final = "surgeon-kit"
-VERSION: Final = 1
+VERSION: Final = 2
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # so that the same kit is the same file, whenever it is written
 
@@ -31,7 +31,7 @@ class Kit:
     name: str
     points: tuple[Point, ...]
     probes: tuple[Probe, ...] = ()
-    models: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    models: Mapping[str, Whole] = dataclasses.field(default_factory=dict)
 
 
 def write_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
@@ -61,7 +61,9 @@ def write(kit: Kit, archive: zipfile.ZipFile) -> None:
         "name": kit.name,
         "points": [{**dataclasses.asdict(point), "model": store(point.model)} for point in kit.points],
         "probes": [{**dataclasses.asdict(probe), "candidates": graphs(probe.candidates)} for probe in kit.probes],
-        "models": graphs(kit.models),
+        "models": {
+            mark: {**dataclasses.asdict(each), "model": store(each.model)} for mark, each in kit.models.items()
+        },
     }
     write_member(archive, f"{FOLDER}/index.json", json.dumps(index, ensure_ascii=False).encode())
 
@@ -90,9 +92,15 @@ def _parse(index: dict[str, Any], archive: zipfile.ZipFile) -> Kit:
 
     for entry in index["points"]:
         entry["widths"], entry["model"] = tuple(entry["widths"]), load(entry["model"])
-        entry["inputs"] = {name: tuple(shape) for name, shape in entry["inputs"].items()}
+        entry["inputs"] = _shapes(entry["inputs"])
     for entry in index["probes"]:
         entry["candidates"] = {int(width): load(model) for width, model in entry["candidates"].items()}
     points, probes = (Point(**entry) for entry in index["points"]), (Probe(**entry) for entry in index["probes"])
-    models = {fingerprint: load(model) for fingerprint, model in index["models"].items()}
+    for entry in index["models"].values():
+        entry["model"], entry["inputs"] = load(entry["model"]), _shapes(entry["inputs"])
+    models = {mark: Whole(**entry) for mark, entry in index["models"].items()}
     return Kit(index["name"], tuple(points), tuple(probes), models)
+
+
+def _shapes(found: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(shape) for name, shape in found.items()}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from surgeon.device.benchmark import benchmark
 from surgeon.device.kit import read
+from surgeon.device.ort_session import feeds_at
 from surgeon.device.take_profile import take
 from surgeon.errors import SurgeonError
 from surgeon.support.files import write_text
@@ -43,13 +44,14 @@ def _profile(archive: str | os.PathLike[str], name: str, arguments: Sequence[str
         epilog=f"python {name} {_BENCH} base.onnx slim.onnx compares two files; see {_BENCH} --help.",
     )
     parser.add_argument("-o", "--output", default="profile.json", help="the profile; an existing one is resumed")
-    parser.add_argument("--threads", type=_positive(int), default=1, help="threads inside an operator (default 1)")
+    _add_clock(parser)
     options = parser.parse_args(arguments)
     kit = read(archive)
     contents = f"points {len(kit.points)}, rules {len(kit.probes)}, models {len(kit.models)}"
     print(f"{kit.name}: {contents}", file=sys.stderr)
     profile = take(
-        kit.points, kit.probes, models=kit.models, threads=options.threads, path=options.output, progress=_Progress()
+        kit.points, kit.probes, models=kit.models, threads=options.threads, cpu_time=options.cpu_time,
+        path=options.output, progress=_Progress(),
     )
     print(f"{options.output}: {profile}")
     return 0
@@ -61,20 +63,43 @@ def _bench(name: str, arguments: Sequence[str]) -> int:
     )
     parser.add_argument("base")
     parser.add_argument("slim")
-    parser.add_argument("--threads", type=_positive(int), default=1, help="threads inside an operator (default 1)")
+    _add_clock(parser)
+    parser.add_argument(
+        "--shape", action="append", default=[], type=_shape, metavar="[INPUT=]8,3,224,224",
+        help="the shape of an input, batch included, where the file leaves it free",
+    )
     parser.add_argument("--seconds", type=_positive(float), default=5.0, help="how long to measure (default 5)")
-    parser.add_argument("--cpu-time", action="store_true", help="with several threads: CPU time, not that on the wall")
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
     parser.add_argument("-o", "--output", metavar="FILE", help="also write it as JSON, for surgeon.load_verdict")
     options = parser.parse_args(arguments)
     verdict = benchmark(
         options.base, options.slim, threads=options.threads, seconds=options.seconds, progress=_Progress(),
-        cpu_time=options.cpu_time,
+        cpu_time=options.cpu_time, feeds=feeds_at(options.base, dict(options.shape)),
     )
     if options.output:
         write_text(options.output, verdict.to_json() + "\n")
     print(verdict.to_json() if options.json else verdict)
     return 0
+
+
+def _add_clock(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads", type=_positive(int),
+        help="threads inside an operator (default: as many as onnxruntime takes, one a physical core)",
+    )
+    parser.add_argument("--cpu-time", action="store_true", help="with several threads: CPU time, not that on the wall")
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """An input's name, if one is given, and its sizes."""
+    name, _, sizes = text.rpartition("=")
+    try:
+        found = tuple(int(size) for size in sizes.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no shape, such as 1,3,224,224 or INPUT=1,3,224,224")
+    return name, found
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnxruntime as ort
 
-from surgeon.device.onnx_editing import entry, strip
+from surgeon.device.clock import ONE_THREAD, Clock
+from surgeon.device.onnx_editing import entry, repeated, strip
 from surgeon.device.onnx_protobuf import elementwise, parse
 from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_optimized, open_session, quickest_run
 from surgeon.device.statistics import LOW
@@ -27,11 +27,18 @@ COLD_FLUSH = 16 << 20
 """Bytes to read before a run that should find cold caches: a model is not run without pauses, and where two are
 compared in turn, each finds the other's data there."""
 
+ROW_SECONDS = 2e-3
+"""With several threads, an operator is repeated in a row that takes about so long: in a model, only the first one wakes
+the threads, which then spin until there is more to do."""
+
+AWAKE = (1, 1 << 17)
+"""The shape of a tensor on which an elementwise operator is large enough for several threads."""
+
 _ROUNDS_A_PASS = 3
+_LONGEST_ROW = 64
 _SCATTER = 0.1  # from this spread on, a point gets further passes
 _WARM_UP = 2
 _KEPT_BYTES = 256 << 20  # graphs up to this total size stay open from pass to pass
-_COARSE = 1e-4  # seconds; a clock with longer ticks can't time a point
 
 Key = tuple[str, tuple[int, ...]]
 Layout = tuple[bool, bool]  # runs in the NCHWc layout, and returns its result in it
@@ -46,7 +53,7 @@ class Point:
     of other memory are read, so that the operator finds cold caches. Operators that lead to a value named `feed_…`
     aren't timed; see `surgeon.device.onnx_editing.strip`. A `whole` model is timed as by `surgeon.benchmark`: its time
     includes the overhead of a run, and where it is so short that a timing takes several runs, `flush` comes before
-    the first of them.
+    the first of them. A `threaded` point is measured only where there are several threads.
     """
 
     operator: str
@@ -56,6 +63,7 @@ class Point:
     copies: int = 1
     flush: int = 0
     whole: bool = False
+    threaded: bool = False
 
     @property
     def key(self) -> Key:
@@ -64,6 +72,18 @@ class Point:
 
     def __str__(self) -> str:
         return f"{self.operator} at {', '.join(map(str, self.widths))}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A whole model as ONNX, the shapes of its inputs where it leaves them open, and what it is, in words.
+
+    Without its bytes, it is too large to be timed, and only named.
+    """
+
+    model: bytes
+    inputs: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    about: str = ""
 
 
 def whole_point(operator: str, widths: tuple[int, ...], model: bytes, size: int = 0) -> Point:
@@ -76,7 +96,8 @@ def whole_point(operator: str, widths: tuple[int, ...], model: bytes, size: int 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Microseconds of CPU time per copy: the 10th percentile of `rounds` timings, without the overhead of a run.
+    """Microseconds per copy, by the clock of its profile: the 10th percentile of `rounds` timings, without the overhead
+    of a run.
 
     `spread` is the median's relative distance from it. `blocked` says that onnxruntime runs the graph in the NCHWc
     layout, `ends_blocked` that its result is in that layout too.
@@ -94,7 +115,7 @@ Progress = Callable[[Key, Sample, int, int], None]
 
 def measure_all(
     points: Sequence[Point],
-    threads: int = 1,
+    clock: Clock = ONE_THREAD,
     *,
     known: Mapping[Key, Sample] | None = None,
     on_sample: Progress | None = None,
@@ -119,7 +140,7 @@ def measure_all(
     if not todo:
         return samples
     rng = np.random.default_rng(seed)
-    bench = _Bench(threads)
+    bench = _Bench(clock)
     timings: dict[Key, list[float]] = {point.key: [] for point in todo}
     done = 0
     flushes = sorted({point.flush for point in todo if not point.whole})
@@ -197,14 +218,12 @@ class _Loaded:
 class _Bench:
     """Times points; keeps their sessions as far as memory allows, and measures the overhead of a run."""
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        name = "thread_time" if threads == 1 else "process_time"
-        coarse = time.get_clock_info(name).resolution > _COARSE  # type: ignore[arg-type]
-        self._clock: Callable[[], float] = time.perf_counter if coarse else getattr(time, name)
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._seconds = clock, clock.fine()
         self._open: dict[Key, _Loaded] = {}
         self._bytes = 0
-        self._nothing: dict[tuple[int, int], list[float]] = {}  # by operators and flush
+        self._rows: dict[Key, int] = {}  # how often a point's graph is repeated in one run
+        self._nothing: dict[tuple[int, int, bool], list[float]] = {}  # by operators, flush, and whether threads wake
         self._flush: dict[int, np.ndarray] = {}
 
     def time(self, point: Point) -> tuple[list[float], Layout]:
@@ -220,32 +239,48 @@ class _Bench:
     def time_nothing(self, flushes: Sequence[int]) -> None:
         """Time runs of one and of nine operators on almost no data, for the overhead of a run.
 
-        Done for each size of memory that is read before a run, since that makes onnxruntime's code cold too.
+        Done for each size of memory that is read before a run, since that makes onnxruntime's code cold too; and with
+        several threads for operators that are large enough to wake them.
         """
-        for length, flush in itertools.product((1, 9), flushes):
-            key = ("", (length, flush))
+        kinds = [(flush, False) for flush in flushes]
+        if self._clock.wall:
+            kinds = [*dict.fromkeys([*kinds, (0, False)]), (0, True)]
+        for length, (flush, awake) in itertools.product((1, 9), kinds):
+            key = ("", (length, flush, awake))
             if key not in self._open:
-                session = open_session(elementwise(["Neg"] * length, (1, 16)), threads=self._threads, optimize=False)
+                session = self._session(elementwise(["Neg"] * length, AWAKE if awake else (1, 16)))
                 self._open[key] = self._ready(session, make_feeds(session), (False, False), flush)
-            self._nothing.setdefault((length, flush), []).extend(self._timings(self._open[key]))
+            self._nothing.setdefault((length, flush, awake), []).extend(self._timings(self._open[key]))
 
     def sample(self, seconds: Sequence[float], point: Point, layout: Layout) -> Sample:
-        a_run = 0.0
-        if not point.whole:
-            one, nine = (float(np.percentile(self._nothing[length, point.flush], LOW)) for length in (1, 9))
-            a_run = max(0.0, one - max(0.0, nine - one) / 8)
         low, median = np.percentile(seconds, (LOW, 50))
-        us = max(0.0, float(low) - a_run) / point.copies * 1e6
+        copies = point.copies * self._rows.get(point.key, 1)
+        us = max(0.0, float(low) - (0.0 if point.whole else self._overhead(point.flush))) / copies * 1e6
         return Sample(us, float(median / low) - 1, layout[0], len(seconds), layout[1])
+
+    def _overhead(self, flush: int) -> float:
+        """The seconds of a run of nothing; with those that threads take to wake, unless a row makes up for that."""
+        found = self._of_nothing(flush, awake=False)
+        if self._clock.wall and flush:
+            found += max(0.0, self._of_nothing(0, awake=True) - self._of_nothing(0, awake=False))
+        return found
+
+    def _of_nothing(self, flush: int, awake: bool) -> float:
+        one, nine = (float(np.percentile(self._nothing[length, flush, awake], LOW)) for length in (1, 9))
+        return max(0.0, one - max(0.0, nine - one) / 8)
+
+    def _session(self, model: bytes) -> ort.InferenceSession:
+        """A session of a graph that is optimized already."""
+        return open_session(model, threads=self._clock.threads, spin=self._clock.spin, optimize=False)
 
     def _timings(self, loaded: _Loaded) -> list[float]:
         loaded.session.run_with_iobinding(loaded.binding)  # to have its code and data in the caches
         seconds = []
         for _ in range(_ROUNDS_A_PASS):
             loaded.chill()
-            start = self._clock()
+            start = self._seconds()
             loaded.run()
-            seconds.append((self._clock() - start) / loaded.repeats)
+            seconds.append((self._seconds() - start) / loaded.repeats)
         if not all(seconds):
             raise BenchmarkError("this system's CPU clock is too coarse: a run took no time by it")
         return seconds
@@ -253,17 +288,23 @@ class _Bench:
     def _load(self, point: Point) -> _Loaded:
         """The point's optimized graph without what isn't timed, opened; kept open if there is room."""
         try:
-            session, model = open_optimized(point.model, self._threads)
+            session, model = open_optimized(point.model, self._clock.threads, self._clock.spin)
             feeds = _feeds(session, point.inputs)
             if (before := entry(model)) is not None:
-                prepare = open_session(before, threads=self._threads, optimize=False)
+                prepare = self._session(before)
                 names = [output.name for output in prepare.get_outputs()]
                 needed = {item.name: feeds[item.name] for item in prepare.get_inputs()}
                 feeds |= dict(zip(names, prepare.run(None, needed)))
             stripped = strip(model)
             if stripped != model:
-                session = open_session(stripped, threads=self._threads, optimize=False)
+                session = self._session(stripped)
             loaded = self._ready(session, feeds, _layout(model, stripped), point.flush, point.whole)
+            if self._clock.wall and not (point.whole or point.flush):
+                if point.key not in self._rows:
+                    a_run = quickest_run(loaded.run, _WARM_UP) / loaded.repeats
+                    self._rows[point.key] = min(max(1, int(np.ceil(ROW_SECONDS / max(a_run, 1e-9)))), _LONGEST_ROW)
+                if (times := self._rows[point.key]) > 1:
+                    loaded = self._ready(self._session(repeated(stripped, times)), feeds, loaded.layout)
         except SurgeonError as error:
             raise type(error)(f"{point}: {error}") from error
         if self._bytes + len(model) <= _KEPT_BYTES:
@@ -305,8 +346,5 @@ def _aligned(value: np.ndarray) -> ort.OrtValue:
 
 
 def _feeds(session: ort.InferenceSession, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Standard normal inputs of the given shapes; the others by the model's own."""
-    rng = np.random.default_rng(0)
-    floats = {item.name for item in session.get_inputs() if item.type == "tensor(float)"}
-    given = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items() if name in floats}
-    return make_feeds(session, feeds=given)
+    """Inputs of the given shapes; the others by the model's own."""
+    return make_feeds(session, shapes=shapes)

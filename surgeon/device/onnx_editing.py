@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from surgeon.device import onnx_protobuf as pb
 from surgeon.device.onnx_protobuf import FEEDER, Graph, Node, graph_span, parse
-from surgeon.device.protobuf import VARINT, field, fields, varint
+from surgeon.device.protobuf import VARINT, field, fields, text, varint
 
 
 def strip(model: bytes) -> bytes:
@@ -34,6 +34,38 @@ def entry(model: bytes) -> bytes | None:
     graph = parse(model)
     nodes = _entry(graph)
     return _rebuild(model, nodes, list(graph.inputs), _outputs(nodes)) if nodes else None
+
+
+def repeated(model: bytes, times: int) -> bytes:
+    """The model with its operators so many times, on the same inputs and weights.
+
+    What they compute again is no output, so that onnxruntime writes it into the same memory each time. It is to be run
+    with optimizations off, which would see that nothing reads it.
+    """
+    start, end = graph_span(model)
+    nodes = [(low, high) for number, _, low, high in fields(model, start, end) if number == pb.GRAPH_NODE]
+    known = [pb.read_node(model, low, high) for low, high in nodes]
+    made = {name for node in known for name in node.outputs if name}
+    graph = bytearray(model[start:end])
+    for copy in range(1, times):
+        names = {name: f"{name} {copy}" for name in made}
+        called = {node.name: f"{node.name} {copy}" for node in known if node.name}
+        for low, high in nodes:
+            node = _renamed(model, low, high, (pb.NODE_INPUT, pb.NODE_OUTPUT), names)
+            graph += field(pb.GRAPH_NODE, _renamed(node, 0, len(node), (pb.NODE_NAME,), called))
+    return _with_graph(model, bytes(graph))
+
+
+def _renamed(model: bytes, start: int, end: int, places: Collection[int], names: Mapping[str, str]) -> bytes:
+    """A message with other names in the fields at these places."""
+    result = bytearray()
+    for number, kind, low, high in fields(model, start, end):
+        if number in places:
+            name = text(model, low, high)
+            result += field(number, names.get(name, name))
+        else:
+            result += field(number, varint(model, low)[0] if kind == VARINT else model[low:high])
+    return bytes(result)
 
 
 def _entry(graph: Graph) -> list[Node]:
@@ -79,10 +111,15 @@ def _rebuild(model: bytes, nodes: Collection[Node], inputs: Sequence[str], outpu
     for number, names in ((pb.GRAPH_INPUT, inputs), (pb.GRAPH_OUTPUT, outputs)):
         for name in names:
             graph += field(number, declared.get(name) or pb.write_value(name))
+    return _with_graph(model, bytes(graph))
+
+
+def _with_graph(model: bytes, graph: bytes) -> bytes:
+    """The model with another graph."""
     result = bytearray()
     for number, kind, low, high in fields(model, 0, len(model)):
         if number == pb.MODEL_GRAPH:
-            result += field(number, bytes(graph))
+            result += field(number, graph)
         else:
             result += field(number, varint(model, low)[0] if kind == VARINT else model[low:high])
     return bytes(result)

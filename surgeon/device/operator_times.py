@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from surgeon.device.clock import Clock
 from surgeon.device.onnx_protobuf import Graph, Node, read
 from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
 from surgeon.errors import BenchmarkError
@@ -35,20 +36,21 @@ class Share:
 
 
 def shares(
-    path: str | os.PathLike[str], *, threads: int = 1, runs: int = 30,
+    path: str | os.PathLike[str], *, threads: int | None = None, runs: int = 30,
     example: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[Share, ...]:
     """The operators of a file and the time that each takes, in the order in which they run.
 
-    `example` are the inputs' shapes, where the file leaves sizes free and does not tell any.
+    `threads` are onnxruntime's, by default as many as it takes by itself. `example` are the inputs' shapes, where the
+    file leaves sizes free and does not tell any.
 
     The profiler itself takes time, so that the sum exceeds the time of a run without it: read them as shares.
 
     Raises what `open_session` raises, and `BenchmarkError` if the file can't be run.
     """
-    graph = read(path)
+    graph, clock = read(path), Clock.of(threads)
     with temporary_folder() as folder:
-        session = open_session(path, threads=threads, profile_to=folder / "profile")
+        session = open_session(path, threads=clock.threads, spin=clock.spin, profile_to=folder / "profile")
         feeds = make_feeds(session, example=example)
         try:
             for _ in range(runs):

@@ -105,7 +105,7 @@ def open_session(
 
 
 def open_optimized(
-    model: str | os.PathLike[str] | bytes, threads: int = 1
+    model: str | os.PathLike[str] | bytes, threads: int = 1, spin: bool = False
 ) -> tuple[ort.InferenceSession, bytes]:
     """A session of the model, and its optimized graph as ONNX, without the large weights of a file.
 
@@ -113,7 +113,7 @@ def open_optimized(
     """
     with temporary_folder() as folder:
         dump = folder / "optimized.onnx"
-        session = open_session(model, threads=threads, dump_to=dump)
+        session = open_session(model, threads=threads, spin=spin, dump_to=dump)
         return session, dump.read_bytes()
 
 
@@ -154,8 +154,10 @@ def make_feeds(
     seed: int = 0,
     feeds: Mapping[str, np.ndarray] | None = None,
     example: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Inputs for a session: those given in `feeds`, the others generated from the model's signature.
+    """Inputs for a session: those given in `feeds`, the others generated, of the given `shapes` by name, or else from
+    the model's signature.
 
     A dimension that is dynamic in all of them is as in the example that the file was exported with, one sample, where
     the file tells, else as in `example`, the shapes by name, and else 1. Floats are standard normal, integers and
@@ -179,7 +181,7 @@ def make_feeds(
             continue
         if kind not in _NUMPY_TYPES:
             raise InvalidArgument(f"input {item.name!r} is a {item.type}; pass it in feeds")
-        shape = _shape(item.name, (session, *others), example or {})
+        shape = list((shapes or {}).get(item.name, ())) or _shape(item.name, (session, *others), example or {})
         if math.prod(shape) > _MADE_UP or min((*shape, 0)) < 0:
             raise InvalidArgument(f"input {item.name!r} is said to be of shape {shape}; pass it in feeds")
         dtype = _NUMPY_TYPES[kind]
@@ -187,7 +189,26 @@ def make_feeds(
             result[item.name] = rng.standard_normal(shape).astype(dtype)
         else:
             result[item.name] = np.zeros(shape, dtype)
+        if item.name in (shapes or {}):
+            _check_feed(item.name, result[item.name], item.shape, kind)
     return result
+
+
+def feeds_at(
+    path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, np.ndarray] | None:
+    """Inputs of a file of these shapes by name, "" for its only one; None where no shapes are given.
+
+    Raises `InvalidArgument` for a name that no input has, and for sizes that the file does not take.
+    """
+    if not shapes:
+        return None
+    session = open_session(path)
+    names = [item.name for item in session.get_inputs()]
+    given = {names[0] if not name and len(names) == 1 else name: sizes for name, sizes in shapes.items()}
+    if unknown := given.keys() - set(names):
+        raise InvalidArgument(f"shapes are given of {sorted(unknown)}, and the inputs of {path} are {names}")
+    return make_feeds(session, shapes=given)
 
 
 def untold(session: ort.InferenceSession) -> bool:

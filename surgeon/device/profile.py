@@ -12,30 +12,31 @@ from typing import Any, Final
 
 import onnxruntime as ort
 
+from surgeon.device.clock import CLOCKS, CPU_TIME, Clock
 from surgeon.device.cpu import cpu_name
 from surgeon.device.microbenchmark import Key, Sample
 from surgeon.errors import ProfileError
 from surgeon.support import arguments
-from surgeon.support.arguments import COMMON, NATURAL, OBJECT, POSITIVE, checked, instance, mapping, text, threads_here
+from surgeon.support.arguments import COMMON, NATURAL, OBJECT, POSITIVE, checked, choice, flag, instance, mapping, text
 from surgeon.support.documents import Document
 from surgeon.support.files import write_text
 
 FORMAT: Final = "surgeon-profile"
-VERSION: Final = 1
+VERSION: Final = 2
 
 _LARGEST: Final = 1 << 48
 _DOCUMENT = Document("profile", FORMAT, VERSION, ProfileError, "take the profile again")
 _TAKEN = {
     **COMMON, **dict.fromkeys(("cpu", "arch", "runtime"), text), "block": NATURAL, "cpus": NATURAL,
-    **{name: mapping(f"a mapping, as {name} of a profile are") for name in ("rules", "samples", "models")},
-    "threads": POSITIVE, "other": OBJECT,
+    **{name: mapping(f"a mapping, as {name} of a profile are") for name in ("rules", "samples", "models", "about")},
+    "threads": POSITIVE, "other": OBJECT, "clock": choice(*CLOCKS), "spin": flag,
 }
 
 
 @checked(_TAKEN)
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Measurements of one CPU, with a number of threads, by one version of onnxruntime.
+    """Measurements of one CPU, with `threads` threads, by one clock and one version of onnxruntime.
 
     - `cpu`, `arch`: the CPU's name and architecture, as the system gives them.
     - `threads`: the number of onnxruntime's threads.
@@ -45,6 +46,9 @@ class Profile:
     - `samples`: what operators cost at given widths, in microseconds, by (operator, widths).
     - `models`: whole models by their fingerprints, with numbers such as `ms`, the measured latency in milliseconds.
     - `cpus`: how many CPUs the machine has, as a limit on threads; 0 if that is not known.
+    - `about`: what whole models it was taken for, by their fingerprints: a name, and the shapes of the inputs.
+    - `clock`: what the times are: "CPU time" of one thread, or of all, or "wall time". `spin` says whether threads
+      that waited for one another span meanwhile, as onnxruntime has it by default.
 
     Raises:
         InvalidArgument: an argument is of another type, or out of range.
@@ -52,11 +56,13 @@ class Profile:
     >>> import tempfile
     >>> taken = Profile("Cortex-A76", "aarch64", threads=1, runtime="1.32.0")
     >>> print(taken)
-    Cortex-A76 (aarch64), threads 1, onnxruntime 1.32.0: points 0, rules 0, models 0
+    Cortex-A76 (aarch64), 1 thread, CPU time, onnxruntime 1.32.0: points 0, rules 0, models 0
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     taken.save(f"{folder}/a76.json")
     ...     Profile.load(f"{folder}/a76.json").merge(taken) == taken
     True
+    >>> str(taken.timed), taken.answers
+    ('1 thread, CPU time', 'models that it does not name')
     >>> len(taken.warnings_here()) > 0                         # this CPU is another one
     True
     """
@@ -70,10 +76,17 @@ class Profile:
     samples: Mapping[Key, Sample] = dataclasses.field(default_factory=dict)
     models: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     cpus: int = 0
+    clock: str = CPU_TIME
+    spin: bool = False
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def here(cls, threads: int = 1) -> Profile:
-        """An empty profile of this CPU, for a number of `threads`.
+    def here(cls, threads: int | None = None, cpu_time: bool = False) -> Profile:
+        """An empty profile of this CPU.
+
+        Args:
+            threads: the number of onnxruntime's threads, by default as many as it takes by itself.
+            cpu_time: with several threads, of their CPU time, and not of the time on the wall.
 
         Raises:
             InvalidArgument: this process has fewer CPUs than threads.
@@ -81,12 +94,25 @@ class Profile:
         >>> Profile.here().samples
         {}
         """
-        threads_here("threads", threads)
-        return cls(cpu_name(), platform.machine(), threads, ort.__version__, cpus=arguments.cpus())
+        clock = Clock.of(threads, cpu_time)
+        return cls(
+            cpu_name(), platform.machine(), clock.threads, ort.__version__, cpus=arguments.cpus(), clock=clock.name,
+            spin=clock.spin,
+        )
+
+    @property
+    def answers(self) -> str:
+        """What it can tell the latency of, any widths of these models at these shapes, as text for messages."""
+        return "; ".join(dict.fromkeys(self.about.values())) or "models that it does not name"
+
+    @property
+    def timed(self) -> Clock:
+        """The clock of its times, with their number of threads."""
+        return Clock(self.threads, self.clock != CPU_TIME)
 
     def __str__(self) -> str:
         return (
-            f"{self.cpu} ({self.arch}), threads {self.threads}, onnxruntime {self.runtime}: "
+            f"{self.cpu} ({self.arch}), {self.timed}, onnxruntime {self.runtime}: "
             f"points {len(self.samples)}, rules {len(self.rules)}, models {len(self.models)}"
         )
 
@@ -95,7 +121,7 @@ class Profile:
 
         Raises:
             InvalidArgument: `other` is not a profile.
-            ProfileError: they are of different CPUs, thread counts or versions of onnxruntime.
+            ProfileError: they are of different CPUs, thread counts, clocks or versions of onnxruntime.
         """
         PROFILE("other", other)
         differences = [f"{name} {mine} against {theirs}" for name, mine, theirs in _differences(self, other)]
@@ -111,6 +137,7 @@ class Profile:
             rules={**self.rules, **other.rules},
             samples=samples,
             models={**self.models, **other.models},
+            about={**self.about, **other.about},
             cpus=other.cpus or self.cpus,
         )
 
@@ -120,7 +147,9 @@ class Profile:
         Raises:
             InvalidArgument: `threads` is out of range.
         """
-        here = dataclasses.replace(Profile.here(), threads=self.threads if threads is None else threads)
+        here = dataclasses.replace(
+            Profile.here(1), threads=self.threads if threads is None else threads, clock=self.clock, spin=self.spin
+        )
         return [
             f"the profile was taken with {name} {mine}, this is {theirs}: its milliseconds may be wrong here; "
             "take a profile where the model will run"
@@ -137,6 +166,7 @@ class Profile:
         head = {"format": FORMAT, "version": VERSION}
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         data["rules"], data["models"] = dict(self.rules), {name: dict(row) for name, row in self.models.items()}
+        data["about"] = dict(self.about)
         data["samples"] = [
             {
                 "operator": operator,
@@ -167,7 +197,10 @@ PROFILE: Final = instance(Profile, "a surgeon.Profile", "surgeon.Profile.load re
 
 
 def _differences(one: Profile, other: Profile) -> Iterator[tuple[str, object, object]]:
-    names = {"cpu": "CPU", "arch": "architecture", "threads": "threads", "runtime": "onnxruntime"}
+    names = {
+        "cpu": "CPU", "arch": "architecture", "threads": "threads", "clock": "clock", "spin": "spinning",
+        "runtime": "onnxruntime",
+    }
     for field, name in names.items():
         mine, theirs = getattr(one, field), getattr(other, field)
         if mine != theirs:
@@ -210,7 +243,15 @@ def _parse(data: dict[str, Any]) -> Profile:
     if threads < 1 or min(block, cpus) < 0 or max(threads, block, cpus) >= _LARGEST:
         raise ProfileError(f"{threads} threads, {cpus} CPUs and blocks of {block} channels are out of range")
     cpu, arch, runtime = (_DOCUMENT.entry(data, name, str) for name in ("cpu", "arch", "runtime"))
-    return Profile(cpu, arch, threads, runtime, block, rules, samples, models, cpus)
+    # Before there was a choice, it was CPU time, without spinning.
+    clock = _DOCUMENT.entry(data, "clock", str) if "clock" in data else CPU_TIME
+    spin = _DOCUMENT.entry(data, "spin", bool) if "spin" in data else False
+    if clock not in CLOCKS:
+        raise ProfileError(f'"clock" is {clock!r}; it is {" or ".join(map(repr, CLOCKS))}')
+    about = _DOCUMENT.entry(data, "about", dict) if "about" in data else {}
+    for name in about:
+        _DOCUMENT.entry(about, name, str, "about: ")
+    return Profile(cpu, arch, threads, runtime, block, rules, samples, models, cpus, clock, spin, about)
 
 
 def _number(data: Mapping[str, Any], name: str, place: str) -> float:

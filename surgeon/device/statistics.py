@@ -14,6 +14,9 @@ NO_DIFFERENCE: Final = "no reliable difference"
 LOW = 10
 """The percentile that is compared: interference only ever adds time, so the low end is the model's own."""
 
+NOISY: Final = 0.05
+"""From this noise on, the base's largest distance from itself, nothing is told of differences that may be noise."""
+
 _RESAMPLES = 2000
 _CONFIDENCE = 95
 
@@ -34,7 +37,8 @@ class Ratio:
 class Comparison:
     """`ratio` is base / slim, `control` base / base; `noise` the largest relative error the control shows.
 
-    `doubt` names other statistics of the same timings that differ from it by more than that; empty if none do.
+    `doubt` names other statistics of the same timings that differ from it by more than that, or says that the noise is
+    too large to tell; empty if neither is so.
     """
 
     ratio: Ratio
@@ -87,6 +91,8 @@ def compare_timings(
         f"by the {name} {value:.2f}x" for name, value in others.items()
         if not ratio.low / (1 + noise) <= value <= ratio.high * (1 + noise)
     ]
+    if decision == NO_DIFFERENCE and noise > NOISY:
+        apart = [f"too noisy here: the base differs from itself by up to {noise:.1%}", *apart]
     return Comparison(ratio, same, noise, decision, against or ", ".join(apart))
 
 

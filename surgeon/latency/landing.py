@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 
+from surgeon.device.statistics import NOISY
+
 #: Measured latency over requested: the target is met within these, and `AIM` is aimed at.
 NEAR, AIM = (0.98, 1.0), 0.99
 #: Beyond these, an interval that overlaps `NEAR` is too wide to count.
@@ -14,21 +16,31 @@ _INSIDE = 0.1
 
 
 class Landed(enum.Enum):
-    """Whether the requested latency was met: as measured, within the interval of the measurement, or not."""
+    """Whether the requested latency was met: as measured, within the interval of the measurement, or not; or whether
+    that can't be told where the machine is too noisy."""
 
     MET = "met"
     MAY_BE = "may be"
     NOT = "not"
+    NOISY = "too noisy"
 
 
-def where_landed(off: float, low: float, high: float) -> Landed:
+def where_landed(off: float, low: float, high: float, noise: float = 0.0) -> Landed:
     """Whether the target is met by a measured latency and its interval, all relative to the requested latency.
+
+    `noise` is how far the base was measured to be from itself: beyond `NOISY`, the interval is that much wider, and
+    nothing is told of what it holds.
 
     >>> where_landed(0.99, 0.97, 1.02), where_landed(1.01, 0.99, 1.03), where_landed(1.01, 1.005, 1.03)
     (<Landed.MET: 'met'>, <Landed.MAY_BE: 'may be'>, <Landed.NOT: 'not'>)
     >>> where_landed(1.15, 0.9, 1.3)
     <Landed.NOT: 'not'>
+    >>> where_landed(0.99, 0.97, 1.02, noise=0.08), where_landed(1.3, 1.25, 1.35, noise=0.08)
+    (<Landed.NOISY: 'too noisy'>, <Landed.NOT: 'not'>)
     """
+    if noise > NOISY:
+        reaches = min(low, off) <= NEAR[1] * (1 + noise) and max(high, off) * (1 + noise) >= NEAR[0]
+        return Landed.NOISY if reaches else Landed.NOT
     if NEAR[0] <= off <= NEAR[1]:
         return Landed.MET
     reaches = low <= NEAR[1] and high >= NEAR[0]

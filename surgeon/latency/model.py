@@ -31,7 +31,7 @@ _LESS = 4
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one run, batch of one, as a function of the widths.
+    """Milliseconds of one run, on so many samples, as a function of the widths.
 
     It is a sum over the operators, each at its sizes for these widths and in the layout that it runs in there (NCHWc or
     NCHW), the reorders between them, the time to read weights that the rest of the model has evicted from the caches,
@@ -48,8 +48,10 @@ class Latency:
     each: float = 0.0
 
     @classmethod
-    def of(cls, groups: Groups, profile: Profile, cost: Cost | None = None, model: str = "") -> Latency:
-        """The latency of a model by a profile.
+    def of(
+        cls, groups: Groups, profile: Profile, cost: Cost | None = None, model: str = "", batch: int = 1
+    ) -> Latency:
+        """The latency of a model by a profile, of a run on `batch` samples if the graph leaves that free.
 
         If the profile holds the measured latency of the model at full width (`Profile.models`, by its mark `model`),
         the residual overhead is attributed half uniformly to its operators, and half in proportion to their times: in
@@ -58,7 +60,7 @@ class Latency:
         Raises `ProfileError` if the profile lacks a measurement that an operator needs.
         """
         cost = cost or Cost(groups)
-        network, timings = Network.of(groups, cost), Timings(profile, dict(cost.sizes))
+        network, timings = Network.of(groups, cost, batch), Timings(profile, dict(cost.sizes))
         times = {operator: timings.of(operator) for operator in network.operators if operator.kind != "view"}
         found = cls(timings.sizes, network, timings, times, timings.run)
         measured, alone = profile.models.get(model, {}).get("ms"), found.ms({}) - found.run

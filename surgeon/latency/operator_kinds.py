@@ -280,7 +280,7 @@ def _unknown(node: fx.Node, sizes: Sizes) -> Described | None:
     typed = sizes.groups.typed[node]
     if typed.macs:
         products: Sequence[Any] = typed.macs if isinstance(typed.macs, list) else [typed.macs]
-        scale = typed.scale / 1000 / max(sizes.groups.graph.batch, 1)
+        scale = typed.scale / 1000 / max(sizes.groups.graph.batch, 1) * sizes.samples
         total = sum_of(product_of([{(): scale}, *map(sizes.cost.size, axes)]) for axes in products)
         return Described("work", {}, (total,), sizes.reads(node))
     reads = sizes.reads(node)

@@ -51,12 +51,12 @@ class Operator:
         return leaves_of(self.dims)
 
 
-def operators(groups: Groups, cost: Cost) -> list[Operator]:
-    """The operators of a graph in the order in which they run.
+def operators(groups: Groups, cost: Cost, batch: int = 1) -> list[Operator]:
+    """The operators of a graph in the order in which they run, on so many samples if the graph leaves that free.
 
     Operators that do not depend on the model's inputs are left out: they are computed once, when the model is loaded.
     """
-    sizes = Sizes(groups, cost)
+    sizes = Sizes(groups, cost, batch)
     nodes = [node for node in groups.graph.nodes if node in sizes.live]
     order = {node: place for place, node in enumerate(nodes)}
     taken: set[fx.Node] = set()

@@ -46,13 +46,13 @@ class Network:
     shapes: Mapping[fx.Node, tuple[Terms, ...]]
 
     @classmethod
-    def of(cls, groups: Groups, cost: Cost) -> Network:
+    def of(cls, groups: Groups, cost: Cost, batch: int = 1) -> Network:
         """The network of a graph, without the views of tensors that are never in the NCHWc layout."""
-        every = operators(groups, cost)
+        every = operators(groups, cost, batch)
         may = {operator.writes for operator in every if operator.kind in (*DECIDED, *STANDING, "concat")}
         found = tuple(o for o in every if o.kind != "view" or o.reads[0] in may)
         results = tuple(source(node) for node in groups.graph.output.all_input_nodes)
-        sizes, read = Sizes(groups, cost), {*results, *(read for operator in found for read in operator.reads)}
+        sizes, read = Sizes(groups, cost, batch), {*results, *(read for operator in found for read in operator.reads)}
         return cls(found, results, {node: sizes.of(node) for node in read})
 
     def steps(self, widths: Mapping[int, int], paths: Paths, ends: Mapping[Operator, bool]) -> Iterator[Step]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from surgeon.device.layout_probes import Probe
-from surgeon.device.microbenchmark import COLD_FLUSH, Point, whole_point
+from surgeon.device.microbenchmark import AWAKE, COLD_FLUSH, Point, whole_point
 from surgeon.device.onnx_protobuf import elementwise
 from surgeon.ir.polynomial import evaluate
 from surgeon.latency.onnx_builder import Builder
@@ -39,7 +40,8 @@ COLD_WEIGHT = 4 * COLD[1] ** 2
 FEW_POSITIONS = 8
 #: A model with fewer multiply-accumulate operations is run several times in a timing: its inputs are in the caches.
 _REPEATED = 10_000_000
-#: Numbers of operators on almost no data in a model, for the overhead of a run.
+#: Numbers of operators in a model, on almost no data, for the overhead of a run; with several threads, also on enough
+#: for them, which they wake for.
 RUNS = (1, 9)
 # Curves over the number of elements, or of operations, common to all models; and the kinds that use each.
 CURVES = {"copy": (4_000, 40_000, 400_000), "work": (1_000, 100_000)}
@@ -137,6 +139,8 @@ def points(operators: Iterable[Operator], full: Mapping[int, int]) -> list[Point
             break
     for count in RUNS:
         found["run", (count,)] = whole_point("run", (count,), elementwise(["Neg"] * count, (1, 16)))
+        wake = whole_point("wake", (count,), elementwise(["Neg"] * count, AWAKE))
+        found["wake", (count,)] = replace(wake, flush=0, threaded=True)
     return list(found.values())
 
 

@@ -106,14 +106,23 @@ class Timings:
 
     @cached_property
     def run(self) -> float:
-        """The milliseconds of an empty run; 0 if the profile does not have it."""
-        one = self.profile.samples.get(("run", (RUNS[0],)))
-        return 0.0 if one is None or self._a_node is None else max(0.0, one.us / 1e3 - self._a_node)
+        """The milliseconds of a run beside its operators': onnxruntime's own, and those that its threads take to wake,
+        where there are several. 0 if the profile does not have them."""
+        return max(self._beside("run"), self._beside("wake"))
+
+    def _beside(self, kind: str) -> float:
+        """The milliseconds of a run beside those of its operators of this kind; 0 if the profile does not have it."""
+        one, each = self.profile.samples.get((kind, (RUNS[0],))), self._each(kind)
+        return 0.0 if one is None or each is None else max(0.0, one.us / 1e3 - each)
 
     @cached_property
     def _a_node(self) -> float | None:
         """The milliseconds of an operator on almost no data; None if the profile does not have it."""
-        one, nine = (self.profile.samples.get(("run", (count,))) for count in RUNS)
+        return self._each("run")
+
+    def _each(self, kind: str) -> float | None:
+        """The milliseconds that one more operator of this kind takes in a run."""
+        one, nine = (self.profile.samples.get((kind, (count,))) for count in RUNS)
         return None if one is None or nine is None else max(0.0, nine.us - one.us) / (RUNS[1] - RUNS[0]) / 1e3
 
     @cached_property
@@ -158,7 +167,8 @@ class Timings:
         except KeyError as error:
             raise ProfileError(
                 f"the profile holds nothing about {operator.label} ({operator.kind} of sizes {dims}): it was taken for "
-                "other models; take one of this model with surgeon.profile, or merge it into this one"
+                f"other models or shapes: {self.profile.answers}; take one of this model at these shapes with "
+                "surgeon.profile, or merge it into this one"
             ) from error
 
     def _curve(self, kind: str) -> Time:
@@ -166,7 +176,8 @@ class Timings:
             ys = np.array([self.profile.samples[kind, (elements,)].us / 1e3 for elements in CURVES[kind]])
         except KeyError as error:
             raise ProfileError(
-                f"the profile holds nothing about {kind}; take one of this model with surgeon.profile"
+                f"the profile holds nothing about {kind}, as it was taken for {self.profile.answers}; take one of this "
+                "model with surgeon.profile"
             ) from error
         xs = np.array(CURVES[kind], dtype=np.float64)
         return lambda dims: _line(np.asarray(dims[0], dtype=np.float64), xs, ys)

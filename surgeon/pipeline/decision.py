@@ -14,7 +14,8 @@ from surgeon.calibration.job import JobReport, Metric
 from surgeon.calibration.other_sizes import calibrated
 from surgeon.calibration.stand_in import REMEDY, Unserved, finite, noise_for_cut, served
 from surgeon.cost.cost import Cost
-from surgeon.deploy.profiling import profile_groups
+from surgeon.deploy.profiling import profile_workloads
+from surgeon.deploy.workloads import workloads
 from surgeon.frontend.ignore import named
 from surgeon.frontend.parameters import NOISE
 from surgeon.frontend.parts import Parts
@@ -80,10 +81,11 @@ class Prepared:
                 model, groups, self._chosen(chooser), settings, self.cost, self.data, self.unserved, self.fingerprint
             )
         with temporary_folder() as folder:
-            timer = LatencyTarget(model, groups, self.cost, options.target.device, options.target.threads, folder)
+            timer = LatencyTarget(model, groups, self.cost, options.target, folder)
             choice = self._chosen(replace(chooser, timer=timer))
         assert choice.timing is not None
         settings |= {"budget": "latency", "device": choice.timing.device, "threads": choice.timing.threads}
+        settings |= {"clock": choice.timing.clock}
         return Decision(model, groups, choice, settings, self.cost, self.data, self.unserved)
 
     def profiled(self) -> Prepared:
@@ -91,7 +93,9 @@ class Prepared:
         target = self.options.target
         if not target.timed or target.device is not None:
             return self
-        profile = profile_groups(self.judged.model, self.judged.groups, threads=target.threads or 1)
+        model, groups = self.judged.model, self.judged.groups
+        runs = workloads(model, groups, target.shapes)
+        profile = profile_workloads(model, runs, threads=target.threads, cpu_time=target.cpu_time)
         return replace(self, options=replace(self.options, target=replace(target, device=profile)))
 
     def judge(self, slim: nn.Module) -> JobReport | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,105 +13,37 @@ from torch import nn
 from surgeon.allocation.choose import choose
 from surgeon.allocation.latency_budget import allocate_latency, least_ms
 from surgeon.cost.cost import Cost
-from surgeon.deploy.profiling import export_groups, load_device, mark_of, profile_groups
+from surgeon.deploy.profiling import export_groups, load_device, profile_workloads
 from surgeon.deploy.slim_file import write_slim
+from surgeon.deploy.workloads import Workload, workloads
 from surgeon.device.benchmark import Verdict, benchmark
+from surgeon.device.statistics import NOISY
 from surgeon.errors import ExportError, Infeasible, InvalidArgument
 from surgeon.groups.coupling import Groups
 from surgeon.groups.ties import Ties
-from surgeon.latency.landing import AIM, Landed, next_target, where_landed
+from surgeon.latency.landing import AIM, Landed, next_target
+from surgeon.latency.mixture import Mixture
 from surgeon.latency.model import Latency
-from surgeon.pipeline.options import Device
+from surgeon.pipeline.options import Target
+from surgeon.pipeline.timing import OperatorTime, Part, Timing, a_step_short, doubtful, text
 from surgeon.support.arguments import MinWidth
 from surgeon.support.progress import stage
 from surgeon.surgery import operate
 
 Kept = dict[int, tuple[int, ...]]
-_Try = tuple[Kept, "Timing"]
-_Solve = Callable[[Latency, float], _Try]
+_Try = tuple[Kept, Timing]
+_Solve = Callable[[Mixture, float], _Try]
 
 #: Up to how many choices of widths are measured, each for so many seconds.
 _MOST = 9
 _SECONDS = 2.0
+# How many times longer is measured where that was too noisy.
+_LONGER = 4
 # Up to how many times what was asked for the least that is predicted is measured before it is believed.
 _DOUBTED = 10.0
 _ROUNDING = 1e-6
 # From what share of the whole on it is said that a run of nothing takes as much.
 _MUCH = 0.1
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Latencies in milliseconds, batch of one: asked for, and of the base and the smaller model.
-
-    All are of `device`, a CPU by its name, with so many `threads`. `requested` are the milliseconds that were asked
-    for, `base` those of the whole model, `predicted` those of the smaller one by the profile. `measured` are the
-    milliseconds that it was measured to take here, against the base in one interleaved run (`verdict`); nothing where
-    the device is another one; `interval` is the 95 % interval of `measured`. `possible` is the least that any widths
-    are predicted to take, every group at its floor. `corrections` counts how often the widths were chosen anew after
-    measuring. `bound` says how far from the best the widths may be, by the profile: the relative distance of the damage
-    done from its lower bound; nothing where that is not known. `notes` say what may be unexpected.
-
-    >>> timing = Timing("Cortex-A76", threads=1, requested=4.0, base=8.0, predicted=3.97, possible=1.2)
-    >>> print(timing)
-    latency on Cortex-A76, 1 thread:
-      base 8 ms, requested 4 ms, predicted 3.97 ms
-      possible from 1.2 ms on, by the profile
-    >>> timing.prediction
-    'predicted to be faster, 2.02x: 8 ms to 3.97 ms on Cortex-A76, by its profile, not measured'
-    >>> timing.landed, timing.interval
-    (<Landed.MET: 'met'>, None)
-    """
-
-    device: str
-    threads: int
-    requested: float
-    base: float
-    predicted: float
-    measured: float | None = None
-    corrections: int = 0
-    bound: float | None = None
-    verdict: Verdict | None = None
-    notes: tuple[str, ...] = ()
-    possible: float = 0.0
-
-    @property
-    def prediction(self) -> str:
-        """What is said of the speed on another CPU than this one."""
-        return (
-            f"predicted to be faster, {self.base / self.predicted:.2f}x: {_text(self.base)} to {_text(self.predicted)} "
-            f"on {self.device}, by its profile, not measured"
-        )
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of what was measured, in milliseconds."""
-        if self.measured is None or self.verdict is None:
-            return None
-        ratio = self.verdict.ratio
-        return self.measured * ratio.value / ratio.high, self.measured * ratio.value / ratio.low
-
-    @property
-    def landed(self) -> Landed:
-        """Whether what was measured is what was asked for, or may be."""
-        low, high = self.interval or (self.measured or self.predicted,) * 2
-        return where_landed(_off(self), low / self.requested, high / self.requested)
-
-    def __str__(self) -> str:
-        lines = [f"latency on {self.device}, {self.threads} thread{'s' if self.threads > 1 else ''}:"]
-        found = f"predicted {_text(self.predicted)}"
-        if self.measured is not None:
-            between = " to ".join(f"{ms / self.requested:.1%}" for ms in self.interval or ())
-            share = f"{self.measured / self.requested:.1%} of it" + (f", 95 % interval {between}" if between else "")
-            found = f"measured {_text(self.measured)} ({share}), {found}"
-        lines.append(f"  base {_text(self.base)}, requested {_text(self.requested)}, {found}")
-        lines.append(f"  possible from {_text(self.possible)} on, by the profile")
-        if self.corrections:
-            times = "once" if self.corrections == 1 else f"{self.corrections} times"
-            lines.append(f"  the widths were chosen anew {times}, after measuring")
-        if self.bound is not None:
-            lines.append(f"  the widths do at most {self.bound:.1%} more damage than the best would, by the profile")
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
 class LatencyTarget:
@@ -120,31 +52,44 @@ class LatencyTarget:
     `folder` is where the models are put that are measured.
     """
 
-    def __init__(
-        self, model: nn.Module, groups: Groups, cost: Cost, device: Device, threads: int | None, folder: Path
-    ) -> None:
+    def __init__(self, model: nn.Module, groups: Groups, cost: Cost, target: Target, folder: Path) -> None:
         self._model, self._groups, self._cost = model, groups, cost
         self._folder = folder
-        mark = mark_of(model, groups)
-        if device is None:
-            self.profile = profile_groups(model, groups, threads=threads or 1, base=self._base)
+        self._shaped = bool(target.shapes)
+        self._runs = workloads(model, groups, target.shapes)
+        self._bases: dict[int, Path] = {}
+        marks = [run.mark(model) for run in self._runs]
+        threads, cpu_time = target.threads, target.cpu_time
+        if target.device is None:
+            self.profile = profile_workloads(model, self._runs, threads=threads, cpu_time=cpu_time, bases=self._base)
             self.here = True
         else:
-            self.profile = load_device(device, threads)
+            self.profile = load_device(target.device, threads, cpu_time)
             self.here = not self.profile.warnings_here(threads)
             if self.here:
                 given = self.profile
-                whole = None if "ms" in given.models.get(mark, {}) else self._base
-                self.profile = profile_groups(model, groups, threads=given.threads, known=given, base=whole)
-        self.latency = Latency.of(groups, self.profile, cost, mark)
+                self.profile = profile_workloads(
+                    model, self._runs, threads=given.threads, cpu_time=cpu_time, known=given, bases=self._base
+                )
+        costs = [cost if run.groups is groups else Cost(run.groups) for run in self._runs]
+        self.latency = Mixture(
+            tuple(
+                Latency.of(run.groups, self.profile, own, mark, run.batch)
+                for run, own, mark in zip(self._runs, costs, marks, strict=True)
+            ),
+            tuple(run.weight for run in self._runs),
+        )
         self.base = self.latency.ms({})
-        known = "ms" in self.profile.models.get(mark, {})
+        known = all("ms" in self.profile.models.get(mark, {}) for mark in marks)
         self.notes = () if known else ("the profile does not hold this model as a whole: milliseconds are estimates",)
 
-    @cached_property
-    def _base(self) -> Path:
-        """The whole model as ONNX."""
-        return export_groups(self._model, self._groups, self._folder / "base.onnx")
+    def _base(self, run: Workload) -> Path:
+        """The whole model as ONNX, at the sizes of a workload."""
+        key = id(run.groups)
+        if key not in self._bases:
+            path = self._folder / f"base{len(self._bases) or ''}.onnx"
+            self._bases[key] = export_groups(self._model, run.groups, path)
+        return self._bases[key]
 
     def decide(
         self, scores: Mapping[int, np.ndarray], ms: float | None, ratio: float | None, min_width: MinWidth,
@@ -163,10 +108,10 @@ class LatencyTarget:
         requested = ms if ms is not None else (1 - (ratio or 0.0)) * self.base
         if requested >= self.base:
             given = f"latency_ms={ms:g}" if ms is not None else f"ratio={ratio:g}"
-            raise InvalidArgument(f"{given}: the whole model takes {_text(self.base)} already; ask for less")
+            raise InvalidArgument(f"{given}: the whole model takes {text(self.base)} already; ask for less")
         possible = least_ms(self._groups, self.latency, min_width, self._cost, ties)
 
-        def solve(latency: Latency, target: float) -> _Try:
+        def solve(latency: Mixture, target: float) -> _Try:
             with stage("allocate"):
                 widths, found = allocate_latency(
                     self._groups, scores, self._cost, latency, ms=target, min_width=min_width, size=size,
@@ -174,11 +119,12 @@ class LatencyTarget:
                 )
             timing = Timing(
                 self.profile.cpu, self.profile.threads, requested, self.base, self.latency.ms(widths), bound=found.gap,
-                notes=(*self.notes, *found.notes), possible=possible,
+                notes=(*self.notes, *found.notes), possible=possible, clock=self.profile.clock,
+                parts=self._parts(widths),
             )
             return choose(self._groups, scores, widths), timing
 
-        def narrowest(latency: Latency) -> _Try:
+        def narrowest(latency: Mixture) -> _Try:
             return solve(latency, least_ms(self._groups, latency, min_width, self._cost, ties) * (1 + _ROUNDING))
 
         try:
@@ -189,15 +135,17 @@ class LatencyTarget:
                     return narrowest(self.latency)
             if not self.here:
                 kept, timing = solve(self.latency, requested)
-                return kept, timing if timing.landed is Landed.MET else _a_step_short(timing)
+                timing = replace(timing, operators=self._operators(_widths(kept)))
+                return kept, timing if timing.landed is Landed.MET else a_step_short(timing)
             tries = self._tried(solve, narrowest, requested, possible, relative=ms is None)
             kept, timing = _settled(tries)
         except Infeasible as error:
             raise self._explained(error) from error
-        return kept, replace(timing, corrections=[each for each, _ in tries].index(kept))
+        operators = self._operators(_widths(kept))
+        return kept, replace(timing, corrections=[each for each, _ in tries].index(kept), operators=operators)
 
     def _tried(
-        self, solve: _Solve, narrowest: Callable[[Latency], _Try], requested: float, possible: float, relative: bool
+        self, solve: _Solve, narrowest: Callable[[Mixture], _Try], requested: float, possible: float, relative: bool
     ) -> list[_Try]:
         """Widths and what they were measured to take, until some meet what was asked for or none are left to try.
 
@@ -217,15 +165,11 @@ class LatencyTarget:
             if found is None or found[0] in known:
                 break
             tries.append((found[0], self._measured(*found, relative=relative)))
-            if tries[-1][1].landed is Landed.MET:
+            if tries[-1][1].landed in (Landed.MET, Landed.NOISY):  # more of the same noise would tell nothing
                 break
-            # Shares of the base: what the machine does to both models meanwhile says nothing about the widths.
-            measured = [
-                (_widths(kept), self.base * (timing.measured or timing.predicted) / timing.base)
-                for kept, timing in tries
-            ]
+            measured = [(_widths(kept), self._measured_parts(timing)) for kept, timing in tries]
             latency = self.latency.fitted(measured)
-            landings = [(latency.ms(_widths(kept)), _off(timing)) for kept, timing in tries]
+            landings = [(latency.ms(_widths(kept)), timing.off) for kept, timing in tries]
             # At full width it takes what the base was measured to take.
             base = tries[-1][1].base / tries[-1][1].requested
             target = next_target(landings, (self.base, base))
@@ -236,61 +180,83 @@ class LatencyTarget:
         if self.latency.run < _MUCH * self.base:
             return error
         return Infeasible(
-            f"{error}\nToo small to time by its widths: of {_text(self.base)} a run, {_text(self.latency.run)} are "
+            f"{error}\nToo small to time by its widths: of {text(self.base)} a run, {text(self.latency.run)} are "
             "onnxruntime's own overhead, which widths can't touch.", error.reachable,
         )
 
-    def _file(self, slim: nn.Module, kept: Kept) -> Path:
+    def _parts(self, widths: Mapping[int, int]) -> tuple[Part, ...]:
+        """What is predicted of each workload."""
+        bases, made = self.latency.each({}), self.latency.each(widths)
+        return tuple(
+            Part(run.told(self._model), run.weight, base, ms)
+            for run, base, ms in zip(self._runs, bases, made, strict=True)
+        )
+
+    def _measured_parts(self, timing: Timing) -> tuple[float, ...]:
+        """What each workload was measured to take, as a share of the base: what the machine does to both models
+        meanwhile says nothing about the widths."""
+        bases = self.latency.each({})
+        if any(part.measured is None for part in timing.parts):
+            share = (timing.measured or timing.predicted) / timing.base
+            return tuple(share * base for base in bases)
+        parts = zip(bases, timing.parts, strict=True)
+        return tuple(base * (part.measured or part.predicted) / part.base for base, part in parts)
+
+    def _operators(self, widths: Mapping[int, int]) -> tuple[OperatorTime, ...]:
+        """Where the time goes by the profile, and what no widths touch."""
+        narrowest = {leaf: self.latency.steps(leaf)[0] for leaf in self._cost.sizes}
+        before, after, least = (self.latency.by_operator(each) for each in ({}, widths, narrowest))
+        return tuple(
+            OperatorTime(label, before.get(label, 0.0), ms, min(ms, least.get(label, 0.0)))
+            for label, ms in {**dict.fromkeys(before, 0.0), **after}.items()
+        )
+
+    def _file(self, slim: nn.Module, kept: Kept, run: Workload) -> Path:
         """The smaller model as ONNX: written from the base's file or, where that can't be, exported."""
-        path = self._folder / "slim.onnx"
+        base = self._base(run)
+        path = base.with_name(base.name.replace("base", "slim"))
         with stage("write slim"):
             try:
-                write_slim(self._base, path, slim, self._groups, kept)
+                write_slim(base, path, slim, run.groups, kept)
             except ExportError:
-                return export_groups(slim, self._groups, path)
+                return export_groups(slim, run.groups, path)
         return path
 
     def _measured(self, kept: Kept, timing: Timing, relative: bool) -> Timing:
         """With what the smaller model takes against the base, measured here and now."""
         slim = operate(self._model, self._groups, kept, "graph").module  # the quickest form; the file is the same
-        path = self._file(slim, kept)
-        with stage("measure"):
-            verdict = benchmark(self._base, path, threads=self.profile.threads, seconds=_SECONDS, cpu_time=True)
-        if not relative:
-            return replace(timing, measured=verdict.slim.low, base=verdict.base.low, verdict=verdict)
-        # A share of the latency is a share of what the base takes in the same minute.
-        share = timing.requested / self.base
-        requested = share * verdict.base.low
+        files: dict[int, Path] = {}
+        parts: list[Part] = []
+        for run, part in zip(self._runs, timing.parts, strict=True):
+            if (key := id(run.groups)) not in files:
+                files[key] = self._file(slim, kept, run)
+            with stage("measure"):
+                verdict = self._verdict(run, files[key], _SECONDS)
+                if verdict.noise > NOISY:
+                    again = self._verdict(run, files[key], _LONGER * _SECONDS)
+                    verdict = min(verdict, again, key=lambda each: each.noise)
+            # A share of the latency is a share of what the base takes in the same minute.
+            measured = verdict.base.low / verdict.ratio.value if relative else verdict.slim.low
+            parts.append(replace(part, base=verdict.base.low, measured=measured, verdict=verdict))
+        base = self.latency.mean([part.base for part in parts])
         return replace(
-            timing, requested=requested, base=verdict.base.low, measured=verdict.base.low / verdict.ratio.value,
-            verdict=verdict,
+            timing, requested=timing.requested / self.base * base if relative else timing.requested, base=base,
+            measured=self.latency.mean([part.measured or 0.0 for part in parts]), verdict=parts[0].verdict,
+            parts=tuple(parts),
         )
 
-
-def _text(ms: float) -> str:
-    """Milliseconds with three digits.
-
-    >>> _text(17.724), _text(0.01334)
-    ('17.7 ms', '0.0133 ms')
-    """
-    return f"{ms:.3g} ms" if ms < 100 else f"{ms:.0f} ms"
+    def _verdict(self, run: Workload, slim: Path, seconds: float) -> Verdict:
+        """The smaller model against the base, by the clock of the profile."""
+        clock = self.profile.timed
+        return benchmark(
+            self._base(run), slim, threads=clock.threads, seconds=seconds, cpu_time=not clock.wall,
+            feeds=run.feeds(self._model) if self._shaped else None, peak_memory=False,
+        )
 
 
 def _widths(kept: Kept) -> dict[int, int]:
     """How many units of each leaf stay."""
     return {leaf: len(units) for leaf, units in kept.items()}
-
-
-def _off(timing: Timing) -> float:
-    """What was measured over what was asked for."""
-    return (timing.predicted if timing.measured is None else timing.measured) / timing.requested
-
-
-def _a_step_short(timing: Timing) -> Timing:
-    """With a note that says why nothing nearer was found."""
-    found = "predicted" if timing.measured is None else "measured"
-    note = f"{found} {_off(timing):.1%} of what was asked for; one step more of a group's widths takes too long"
-    return replace(timing, notes=(*timing.notes, note))
 
 
 def _untried(
@@ -328,20 +294,23 @@ def _settled(tries: Sequence[_Try]) -> _Try:
     """
     for good in (Landed.MET, Landed.MAY_BE):
         if found := [each for each in tries if each[1].landed is good]:
-            return min(found, key=lambda each: abs(_off(each[1]) - AIM))
-    under = [each for each in tries if _off(each[1]) <= 1]
+            return min(found, key=lambda each: abs(each[1].off - AIM))
+    if noisy := [each for each in tries if each[1].landed is Landed.NOISY]:
+        kept, timing = noisy[-1]
+        return kept, doubtful(timing)
+    under = [each for each in tries if each[1].off <= 1]
     if under and len(tries) < _MOST:  # nothing lies between these widths and those that take too long
-        kept, timing = max(under, key=lambda each: _off(each[1]))
-        return kept, _a_step_short(timing)
-    over = [timing for _, timing in tries if _off(timing) > 1]
-    nearest = [max((timing for _, timing in under), key=_off)] if under else []
-    nearest += [min(over, key=_off)] if over else []
+        kept, timing = max(under, key=lambda each: each[1].off)
+        return kept, a_step_short(timing)
+    over = [timing for _, timing in tries if timing.off > 1]
+    nearest = [max((timing for _, timing in under), key=lambda each: each.off)] if under else []
+    nearest += [min(over, key=lambda each: each.off)] if over else []
     shown = " and ".join(
         f"latency_ms={timing.measured:.4g} (the share {1 - (timing.measured or 0.0) / timing.base:.4f})"
         for timing in nearest
     )
     raise Infeasible(
-        f"a latency of {_text(tries[-1][1].requested)} was not met: of {len(tries)} choices of widths that were "
-        f"measured, the nearest take {shown}, of {_text(tries[-1][1].base)}. Remedy: ask for one of those, let nothing "
+        f"a latency of {text(tries[-1][1].requested)} was not met: of {len(tries)} choices of widths that were "
+        f"measured, the nearest take {shown}, of {text(tries[-1][1].base)}. Remedy: ask for one of those, let nothing "
         "else run meanwhile, or relax ignore= or min_width=."
     )

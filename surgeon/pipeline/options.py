@@ -50,6 +50,7 @@ from surgeon.support.arguments import (
     shown,
     threads_here,
 )
+from surgeon.support.shapes import shapes as weighted_shapes
 
 if TYPE_CHECKING:
     from surgeon.calibration.job import Score
@@ -163,12 +164,31 @@ class Target(Concern):
     )] = None
     threads: Annotated[int | None, Option(
         POSITIVE,
-        "For a latency: onnxruntime's threads, by default the profile's, or 1. At most as many as that CPU has.",
+        "For a latency: onnxruntime's threads; default: the profile's, or onnxruntime's own, one a physical core. At "
+        "most as many as that CPU has. With several, milliseconds are those on the wall, with threads that spin while "
+        "they wait, as onnxruntime has it by default; with one, its CPU time.",
     )] = None
+    cpu_time: Annotated[bool, Option(
+        flag,
+        "For a latency with several threads: the CPU time of all together, not the time on the wall.",
+    )] = False
+    shapes: Annotated[Any, Option(
+        weighted_shapes,
+        "For a latency: the shape of a run's inputs, like `(8, 3, 224, 224)`, or shapes with weights, like "
+        "`[((1, 3, 224, 224), 0.8), ((1, 3, 320, 320), 0.2)]`; of several inputs a shape is a dict by name. "
+        "Milliseconds are those of a whole run, of its whole batch, and of several shapes the mean by their weights. "
+        "Without, a run is one sample of the shape of example_inputs.",
+    )] = ()
     max_params: Annotated[float | None, Option(
         ABOVE_ZERO,
         "For a latency: the maximum number of parameters of the result.",
     )] = None
+
+    def settings(self) -> dict[str, Any]:
+        found = super().settings()
+        if self.shapes:
+            found["shapes"] = {str(each): each.weight for each in self.shapes}
+        return {name: value for name, value in found.items() if value is not False}
 
     @property
     def timed(self) -> bool:
@@ -188,8 +208,8 @@ class Target(Concern):
             if self.device is None and self.threads is not None:
                 threads_here("threads", self.threads)
             return
-        for name in ("device", "threads", "max_params"):
-            if (value := getattr(self, name)) is not None:
+        for name in ("device", "threads", "cpu_time", "shapes", "max_params"):
+            if (value := getattr(self, name)) not in (None, False, ()):
                 raise InvalidArgument(
                     f'{name}={shown(value)} is for a latency; ask for budget="latency" or latency_ms='
                 )

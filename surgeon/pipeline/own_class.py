@@ -18,8 +18,9 @@ from surgeon.errors import Infeasible, NotEquivalent, NothingToPrune, SurgeryErr
 from surgeon.groups.analyze import analyze_inputs
 from surgeon.groups.coupling import Groups
 from surgeon.groups.ties import Ties
-from surgeon.pipeline.latency_target import LatencyTarget, Timing
+from surgeon.pipeline.latency_target import LatencyTarget
 from surgeon.pipeline.options import Options
+from surgeon.pipeline.timing import Timing
 from surgeon.plans.plan import Plan
 from surgeon.support.progress import stage
 from surgeon.surgery import Operation

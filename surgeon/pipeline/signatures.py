@@ -66,6 +66,8 @@ class Planning(Selecting, total=False):
     budget: str
     device: Device
     threads: int | None
+    cpu_time: bool
+    shapes: Any
     max_params: float | None
     data: Any
     samples: int

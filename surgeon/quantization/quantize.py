@@ -22,6 +22,7 @@ from surgeon.deploy.export import export
 from surgeon.deploy.free_axes import BATCH
 from surgeon.deploy.inputs import read_call
 from surgeon.device.benchmark import Verdict, benchmark
+from surgeon.device.clock import Clock
 from surgeon.device.ort_session import make_feeds, open_session, untold
 from surgeon.errors import InvalidArgument, InvalidInputs
 from surgeon.frontend.batches import batches
@@ -133,7 +134,7 @@ def quantize(
     agreement: float = 0.98,
     deviation: float = 0.1,
     samples: int = 256,
-    threads: int = 1,
+    threads: int | None = None,
     seconds: float = 5.0,
     seed: int = 0,
 ) -> Quantized:
@@ -162,7 +163,7 @@ def quantize(
         agreement: the least share, 0 to 1.
         deviation: the largest relative deviation.
         samples: the number of calibration rows to read.
-        threads: onnxruntime's threads while measuring.
+        threads: onnxruntime's threads while measuring, as for `surgeon.benchmark`.
         seconds: how long each of the final measurements takes.
         seed: for random inputs and the order of measurements.
 
@@ -194,6 +195,7 @@ def quantize(
         calibration = synthesize(model, example_inputs, samples=samples, seed=seed)
     if kind == "static" and calibration is None:
         raise InvalidArgument("static int8 takes the ranges of activations from data: pass calibration")
+    threads = Clock.of(threads).threads
     target = Path(path) if path is not None else _beside(model, "int8")
     with (
         replace_beside(target) as scratch, temporary_folder() as folder,
@@ -237,7 +239,9 @@ def quantize(
                 recipe, made = str(best), prepared.write(best)
         if made is not None:
             with stage("measure"):
-                verdict = benchmark(source, made, threads=threads, seconds=seconds, feeds=feeds, seed=seed)
+                verdict = benchmark(
+                    source, made, threads=threads, seconds=seconds, feeds=feeds, seed=seed, peak_memory=False
+                )
             accepted, reason = _decide(verdict, accuracy, "float16" if kind == "float16" else "int8")
         else:
             reason = (

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from surgeon.device.benchmark import MIN_SAMPLE_SECONDS
+from surgeon.device.clock import Clock
 from surgeon.device.ort_session import ORT_ERRORS, make_feeds, open_session
 from surgeon.device.statistics import LOW
 from surgeon.errors import BenchmarkError, ExportError, InvalidArgument
@@ -99,16 +100,18 @@ def search(
 
 
 def times(paths: Sequence[Path], feeds: Feeds, *, threads: int, seconds: float, seed: int) -> list[float]:
-    """Milliseconds per run of each file, as the 10th percentile of CPU time, interleaved in random order.
+    """Milliseconds per run of each file, as the 10th percentile by the clock for so many threads, interleaved in random
+    order.
 
     A file that onnxruntime can't run takes infinitely long.
     """
-    clock = time.thread_time if threads == 1 else time.process_time
+    clock = Clock.of(threads)
+    seconds_now = clock.seconds()
     quickest = float("inf")
     sessions: list[tuple[ort.InferenceSession, Feeds] | None] = []
     for path in paths:
         try:
-            session = open_session(path, threads=threads)
+            session = open_session(path, threads=threads, spin=clock.spin)
             given = make_feeds(session, seed=seed, feeds=feeds)
             session.run(None, given)
             start = time.perf_counter()
@@ -126,10 +129,10 @@ def times(paths: Sequence[Path], feeds: Feeds, *, threads: int, seconds: float, 
         for which in rng.permutation(len(paths)):
             if (opened := sessions[which]) is None or which in hopeless:
                 continue
-            start = clock()
+            start = seconds_now()
             for _ in range(repeats):
                 opened[0].run(None, opened[1])
-            taken[which].append((clock() - start) / repeats)
+            taken[which].append((seconds_now() - start) / repeats)
         if index == _FEW:
             least = min((min(each) for each in taken if each), default=0.0)
             hopeless = {which for which, each in enumerate(taken) if each and min(each) > HOPELESS * least}

@@ -22,10 +22,10 @@ _WIDTH = 9.0
 _LABEL = 34
 
 
-def operators(base: Sequence[Share], slim: Sequence[Share], latencies: tuple[float, float]) -> Any:
+def operators(base: Sequence[Share], slim: Sequence[Share], latencies: tuple[float, float], clock: str) -> Any:
     """Milliseconds by kind of operator, and of the slowest operators, before and after.
 
-    The profiler's times are scaled to add up to `latencies`, the measured milliseconds of the two models.
+    The profiler's times are scaled to add up to `latencies`, the milliseconds of the two models by `clock`.
     """
     before, after = (_scaled(each, total) for each, total in zip((base, slim), latencies, strict=True))
     kinds = _kinds(before, after)
@@ -35,13 +35,13 @@ def operators(base: Sequence[Share], slim: Sequence[Share], latencies: tuple[flo
         heights = (1.25, 0.27 * len(names) + 0.3)
         figure.get_layout_engine().set(hspace=0.06)
         upper, lower = figure.subplots(2, 1, height_ratios=heights)
-        _stacked(upper, kinds, before, after, latencies)
+        _stacked(upper, kinds, before, after, latencies, clock)
         _pairs(
             lower,
             names,
             [before.get(name, (0.0, ""))[0] for name in names],
             [after.get(name, (0.0, ""))[0] for name in names],
-            "CPU time of the slowest operators, ms",
+            f"{clock[0].upper()}{clock[1:]} of the slowest operators, ms",
             "{:.3f}",
         )
     return figure
@@ -167,6 +167,7 @@ def _stacked(
     before: Mapping[str, tuple[float, str]],
     after: Mapping[str, tuple[float, str]],
     latencies: tuple[float, float],
+    clock: str,
 ) -> None:
     left = [0.0, 0.0]
     for index, kind in enumerate(kinds):
@@ -181,12 +182,12 @@ def _stacked(
     axes.set_yticks([0, 1], ["base", "slim"])
     axes.invert_yaxis()
     axes.set_xlim(0, max(latencies) * 1.12)
-    axes.set_title("CPU time by kind of operator, ms", loc="left", fontsize=10, pad=26)
+    axes.set_title(f"{clock[0].upper()}{clock[1:]} by kind of operator, ms", loc="left", fontsize=10, pad=26)
     axes.legend(
         ncols=len(kinds), frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 0.97), fontsize=8.5,
         handlelength=0.9, handleheight=0.9, columnspacing=1.2, handletextpad=0.5,
     )  # fmt: skip
-    _bare(axes)
+    bare(axes)
 
 
 def _pairs(
@@ -206,7 +207,7 @@ def _pairs(
             fontsize=8,
             color=INK,
         )
-    axes.set_yticks(rows, [_short(name) for name in names], fontsize=8.5)
+    axes.set_yticks(rows, [short(name) for name in names], fontsize=8.5)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, max([*before, *after], default=1.0) * 1.15)
     axes.set_title(title, loc="left", fontsize=10)
@@ -214,14 +215,17 @@ def _pairs(
         ncols=2, frameon=False, loc="lower right", bbox_to_anchor=(1.01, 0.99), fontsize=8.5, borderaxespad=0.2,
         handlelength=0.9, handleheight=0.9, columnspacing=1.2, handletextpad=0.5,
     )  # fmt: skip
-    _bare(axes)
+    bare(axes)
 
 
-def _bare(axes: Any) -> None:
+def bare(axes: Any) -> None:
+    """Without a frame, and with a grid along the values."""
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", alpha=0.25)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}"
+def short(name: str) -> str:
+    """The end of a long name."""
+    end = name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}"
+    return end.replace("$", r"\$")  # no formula

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.cost.target import percent
-from surgeon.device.benchmark import CPU_TIME
+from surgeon.device.clock import CPU_TIME, WALL_TIME, Clock
 from surgeon.device.explain import BlockingWidth, Explanation, LostBlockedLayout
 from surgeon.device.layout import Convolution
 from surgeon.device.operator_times import shares
 from surgeon.errors import InvalidArgument, SurgeonError
 from surgeon.groups.coupling import without_place
-from surgeon.reporting import figures
+from surgeon.reporting import figures, milliseconds
 from surgeon.reporting.report import PINNED
+from surgeon.support.arguments import cpus
 from surgeon.support.documents import Document
 from surgeon.support.files import StrPath, find, replace_many
 from surgeon.support.progress import stage
@@ -55,16 +56,17 @@ def write_page(
     *,
     others: Sequence[StrPath] = (),
     accuracy: Mapping[str, float] | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     runs: int = 30,
 ) -> tuple[Path, ...]:
-    """Write report.html, latency.png, widths.png and, if there are several latencies, budget.png to `folder`.
+    """Write report.html and pictures: latency.png and widths.png, of a budget in milliseconds operators.png, and
+    budget.png of several latencies.
 
     `folder` was written by `surgeon shrink -o`: it holds report.json, and base.onnx and slim.onnx, whose operators are
-    timed by onnxruntime's profiler (`runs` runs with `threads` threads), scaled to the latency in the report. `others`
-    are more folders of the same model, shrunk to other latencies: measured latency is plotted over requested latency.
-    `accuracy` maps names to shares from 0 to 1; by default it is the report's own, if it has any. The page is
-    self-contained.
+    timed by onnxruntime's profiler (`runs` runs with `threads` threads, by default those of the benchmark), scaled to
+    the latency in the report. `others` are more folders of the same model, shrunk to other latencies: measured latency
+    is plotted over requested latency. `accuracy` maps names to shares from 0 to 1; by default it is the report's own,
+    if it has any. The page is self-contained.
 
     Returns the paths of the files.
 
@@ -126,20 +128,25 @@ def _points(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 
 def _pictures(
-    folder: Path, report: Mapping[str, Any], points: Sequence[Mapping[str, float]], threads: int, runs: int
+    folder: Path, report: Mapping[str, Any], points: Sequence[Mapping[str, float]], threads: int | None, runs: int
 ) -> dict[str, Any]:
     pictures: dict[str, Any] = {}
     files = find(folder, "base.onnx"), find(folder, "slim.onnx")
     if all(file.is_file() for file in files):
+        measured = report.get("benchmark")
+        if threads is None and measured:
+            threads = min(measured["threads"], cpus())
         with stage("profile operators"):
             example = _example(report)
             base, slim = (shares(file, threads=threads, runs=runs, example=example) for file in files)
-        measured = report.get("benchmark")
         if measured:
             latencies = measured["base"]["low"], measured["slim"]["low"]
         else:
             latencies = sum(each.us for each in base) / 1e3, sum(each.us for each in slim) / 1e3
-        pictures["latency"] = figures.operators(base, slim, latencies)
+        pictures["latency"] = figures.operators(base, slim, latencies, _clock(measured) if measured else WALL_TIME)
+    latency = report.get("latency") or {}
+    if operators := milliseconds.rows(latency):
+        pictures["operators"] = milliseconds.figure(operators, latency)
     groups = {name: (pair["before"], pair["after"]) for name, pair in report["groups"].items()}
     if len(groups) > _GROUPS or not all(type(n) is int and 0 <= n < 1 << 48 for pair in groups.values() for n in pair):
         raise ValueError("groups")
@@ -214,9 +221,13 @@ def _sections(report: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterato
         yield "Verdict", _verdict(measured)
     if job := report.get("metric"):
         yield "How good it is at its job", _job(job)
-    titles = {"latency": "Where the time goes", "widths": "Widths", "budget": "Latency against the budget"}
+    titles = {
+        "latency": "Where the time goes", "operators": "Milliseconds, and what no widths touch", "widths": "Widths",
+        "budget": "Latency against the budget",
+    }
     for name, figure in pictures.items():
-        yield titles[name], figures.svg(figure)
+        text = milliseconds.said(milliseconds.rows(report["latency"])) if name == "operators" else ""
+        yield titles[name], (f"<p>{html.escape(text)}</p>" if text else "") + figures.svg(figure)
     if latency := report.get("latency"):
         yield "Milliseconds", _latency(latency)
     if recovery := report.get("recovery"):
@@ -246,10 +257,18 @@ def _latency(found: Mapping[str, Any]) -> str:
         "base": "original", "requested": "asked for", "predicted": "predicted by the profile", "measured": "measured",
     }
     rows = [(name, f"{found[key]:.3f}") for key, name in names.items() if found.get(key) is not None]
-    plural = "s" if found.get("threads", 1) > 1 else ""
-    place = f"On {found['device']}, {found['threads']} thread{plural}." if {"device", "threads"} <= found.keys() else ""
+    place = ""
+    if {"device", "threads"} <= found.keys():
+        place = f"On {found['device']}, {Clock(found['threads'], _clock(found) != CPU_TIME)}."
     measured = "" if found.get("measured") is not None else " Not measured: it is for another CPU."
-    return f"<p>{html.escape(place + measured)}</p>{_table(('', 'ms'), rows)}"
+    parts = [
+        (f"{part['shapes']}, {part['weight']:.0%} of all runs", *(
+            "" if part.get(key) is None else f"{part[key]:.3f}" for key in ("base", "predicted", "measured")
+        ))
+        for part in found.get("parts") or ()
+    ]
+    shapes = _table(("a run, ms", "original", "predicted", "measured"), parts) if parts else ""
+    return f"<p>{html.escape(place + measured)}</p>{_table(('', 'ms'), rows)}{shapes}"
 
 
 def _recovery(found: Mapping[str, Any]) -> str:
@@ -290,6 +309,8 @@ def _verdict(measured: Mapping[str, Any]) -> str:
             *([("wall time, median, ms", "wall")] if _clock(measured) == CPU_TIME else []),
         )
     ]
+    if any(peaks := measured.get("peak_memory") or ()):
+        rows.append(("peak memory, MiB", *("–" if each is None else f"{each:.1f}" for each in peaks)))
     layouts = measured.get("layout") or {}
     if {"base", "slim"} <= layouts.keys():
         for name, keys in (
@@ -300,8 +321,9 @@ def _verdict(measured: Mapping[str, Any]) -> str:
             rows.append((name, *(str(sum(layouts[side][key] for key in keys)) for side in ("base", "slim"))))
     plural = "s" if measured["threads"] > 1 else ""
     note = (
-        f"{measured['runs']} timings of each, interleaved, {measured['threads']} thread{plural}. Measuring the base "
-        f"against itself differs by up to {_percent(measured['noise'])}: that is this machine's noise."
+        f"{measured['runs']} timings of each, interleaved, {measured['threads']} thread{plural}, {_clock(measured)}. "
+        f"Measuring the base against itself differs by up to {_percent(measured['noise'])}: that is this machine's "
+        "noise."
     )
     text = f"<p><b>{html.escape(said)}</b> {html.escape(note)}</p>{_table(('', 'base', 'slim'), rows)}"
     explanation = _explanation(measured.get("explanation") or {})

@@ -25,7 +25,7 @@ def measure(runs: Iterable[Run], store: Store) -> None:
     with counter("measure") as progress:
         for done, (run, row) in enumerate(todo):
             progress(done, len(todo))
-            verdict = benchmark(store.base, store.onnx(run), seconds=SECONDS)
+            verdict = benchmark(store.base, store.onnx(run), threads=1, seconds=SECONDS, peak_memory=False)
             found = {
                 "ms": verdict.slim.low, "dense_ms": verdict.base.low, "speedup": verdict.ratio.value,
                 "low": verdict.ratio.low, "high": verdict.ratio.high,

@@ -339,6 +339,7 @@ COMMON: Final[Mapping[str, Check]] = {
     "path": path,
     "folder": path,
     "threads": threads_here,
+    "cpu_time": flag,
     "seed": NATURAL,
     "samples": POSITIVE,
     "memory": PART,

@@ -46,10 +46,10 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_profile_is_taken_and_resumed_and_shrink_uses_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "_SECONDS", 0.2)
-    first = good("profile", "nets_here:small", "-o", "here.json")
-    assert re.search(r"points \d+, .* models 1$", first)
+    first = good("profile", "nets_here:small", "--threads", 1, "-o", "here.json")
+    assert re.search(r"1 thread, CPU time, .* points \d+, .* models 1\nit answers for Sequential at 1×3×8×8$", first)
     samples = json.loads((here / "here.json").read_text())["samples"]
-    good("profile", "nets_here:small", "-o", "here.json")
+    good("profile", "nets_here:small", "--threads", 1, "-o", "here.json")
     assert json.loads((here / "here.json").read_text())["samples"] == samples
     text = good(
         "shrink", "nets_here:small", "--budget", "latency", "--ratio", 0.3, "--device", "here.json", "--no-bench",
@@ -57,8 +57,17 @@ def test_a_profile_is_taken_and_resumed_and_shrink_uses_it(here: Path, monkeypat
     )
     assert "latency removed" in text and "measured" in text
     report = json.loads((here / "out" / "report.json").read_text())
-    assert report["latency"]["threads"] == 1
+    assert (report["latency"]["threads"], report["latency"]["clock"]) == (1, "CPU time")
     assert report["latency"]["measured"] > 0
+
+
+def test_a_profile_of_a_batch_answers_for_it(here: Path) -> None:
+    text = good(
+        "profile", "nets_here:small", "--threads", 1, "--shapes", "4,3,8,8:3", "--shapes", "1,3,8,8", "-o", "four.json",
+        "--json",
+    )
+    assert json.loads(text)["answers"] == ["Sequential at 4×3×8×8", "Sequential at 1×3×8×8"]
+    assert len(json.loads((here / "four.json").read_text())["models"]) == 2
 
 
 def test_a_kit_runs_without_torch(here: Path) -> None:
@@ -108,6 +117,8 @@ def test_int8_is_kept_or_not_but_said(here: Path, monkeypatch: pytest.MonkeyPatc
         (("kit", "nets_here:small", "-o", "kit.json", "--ssh=-oProxyCommand=x"), "give a name that ssh knows"),
         (("kit", "nets_here:small", "-o", "kit.pyz", "--ssh", "pi"), "-o kit.pyz: this is where the profile goes"),
         (("profile", "nets_here:small", "-o", "nets_here.py"), "nets_here.py"),
+        (("profile", "nets_here:small", "--shapes", "1,3,8,8:much", "-o", "x"), "'much' is no weight"),
+        (("profile", "nets_here:small", "--shapes", "3,8,8", "-o", "x"), "--shapes: 3×8×8 has 3 axes"),
         (("shrink", "nets_here:small", "-o", "x"), "--latency-ms"),
         (("shrink", "nets_here:small", "--ratio", "0.5", "--device", "no.json", "-o", "x"), "for a latency"),
         (("shrink", "nets_here:small", "--latency-ms", "1", "--device", "no.json", "-o", "x"), "no.json"),

@@ -120,12 +120,13 @@ def test_a_file_comes_out(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_faster_is_not_written(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Slower:
-        decision, ratio = "slower", "0.9x"
+        decision, ratio, doubt, threads = "no reliable difference", "0.9x", "too noisy here", 2
 
     monkeypatch.setattr("surgeon.benchmark", lambda *_, **__: Slower())
     options = ("shrink", path, "--ratio", "0.3", "--shape", "2,3,8,8", "--no-compensate", "-o", tmp_path / "slim.onnx")
     result = call(*options)
     assert result.exit_code == 1 and "--force" in result.output and not (tmp_path / "slim.onnx").exists()
+    assert "too noisy here" in result.output and "--threads 1" in result.output
 
 
 def test_the_file_that_goes_in_stays(path: Path) -> None:

@@ -69,6 +69,8 @@ def test_no_message_is_left_in_the_terms_of_python() -> None:
 # the command, what the error says, what is printed
 TOLD = [
     ("shrink", "ratio=1.5: give a share", "--ratio 1.5: give a share"),
+    ("shrink", "it holds CPU time: give cpu_time=True, or", "it holds CPU time: give --cpu-time, or"),
+    ("shrink", "shapes: 3×8 has 2 axes", "--shapes: 3×8 has 2 axes"),
     ("shrink", "latency_ms=-1: give milliseconds", "--latency-ms -1: give milliseconds"),
     ("shrink", "ask for budget=\"latency\" or latency_ms=", '--budget "latency" or --latency-ms'),
     ("shrink", "with project=False", "with --no-project"),

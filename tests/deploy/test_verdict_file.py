@@ -19,7 +19,8 @@ LOST = Convolution("a.weight", 3, 37, 1, False)
 SIDES = [Layout((Convolution("a.weight", 3, 64, 1, True),), 1, 0, 0, 1, 1), Layout((LOST,), 0, 1, 0, 0, 0)]
 TIMES = Latency(1.0, 1.5, 2.0, 2.5, 3.0, 500.0)
 VERDICT = Verdict(
-    "slower", Ratio(0.5, 0.4, 0.6), Ratio(1.0, 0.9, 1.1), 0.1, TIMES, TIMES, 1, 30, 2, Comparison(*SIDES, (LOST,)),
+    "slower", Ratio(0.5, 0.4, 0.6), Ratio(1.0, 0.9, 1.1), 0.1, TIMES, TIMES, 1, 30, 2,
+    Comparison(SIDES[0], SIDES[1], (LOST,)),
     Explanation(
         (LostBlockedLayout(("a.weight",), LOST, (BlockingWidth("out_channels", 37, 32, None),)),), 1, (("Add", 2),)
     ),

@@ -17,6 +17,7 @@ from surgeon.device import benchmark as benchmark_module
 from surgeon.device.benchmark import benchmark
 from surgeon.device.layout import Convolution, Layout, compare, layout
 from surgeon.device.ort_session import make_feeds, open_session
+from surgeon.device.peak_memory import peak_memory
 from surgeon.device.statistics import compare_timings
 from surgeon.errors import BenchmarkError, InvalidArgument
 from surgeon.support.arguments import cpus
@@ -139,6 +140,7 @@ def test_verdict(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = benchmark(
         files / "even.onnx",
         files / "odd.onnx",
+        threads=1,
         runs=30,
         progress=lambda done, total: seen.append((done, total)),
     )
@@ -189,6 +191,20 @@ def test_several_threads_are_compared_on_the_wall(
     assert str(verdict).count("wall time, median") == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell")
+def test_peak_memory_is_that_of_a_file_alone(files: Path) -> None:
+    many, one = ({"input": np.zeros((rows, 3, 8, 8), np.float32)} for rows in (4096, 1))
+    large, small = (peak_memory(files / "even.onnx", feeds) for feeds in (many, one))
+    assert large is not None and small is not None
+    assert large - small > 4096 * 32 * 8 * 8 * 4 / 2**20  # the output of its first convolution
+    with pytest.raises(BenchmarkError, match="a process of its own"):
+        peak_memory(files / "even.onnx", {"other": one["input"]})
+    verdict = benchmark(files / "even.onnx", files / "odd.onnx", threads=1, runs=30, feeds=one)
+    assert all(each is not None and each > 0 for each in verdict.peak_memory) and "MiB" in str(verdict)
+    verdict = benchmark(files / "even.onnx", files / "odd.onnx", threads=1, runs=30, peak_memory=False)
+    assert verdict.peak_memory == (None, None) and "peak memory" in str(verdict)
+
+
 def test_sessions_are_interleaved_and_shuffled(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     orders = []
     sessions = [open_session(files / "even.onnx") for _ in range(3)]
@@ -213,7 +229,7 @@ def test_sessions_are_interleaved_and_shuffled(files: Path, monkeypatch: pytest.
 def test_a_clock_that_stands_still_is_an_error(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("surgeon.device.benchmark.time.thread_time", lambda: 1.0)
     with pytest.raises(BenchmarkError, match="too coarse"):
-        benchmark(files / "even.onnx", files / "odd.onnx", runs=30)
+        benchmark(files / "even.onnx", files / "odd.onnx", threads=1, runs=30)
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {

@@ -10,10 +10,11 @@ import pytest
 
 from surgeon.deploy.kit import write_kit
 from surgeon.deploy.verdict_file import load_verdict
+from surgeon.device.clock import Clock, usual_threads
 from surgeon.device.kit import Kit, read
 from surgeon.device.kit_main import main
 from surgeon.device.layout_probes import Probe
-from surgeon.device.microbenchmark import Point
+from surgeon.device.microbenchmark import Point, Whole
 from surgeon.device.profile import Profile
 from surgeon.errors import InvalidArgument, OutputError, ProfileError
 from tests.device.tiny import pointwise_conv
@@ -24,7 +25,11 @@ POINTS = (
     Point("open", (16, 16), pointwise_conv(16, 16, size="size"), {"x": (1, 16, 4, 4)}, flush=1 << 20),
 )
 PROBES = (Probe("block", {17: pointwise_conv(32, 17), 33: pointwise_conv(32, 33)}, "block"),)
-MODELS = {"f00": pointwise_conv(16, 32)}
+MODELS = {
+    "f00": Whole(pointwise_conv(16, 32), about="a net at 1×16×4×4"),
+    "f01": Whole(pointwise_conv(16, 32, size="size"), {"x": (1, 16, 6, 6)}),
+    "f02": Whole(b"", about="too large"),
+}
 
 HOST_ONLY = "torch onnx rich typer safetensors"
 
@@ -65,9 +70,10 @@ def test_a_profile_is_taken_without_torch(kit: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     profile = Profile.load(tmp_path / "p.json")
     assert profile.samples.keys() == {point.key for point in POINTS}
-    assert profile.rules.keys() == {"block"} and profile.models["f00"]["ms"] > 0
-    assert profile.warnings_here() == []
-    assert "p.json" in result.stdout and "a net: points 3, rules 1, models 1" in result.stderr
+    assert profile.rules.keys() == {"block"} and profile.models.keys() == {"f00", "f01"}
+    assert profile.models["f00"]["ms"] > 0 and profile.about == {"f00": "a net at 1×16×4×4", "f02": "too large"}
+    assert profile.warnings_here() == [] and profile.timed == Clock.of(usual_threads())
+    assert "p.json" in result.stdout and "a net: points 3, rules 1, models 3" in result.stderr
     assert "measuring" in result.stderr and "\r" not in result.stderr
 
 
@@ -76,9 +82,11 @@ def test_two_files_are_compared_without_torch(kit: Path, tmp_path: Path) -> None
         (tmp_path / f"{name}.onnx").write_bytes(pointwise_conv(32, width, size=32))
     files = [str(tmp_path / f"{name}.onnx") for name in ("base", "slim")]
     verdict = tmp_path / "verdict.json"
-    result = run(kit, "bench", *files, "--seconds", "0.1", "--json", "-o", str(verdict))
+    result = run(
+        kit, "bench", *files, "--seconds", "0.1", "--shape", "1,32,32,32", "--json", "-o", str(verdict)
+    )
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["threads"] == 1
+    assert json.loads(result.stdout)["threads"] == usual_threads()
     assert load_verdict(verdict).to_json() == result.stdout.rstrip("\n")
 
 
@@ -126,7 +134,7 @@ def test_what_is_written_is_read(kit: Path) -> None:
     with zipfile.ZipFile(kit) as archive:
         names = archive.namelist()
     assert len(names) == len(set(names))
-    assert sum(name.endswith(".onnx") for name in names) == 5  # two of six graphs are the same
+    assert sum(name.endswith(".onnx") for name in names) == 7  # of eight, one is there already
 
 
 def test_the_same_kit_is_the_same_file(kit: Path, tmp_path: Path) -> None:
@@ -141,6 +149,7 @@ def test_the_same_kit_is_the_same_file(kit: Path, tmp_path: Path) -> None:
         (["bench", "no.onnx", "such.onnx"], 1, "no.onnx: there is no such file"),
         (["--threads", "0"], 2, "0 is not above 0"),
         (["bench", "one.onnx"], 2, "required: slim"),
+        (["bench", "one.onnx", "two.onnx", "--shape", "1,x"], 2, "1,x is no shape, such as 1,3,224,224"),
         (["surplus"], 2, "unrecognized arguments: surplus"),
     ],
 )

@@ -1,5 +1,6 @@
 """Graphs read from bytes are the ones that the onnx package reads, and a stripped graph computes the same."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from surgeon.device.onnx_editing import entry, strip
+from surgeon.device.onnx_editing import entry, repeated, strip
 from surgeon.device.onnx_protobuf import BLOCKED_DOMAIN, Graph, elementwise, parse, read, versions
-from surgeon.device.ort_session import open_optimized, open_session
+from surgeon.device.ort_session import make_feeds, open_optimized, open_session
 from surgeon.errors import BenchmarkError, InvalidArgument
 
 
@@ -117,6 +118,20 @@ def test_a_stripped_graph_computes_the_same(channels: tuple[int, int], skip: boo
     orders = [slim.reshape(batch, padded // b, height, width, b).transpose(0, 1, 4, 2, 3) for b in sizes]
     plain = [order.reshape(slim.shape)[:, : channels[1]] for order in orders]
     assert any(np.allclose(value, full, atol=1e-4) for value in plain)
+
+
+@pytest.mark.parametrize("name", ["convolution", "skip", "elementwise"])
+def test_a_row_of_a_model_computes_it_each_time(name: str, tmp_path: Path) -> None:
+    optimized = open_optimized(MODELS[name])[1]
+    alone, row = parse(optimized), parse(repeated(optimized, 3))
+    assert [node.op_type for node in row.nodes] == 3 * [node.op_type for node in alone.nodes]
+    assert (row.inputs, row.initializers, row.outputs) == (alone.inputs, alone.initializers, alone.outputs)
+    session = open_session(repeated(optimized, 3), optimize=False, profile_to=tmp_path / "row")
+    session.run(None, make_feeds(session))
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    assert sum(event["name"].endswith("_kernel_time") for event in events) == 3 * len(alone.nodes)
+    assert repeated(optimized, 1) == optimized
+    open_session(repeated(MODELS["elementwise"], 3), optimize=False)  # none of whose operators has a name
 
 
 def test_a_model_without_reorders_stays_as_it_is() -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from surgeon.device import take_profile as taking
 from surgeon.device.layout_probes import Probe
-from surgeon.device.microbenchmark import ROUNDS, Key, Point, Sample
+from surgeon.device.microbenchmark import ROUNDS, Key, Point, Sample, Whole
 from surgeon.device.profile import Profile
 from surgeon.device.take_profile import take
 from surgeon.errors import OutputError, ProfileError
+from surgeon.support.arguments import cpus
 from tests.device.tiny import pointwise_conv
 
 SAMPLE = Sample(12.5, 0.02, True, 12, ends_blocked=True)
@@ -54,7 +55,10 @@ def sample(**entries: Any) -> dict[str, Any]:
 MALFORMED = [
     ([], '"format" must be'),
     (change(format="surgeon-plan"), '"format" must be'),
-    (change(version=2), "of version 2, this surgeon reads up to 1; update"),
+    (change(version=3), "of version 3, this surgeon reads up to 2; update"),
+    (change(clock="sundial"), "\"clock\" is 'sundial'; it is 'CPU time' or 'wall time'"),
+    (change(spin=1), '"spin" must be bool'),
+    (change(about={"f": 1}), 'about: "f" must be str'),
     (change(version=0), "version 0 does not exist"),
     (change(threads=True), '"threads" must be int, not bool'),
     (change(threads=0), "0 threads"),
@@ -95,15 +99,19 @@ def test_merge() -> None:
         rules={"direct": 15},
         samples={("conv", (3, 4)): less, ("a", (7,)): more, ("new", (1,)): less},
         models={"f01": {"ms": 1.0}},
+        about={"f01": "a net at 8×3"},
     )
     merged = PROFILE.merge(other)
     assert merged.rules == {"dense": 4, "direct": 15}
-    assert merged.models.keys() == {"f00", "f01"}
+    assert merged.models.keys() == {"f00", "f01"} and merged.about == {"f01": "a net at 8×3"}
     expected = {("conv", (3, 4)): SAMPLE, ("conv", ()): PROFILE.samples["conv", ()], ("a", (7,)): more}
     assert merged.samples == {**expected, ("new", (1,)): less}
 
 
-@pytest.mark.parametrize("field, value", [("cpu", "b"), ("arch", "b"), ("threads", 4), ("runtime", "2.0")])
+OTHERS = [("cpu", "b"), ("arch", "b"), ("threads", 4), ("runtime", "2.0"), ("clock", "wall time")]
+
+
+@pytest.mark.parametrize("field, value", OTHERS)
 def test_only_profiles_taken_alike_are_merged(field: str, value: object) -> None:
     other = dataclasses.replace(PROFILE, **{field: value})  # type: ignore[arg-type]
     with pytest.raises(ProfileError, match=f"{getattr(PROFILE, field)} against {value}"):
@@ -123,7 +131,7 @@ def test_warnings() -> None:
 def test_a_profile_is_taken_and_joined(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     seen: list[tuple[int, int]] = []
-    model = pointwise_conv(32, 32, size=8)
+    model = Whole(pointwise_conv(32, 32, size=8), about="a net")
     first = take(
         POINTS[:2], PROBES, models={"f00": model}, path=path, progress=lambda done, all_: seen.append((done, all_))
     )
@@ -133,8 +141,28 @@ def test_a_profile_is_taken_and_joined(tmp_path: Path) -> None:
     second = take(POINTS, models={"f00": model}, path=path)
     assert second.samples.keys() == {point.key for point in POINTS}
     assert second.models == Profile.load(path).models and second.rules == first.rules
+    assert second.about == {"f00": "a net"} and second.answers == "a net" and PROFILE.answers.startswith("models that")
     before = Profile.load(path)
     assert take(POINTS, PROBES, models={"f00": model}, known=before) == before
+
+
+@pytest.mark.skipif(cpus() < 2, reason="this machine has one CPU")
+def test_with_several_threads_it_says_by_which_clock(tmp_path: Path) -> None:
+    waking = dataclasses.replace(POINTS[1], threaded=True)
+    on_wall = take([POINTS[0], waking], threads=2, path=tmp_path / "wall.json")
+    assert (on_wall.threads, on_wall.clock, on_wall.spin) == (2, "wall time", True)
+    assert "2 threads, wall time" in str(on_wall) and Profile.load(tmp_path / "wall.json").timed == on_wall.timed
+    assert on_wall.samples.keys() == {POINTS[0].key, waking.key}
+    with pytest.raises(ProfileError, match=r"wall\.json can't be resumed: .*clock CPU time against wall time"):
+        take(POINTS, threads=2, cpu_time=True, path=tmp_path / "wall.json")
+    one = take([POINTS[0], waking], threads=1)
+    assert (one.clock, one.spin) == ("CPU time", False) and one.samples.keys() == {POINTS[0].key}
+
+
+def test_earlier_files_hold_cpu_time(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(json.dumps(change(threads=4)))
+    found = Profile.load(tmp_path / "p.json")
+    assert (found.threads, found.clock, found.spin) == (4, "CPU time", False)
 
 
 def test_an_interrupted_profile_is_resumed(tmp_path: Path) -> None:
@@ -144,7 +172,7 @@ def test_an_interrupted_profile_is_resumed(tmp_path: Path) -> None:
         if done == 6:
             raise KeyboardInterrupt
 
-    models = {"f00": pointwise_conv(32, 32)}
+    models = {"f00": Whole(pointwise_conv(32, 32))}
     with pytest.raises(KeyboardInterrupt):
         take(POINTS, PROBES, models=models, path=path, progress=interrupt)
     partial = Profile.load(path)

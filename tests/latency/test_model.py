@@ -9,9 +9,10 @@ from functools import cache
 import pytest
 from torch import Tensor, nn
 
+from surgeon.device.microbenchmark import Key, Sample
 from surgeon.errors import ProfileError
 from surgeon.latency.model import Latency
-from surgeon.latency.sample_points import COLD, COLD_WEIGHT
+from surgeon.latency.sample_points import COLD, COLD_WEIGHT, RUNS
 from surgeon.latency.width_grid import MOST_STEPS
 from surgeon.solver.factors import total
 from testbed.latency_tools import Dense, Excited, Residual, Transformer, coupled, latency_of, without
@@ -172,6 +173,18 @@ def test_a_run_of_nothing_is_no_operators() -> None:
     assert dict(found.shares(narrow))["onnxruntime itself"] == alone.run < found.ms(narrow)
     samples = {key: sample for key, sample in profile.samples.items() if key[0] != "run"}
     assert Latency.of(groups, dataclasses.replace(profile, samples=samples)).run == 0
+
+
+def test_threads_wake_once_for_a_run() -> None:
+    groups = coupled(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), 64)
+    alone = latency_of(groups)
+    woken: dict[Key, Sample] = {("wake", (count,)): Sample(25.0 + 2.0 * count, 0.0, False, 12) for count in RUNS}
+    samples = dict(alone.timings.profile.samples)
+    samples.update(woken)
+    found = Latency.of(groups, dataclasses.replace(alone.timings.profile, threads=2, samples=samples))
+    assert found.run == pytest.approx(25e-3) and found.run > alone.run
+    narrow = dict.fromkeys(found.sizes, 1)
+    assert found.ms(narrow) - alone.ms(narrow) == pytest.approx(found.run - alone.run)
 
 
 def test_weights_that_are_used_once_cost_more_where_they_come_from_memory() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.deploy.profiling import profile_groups
+from surgeon.deploy.profiling import profile_workloads
 from surgeon.errors import Infeasible, InvalidArgument, TraceError
 
 
@@ -143,9 +143,9 @@ def test_the_fastest_model_that_keeps_its_job(monkeypatch: pytest.MonkeyPatch) -
 
     def profile(*args: Any, **options: Any) -> Any:
         taken.append(options)
-        return profile_groups(*args, **options)
+        return profile_workloads(*args, **options)
 
-    monkeypatch.setattr("surgeon.pipeline.decision.profile_groups", profile)
+    monkeypatch.setattr("surgeon.pipeline.decision.profile_workloads", profile)
     monkeypatch.setattr("surgeon.device.profile.Profile.warnings_here", lambda *_: ["another CPU"])
     given = {"metric": right, "metric_data": [labeled(net)], "min_metric": 0.5, "budget": "latency"}
     with pytest.warns(UserWarning, match="another CPU"):

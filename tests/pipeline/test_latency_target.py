@@ -14,14 +14,20 @@ import torch
 from torch import nn
 
 import surgeon
+from surgeon.cost.cost import Cost
 from surgeon.device.benchmark import Verdict, benchmark
 from surgeon.device.profile import Profile
 from surgeon.errors import Infeasible, InvalidArgument, PlanError, ProfileError
+from surgeon.groups.analyze import analyze
 from surgeon.ir.fingerprint import fingerprint
 from surgeon.latency.landing import Landed
 from surgeon.pipeline import latency_target
-from surgeon.pipeline.latency_target import LatencyTarget, Timing
+from surgeon.pipeline.latency_target import LatencyTarget
+from surgeon.pipeline.options import Target
+from surgeon.pipeline.timing import Timing
 from surgeon.plans.basis import Basis, mark
+from surgeon.support.arguments import cpus
+from surgeon.support.scratch import temporary_folder
 
 Slow = Callable[[float, float], float]
 
@@ -50,7 +56,7 @@ X = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 @pytest.fixture(scope="module")
 def taken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("device") / "here.json"
-    surgeon.profile(Net(), X, path=path)
+    surgeon.profile(Net(), X, threads=1, path=path)
     return path
 
 
@@ -175,7 +181,8 @@ def test_milliseconds_on_another_device_are_predicted_only(taken: Path) -> None:
 def test_a_plan_says_what_was_asked(taken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency_target, "benchmark", quick)
     plan = surgeon.plan(Net(), 0.3, example_inputs=X, budget="latency", device=taken)
-    assert plan.settings["budget"] == "latency" and plan.settings["threads"] == 1
+    assert plan.settings["budget"] == "latency"
+    assert (plan.settings["threads"], plan.settings["clock"]) == (1, "CPU time")
 
 
 def test_two_budgets_at_once(taken: Path) -> None:
@@ -232,6 +239,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"latency_ms": 1.0, "budget": "params"}, InvalidArgument, "budget of its own"),
     ({"ratio": 0.5, "device": "here.json"}, InvalidArgument, "is for a latency"),
     ({"ratio": 0.5, "threads": 2}, InvalidArgument, "is for a latency"),
+    ({"ratio": 0.5, "cpu_time": True}, InvalidArgument, "cpu_time=True is for a latency"),
+    ({"ratio": 0.5, "budget": "latency", "cpu_time": 3}, InvalidArgument, "cpu_time=3"),
     ({"ratio": 0.5, "budget": "latency", "threads": 0}, InvalidArgument, "at least 1"),
     ({"ratio": 0.5, "budget": "latency", "threads": 1 << 20}, InvalidArgument, "threads=1048576: give an integer"),
     ({"ratio": 0.5, "budget": "latency", "max_params": -3}, InvalidArgument, "max_params=-3"),
@@ -268,21 +277,82 @@ def test_threads_that_the_profile_knows_nothing_about_are_refused(taken: Path) -
         surgeon.shrink(Net(), 0.3, example_inputs=X, budget="latency", device=taken, threads=2, compensate=False)
 
 
+CLOCKS: list[tuple[bool, bool, str]] = [
+    (False, False, r"with several threads is the time on the wall, and .* CPU time.*: give cpu_time=True, or take"),
+    (True, True, r"cpu_time=True: that is the CPU time of all .* wall time, .*: leave cpu_time= out, or take"),
+]
+
+
+@pytest.mark.parametrize(("wall", "cpu_time", "message"), CLOCKS)
+def test_clocks_are_not_mixed(taken: Path, wall: bool, cpu_time: bool, message: str) -> None:
+    device = replace(Profile.load(taken), threads=2, clock="wall time" if wall else "CPU time", spin=wall)
+    with pytest.raises(InvalidArgument, match=message):
+        surgeon.shrink(
+            Net(), 0.3, example_inputs=X, budget="latency", device=device, cpu_time=cpu_time, compensate=False
+        )
+
+
+@pytest.mark.skipif(cpus() < 2, reason="this machine has one CPU")
+@pytest.mark.parametrize("cpu_time", [False, True])
+def test_a_budget_is_measured_by_the_clock_of_its_profile(
+    taken: Path, monkeypatch: pytest.MonkeyPatch, cpu_time: bool
+) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    def measured(*paths: Path, threads: int, seconds: float, cpu_time: bool, **given: Any) -> Verdict:
+        asked.append((threads, cpu_time))
+        found = benchmark(*paths, threads=threads, runs=30, cpu_time=cpu_time, **given)
+        assert found.clock == clock
+        return replace(found, noise=0.0)
+
+    monkeypatch.setattr(latency_target, "benchmark", measured)
+    clock = "CPU time" if cpu_time else "wall time"
+    device = replace(Profile.load(taken), threads=2, clock=clock, spin=not cpu_time)
+    target = Target(ratio=0.3, budget="latency", device=device, cpu_time=cpu_time)
+    net, groups = Net(), analyze(Net(), X)
+    with temporary_folder() as folder:
+        made = LatencyTarget(net, groups, Cost(groups), target, folder)
+        kept = {group.leaf.id: tuple(range(group.size // 2)) for group in groups}
+        parts = made._parts({leaf: len(units) for leaf, units in kept.items()})
+        asked_for = Timing("a CPU", 2, 1.0, 2.0, 1.0, clock=made.profile.clock, parts=parts)
+        timing = made._measured(kept, asked_for, relative=False)
+    assert asked == [(2, cpu_time)] and timing.verdict is not None and timing.measured == timing.verdict.slim.low
+    assert f"2 threads, {clock}, 1×3×24×24:" in str(timing)
+
+
+def test_what_is_too_noisy_is_told_and_measured_longer(taken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def noisy(*paths: Path, seconds: float, **given: Any) -> Verdict:
+        asked.append(seconds)
+        found = benchmark(*paths, runs=30, **given)
+        return replace(found, noise=0.5 / len(asked))
+
+    monkeypatch.setattr(latency_target, "benchmark", noisy)
+    _, report = surgeon.shrink(
+        Net(), 0.3, example_inputs=X, budget="latency", device=taken, return_report=True, compensate=False
+    )
+    assert asked == [2.0, 8.0]  # more of the same noise is not asked for
+    assert report.latency.landed is Landed.NOISY and report.latency.noise == 0.25
+    assert "too noisy here: the base differs from itself by up to 25.0%" in str(report)
+
+
 def test_a_whole_model_is_known_by_its_inputs_too(tmp_path: Path) -> None:
     """Convolutions have the same weights on a larger image, and take longer there."""
     net, path = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), tmp_path / "here.json"
-    small = surgeon.profile(net, torch.randn(1, 1, 8, 8), path=path)
-    both = surgeon.profile(net, torch.randn(3, 1, 48, 48), path=path)
+    small = surgeon.profile(net, torch.randn(1, 1, 8, 8), threads=1, path=path)
+    both = surgeon.profile(net, torch.randn(3, 1, 48, 48), threads=1, path=path)
     (first,) = small.models
     assert set(small.models) < set(both.models) and len(both.models) == 2
     assert both.models[first] == small.models[first]
     # a batch that is free counts as one sample
-    assert surgeon.profile(net, torch.randn(2, 1, 8, 8), path=path).models == both.models
+    assert surgeon.profile(net, torch.randn(2, 1, 8, 8), threads=1, path=path).models == both.models
     # numbers of a model without its inputs' shapes, as earlier files hold them, are read and stand for nothing
     old = replace(both, models={fingerprint(net): {"ms": 123.0}})
-    assert surgeon.profile(net, torch.randn(1, 1, 8, 8)).models.keys() == {first}
+    assert surgeon.profile(net, torch.randn(1, 1, 8, 8), threads=1).models.keys() == {first}
     old.save(path)
-    assert surgeon.profile(net, torch.randn(1, 1, 8, 8), path=path).models.keys() == {fingerprint(net), first}
+    resumed = surgeon.profile(net, torch.randn(1, 1, 8, 8), threads=1, path=path)
+    assert resumed.models.keys() == {fingerprint(net), first}
 
 
 def test_a_latency_that_it_has_already(taken: Path) -> None:

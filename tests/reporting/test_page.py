@@ -19,6 +19,7 @@ from surgeon.device.explain import BlockingWidth, Explanation, LostBlockedLayout
 from surgeon.device.layout import Convolution
 from surgeon.device.operator_times import shares
 from surgeon.errors import InvalidArgument, OutputError
+from surgeon.reporting import milliseconds
 from surgeon.reporting.page import write_page
 from tests.deploy_nets import conv_net
 
@@ -152,6 +153,43 @@ def test_latency_against_the_budget(folder: Path, tmp_path: Path) -> None:
     written = write_page(folder, others=[other], runs=3)
     assert written[-1].name == "budget.png" and written[-1].read_bytes().startswith(b"\x89PNG")
     assert "Latency against the budget" in Reader(written[0].read_text()).text
+
+
+def timed(**entries: Any) -> dict[str, Any]:
+    """A report's latency: three operators, of which changes of layout are two."""
+    operators = [
+        {"label": "stem$1", "before": 4.0, "after": 1.0, "least": 0.25},
+        {"label": "layout of stem$1", "before": 0.5, "after": 0.5, "least": 0.1},
+        {"label": "layout of head", "before": 0.5, "after": 0.25, "least": 0.15},
+        {"label": "onnxruntime itself", "before": 0.5, "after": 0.5, "least": 0.5},
+    ]
+    parts = [{"shapes": "8×3×16×16", "weight": 1.0, "base": 5.5, "predicted": 2.25, "measured": None}]
+    return {
+        "device": "a CPU", "threads": 2, "clock": "wall time", "requested": 2.5, "base": 5.5, "predicted": 2.25,
+        "measured": None, "operators": operators, "parts": parts, **entries,
+    }
+
+
+@needs_plot
+def test_milliseconds_by_operator_and_what_no_widths_touch(folder: Path) -> None:
+    change(folder, latency=timed())
+    written = write_page(folder, runs=3)
+    assert [file.name for file in written] == ["report.html", "latency.png", "operators.png", "widths.png"]
+    page = Reader(written[0].read_text())
+    assert "Of 2.25 ms, 1 ms stay at whatever widths: 0.5 ms in onnxruntime itself, 0.25 ms in" in page.text
+    assert "2 threads, wall time" in page.text and "8×3×16×16, 100% of all runs" in page.text and page.open == []
+    change(folder, latency=timed(operators=[{"label": "stem", "before": -1.0, "after": 1.0, "least": 0.0}]))
+    with pytest.raises(InvalidArgument, match="holds an entry of another kind"):
+        write_page(folder, runs=3)
+
+
+def test_operators_add_up_to_what_was_measured() -> None:
+    found = milliseconds.rows(timed(measured=4.5, base=11.0))
+    assert [row.label for row in found] == ["stem$1", "changes of layout", "onnxruntime itself"]
+    assert sum(row.before for row in found) == pytest.approx(11.0)
+    assert sum(row.after for row in found) == pytest.approx(4.5)
+    assert sum(row.least for row in found) == pytest.approx(2.0)
+    assert milliseconds.rows({"requested": 2.0}) == []
 
 
 @needs_plot
