@@ -11,7 +11,6 @@ from rich.table import Table
 from torch import nn
 
 import surgeon
-from surgeon.device.clock import CPU_TIME, Clock
 from surgeon.errors import InvalidArgument
 from surgeon.frontend.parameters import data as inputs
 from surgeon.support.files import StrPath, replace_many
@@ -84,7 +83,7 @@ def run(
     console.print(f"{shown.model}, trained on Fashion-MNIST: {shown.reached:.0%} of its MACs removed\n")
     table = Table(box=None, pad_edge=False)
     verdict = verdicts["default"]
-    latency = f"latency, {Clock(verdict.threads, verdict.clock != CPU_TIME)}"
+    latency = f"{verdict.clock}, {verdict.threads} thread{'s' if verdict.threads > 1 else ''}"
     for title in ("", f"accuracy, {len(images):,} images", latency, "ONNX file", "shrunk in"):
         table.add_column(title, justify="right" if title else "left", no_wrap=True)
     base = verdict.base.median
