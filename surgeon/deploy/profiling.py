@@ -87,13 +87,13 @@ def profile_workloads(
 ) -> Profile:
     """The same for workloads of a model that is traced already, exported by `bases`; what `known` holds is not measured
     again."""
-    asked, probes = _asked(runs)
+    wanted, probes = asked(runs)
     having = {} if known is None else known.models
     marks = {each.mark(model): each for each in runs}
     models = {mark: _whole(model, each, bases) for mark, each in marks.items() if "ms" not in having.get(mark, {})}
     with counter("profile") as progress:
         return take(
-            asked, probes, models=models, threads=threads, cpu_time=cpu_time, path=path, known=known, progress=progress
+            wanted, probes, models=models, threads=threads, cpu_time=cpu_time, path=path, known=known, progress=progress
         )
 
 
@@ -125,9 +125,9 @@ def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = No
     if Path(path).suffix != ".pyz":
         raise InvalidArgument(f"path={str(path)!r}: a kit is a Python archive; let its name end in .pyz")
     runs = workloads(model, analyze(model, example_inputs), shapes or ())
-    asked, probes = _asked(runs)
+    wanted, probes = asked(runs)
     models = {each.mark(model): _whole(model, each) for each in runs}
-    return write_kit(path, asked, probes, models=models, name=type(model).__name__)
+    return write_kit(path, wanted, probes, models=models, name=type(model).__name__)
 
 
 def load_device(
@@ -162,16 +162,17 @@ def load_device(
     return found
 
 
-def _asked(runs: Iterable[Workload]) -> tuple[list[Point], list[Probe]]:
-    """What is to be measured for these runs, each once."""
-    asked: dict[Key, Point] = {}
+def asked(runs: Iterable[Workload]) -> tuple[list[Point], list[Probe]]:
+    """What a profile for these runs has to hold: operators at widths, as small ONNX graphs, and probes of
+    onnxruntime."""
+    wanted: dict[Key, Point] = {}
     probes: dict[str, Probe] = {}
     for each in runs:
         cost = Cost(each.groups)
         found = operators(each.groups, cost, each.batch)
-        asked = {point.key: point for point in points(found, cost.sizes)} | asked
+        wanted = {point.key: point for point in points(found, cost.sizes)} | wanted
         probes = {probe.name: probe for probe in questions(found, cost.sizes)} | probes
-    return [*asked.values()], [*probes.values()]
+    return [*wanted.values()], [*probes.values()]
 
 
 def _whole(model: nn.Module, run: Workload, bases: Callable[[Workload], Path] | None = None) -> Whole:

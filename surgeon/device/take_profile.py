@@ -61,15 +61,16 @@ def take(
     rules, block, saved = dict(profile.rules), profile.block, time.monotonic()
     samples: dict[Key, Sample] = dict(profile.samples)
     turns = count_turns(points, samples)
+    finished = len(probes)
 
     def current() -> Profile:
         return dataclasses.replace(profile, rules=dict(rules), block=block, samples=dict(samples))
 
     def on_sample(key: Key, sample: Sample, done: int, total: int) -> None:
-        nonlocal saved
-        samples[key] = sample
+        nonlocal saved, finished
+        samples[key], finished = sample, len(probes) + done
         if progress is not None:
-            progress(len(probes) + done, len(probes) + total)
+            progress(finished, len(probes) + total)
         if path is not None and time.monotonic() - saved > SAVE_SECONDS:
             current().save(path)
             saved = time.monotonic()
@@ -83,6 +84,8 @@ def take(
             if progress is not None:
                 progress(index + 1, len(probes) + turns)
         samples |= measure_all(points, clock, known=profile.samples, on_sample=on_sample, seed=seed)
+        if progress is not None:
+            progress(finished, finished)  # points that scattered may have needed fewer turns than were counted
         rows = {name: dict(row) for name, row in profile.models.items()}
         for key in whole:
             fingerprint = key[0].removeprefix(_MODEL)

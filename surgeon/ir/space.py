@@ -98,7 +98,7 @@ class Space:
 
     def _unify(self, a: Axis, b: Axis) -> bool:
         a, b = self.resolve(a), self.resolve(b)
-        if a == b:
+        if a == b or not (any(leaves(a)) or any(leaves(b))):  # without units, all positions stay, however they are put
             return True
         if isinstance(a, Leaf) or isinstance(b, Leaf):
             leaf, other = (a, b) if isinstance(a, Leaf) else (b, a)

@@ -122,6 +122,7 @@ def built(
         Infeasible: the budget can't be met, whatever the form.
         SurgeryError, NotEquivalent: it can't be built in this form.
     """
+    chosen = choose_widths(measured=form not in ("auto", "module"))
     reading = Reading(model, groups)
     building = building or Building(reading)
 
@@ -130,8 +131,8 @@ def built(
         return replace(choice, built=(replace(operation, reason=reason or operation.reason), certificate))
 
     if form not in ("auto", "module"):
-        return build(choose_widths(), form)
-    free, found = _foreseen(reading, choose_widths)
+        return build(chosen, form)
+    free, found = _foreseen(reading, chosen, choose_widths)
     if found is None:
         try:
             return build(free, "module")
@@ -163,8 +164,9 @@ def built(
 
 def planned(model: nn.Module, groups: Groups, choose_widths: Callable[..., Choice]) -> Choice:
     """The choice that `built` would take, as far as that can be told without building more than one of them."""
+    chosen = choose_widths(measured=False)
     reading = Reading(model, groups)
-    free, found = _foreseen(reading, choose_widths)
+    free, found = _foreseen(reading, chosen, choose_widths)
     if found is None:
         with stage("operate"):
             found = needed(reading, free.keep)
@@ -172,17 +174,19 @@ def planned(model: nn.Module, groups: Groups, choose_widths: Callable[..., Choic
     return _measured(free, choose_widths) if isinstance(tied, str) else tied
 
 
-def _foreseen(reading: Reading, choose_widths: Callable[..., Choice]) -> tuple[Choice, Needed | None]:
-    """The choice without ties, and the ties that it is foreseen to need, where it is one of a latency.
+def _foreseen(
+    reading: Reading, chosen: Choice, choose_widths: Callable[..., Choice]
+) -> tuple[Choice, Needed | None]:
+    """The choice without ties, of which `chosen` is not measured yet; and the ties that one of a latency is foreseen to
+    need.
 
     Measuring takes longest, so it is not done for widths that the model's class can't hold.
     """
-    free = choose_widths(measured=False)
-    if free.timing is None:
-        return free, None
+    if chosen.timing is None:
+        return chosen, None
     with stage("operate"):
-        found = needed(reading, free.keep)
-    return (free, found) if found is not None else (choose_widths(), None)
+        found = needed(reading, chosen.keep)
+    return (chosen, found) if found is not None else (choose_widths(), None)
 
 
 def _measured(free: Choice, choose_widths: Callable[..., Choice]) -> Choice:
