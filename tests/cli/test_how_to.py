@@ -22,8 +22,8 @@ STEPS = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", CONSOLE, re.MULTILINE)
 
 
 def told(text: str) -> list[str]:
-    """Lines without numbers and the width of columns."""
-    plain = (re.sub(r"\d[\d,.]*(e[+-]\d+)?", "N", line) for line in text.splitlines())
+    """Lines without numbers, the width of columns, and what a busy machine makes of the verdict."""
+    plain = (re.sub(r"\d[\d,.]*(e[+-]\d+)?|(?<=^verdict ).*", "N", line) for line in text.splitlines())
     return [re.sub(r"\s+", " ", line).strip() for line in plain]
 
 
