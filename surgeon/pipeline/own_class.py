@@ -41,7 +41,8 @@ class Choice:
     """The units that stay, by leaf, and what is known of that choice.
 
     `damage` is that of the plan by the curves or scores that it was chosen by. `whole` are groups whose width no field
-    of a configuration tells. `built` is the model that it makes, with the proof, where it was asked for.
+    of a configuration tells. `built` is the model that it makes, with the proof, where it was asked for. `unmeasured`
+    says that the device is at hand, and the choice is the first that would be measured there.
     """
 
     keep: Keep
@@ -51,6 +52,7 @@ class Choice:
     unaligned: Mapping[str, int] = field(default_factory=dict)
     whole: tuple[str, ...] = ()
     built: tuple[Operation, Certificate] | None = None
+    unmeasured: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Chooser:
                 self.scores, target.latency_ms, target.ratio, select.min_width, target.max_params, self.curves, ties,
                 measured=measured,
             )
-            return Choice(keep, self._damage(keep), timing)
+            return Choice(keep, self._damage(keep), timing, unmeasured=self.timer.here and not measured)
         assert target.ratio is not None  # a target has seen to that
         with stage("plan"):
             widths, whole = allocate_told(
@@ -182,7 +184,7 @@ def _foreseen(
 
     Measuring takes longest, so it is not done for widths that the model's class can't hold.
     """
-    if chosen.timing is None:
+    if not chosen.unmeasured:
         return chosen, None
     with stage("operate"):
         found = needed(reading, chosen.keep)
@@ -191,8 +193,7 @@ def _foreseen(
 
 def _measured(free: Choice, choose_widths: Callable[..., Choice]) -> Choice:
     """The choice without ties, measured where it is one of a latency."""
-    timing = free.timing
-    return choose_widths() if timing is not None and timing.verdict is None else free
+    return choose_widths() if free.unmeasured else free
 
 
 def _reason(error: SurgeryError | NotEquivalent) -> str:

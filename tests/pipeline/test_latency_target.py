@@ -28,6 +28,7 @@ from surgeon.pipeline.timing import Timing
 from surgeon.plans.basis import Basis, mark
 from surgeon.support.arguments import cpus
 from surgeon.support.scratch import temporary_folder
+from surgeon.surgery import operate
 
 Slow = Callable[[float, float], float]
 
@@ -95,6 +96,36 @@ def test_a_share_of_the_latency_is_removed_and_measured(taken: Path, monkeypatch
     assert report.macs.after < report.macs.before
     assert surgeon.verify(net, slim, slim.surgeon_plan, example_inputs=X).deviation < 1e-9
     assert "requested" in str(report) and "measured" in str(timing)
+
+
+class Halves(nn.Module):
+    """Its code cuts a tensor into equal halves, of which each is read by another convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.head = nn.Conv2d(3, 128, 3, padding=1), nn.Linear(64, 10)
+        self.left, self.right = nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.up(x).relu().chunk(2, 1)
+        return self.head((self.left(left) + self.right(right)).relu().mean((2, 3)))
+
+
+def test_widths_that_the_class_cannot_hold_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, built = Halves(), []
+
+    def measured(self: LatencyTarget, kept: Any, timing: Timing, relative: bool) -> Timing:
+        built.append(operate(net, self._groups, kept, "module").form)
+        return replace(timing, measured=timing.requested * 0.99)
+
+    monkeypatch.setattr(LatencyTarget, "_measured", measured)
+    _, report = surgeon.shrink(
+        net, 0.5, example_inputs=X, budget="latency", device=surgeon.profile(net, X, threads=1), return_report=True,
+        compensate=False,
+    )
+    assert "keep the same share" in report.form_reason
+    assert built == ["module"]
 
 
 @pytest.mark.parametrize("times", [1.3, 0.8])
