@@ -19,8 +19,9 @@ from surgeon.calibration.fisher import Sensitivity, backwards, measure
 from surgeon.calibration.moments import ENOUGH
 from surgeon.cost.cost import Cost
 from surgeon.errors import Infeasible, InvalidArgument
-from surgeon.frontend.trace import trace
+from surgeon.frontend.trace import Graph, Inputs, batch_size, trace
 from surgeon.groups.coupling import Group, Groups, couple
+from surgeon.groups.interpreter import Interpreter
 from surgeon.rules import where
 from surgeon.scoring.optimal_brain_surgeon import Curve, eliminate, refine
 from surgeon.scoring.reconstruction import Selection, reconstruction
@@ -220,3 +221,20 @@ def test_what_noise_says_of_how_units_covary_is_believed_less_in_each_further_la
             patch.setattr("surgeon.scoring.reconstruction.eliminate", watched)
             reconstruction(net, groups, calibrate(data, groups.graph, net, 8))
         assert sorted(seen.values()) == pytest.approx(believed)
+
+
+def test_rows_that_are_lacking_are_taken_from_no_more_batches_than_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(512, 4)
+    groups = couple(trace(net, x[:2]))
+    ran: list[int] = []
+
+    def watched(graph: Graph, *batches: Inputs) -> Interpreter:
+        ran.append(sum(map(batch_size, batches)))
+        return Interpreter(graph, *batches)
+
+    monkeypatch.setattr(fisher, "Interpreter", watched)
+    monkeypatch.setattr(fisher, "OPERATIONS", 0.0)
+    data = calibrate(x.split(8), groups.graph, net, 512)
+    (reader,) = measure(groups, data, fewest=16).readers
+    needed = ENOUGH * 8  # rows, of which each sample has one
+    assert needed <= reader.moments.count <= sum(ran) <= 16 + fisher.SPARSE * needed < 512
