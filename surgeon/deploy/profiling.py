@@ -103,13 +103,13 @@ def kit(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = No
     """Write one file that takes this model's profile where there is neither torch nor surgeon.
 
     `python kit.pyz -o device.json` runs it there, with Python, numpy and onnxruntime; `python kit.pyz bench base.onnx
-    slim.onnx` compares two models there. The profile that it writes is what `shrink(…, device="device.json")` takes,
-    for runs of the `shapes`, as of `surgeon.profile`.
+    slim.onnx` compares two models there. The profile that it writes is what `shrink(…, device="device.json")` takes.
 
     Args:
         model: any module that `torch.export` can trace; it is left as it is.
         path: where to write, NAME.pyz.
         example_inputs: as for `shrink`.
+        shapes: what runs the profile is to answer for, as for `surgeon.profile`.
 
     Raises:
         InvalidArgument: `path` does not end in .pyz, or the model does not take one of the shapes.
@@ -151,11 +151,11 @@ def load_device(
         )
     if found.timed.wall == cpu_time and found.threads > 1:
         given = "cpu_time=True: that is" if cpu_time else "a budget with several threads is"
-        asked = "the CPU time of all threads together" if cpu_time else "the time on the wall"
+        wanted = "the CPU time of all threads together" if cpu_time else "the time on the wall"
         remedy = "leave cpu_time= out" if cpu_time else "give cpu_time=True"
         raise InvalidArgument(
-            f"{given} {asked}, and the profile of {found.cpu} holds {found.clock}, taken with {found.threads} threads: "
-            f"{remedy}, or take a profile by that clock"
+            f"{given} {wanted}, and the profile of {found.cpu} holds {found.clock}, taken with {found.threads} "
+            f"threads: {remedy}, or take a profile by that clock"
         )
     for text in found.warnings_here(threads):
         warnings.warn(text, stacklevel=2)

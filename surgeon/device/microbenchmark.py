@@ -289,7 +289,7 @@ class _Bench:
         """The point's optimized graph without what isn't timed, opened; kept open if there is room."""
         try:
             session, model = open_optimized(point.model, self._clock.threads, self._clock.spin)
-            feeds = _feeds(session, point.inputs)
+            feeds = make_feeds(session, shapes=point.inputs)  # the others by the model's own
             if (before := entry(model)) is not None:
                 prepare = self._session(before)
                 names = [output.name for output in prepare.get_outputs()]
@@ -343,8 +343,3 @@ def _aligned(value: np.ndarray) -> ort.OrtValue:
     result = ort.OrtValue.ortvalue_from_shape_and_type(value.shape, value.dtype.type, "cpu", 0)
     result.update_inplace(np.ascontiguousarray(value))
     return result
-
-
-def _feeds(session: ort.InferenceSession, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Inputs of the given shapes; the others by the model's own."""
-    return make_feeds(session, shapes=shapes)
